@@ -1,0 +1,1 @@
+"""Makes trained Keras networks physically smaller while they train."""

@@ -1,0 +1,124 @@
+"""The only uses of Keras' private attributes, one small function each; nothing else may touch one.
+
+`tests/test_keras_private.py` fails loudly when a Keras release changes any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+
+def history(tensor: keras.KerasTensor) -> tuple[Any, int] | None:
+    """Returns the (operation, node index) that made a symbolic tensor, or None for a free one."""
+    record = getattr(tensor, "_keras_history", None)
+    if record is None or record.operation is None:
+        return None
+    return record.operation, record.node_index
+
+
+def node_of(operation: Any, index: int) -> Any:
+    """Returns the record of one call of an operation."""
+    return operation._inbound_nodes[index]
+
+
+def node_arguments(node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns the positional and keyword arguments that a node's operation was called with."""
+    return node.arguments.args, node.arguments.kwargs
+
+
+def functional_of(model: Any) -> Any | None:
+    """Returns the Functional graph of a model, or None where its class defines its own `call`."""
+    if isinstance(model, keras.Sequential):
+        return model._functional if type(model).call is keras.Sequential.call else None
+    functional_class = _functional_class()
+    if isinstance(model, functional_class) and type(model).call is functional_class.call:
+        return model
+    return None
+
+
+def _functional_class() -> Any:
+    from keras.src.models.functional import Functional
+
+    return Functional
+
+
+def standardize_inputs(functional: Any, x: Any) -> list[Any]:
+    """Returns `x` (array, list or dict) as the flat list of tensors that a model's graph takes."""
+    return list(functional._standardize_inputs(x))
+
+
+def set_shape(tensor: keras.KerasTensor, shape: tuple[int | None, ...]) -> None:
+    """Refreshes the shape of a symbolic tensor whose producer changed its width.
+
+    The input of a nested model is the output of that model's own input layer, which is told too.
+    """
+    tensor._shape = shape
+    record = history(tensor)
+    if record is not None and isinstance(record[0], keras.layers.InputLayer):
+        record[0]._batch_shape = shape
+
+
+def forget_build_shapes(model: Any) -> None:
+    """Drops the input shapes that the models inside a model were once built with.
+
+    They would be saved and used to build the loaded model, whose widths differ by now; Keras
+    reads the shapes of these models from their input layers as well.
+    """
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.Model) and layer is not model:
+            layer._build_shapes_dict = None
+
+
+def flatten_layers(layer: Any) -> Iterator[Any]:
+    """Yields a layer and all layers in it, each once."""
+    yield from layer._flatten_layers()
+
+
+def layer_variables(layer: Any) -> list[Any]:
+    """Returns all variables of a layer in a fixed order: weights, then random seeds' states."""
+    seen = {id(v) for v in layer.weights}
+    return [*layer.weights, *(v for v in layer.variables if id(v) not in seen)]
+
+
+_KEPT_ATTRIBUTES = ("name", "_name", "_inbound_nodes", "_outbound_nodes", "_path", "_parent_path")
+
+
+def exchange_inside(old: Any, new: Any) -> None:
+    """Gives `old` (a layer or an optimizer) the inside of `new`; its name and place stay.
+
+    Public attributes that only `old` has (a user's own) stay too. Both objects share one
+    `__dict__` afterwards, so closures that Keras made over `new` (its wrapped `build`, say) act
+    on `old`.
+    """
+    inside = {k: v for k, v in old.__dict__.items() if not k.startswith("_")}
+    inside.update(new.__dict__)
+    inside.update({k: old.__dict__[k] for k in _KEPT_ATTRIBUTES if k in old.__dict__})
+    old.__dict__.clear()
+    old.__dict__.update(inside)
+    object.__setattr__(new, "__dict__", old.__dict__)
+
+
+def refresh_trainable_state(model: Any) -> None:
+    """Tells a compiled model that its layers are the ones it was compiled with.
+
+    `fit` warns when a layer's `trainable` changed since `compile`; layers inside rebuilt wrappers
+    are new objects that it would take for changed ones.
+    """
+    if getattr(model, "compiled", False):
+        model._compiled_trainable_state = {
+            layer: layer.trainable for layer in model._flatten_layers()
+        }
+
+
+def optimizer_parts(optimizer: Any) -> tuple[Any, ...]:
+    """Returns the optimizer and the one it wraps (loss scaling), outermost first."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    return (optimizer,) if inner is None else (optimizer, *optimizer_parts(inner))
+
+
+def optimizer_variables(optimizer: Any) -> list[Any]:
+    """Returns the model variables that a built optimizer updates, in its order."""
+    return list(optimizer_parts(optimizer)[-1]._trainable_variables)

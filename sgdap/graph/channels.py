@@ -1,0 +1,273 @@
+"""Channels as numbers: what is tied together, what must stay, and the axes they lie on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from scipy.sparse import csgraph
+
+Channels = npt.NDArray[np.int64]
+"""For each index of an axis, the number of the channel that it belongs to."""
+
+
+@dataclass(frozen=True, eq=False)
+class Symbol:
+    """The shape of a tensor and, for each axis, its channels.
+
+    Attributes:
+        shape: Batch axis first; None where unknown.
+        axes: For each axis the channels along it, `(size,)`, or None where no index of the axis
+            can be removed.
+    """
+
+    shape: tuple[int | None, ...]
+    axes: tuple[Channels | None, ...]
+
+    @property
+    def rank(self) -> int:
+        """The number of axes, the batch axis included."""
+        return len(self.shape)
+
+    def along(self, axis: int) -> Channels | None:
+        """The channels along one axis."""
+        return self.axes[axis]
+
+    def with_axis(self, axis: int, channels: Channels | None, size: int | None = None) -> Symbol:
+        """The same tensor with other channels along one axis."""
+        shape, axes = list(self.shape), list(self.axes)
+        axes[axis] = channels
+        if channels is not None or size is not None:
+            shape[axis] = len(channels) if channels is not None else size
+        return replace(self, shape=tuple(shape), axes=tuple(axes))
+
+    def all_channels(self) -> list[Channels]:
+        """The channels along every axis that has any."""
+        return [channels for channels in self.axes if channels is not None]
+
+
+def plain(shape: Sequence[int | None]) -> Symbol:
+    """A tensor of which nothing can be removed."""
+    return Symbol(tuple(shape), (None,) * len(shape))
+
+
+class Ledger:
+    """Hands out channels and keeps what ties them together and what protects them."""
+
+    def __init__(self) -> None:
+        self.origins: list[tuple[str, int]] = []
+        self._size = 0
+        self._ties: list[tuple[Channels, Channels]] = []
+        self._protected: list[tuple[Channels, str]] = []
+
+    def new(self, origin: str, count: int) -> Channels:
+        """Makes `count` channels that are born together, at a layer named `origin`."""
+        self.origins.append((origin, count))
+        made = np.arange(self._size, self._size + count, dtype=np.int64)
+        self._size += count
+        return made
+
+    def tie(self, first: Channels, second: Channels) -> None:
+        """Makes channels leave together, index by index; one of the two may be a single one."""
+        first, second = np.broadcast_arrays(first, second)
+        self._ties.append((first.ravel(), second.ravel()))
+
+    def protect(self, channels: Channels, reason: str) -> None:
+        """Makes channels stay; `reason` is for people."""
+        if channels.size:
+            self._protected.append((np.unique(channels), reason))
+
+    def settle(self) -> Settled:
+        """Resolves all ties into classes of channels that leave together."""
+        size = self._size
+        if self._ties:
+            rows = np.concatenate([a for a, _ in self._ties])
+            columns = np.concatenate([b for _, b in self._ties])
+        else:
+            rows = columns = np.zeros(0, np.int64)
+        matrix = sparse.coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), (size, size))
+        count, found = csgraph.connected_components(matrix, directed=False)
+        first = np.full(count, size, np.int64)
+        np.minimum.at(first, found, np.arange(size))
+        rank = np.empty(count, np.int64)
+        rank[np.argsort(first)] = np.arange(count)
+        classes = rank[found]
+        removable = np.ones(count, bool)
+        reasons: dict[int, list[str]] = {}
+        for channels, reason in self._protected:
+            for number in np.unique(classes[channels]):
+                removable[number] = False
+                known = reasons.setdefault(int(number), [])
+                if reason not in known:
+                    known.append(reason)
+        return Settled(classes, removable, reasons)
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """Classes of channels that leave together.
+
+    Attributes:
+        classes: For each channel the number of its class, `(channels,)`.
+        removable: For each class whether it may leave, `(classes,)`.
+        reasons: For a class that may not, why.
+    """
+
+    classes: Channels
+    removable: npt.NDArray[np.bool_]
+    reasons: dict[int, list[str]]
+
+
+def merge(symbols: Sequence[Symbol], shape: Sequence[int | None], ledger: Ledger) -> Symbol:
+    """Elementwise combination with broadcasting: what meets index by index is tied.
+
+    Args:
+        symbols: The tensors that are combined.
+        shape: The shape of the result.
+        ledger: Receives the ties.
+
+    Returns:
+        The result. Along an axis, the channels of all tensors are tied; a tensor that is as wide
+        but has no channels there (a model input, say) protects the others', and channels of an
+        axis of size 1 that is broadcast stay.
+    """
+    rank = len(shape)
+    axes: list[Channels | None] = []
+    for axis in range(rank):
+        met: list[Channels] = []
+        blocked = False
+        for symbol in symbols:
+            own = axis - rank + symbol.rank
+            if own < 0:
+                continue
+            channels = symbol.axes[own]
+            if symbol.shape[own] == 1 and shape[axis] != 1:
+                if channels is not None:
+                    ledger.protect(channels, "one channel is spread over many")
+            elif channels is None:
+                blocked = blocked or symbol.shape[own] != 1
+            else:
+                met.append(channels)
+        for other in met[1:]:
+            ledger.tie(met[0], other)
+        if met and blocked:
+            ledger.protect(met[0], "combined with a tensor whose channels can't be removed")
+        axes.append(met[0] if met else None)
+    return Symbol(tuple(shape), tuple(axes))
+
+
+def reshape(symbol: Symbol, shape: Sequence[int | None], ledger: Ledger) -> Symbol:
+    """The channels of a tensor after a row-major reshape.
+
+    Axes that are merged repeat the channels of the one among them that has any; an axis that is
+    split keeps channels along the part they vary on (the last where they vary on several), tied
+    over the other parts, so that what is left is a whole block.
+
+    Args:
+        symbol: The tensor.
+        shape: Its new shape, no -1 in it.
+        ledger: Receives ties and protections.
+
+    Returns:
+        The reshaped tensor.
+    """
+    axes: list[Channels | None] = [None] * len(shape)
+    for source, target in _matching_axes(symbol.shape, shape):
+        labelled = [axis for axis in source if symbol.axes[axis] is not None]
+        sizes = [symbol.shape[axis] for axis in source]
+        wanted = [shape[axis] for axis in target]
+        if not labelled:
+            continue
+        if len(source) == 1 and len([s for s in wanted if s != 1]) == 1:
+            kept = next(axis for axis, size in zip(target, wanted, strict=True) if size != 1)
+            axes[kept] = symbol.axes[source[0]]
+            continue
+        if len(labelled) > 1 or None in (_size(sizes), _size(wanted)) or (
+            _size(sizes) != _size(wanted)
+        ):
+            for axis in labelled:
+                channels = symbol.axes[axis]
+                assert channels is not None
+                ledger.protect(channels, "a reshape mixes them with another axis")
+            continue
+        axis = labelled[0]
+        channels = symbol.axes[axis]
+        assert channels is not None
+        view = [1] * len(source)
+        view[source.index(axis)] = len(channels)
+        full = np.broadcast_to(channels.reshape(view), [int(s or 1) for s in sizes])
+        block = full.reshape([int(s or 1) for s in wanted])
+        position = _varying_axis(block)
+        lines = np.moveaxis(block, position, -1).reshape(-1, block.shape[position])
+        if (lines != lines[:1]).any():
+            ledger.tie(lines[1:], lines[:1])
+        axes[target[position]] = np.array(lines[0])
+    return Symbol(tuple(shape), tuple(axes))
+
+
+def _varying_axis(block: Channels) -> int:
+    varying = [
+        axis
+        for axis in range(block.ndim)
+        if (np.take(block, [0], axis) != block).any() and block.shape[axis] > 1
+    ]
+    return varying[-1] if varying else block.ndim - 1
+
+
+def _matching_axes(
+    old: Sequence[int | None], new: Sequence[int | None]
+) -> list[tuple[list[int], list[int]]]:
+    """Splits two shapes of the same size into the smallest runs of axes of equal size."""
+    runs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        source, target = [], []
+        if i < len(old):
+            source, i = [i], i + 1
+        if j < len(new):
+            target, j = [j], j + 1
+        while True:
+            left = _size([old[a] for a in source])
+            right = _size([new[a] for a in target])
+            if left == right:
+                break
+            if left is None or right is None:
+                source, target = [*source, *range(i, len(old))], [*target, *range(j, len(new))]
+                i, j = len(old), len(new)
+                break
+            if left < right and i < len(old):
+                source, i = [*source, i], i + 1
+            elif left > right and j < len(new):
+                target, j = [*target, j], j + 1
+            else:
+                break
+        runs.append((source, target))
+    return runs
+
+
+def _size(sizes: Sequence[int | None]) -> int | None:
+    known = [size for size in sizes if size is not None]
+    return None if len(known) < len(sizes) else math.prod(known)
+
+
+def concatenate(
+    symbols: Sequence[Symbol], axis: int, shape: Sequence[int | None], ledger: Ledger
+) -> Symbol:
+    """The channels of tensors laid end to end along an axis; along the others they are tied."""
+    rank = len(shape)
+    axis = axis % rank
+    others = merge([s.with_axis(axis, None, 1) for s in symbols], shape, ledger)
+    if all(symbol.axes[axis] is None for symbol in symbols):
+        return others
+    parts: list[Channels] = []
+    for symbol in symbols:
+        channels = symbol.axes[axis]
+        if channels is None:
+            channels = ledger.new("", int(symbol.shape[axis] or 0))
+            ledger.protect(channels, "concatenated from a tensor whose channels can't be removed")
+        parts.append(channels)
+    return others.with_axis(axis, np.concatenate(parts))

@@ -1,0 +1,239 @@
+"""Channel groups: every place that must lose a channel together, and what each costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from scipy.sparse import csgraph
+
+from sgdap.graph import rules as _rules  # noqa: F401  (registers the rules)
+from sgdap.graph.channels import Channels, Settled, Symbol, plain
+from sgdap.graph.registry import Axis, Linear, Record, Resize, RuleCall, Work, find_rule
+from sgdap.graph.trace import Program, trace
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that are tied across layers.
+
+    Attributes:
+        name: Path of the layer that makes them (the first one).
+        channels: Number of each channel in the model's `ChannelGraph`, `(size,)`.
+        removable: Whether each channel may leave, `(size,)`.
+        producers: Paths of the layers that make the channels.
+        followers: Paths of the layers whose weights lie along them.
+        consumers: Paths of the layers that read them with a kernel.
+        reasons: Why channels are protected, if any are.
+    """
+
+    name: str
+    channels: Channels
+    removable: npt.NDArray[np.bool_]
+    producers: tuple[str, ...]
+    followers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of channels."""
+        return len(self.channels)
+
+    @property
+    def prunable(self) -> bool:
+        """Whether any channel may leave."""
+        return bool(self.removable.any())
+
+    def __str__(self) -> str:
+        state = f"{int(self.removable.sum())} of {self.size} channels removable"
+        if self.reasons:
+            state += f" (kept: {'; '.join(self.reasons)})"
+        parts = [f"{self.name}: {state}", f"  made by {', '.join(self.producers)}"]
+        if self.followers:
+            parts.append(f"  followed by {', '.join(self.followers)}")
+        if self.consumers:
+            parts.append(f"  read by {', '.join(self.consumers)}")
+        return "\n".join(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """A model's channels: which are tied, where they lie and what they cost.
+
+    Attributes:
+        program: The model's calls.
+        groups: All groups, protected ones too, in order of the layers that make them.
+        count: The number of channels of the whole model.
+        axes: Every axis of a variable that has channels.
+        resizes: Every entry of a layer's config that counts channels.
+        work: What the layers compute.
+        linears: Every place where a linear layer reads channels.
+        kept: What no rule covers: path and reason.
+    """
+
+    program: Program
+    groups: tuple[ChannelGroup, ...]
+    count: int
+    axes: tuple[Axis, ...]
+    resizes: tuple[Resize, ...]
+    work: tuple[Work, ...]
+    linears: tuple[Linear, ...]
+    kept: tuple[tuple[str, str], ...]
+
+    def group(self, name: str) -> ChannelGroup:
+        """The group of that name.
+
+        Raises:
+            ValueError: There is none.
+        """
+        for group in self.groups:
+            if group.name == name or name in group.producers:
+                return group
+        raise ValueError(
+            f"No channel group is made by a layer '{name}'. "
+            f"The groups are: {', '.join(group.name for group in self.groups)}."
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(str(group) for group in self.groups)
+
+
+def channel_graph(model: Any) -> ChannelGraph:
+    """Reads which channels of a model are tied together.
+
+    Args:
+        model: A built `keras.Sequential` or functional `keras.Model`.
+
+    Returns:
+        The model's `ChannelGraph`.
+
+    Raises:
+        TypeError: `model` is no Keras model.
+        ValueError: It is not built, or its graph can't be read.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="hidden"),
+        ...                           keras.layers.Dense(2, name="logits")])
+        >>> print(sgdap.channel_graph(model).group("hidden"))
+        hidden: 3 of 3 channels removable
+          made by hidden
+          read by logits
+    """
+    program = trace(model)
+    record = Record()
+    symbols: dict[int, Symbol] = {ref.index: plain(program.shapes[ref.index]) for ref in program.inputs}
+    kept: list[tuple[str, str]] = []
+    for number, call in enumerate(program.calls):
+        inputs = [symbols[ref.index] for ref in call.inputs]
+        shapes = [program.shapes[ref.index] for ref in call.outputs]
+        rule = find_rule(call.operation)
+        if rule is None:
+            name = type(call.operation).__name__
+            reason = f"no rule for {name}; register one with sgdap.register_rule"
+            kept.append((call.path, reason))
+            for symbol in inputs:
+                for channels in symbol.all_channels():
+                    record.ledger.protect(channels, reason)
+            made = [plain(shape) for shape in shapes]
+        else:
+            result = rule(call.operation, RuleCall(record, call, number, inputs, shapes))
+            made = [result] if isinstance(result, Symbol) else list(result)
+        symbols.update({ref.index: symbol for ref, symbol in zip(call.outputs, made, strict=True)})
+    for ref in program.outputs:
+        for channels in symbols[ref.index].all_channels():
+            record.ledger.protect(channels, "model output")
+    return _assemble(program, record, kept)
+
+
+def _assemble(
+    program: Program, record: Record, kept: list[tuple[str, str]]
+) -> ChannelGraph:
+    settled = record.ledger.settle()
+    classes = settled.classes
+
+    axes = tuple(
+        Axis(a.path, a.variable, a.axis, classes[a.channels], a.role) for a in record.axes.values()
+    )
+    linears = tuple(
+        Linear(
+            x.path,
+            x.call,
+            x.kernel,
+            x.bias,
+            x.patches,
+            classes[x.features],
+            classes[x.outputs],
+        )
+        for x in record.linears
+    )
+    return ChannelGraph(
+        program=program,
+        groups=_groups(program, record, settled, axes),
+        count=len(settled.removable),
+        axes=axes,
+        resizes=tuple(
+            Resize(r.path, r.key, classes[r.channels]) for r in record.resizes.values()
+        ),
+        work=tuple(
+            Work(w.path, w.factor, tuple(classes[c] for c in w.axes)) for w in record.work
+        ),
+        linears=linears,
+        kept=tuple(kept),
+    )
+
+
+def _groups(
+    program: Program,
+    record: Record,
+    settled: Settled,
+    axes: tuple[Axis, ...],
+) -> tuple[ChannelGroup, ...]:
+    count = len(settled.removable)
+    origins = [(name, size) for name, size in record.ledger.origins]
+    owner = np.repeat(np.arange(len(origins)), [size for _, size in origins])
+    bipartite = sparse.coo_matrix(
+        (np.ones(len(owner), np.int8), (owner, len(origins) + settled.classes)),
+        (len(origins) + count, len(origins) + count),
+    )
+    _, component = csgraph.connected_components(bipartite, directed=False)
+    members: dict[int, list[int]] = {}
+    for number in range(count):
+        members.setdefault(int(component[len(origins) + number]), []).append(number)
+    makers: dict[int, list[str]] = {}
+    for number, (name, size) in enumerate(origins):
+        if name and size:
+            makers.setdefault(int(component[number]), []).append(name)
+
+    order = {path: i for i, path in enumerate(program.layers())}
+    touched: dict[int, dict[str, set[str]]] = {}
+    for axis in axes:
+        for found in np.unique(component[len(origins) + axis.channels]):
+            touched.setdefault(int(found), {}).setdefault(axis.role, set()).add(axis.path)
+
+    groups = []
+    for key, names in makers.items():
+        channels = np.array(members[key], np.int64)
+        roles = touched.get(key, {})
+        reasons: list[str] = []
+        for number in channels:
+            for reason in settled.reasons.get(int(number), []):
+                if reason not in reasons:
+                    reasons.append(reason)
+        producers = tuple(dict.fromkeys(names))
+        groups.append(
+            ChannelGroup(
+                name=producers[0],
+                channels=channels,
+                removable=settled.removable[channels],
+                producers=producers,
+                followers=tuple(sorted(roles.get("follower", set()), key=order.__getitem__)),
+                consumers=tuple(sorted(roles.get("consumer", set()), key=order.__getitem__)),
+                reasons=tuple(reasons),
+            )
+        )
+    return tuple(groups)
+

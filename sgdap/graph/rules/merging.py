@@ -1,0 +1,35 @@
+"""Layers that combine several tensors: elementwise ones tie channels, Concatenate offsets them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import layers
+
+from sgdap.graph.channels import Symbol, concatenate, merge
+from sgdap.graph.registry import RuleCall, register_rule
+
+
+@register_rule(
+    layers.Add,
+    layers.Subtract,
+    layers.Multiply,
+    layers.Average,
+    layers.Maximum,
+    layers.Minimum,
+)
+def elementwise(layer: Any, call: RuleCall) -> Symbol:
+    """Channels that meet in a sum or product leave together."""
+    shape = call.output_shape
+    ranks = {symbol.rank for symbol in call.inputs}
+    if len(ranks) > 1:  # Keras moves the batch axis of lower ranks; the channels' fate is unclear
+        for symbol in call.inputs:
+            call.keep(symbol, f"'{layer.name}' combines tensors of different ranks")
+        return call.output()
+    return merge(call.inputs, shape, call.ledger)
+
+
+@register_rule(layers.Concatenate)
+def concatenation(layer: Any, call: RuleCall) -> Symbol:
+    """Channels keep their order, those of each input after the one before."""
+    return concatenate(call.inputs, layer.axis, call.output_shape, call.ledger)

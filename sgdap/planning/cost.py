@@ -1,0 +1,108 @@
+"""What a model costs with some of its channels: parameters and FLOPs, exactly, for any widths."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from sgdap import _keras
+from sgdap.graph.channels import Channels
+from sgdap.graph.groups import ChannelGraph
+
+MEASURES = ("params", "flops")
+"""What a `CostModel` counts, in the order of its results."""
+
+
+@dataclass(frozen=True, eq=False)
+class CostModel:
+    """Sums of products of widths: `cost = Σ_t factor_t · Π_j width(axis_tj)`.
+
+    Attributes:
+        widths: For each distinct axis and channel how many of its places the channel takes,
+            `(axes, channels)`, sparse.
+        terms: For each measure the factor of each of its terms and the axes (by number) that it
+            multiplies.
+    """
+
+    widths: sparse.csc_matrix
+    terms: tuple[tuple[tuple[float, tuple[int, ...]], ...], ...]
+
+    def lengths(self, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        """The width of every axis with the `kept` channels, `(axes,)`."""
+        return np.asarray(self.widths @ kept.astype(float))
+
+    def cost(self, lengths: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Parameters and FLOPs for given widths, `(measures,)`."""
+        return np.array(
+            [
+                sum(f * math.prod(lengths[a] for a in axes) for f, axes in terms)
+                for terms in self.terms
+            ]
+        )
+
+
+def cost_model(graph: ChannelGraph) -> CostModel:
+    """Reads from a model's channels what it costs.
+
+    Args:
+        graph: The model's channels.
+
+    Returns:
+        Its `CostModel`. Parameters are all weights, those of normalisations' moving statistics
+        too, as `model.count_params()` counts them. One multiply-add is 2 FLOPs; only layers whose
+        rule says what they compute count (convolutions, dense layers), for one sample.
+    """
+    numbers: dict[bytes, int] = {}
+    axes: list[Channels] = []
+
+    def number(channels: Channels) -> int:
+        key = channels.tobytes()
+        if key not in numbers:
+            numbers[key] = len(axes)
+            axes.append(channels)
+        return numbers[key]
+
+    labelled: dict[tuple[str, int], dict[int, int]] = {}
+    for axis in graph.axes:
+        labelled.setdefault((axis.path, axis.variable), {})[axis.axis] = number(axis.channels)
+    parameters: list[tuple[float, tuple[int, ...]]] = []
+    for path, layer in graph.program.layers().items():
+        if not hasattr(layer, "weights"):
+            continue
+        for index, variable in enumerate(_keras.layer_variables(layer)[: len(layer.weights)]):
+            known = labelled.get((path, index), {})
+            rest = [size for axis, size in enumerate(variable.shape) if axis not in known]
+            parameters.append((float(math.prod(rest)), tuple(known.values())))
+    work = [(w.factor, tuple(number(c) for c in w.axes)) for w in graph.work]
+    rows = np.concatenate([np.full(len(c), i) for i, c in enumerate(axes)] or [np.zeros(0, int)])
+    columns = np.concatenate([*axes, np.zeros(0, np.int64)])
+    widths = sparse.csc_matrix(
+        (np.ones(len(rows)), (rows.astype(int), columns.astype(int))), (len(axes), graph.count)
+    )
+    return CostModel(widths, (tuple(parameters), tuple(work)))
+
+
+def work_by_layer(graph: ChannelGraph) -> dict[str, float]:
+    """FLOPs of each layer for one sample, one multiply-add = 2."""
+    flops: dict[str, float] = {path: 0.0 for path in graph.program.layers()}
+    for work in graph.work:
+        flops[work.path] += work.factor * math.prod(len(c) for c in work.axes)
+    return flops
+
+
+def parameters_by_layer(graph: ChannelGraph) -> dict[str, int]:
+    """Parameters of each layer."""
+    return {
+        path: sum(math.prod(v.shape) for v in layer.weights) if hasattr(layer, "weights") else 0
+        for path, layer in graph.program.layers().items()
+    }
+
+
+def input_shapes(graph: ChannelGraph) -> list[Any]:
+    """The shapes of the model's inputs."""
+    return [graph.program.shapes[ref.index] for ref in graph.program.inputs]

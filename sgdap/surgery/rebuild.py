@@ -1,0 +1,221 @@
+"""Rebuilds the layers of a model in place with fewer channels; decides nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from sgdap import _keras
+from sgdap.graph.groups import ChannelGraph
+from sgdap.graph.trace import Program, fill
+from sgdap.surgery.optimizer import rebuild_optimizer
+
+Mask = npt.NDArray[np.bool_]
+Updates = Mapping[tuple[str, int], npt.NDArray[np.floating[Any]]]
+"""New values of variables (path of the layer, number of the variable), already slim."""
+
+
+def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = None) -> None:
+    """Makes a model slim; the model, its layers and its optimizer stay the same objects.
+
+    Everything new is built first, then exchanged, so an error leaves the model as it was.
+
+    Args:
+        graph: The model's channels. It describes the model before; trace again afterwards.
+        kept: Which channels stay, `(graph.count,)`.
+        updates: Values for some variables of the slim model (the reconstruction); all others are
+            sliced.
+
+    Raises:
+        ValueError: A layer can't be rebuilt from its config.
+    """
+    slices = variable_slices(graph, kept)
+    values = {
+        key: sliced(_variable(graph.program, key).numpy(), index) for key, index in slices.items()
+    }
+    values.update(updates or {})
+    configs: dict[str, dict[str, Any]] = {}
+    attributes: dict[str, dict[str, Any]] = {}
+    for resize in graph.resizes:
+        count = int(kept[resize.channels].sum())
+        if count == len(resize.channels):
+            continue
+        layer = graph.program.layers()[resize.path]
+        target = configs if isinstance(layer, keras.Layer) else attributes
+        entries = target.setdefault(resize.path, {})
+        if isinstance(resize.key, tuple):
+            key, position = resize.key
+            sizes = entries.get(key) or (
+                layer.get_config()[key] if target is configs else getattr(layer, key)
+            )
+            entries[key] = _replaced(sizes, position, count)
+        else:
+            entries[resize.key] = count
+    rebuild(graph.program, configs, attributes, values, slices)
+
+
+def rebuild(
+    program: Program,
+    configs: Mapping[str, Mapping[str, Any]],
+    attributes: Mapping[str, Mapping[str, Any]],
+    values: Updates,
+    slices: Mapping[tuple[str, int], list[npt.NDArray[np.int64] | None]],
+) -> None:
+    """Rebuilds layers with other configs and exchanges their inside, the optimizer's too.
+
+    Args:
+        program: The calls of the model.
+        configs: Entries of layers' configs that change, by path.
+        attributes: Attributes of operations (they have no config) that change, by path.
+        values: Values of variables that change.
+        slices: For variables that shrink, the indices that stay along each axis.
+
+    Raises:
+        ValueError: A layer can't be rebuilt from its config.
+    """
+    model = program.model
+    touched = {*configs, *(path for path, _ in values)}
+    old_attributes = {
+        path: {key: getattr(program.layers()[path], key) for key in entries}
+        for path, entries in attributes.items()
+    }
+    with _scope(model):
+        try:
+            for path, entries in attributes.items():
+                _set_attributes(program.layers()[path], entries)
+            rebuilt, shapes = _rebuild_layers(program, configs, touched)
+        except BaseException:
+            for path, entries in old_attributes.items():
+                _set_attributes(program.layers()[path], entries)
+            raise
+        replaced: dict[int, tuple[Any, list[npt.NDArray[np.int64] | None]]] = {}
+        for path, (old, new) in rebuilt.items():
+            pairs = zip(_keras.layer_variables(old), _keras.layer_variables(new), strict=True)
+            for number, (before, after) in enumerate(pairs):
+                after.assign(values.get((path, number), before))
+                replaced[id(before)] = (after, slices.get((path, number), []))
+        optimizer = rebuild_optimizer(getattr(model, "optimizer", None), replaced)
+        for old, new in rebuilt.values():
+            _keras.exchange_inside(old, new)
+        for symbol, ref in program.symbols:
+            _keras.set_shape(symbol, shapes[ref.index])
+        if optimizer is not None:
+            _keras.exchange_inside(model.optimizer, optimizer)
+        _keras.forget_build_shapes(model)
+        _keras.refresh_trainable_state(model)
+        remake_functions(model)
+
+
+def remake_functions(model: Any) -> None:
+    """Makes the train, test and predict functions anew where they exist."""
+    if model.train_function is not None:
+        model.make_train_function(force=True)
+    if model.test_function is not None:
+        model.make_test_function(force=True)
+    if model.predict_function is not None:
+        model.make_predict_function(force=True)
+
+
+def variable_slices(
+    graph: ChannelGraph, kept: Mask
+) -> dict[tuple[str, int], list[npt.NDArray[np.int64] | None]]:
+    """Returns, for each variable that shrinks, the indices that stay along each axis."""
+    slices: dict[tuple[str, int], list[npt.NDArray[np.int64] | None]] = {}
+    for axis in graph.axes:
+        stays = kept[axis.channels]
+        if stays.all():
+            continue
+        key = (axis.path, axis.variable)
+        rank = len(_variable(graph.program, key).shape)
+        slices.setdefault(key, [None] * rank)[axis.axis] = np.flatnonzero(stays)
+    return slices
+
+
+def sliced(
+    array: npt.NDArray[Any], index: list[npt.NDArray[np.int64] | None]
+) -> npt.NDArray[Any]:
+    """Returns the entries of an array at some indices along each axis (None: all of them)."""
+    for axis, stays in enumerate(index):
+        if stays is not None:
+            array = np.take(array, stays, axis)
+    return array
+
+
+def _variable(program: Program, key: tuple[str, int]) -> Any:
+    return _keras.layer_variables(program.layers()[key[0]])[key[1]]
+
+
+def _replaced(sizes: Any, position: int, count: int) -> tuple[int, ...]:
+    new = list(sizes)
+    new[position] = count
+    return tuple(new)
+
+
+def _set_attributes(operation: Any, entries: Mapping[str, Any]) -> None:
+    for key, value in entries.items():
+        setattr(operation, key, value)
+
+
+def _scope(model: Any) -> contextlib.AbstractContextManager[Any]:
+    scope: contextlib.AbstractContextManager[Any] = model.distribute_strategy.scope()
+    return scope
+
+
+def _rebuild_layers(
+    program: Program, configs: Mapping[str, Mapping[str, Any]], touched: set[str]
+) -> tuple[dict[str, tuple[Any, Any]], list[tuple[int | None, ...]]]:
+    """Builds new layers where a config or an input shape changed, following the graph."""
+    shapes = list(program.shapes)
+    tensors: dict[int, Any] = {}
+
+    def tensor(index: int) -> Any:
+        if index not in tensors:
+            tensors[index] = keras.KerasTensor(shapes[index], dtype=program.dtypes[index])
+        return tensors[index]
+
+    rebuilt: dict[str, tuple[Any, Any]] = {}
+    for call in program.calls:
+        moved = any(shapes[ref.index] != program.shapes[ref.index] for ref in call.inputs)
+        is_layer = isinstance(call.operation, keras.Layer)
+        if not moved and call.path not in touched and is_layer:
+            continue
+        args, kwargs = fill(call, {ref.index: tensor(ref.index) for ref in call.inputs})
+        if not is_layer:
+            results = call.operation.compute_output_spec(*args, **kwargs)
+        elif call.path in rebuilt:
+            results = rebuilt[call.path][1](*args, **kwargs)
+        else:
+            new = _from_config(call.operation, call.path, configs.get(call.path, {}))
+            results = new(*args, **kwargs)
+            rebuilt[call.path] = (call.operation, new)
+        for ref, result in zip(call.outputs, keras.tree.flatten(results), strict=True):
+            shapes[ref.index] = tuple(result.shape)
+    return rebuilt, shapes
+
+
+def _from_config(layer: Any, path: str, entries: Mapping[str, Any]) -> Any:
+    try:
+        config = without_build_config(layer.get_config())
+        config.update(entries)
+        return type(layer).from_config(config)
+    except Exception as error:
+        raise ValueError(
+            f"Layer '{path}' (of class {type(layer).__name__}) can't be rebuilt from its config: "
+            f"{error} Implement `get_config` (and `from_config`) in its class so that "
+            f"{type(layer).__name__}.from_config(layer.get_config()) gives a layer like it."
+        ) from error
+
+
+def without_build_config(config: Any) -> Any:
+    """Returns a config without the shapes that layers were once built with."""
+    if isinstance(config, dict):
+        return {k: without_build_config(v) for k, v in config.items() if k != "build_config"}
+    if isinstance(config, list):
+        return [without_build_config(entry) for entry in config]
+    return config
+
