@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,6 +112,17 @@ def refresh_trainable_state(model: Any) -> None:
         model._compiled_trainable_state = {
             layer: layer.trainable for layer in model._flatten_layers()
         }
+
+
+@contextlib.contextmanager
+def uncompiled(model: Any) -> Iterator[None]:
+    """Within, a model looks as if it were not compiled, so that cloning it copies layers only."""
+    compiled = model.compiled
+    object.__setattr__(model, "compiled", False)
+    try:
+        yield
+    finally:
+        object.__setattr__(model, "compiled", compiled)
 
 
 def optimizer_parts(optimizer: Any) -> tuple[Any, ...]:

@@ -92,9 +92,16 @@ class Program:
         Returns:
             The model's outputs, flattened.
         """
+        return self.run_flat(_keras.standardize_inputs(self.functional, inputs), taps)
+
+    def run_flat(
+        self,
+        inputs: list[Any],
+        taps: Mapping[int, Callable[[Call, Callable[[], Any], list[Any]], Any]] | None = None,
+    ) -> list[Any]:
+        """Runs the program as `run` does, on the flat list of its input tensors."""
         values: dict[int, Any] = {}
-        flat = _keras.standardize_inputs(self.functional, inputs)
-        for ref, value in zip(self.inputs, flat, strict=True):
+        for ref, value in zip(self.inputs, inputs, strict=True):
             values[ref.index] = value
         for number, call in enumerate(self.calls):
             args, kwargs = fill(call, values)

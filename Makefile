@@ -1,0 +1,59 @@
+# Every target sets up what it needs: Python 3.11 or newer and make are all that must be there.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: help demo test test-architectures docs notebooks clean
+
+help:
+	@echo "make demo                train LeNet-5 on MNIST, prune it, compare (options: DEMO_ARGS='--help')"
+	@echo "make test                linter, types and tests"
+	@echo "make test-architectures  the slow tests on whole published architectures"
+	@echo "make docs                run the examples in README.md and docs/"
+	@echo "make notebooks           execute the notebooks on the embedded digits, into build/notebooks"
+	@echo "make clean               remove the environment, builds and caches (runs/ stays)"
+	@echo
+	@echo "Each sets up .venv first. To choose the Python: make demo PYTHON=python3.12"
+
+$(INSTALLED): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "sgdap needs Python 3.11 or newer, and PYTHON=$(PYTHON) is not that." \
+			"Name one that is, such as: make PYTHON=python3.12" >&2; \
+		exit 1; \
+	}
+	$(PYTHON) -m venv .venv
+	@echo "Installing sgdap and what it needs into .venv: some minutes the first time."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/sgdap demo $(DEMO_ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy sgdap
+	$(BIN)/pytest
+
+test-architectures: $(INSTALLED)
+	@if [ -d tests/architectures ]; then \
+		$(BIN)/pytest -m architectures tests/architectures || [ $$? -eq 5 ]; \
+	else \
+		echo "There are no tests in tests/architectures."; \
+	fi
+
+docs: $(INSTALLED)
+	$(BIN)/pytest -m documentation tests/test_documentation.py
+
+notebooks: $(INSTALLED)
+	@for notebook in $(wildcard notebooks/*.ipynb); do \
+		SGDAP_MNIST="$${SGDAP_MNIST:-$(CURDIR)/sgdap/data/mnist_subset.npz}" \
+		$(BIN)/jupyter nbconvert --to notebook --execute --output-dir build/notebooks \
+			"$$notebook" || exit 1; \
+	done
+
+clean:
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

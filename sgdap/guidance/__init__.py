@@ -1,0 +1,35 @@
+"""Which channels does the next layer need: criteria, error curves and reconstruction."""
+
+from sgdap.guidance.base import Guidance, GroupData, get_guidance, register_guidance
+from sgdap.guidance.criteria import (
+    ActivationGuidance,
+    CorrelationGuidance,
+    LassoGuidance,
+    MagnitudeGuidance,
+    RandomGuidance,
+    SecondOrderGuidance,
+)
+from sgdap.guidance.elimination import ErrorCurve, eliminate
+from sgdap.guidance.lasso import LassoFit, Quadratic, lasso_cv
+from sgdap.guidance.reconstruction import reconstruct
+from sgdap.guidance.score import score_groups
+
+__all__ = [
+    "ActivationGuidance",
+    "CorrelationGuidance",
+    "ErrorCurve",
+    "GroupData",
+    "Guidance",
+    "LassoFit",
+    "LassoGuidance",
+    "MagnitudeGuidance",
+    "Quadratic",
+    "RandomGuidance",
+    "SecondOrderGuidance",
+    "eliminate",
+    "get_guidance",
+    "lasso_cv",
+    "reconstruct",
+    "register_guidance",
+    "score_groups",
+]

@@ -1,0 +1,103 @@
+"""The one interface of all criteria: a group's data in, the order of removal out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap.guidance.elimination import Consumer
+from sgdap.statistics.activation import ActivationStatistics
+from sgdap.statistics.moments import Moments
+
+Array = npt.NDArray[np.float64]
+Order = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class GroupData:
+    """What is known of one channel group when it is scored.
+
+    Attributes:
+        name: The group's name.
+        size: Its number of channels.
+        candidates: The channels that may leave, `(removable,)`.
+        consumers: Its consumers with their weights.
+        moments: For each consumer the moments by fold.
+        filters: For each producing weight the filters, `(channels, entries)`.
+        activations: For each consumer the activation statistics of the channels.
+    """
+
+    name: str
+    size: int
+    candidates: npt.NDArray[np.int64]
+    consumers: tuple[Consumer, ...]
+    moments: tuple[Moments, ...]
+    filters: tuple[Array, ...]
+    activations: tuple[ActivationStatistics, ...]
+
+
+class Guidance:
+    """A criterion that says in which order the channels of a group can be spared.
+
+    A subclass sets `name` and defines `order`, or `scores` where channels are judged one by one.
+    """
+
+    name: ClassVar[str] = ""
+
+    def scores(self, data: GroupData) -> Array:
+        """How much each channel is needed, more is better, `(size,)`."""
+        raise TypeError(f"{type(self).__name__} must define `scores` or `order`.")
+
+    def order(self, data: GroupData) -> Order | None:
+        """The channels in the order of their removal, `(removable,)`.
+
+        None leaves the choice to the elimination itself: always the one that costs least next.
+        """
+        scores = self.scores(data)[data.candidates]
+        return data.candidates[np.argsort(scores, kind="stable")]
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return dict(vars(self))
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+_GUIDANCES: dict[str, Callable[[], Guidance]] = {}
+
+
+def register_guidance(name: str, make: Callable[[], Guidance]) -> None:
+    """Makes a criterion available by name.
+
+    Args:
+        name: What users write: `guidance="name"`.
+        make: Returns the criterion with its default settings (its class will do).
+    """
+    _GUIDANCES[name] = make
+
+
+def get_guidance(identifier: str | Guidance) -> Guidance:
+    """Returns a criterion by name, or the object itself.
+
+    Raises:
+        ValueError: No criterion has that name.
+        TypeError: It is neither a name nor a `Guidance`.
+    """
+    if isinstance(identifier, Guidance):
+        return identifier
+    if not isinstance(identifier, str):
+        raise TypeError(
+            "guidance must be the name of a criterion or a sgdap.Guidance. "
+            f"Received: {identifier!r} (of type {type(identifier).__name__})"
+        )
+    if identifier not in _GUIDANCES:
+        raise ValueError(
+            f"No guidance is called '{identifier}'. There are: {', '.join(sorted(_GUIDANCES))}."
+        )
+    return _GUIDANCES[identifier]()

@@ -1,0 +1,221 @@
+"""The criteria: LASSO and elimination look at what the next layer needs, the classical ones not."""
+
+from __future__ import annotations
+
+import zlib
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap.guidance.base import Array, Guidance, GroupData, Order, register_guidance
+from sgdap.guidance.elimination import channel_gram
+from sgdap.guidance.lasso import LassoFit, Quadratic, entry_order, lasso_cv
+from sgdap.statistics.moments import Moments
+
+
+class LassoGuidance(Guidance):
+    """LASSO channel selection, cross-validated from fold moments.
+
+    The outputs of a group's consumers are predicted as `Σ_i β_i Z_i`, `Z_i` the contribution of
+    channel i; channels leave as a growing penalty α makes their β zero.
+
+    Args:
+        alphas: Number of penalties on the path.
+        eps: Smallest penalty over largest.
+
+    Raises:
+        ValueError: `alphas` is less than 2 or `eps` not between 0 and 1.
+
+    Reference:
+        He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017,
+        section 3.1, arXiv 1707.06168.
+    """
+
+    name: ClassVar[str] = "lasso"
+
+    def __init__(self, alphas: int = 100, eps: float = 1e-3) -> None:
+        if alphas < 2:
+            raise ValueError(f"alphas must be at least 2. Received: alphas={alphas}")
+        if not 0 < eps < 1:
+            raise ValueError(f"eps must be between 0 and 1. Received: eps={eps}")
+        self.alphas = alphas
+        self.eps = eps
+
+    def fit(self, data: GroupData) -> LassoFit:
+        """The cross-validated LASSO path of a group, coefficients `(removable, alphas)`."""
+        folds = data.moments[0].folds
+        every = list(range(folds))
+        training, validation = [], []
+        for fold in every:
+            rest = [m.select([f for f in every if f != fold]).total() for m in data.moments]
+            held = [m.select([fold]) for m in data.moments]
+            training.append(self._problem(data, rest, [r.mean[0] for r in rest]))
+            validation.append(self._problem(data, held, [r.mean[0] for r in rest]))
+        whole = [m.total() for m in data.moments]
+        total = self._problem(data, whole, [w.mean[0] for w in whole])
+        return lasso_cv(training, validation, total, alphas=self.alphas, eps=self.eps)
+
+    def order(self, data: GroupData) -> Order:
+        """The channels in the order in which growing penalties remove them."""
+        return data.candidates[entry_order(self.fit(data))]
+
+    @staticmethod
+    def _problem(
+        data: GroupData, moments: list[Moments], centres: list[Array]
+    ) -> Quadratic:
+        gram = np.zeros((data.size, data.size))
+        for consumer, own, centre in zip(data.consumers, moments, centres, strict=True):
+            second = own.about(centre) / max(float(own.count[0]), 1.0)
+            gram += channel_gram(second, consumer.weights, consumer.channels, data.size)
+        index = data.candidates
+        gram = gram[np.ix_(index, index)]
+        count = float(moments[0].count[0])
+        cross = gram.sum(axis=1)
+        return Quadratic(gram * count, cross * count, float(cross.sum()) * count, count)
+
+
+class SecondOrderGuidance(Guidance):
+    """Always the channel whose removal, the others refitted, costs least: block elimination.
+
+    Reference:
+        Hassibi & Stork 1993 (optimal brain surgeon); Frantar & Alistarh 2022, arXiv 2208.11580.
+    """
+
+    name: ClassVar[str] = "second_order"
+
+    def order(self, data: GroupData) -> None:
+        """Leaves the choice to the elimination."""
+        return None
+
+
+class MagnitudeGuidance(Guidance):
+    """The norm of a channel's filter.
+
+    Args:
+        norm: 1 for the sum of magnitudes, 2 for the Euclidean length.
+
+    Raises:
+        ValueError: `norm` is neither.
+
+    Reference:
+        Li et al., "Pruning Filters for Efficient ConvNets", arXiv 1608.08710, section 3.1.
+    """
+
+    name: ClassVar[str] = "magnitude"
+
+    def __init__(self, norm: int = 1) -> None:
+        if norm not in (1, 2):
+            raise ValueError(f"norm must be 1 or 2. Received: norm={norm}")
+        self.norm = norm
+
+    def scores(self, data: GroupData) -> Array:
+        """Norm of each channel's filters, `(size,)`."""
+        powers = sum((np.abs(f) ** self.norm).sum(axis=1) for f in data.filters)
+        scores: Array = np.broadcast_to(powers, data.size) ** (1 / self.norm)
+        return scores
+
+
+class ActivationGuidance(Guidance):
+    """The activation value of a channel.
+
+    Args:
+        value: `"mean"` (mean activation), `"std"` (standard deviation), `"combined"`
+            (mean|a| + std|a|) or `"apoz"` (share of activations that are not zero).
+
+    Raises:
+        ValueError: There is no such value.
+
+    Reference:
+        Molchanov et al., arXiv 1611.06440 section 2.2 (mean, std); Hu et al., "Network Trimming",
+        arXiv 1607.03250 section 3.1 (APoZ).
+    """
+
+    name: ClassVar[str] = "activation"
+
+    def __init__(self, value: str = "combined") -> None:
+        if value not in ("mean", "std", "combined", "apoz"):
+            raise ValueError(
+                "value must be 'mean', 'std', 'combined' or 'apoz'. "
+                f"Received: value={value!r}"
+            )
+        self.value = value
+
+    def scores(self, data: GroupData) -> Array:
+        """The activation value of each channel, mean over the consumers, `(size,)`."""
+        values = {
+            "mean": lambda a: np.abs(a.mean),
+            "std": lambda a: a.std,
+            "combined": lambda a: a.combined,
+            "apoz": lambda a: 1 - a.zeros,
+        }[self.value]
+        return np.mean([_padded(values(a), data.size) for a in data.activations], axis=0)
+
+
+class CorrelationGuidance(Guidance):
+    """The part of a channel that the others can't predict.
+
+    With C the correlation matrix between channels, channel i has the unexplained variance
+    `1 / (C⁻¹)_ii` (one minus the squared multiple correlation); the channel that is predicted best
+    leaves first, and C is updated without it.
+
+    Reference:
+        Babaeizadeh et al., "NoiseOut", arXiv 1611.06211 (pairs of correlated units).
+    """
+
+    name: ClassVar[str] = "correlation"
+
+    def order(self, data: GroupData) -> Order:
+        """The channels in the order of their redundancy."""
+        matrix = np.mean([_embedded(a.correlation, data.size) for a in data.activations], axis=0)
+        silent = np.all([_padded(a.std, data.size) <= 0 for a in data.activations], axis=0)
+        inverse = np.linalg.inv(matrix + 1e-6 * np.eye(data.size))
+        left = list(data.candidates)
+        order = []
+        while left:
+            unexplained = np.where(silent[left], -1.0, 1 / np.diag(inverse)[left])
+            channel = left.pop(int(np.argmin(unexplained)))
+            order.append(channel)
+            column = inverse[:, channel].copy()
+            inverse -= np.outer(column, column) / column[channel]
+            inverse[channel, channel] = 1.0
+        return np.array(order, np.int64)
+
+
+class RandomGuidance(Guidance):
+    """A random order: the yardstick for all others.
+
+    Args:
+        seed: Of the order.
+    """
+
+    name: ClassVar[str] = "random"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def scores(self, data: GroupData) -> Array:
+        """Random numbers that depend on the seed and the group's name, `(size,)`."""
+        generator = np.random.default_rng([self.seed, zlib.crc32(data.name.encode())])
+        return generator.random(data.size)
+
+
+def _padded(values: Array, size: int) -> Array:
+    return np.concatenate([values, np.zeros(size - len(values))])
+
+
+def _embedded(matrix: Array, size: int) -> npt.NDArray[np.float64]:
+    whole = np.eye(size)
+    whole[: len(matrix), : len(matrix)] = matrix
+    return whole
+
+
+for _guidance in (
+    LassoGuidance,
+    SecondOrderGuidance,
+    MagnitudeGuidance,
+    ActivationGuidance,
+    CorrelationGuidance,
+    RandomGuidance,
+):
+    register_guidance(_guidance.name, _guidance)

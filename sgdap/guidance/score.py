@@ -1,0 +1,122 @@
+"""Scores the groups of a model: from calibration statistics to an error curve for each group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap import _keras
+from sgdap.graph.groups import ChannelGraph, ChannelGroup
+from sgdap.guidance.base import GroupData, Guidance
+from sgdap.guidance.elimination import Consumer, ErrorCurve, eliminate, removal_errors
+from sgdap.statistics.activation import activation_statistics
+from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics
+
+Array = npt.NDArray[np.float64]
+
+
+def score_groups(
+    graph: ChannelGraph,
+    statistics: CalibrationStatistics,
+    guidance: Guidance,
+    *,
+    reconstruction: bool = True,
+    progress: Callable[[ChannelGroup], None] | None = None,
+) -> dict[str, ErrorCurve]:
+    """Scores every prunable group of a model.
+
+    Args:
+        graph: The model's channels.
+        statistics: The result of a calibration pass over the same model.
+        guidance: The criterion.
+        reconstruction: Whether the consumers' weights will be refitted to the channels that stay.
+        progress: Called with each group before it is scored.
+
+    Returns:
+        The `ErrorCurve` of each prunable group by name. With sensitivities in the statistics,
+        errors are in units of loss and comparable between groups; without, each consumer's error
+        is relative to the power of its outputs.
+    """
+    curves = {}
+    for group in graph.groups:
+        if not group.prunable:
+            continue
+        if progress is not None:
+            progress(group)
+        data = group_data(graph, group, statistics)
+        order = guidance.order(data)
+        if reconstruction:
+            curves[group.name] = eliminate(data.consumers, data.candidates, order)
+        else:
+            if order is None:
+                order = eliminate(data.consumers, data.candidates).order
+            curves[group.name] = removal_errors(data.consumers, order)
+    return curves
+
+
+def group_data(
+    graph: ChannelGraph, group: ChannelGroup, statistics: CalibrationStatistics
+) -> GroupData:
+    """Gathers what a criterion may look at for one group.
+
+    Args:
+        graph: The model's channels.
+        group: One of its groups.
+        statistics: The result of a calibration pass over the same model.
+
+    Returns:
+        The group's `GroupData`.
+    """
+    local = np.full(graph.count, -1, np.int64)
+    local[group.channels] = np.arange(group.size)
+    layers = graph.program.layers()
+    consumers, moments, activations = [], [], []
+    for own in statistics.consumers.values():
+        channels = local[own.linear.features]
+        if (channels < 0).all():
+            continue
+        kernel = kernel_matrix(layers[own.linear.path], own)
+        total = own.moments.total()
+        count = max(float(total.count[0]), 1.0)
+        second = total.second[0] / count
+        consumers.append(
+            Consumer(second, total.mean[0], _weighted(kernel, second, own), channels)
+        )
+        moments.append(own.moments)
+        activations.append(activation_statistics(own.moments, channels))
+    filters = []
+    for axis in graph.axes:
+        channels = local[axis.channels]
+        variable = _keras.layer_variables(layers[axis.path])[axis.variable]
+        if axis.role != "producer" or (channels < 0).all() or len(variable.shape) < 2:
+            continue
+        rows = np.moveaxis(variable.numpy(), axis.axis, 0).reshape(len(channels), -1)
+        whole = np.zeros((group.size, rows.shape[1]))
+        np.add.at(whole, channels[channels >= 0], rows[channels >= 0])
+        filters.append(whole)
+    return GroupData(
+        name=group.name,
+        size=group.size,
+        candidates=np.flatnonzero(group.removable),
+        consumers=tuple(consumers),
+        moments=tuple(moments),
+        filters=tuple(filters),
+        activations=tuple(activations),
+    )
+
+
+def kernel_matrix(layer: object, statistics: ConsumerStatistics) -> Array:
+    """A consumer's kernel as a matrix, `(features, outputs)`."""
+    kernel = _keras.layer_variables(layer)[statistics.linear.kernel].numpy()
+    return np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
+
+
+def _weighted(kernel: Array, second: Array, statistics: ConsumerStatistics) -> Array:
+    """The kernel times the root of the sensitivity of its outputs."""
+    if statistics.sensitivity is None:
+        power = float(np.einsum("io,ij,jo->", kernel, second, kernel, optimize=True))
+        return kernel / np.sqrt(max(power, np.finfo(float).tiny))
+    values, vectors = np.linalg.eigh(statistics.sensitivity)
+    return kernel @ (vectors * np.sqrt(np.maximum(values, 0)))

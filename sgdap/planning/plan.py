@@ -1,0 +1,237 @@
+"""A plan: which channels of which groups stay, as plain data."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap import _keras
+from sgdap.graph.groups import ChannelGraph
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What happens to one channel group.
+
+    Attributes:
+        name: The group's name.
+        layers: The layers that make its channels.
+        size: Channels before.
+        kept: The channels that stay, by their number in the group.
+        error: Expected loss of the removal.
+        note: Why channels are protected, empty where none are.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    size: int
+    kept: tuple[int, ...]
+    error: float
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which channels of a model stay, and what the slim model will cost.
+
+    Attributes:
+        model: Fingerprint of the model's architecture.
+        guidance: The criterion that chose.
+        groups: What happens to each channel group, protected ones too.
+        unknown: What no rule covers: path and reason.
+        params: Parameters before and after.
+        flops: FLOPs for one sample before and after, one multiply-add = 2.
+        samples: How many calibration samples were seen.
+        weights: The reconstruction: new values of consumers' variables, by
+            `"path:number of the variable"`; empty without reconstruction.
+        fitted_to: Fingerprint of the weights that the reconstruction was fitted to.
+    """
+
+    model: str
+    guidance: str
+    groups: tuple[GroupPlan, ...]
+    unknown: tuple[tuple[str, str], ...]
+    params: tuple[int, int]
+    flops: tuple[int, int]
+    samples: int
+    weights: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    fitted_to: str = ""
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Channels of each group after, by name."""
+        return {group.name: len(group.kept) for group in self.groups}
+
+    def to_json(self) -> str:
+        """The plan as JSON; arrays are kept to the bit."""
+        content = {
+            "format": _FORMAT,
+            "model": self.model,
+            "guidance": self.guidance,
+            "groups": [
+                {
+                    "name": g.name,
+                    "layers": list(g.layers),
+                    "size": g.size,
+                    "kept": list(g.kept),
+                    "error": g.error,
+                    "note": g.note,
+                }
+                for g in self.groups
+            ],
+            "unknown": [list(entry) for entry in self.unknown],
+            "params": list(self.params),
+            "flops": list(self.flops),
+            "samples": self.samples,
+            "weights": {
+                key: {
+                    "shape": list(value.shape),
+                    "float32": base64.b64encode(value.astype("<f4").tobytes()).decode(),
+                }
+                for key, value in self.weights.items()
+            },
+            "fitted_to": self.fitted_to,
+        }
+        return json.dumps(content, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Reads a plan written by `to_json`.
+
+        Raises:
+            ValueError: `text` is not such a plan.
+        """
+        try:
+            content = json.loads(text)
+            if content["format"] != _FORMAT:
+                raise KeyError(f"format {content['format']}")
+            return cls(
+                model=str(content["model"]),
+                guidance=str(content["guidance"]),
+                groups=tuple(
+                    GroupPlan(
+                        str(g["name"]),
+                        tuple(g["layers"]),
+                        int(g["size"]),
+                        tuple(int(k) for k in g["kept"]),
+                        float(g["error"]),
+                        str(g["note"]),
+                    )
+                    for g in content["groups"]
+                ),
+                unknown=tuple((str(p), str(r)) for p, r in content["unknown"]),
+                params=(int(content["params"][0]), int(content["params"][1])),
+                flops=(int(content["flops"][0]), int(content["flops"][1])),
+                samples=int(content["samples"]),
+                weights={
+                    key: np.frombuffer(base64.b64decode(value["float32"]), "<f4").reshape(
+                        value["shape"]
+                    )
+                    for key, value in content["weights"].items()
+                },
+                fitted_to=str(content["fitted_to"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"This is not a plan written by Plan.to_json (format {_FORMAT}): {error!r}"
+            ) from error
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title="Pruning plan", title_justify="left")
+        for heading, justify in (
+            ("group", "left"),
+            ("layers", "left"),
+            ("channels", "right"),
+            ("expected loss", "right"),
+            ("kept because", "left"),
+        ):
+            table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        for group in self.groups:
+            after = len(group.kept)
+            table.add_row(
+                group.name,
+                ", ".join(group.layers),
+                f"{group.size} → {after}" if after < group.size else f"{group.size}",
+                f"{group.error:.2g}" if after < group.size else "",
+                group.note,
+            )
+        for path, reason in self.unknown:
+            table.add_row(path, path, "", "", reason)
+        out = io.StringIO()
+        console = Console(file=out, width=100, color_system=None)
+        console.print(table)
+        for name, (before, after) in (("parameters", self.params), ("FLOPs", self.flops)):
+            console.print(f"{name}: {before:,} → {after:,} ({after / max(before, 1):.1%})")
+        return out.getvalue().rstrip()
+
+    def __repr__(self) -> str:
+        widths = ", ".join(f"{g.name}: {g.size} → {len(g.kept)}" for g in self.groups)
+        return f"<Plan {widths}>"
+
+
+def model_fingerprint(graph: ChannelGraph) -> str:
+    """A hash of a model's architecture: its layers, their order and the shapes of variables."""
+    layers = graph.program.layers()
+    content = [
+        [path, type(layer).__name__, [list(v.shape) for v in _variables(layer)]]
+        for path, layer in layers.items()
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def weights_fingerprint(graph: ChannelGraph) -> str:
+    """A hash of all weights of a model."""
+    digest = hashlib.sha256()
+    for layer in graph.program.layers().values():
+        for variable in getattr(layer, "weights", []):
+            digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def kept_mask(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
+    """Which channels of a model stay by a plan, `(channels,)`.
+
+    Raises:
+        ValueError: The plan was made for another model.
+    """
+    known = {group.name: group for group in graph.groups}
+    if plan.model != model_fingerprint(graph):
+        differing = [
+            f"'{g.name}' has {g.size} channels in the plan and "
+            f"{known[g.name].size if g.name in known else 'no counterpart'} in the model"
+            for g in plan.groups
+            if g.name not in known or known[g.name].size != g.size
+        ]
+        detail = f" ({'; '.join(differing[:3])})" if differing else ""
+        raise ValueError(
+            f"This plan was made for another model than '{graph.program.model.name}'{detail}. "
+            "Make one for this model with sgdap.plan."
+        )
+    mask = np.ones(graph.count, bool)
+    for entry in plan.groups:
+        group = known[entry.name]
+        mask[group.channels] = False
+        mask[group.channels[list(entry.kept)]] = True
+    protected = [
+        g.name for g in graph.groups if not mask[g.channels[~g.removable]].all()
+    ]
+    if protected:
+        raise ValueError(f"The plan removes protected channels of {', '.join(protected)}.")
+    return mask
+
+
+def _variables(layer: Any) -> list[Any]:
+    return _keras.layer_variables(layer) if hasattr(layer, "weights") else []

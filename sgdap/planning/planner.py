@@ -1,0 +1,262 @@
+"""Makes a plan: reads the model, runs the calibration pass, scores, allocates, reconstructs."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap import _keras
+from sgdap.graph.groups import ChannelGraph, ChannelGroup, channel_graph
+from sgdap.guidance.base import Guidance, get_guidance
+from sgdap.guidance.elimination import ErrorCurve
+from sgdap.guidance.reconstruction import reconstruct
+from sgdap.guidance.score import kernel_matrix, score_groups
+from sgdap.planning.allocation import allocate
+from sgdap.planning.budget import Budget, check_budget
+from sgdap.planning.cost import cost_model
+from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, weights_fingerprint
+from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
+
+Mask = npt.NDArray[np.bool_]
+
+
+def plan(
+    model: Any,
+    data: Any,
+    budget: Budget,
+    *,
+    guidance: str | Guidance = "lasso",
+    allocation: str = "global",
+    reconstruction: bool = True,
+    layers: Sequence[str] | None = None,
+    min_channels: int = 1,
+    samples: int | None = 4096,
+    folds: int = 5,
+    positions: int = 32,
+    seed: int = 0,
+) -> Plan:
+    """Decides which channels of a model stay, so that it meets a budget at the least loss.
+
+    Args:
+        model: A built `keras.Sequential` or functional `keras.Model`; it is not changed.
+        data: Calibration inputs: an array, a list or dict of arrays, a tuple `(x, y)`, a
+            `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator. Targets are not needed.
+        budget: What the slim model may cost.
+        guidance: A criterion by name or object: `"lasso"`, `"second_order"`, `"magnitude"`,
+            `"activation"`, `"correlation"`, `"random"`.
+        allocation: `"global"`: channels leave where the loss rises least for what is saved;
+            `"layerwise"`: the same share of every group.
+        reconstruction: Whether the consumers' weights are refitted to the channels that stay.
+        layers: Names or patterns (`"conv*"`) of the layers whose channels may leave; None: all.
+        min_channels: No group gets narrower than this.
+        samples: How many calibration samples are looked at; None takes all.
+        folds: Folds of the cross-validation.
+        positions: Output positions of a convolution that are read of each sample at most.
+        seed: Of sampled positions and targets.
+
+    Returns:
+        The `Plan`; hand it to `sgdap.apply`.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: The model is not built, no sample or no finite activation was found, a layer
+            is unknown, or the budget cannot be met.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, "relu"),
+        ...                           keras.layers.Dense(3, "softmax")])
+        >>> plan = sgdap.plan(model, np.random.rand(64, 8), sgdap.Budget(flops=0.5))
+        >>> slim = sgdap.apply(model, plan)
+        >>> slim.count_params() <= model.count_params() / 2 + 3
+        True
+    """
+    check_budget(budget)
+    criterion = get_guidance(guidance)
+    if not isinstance(min_channels, int) or min_channels < 1:
+        raise ValueError(
+            f"min_channels must be an integer of at least 1. Received: min_channels={min_channels}"
+        )
+    graph = channel_graph(model)
+    groups = prunable_groups(graph, layers)
+    check_budget_can_be_met(graph, groups, budget, min_channels)
+    statistics = collect_statistics(
+        graph, data, folds=folds, samples=samples, positions=positions, seed=seed
+    )
+    return plan_from_statistics(
+        graph,
+        statistics,
+        budget,
+        criterion,
+        groups=groups,
+        allocation=allocation,
+        reconstruction=reconstruction,
+        min_channels=min_channels,
+    )
+
+
+def plan_from_statistics(
+    graph: ChannelGraph,
+    statistics: CalibrationStatistics,
+    budget: Budget,
+    guidance: Guidance,
+    *,
+    groups: Sequence[ChannelGroup],
+    allocation: str = "global",
+    reconstruction: bool = True,
+    min_channels: int = 1,
+    curves: Mapping[str, ErrorCurve] | None = None,
+) -> Plan:
+    """Makes a plan from a calibration pass that was run already.
+
+    Args:
+        graph: The model's channels.
+        statistics: The result of a calibration pass over the same model.
+        budget: What the slim model may cost.
+        guidance: The criterion.
+        groups: The groups that may shrink.
+        allocation: `"global"` or `"layerwise"`.
+        reconstruction: Whether the consumers' weights are refitted.
+        min_channels: No group gets narrower than this.
+        curves: The groups' error curves where they are known already.
+
+    Returns:
+        The `Plan`.
+
+    Raises:
+        ValueError: The budget cannot be met.
+    """
+    if curves is None:
+        curves = score_groups(graph, statistics, guidance, reconstruction=reconstruction)
+    model = cost_model(graph)
+    everything = np.ones(graph.count, bool)
+    full = model.cost(model.lengths(everything))
+    kept = allocate(
+        groups,
+        curves,
+        model,
+        budget,
+        full=full,
+        allocation=allocation,
+        min_channels=min_channels,
+    )
+    after = model.cost(model.lengths(kept))
+    weights = reconstructed_weights(graph, statistics, kept) if reconstruction else {}
+    return Plan(
+        model=model_fingerprint(graph),
+        guidance=guidance.name or type(guidance).__name__,
+        groups=tuple(_group_plan(group, kept, curves) for group in graph.groups),
+        unknown=graph.kept,
+        params=(round(full[0]), round(after[0])),
+        flops=(round(full[1]), round(after[1])),
+        samples=statistics.samples,
+        weights={f"{path}:{number}": value for (path, number), value in weights.items()},
+        fitted_to=weights_fingerprint(graph) if weights else "",
+    )
+
+
+def prunable_groups(
+    graph: ChannelGraph, layers: Sequence[str] | None = None
+) -> list[ChannelGroup]:
+    """The groups that may shrink.
+
+    Args:
+        graph: The model's channels.
+        layers: Names or patterns of layers; None: all.
+
+    Raises:
+        TypeError: `layers` is no sequence of names.
+        ValueError: A name fits no layer, or nothing can shrink.
+    """
+    prunable = [group for group in graph.groups if group.prunable]
+    if layers is not None:
+        if isinstance(layers, str) or not all(isinstance(name, str) for name in layers):
+            raise TypeError(
+                "layers must be a list of layer names or patterns, for example ['conv*']. "
+                f"Received: {layers!r}"
+            )
+        for pattern in layers:
+            if not any(_fits(group, pattern) for group in graph.groups):
+                raise ValueError(
+                    f"No layer that makes channels is called '{pattern}'. There are: "
+                    f"{', '.join(name for group in graph.groups for name in group.producers)}."
+                )
+        prunable = [g for g in prunable if any(_fits(g, pattern) for pattern in layers)]
+    if not prunable:
+        reasons = "; ".join(f"'{g.name}': {', '.join(g.reasons)}" for g in graph.groups[:5])
+        raise ValueError(
+            f"No channel of model '{graph.program.model.name}' can be removed. {reasons}"
+        )
+    return prunable
+
+
+def check_budget_can_be_met(
+    graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget, min_channels: int
+) -> None:
+    """Raises a ValueError where even the narrowest model costs more than the budget."""
+    curves = {
+        g.name: ErrorCurve(np.flatnonzero(g.removable), np.zeros(int(g.removable.sum()) + 1))
+        for g in groups
+    }
+    model = cost_model(graph)
+    full = model.cost(model.lengths(np.ones(graph.count, bool)))
+    allocate(groups, curves, model, budget, full=full, min_channels=min_channels)
+
+
+def reconstructed_weights(
+    graph: ChannelGraph, statistics: CalibrationStatistics, kept: Mask
+) -> dict[tuple[str, int], npt.NDArray[np.float32]]:
+    """The slim kernels and biases of all consumers that lose features, fitted to the others.
+
+    Args:
+        graph: The model's channels.
+        statistics: The result of a calibration pass over the same model.
+        kept: Which channels stay, `(channels,)`.
+
+    Returns:
+        New values by path of the layer and number of the variable.
+    """
+    updates: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
+    layers = graph.program.layers()
+    for path, own in statistics.consumers.items():
+        linear = own.linear
+        stays = kept[linear.features]
+        if stays.all():
+            continue
+        total = own.moments.total()
+        second = total.second[0] / max(float(total.count[0]), 1.0)
+        outputs = kept[linear.outputs]
+        kernel = kernel_matrix(layers[path], own)[:, outputs]
+        if linear.bias is None:
+            second = second + np.outer(total.mean[0], total.mean[0])
+        fitted, offset = reconstruct(second, total.mean[0], kernel, stays)
+        variables = _keras.layer_variables(layers[path])
+        spatial = tuple(variables[linear.kernel].shape[:-2])
+        shape = (*spatial, len(fitted) // int(np.prod(spatial, initial=1)), fitted.shape[1])
+        updates[(path, linear.kernel)] = fitted.reshape(shape).astype(np.float32)
+        if linear.bias is not None:
+            bias = variables[linear.bias].numpy()[outputs]
+            updates[(path, linear.bias)] = (bias + offset).astype(np.float32)
+    return updates
+
+
+def _fits(group: ChannelGroup, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in group.producers)
+
+
+def _group_plan(
+    group: ChannelGroup, kept: Mask, curves: Mapping[str, ErrorCurve]
+) -> GroupPlan:
+    stays = kept[group.channels]
+    removed = int((~stays).sum())
+    return GroupPlan(
+        name=group.name,
+        layers=group.producers,
+        size=group.size,
+        kept=tuple(int(i) for i in np.flatnonzero(stays)),
+        error=float(curves[group.name].errors[removed]) if removed else 0.0,
+        note="; ".join(group.reasons),
+    )

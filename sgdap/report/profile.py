@@ -1,0 +1,153 @@
+"""What a model costs as it stands: parameters, FLOPs, latency and bytes."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sgdap.graph.groups import channel_graph
+from sgdap.planning.cost import input_shapes, parameters_by_layer, work_by_layer
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """What one layer costs.
+
+    Attributes:
+        name: Path of the layer.
+        kind: Its class.
+        output_shape: Shape of its (first) output, batch axis first.
+        params: Its parameters.
+        flops: Its FLOPs for one sample, one multiply-add = 2; None where no rule tells.
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple[int | None, ...]
+    params: int
+    flops: int | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a model costs.
+
+    Attributes:
+        name: The model's name.
+        layers: Each layer that computes or has parameters, in order.
+        params: All parameters.
+        flops: FLOPs of all layers for one sample: the multiply-adds of convolutions and dense
+            layers, 2 each; biases, activations, normalisations and poolings are left out.
+        latency: Median seconds for one batch on this machine, None where it was not measured.
+        batch_size: Samples in that batch.
+    """
+
+    name: str
+    layers: tuple[LayerProfile, ...]
+    params: int
+    flops: int
+    latency: float | None
+    batch_size: int
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"Profile of {self.name}", title_justify="left")
+        table.add_column("layer")
+        table.add_column("output", justify="right")
+        table.add_column("parameters", justify="right")
+        table.add_column("FLOPs", justify="right")
+        for layer in self.layers:
+            table.add_row(
+                f"{layer.name} ({layer.kind})",
+                "×".join(str(s) for s in layer.output_shape[1:]),
+                f"{layer.params:,}",
+                "not counted" if layer.flops is None else f"{layer.flops:,}",
+            )
+        out = io.StringIO()
+        console = Console(file=out, width=100, color_system=None)
+        console.print(table)
+        console.print(f"{self.params:,} parameters, {self.flops:,} FLOPs a sample")
+        if self.latency is not None:
+            console.print(f"{self.latency * 1e3:.3f} ms for a batch of {self.batch_size}")
+        return out.getvalue().rstrip()
+
+
+def profile(
+    model: Any, *, latency: bool = True, batch_size: int = 1, repeats: int = 50
+) -> Profile:
+    """Counts what a model costs and measures how long it takes.
+
+    Args:
+        model: A built `keras.Sequential` or functional `keras.Model`.
+        latency: Whether to measure the latency.
+        batch_size: Samples in the batch that is timed.
+        repeats: How often it is timed, after a warm-up; the median counts.
+
+    Returns:
+        The `Profile`. One multiply-add is 2 FLOPs.
+
+    Raises:
+        TypeError: `model` is no Keras model.
+        ValueError: It is not built, or leaves the size of an input open.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+        >>> sgdap.profile(model, latency=False).flops
+        48
+    """
+    graph = channel_graph(model)
+    for shape in input_shapes(graph):
+        if None in shape[1:]:
+            raise ValueError(
+                f"Model '{model.name}' has an input of shape {shape}: what it computes depends on "
+                "the sizes left open. Build it with a fixed keras.Input shape to profile it."
+            )
+    flops = work_by_layer(graph)
+    params = parameters_by_layer(graph)
+    told = {work.path for work in graph.work}
+    unknown = {path for path, _ in graph.kept}
+    shapes = {c.path: graph.program.shapes[c.outputs[0].index] for c in graph.program.calls}
+    return Profile(
+        name=model.name,
+        layers=tuple(
+            LayerProfile(
+                path,
+                type(layer).__name__,
+                shapes[path],
+                params[path],
+                None if path in unknown else round(flops[path]),
+            )
+            for path, layer in graph.program.layers().items()
+            if params[path] or path in told or path in unknown
+        ),
+        params=sum(params.values()),
+        flops=round(sum(flops.values())),
+        latency=measure_latency(model, batch_size, repeats) if latency else None,
+        batch_size=batch_size,
+    )
+
+
+def measure_latency(model: Any, batch_size: int = 1, repeats: int = 50) -> float:
+    """Median seconds that a model takes for a batch, in a compiled function, after a warm-up."""
+    import tensorflow as tf
+
+    graph = channel_graph(model)
+    inputs = [
+        tf.zeros((batch_size, *(size or 1 for size in graph.program.shapes[ref.index][1:])),
+                 graph.program.dtypes[ref.index])
+        for ref in graph.program.inputs
+    ]
+    run = tf.function(lambda *x: graph.program.run_flat(list(x)))
+    times = []
+    for _ in range(repeats + 5):
+        began = time.perf_counter()
+        for output in run(*inputs):
+            output.numpy()
+        times.append(time.perf_counter() - began)
+    return float(np.median(times[5:]))

@@ -1,0 +1,15 @@
+"""One pass over calibration data: moments of every consumer's input, activation statistics."""
+
+from sgdap.statistics.activation import ActivationStatistics, activation_statistics
+from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics, collect_statistics
+from sgdap.statistics.moments import Moments, merge_moments
+
+__all__ = [
+    "ActivationStatistics",
+    "CalibrationStatistics",
+    "ConsumerStatistics",
+    "Moments",
+    "activation_statistics",
+    "collect_statistics",
+    "merge_moments",
+]

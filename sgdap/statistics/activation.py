@@ -1,0 +1,93 @@
+"""Activation values and patterns of channels, read from the moments of their features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap.statistics.moments import Moments
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationStatistics:
+    """How strongly and how alike channels fire, as their consumer sees them.
+
+    Each channel is taken over all rows and kernel positions. Constant channels correlate with
+    nothing (0 off the diagonal).
+
+    Attributes:
+        mean: Mean activation, `(channels,)`.
+        std: Standard deviation, `(channels,)`.
+        combined: `mean|a| + std|a|`, `(channels,)`.
+        zeros: Share of activations that are exactly 0 (APoZ, arXiv 1607.03250 section 3.1),
+            `(channels,)`.
+        correlation: The activation pattern: correlation between channels at the same place,
+            `(channels, channels)`.
+    """
+
+    mean: Array
+    std: Array
+    combined: Array
+    zeros: Array
+    correlation: Array
+
+
+def activation_statistics(
+    moments: Moments, features: npt.NDArray[np.int64]
+) -> ActivationStatistics:
+    """Reads activation values and the activation pattern from moments.
+
+    Args:
+        moments: Moments of the features, `(folds, features)`.
+        features: The channel (0, 1, …) of each feature; features of a channel are its values at
+            the kernel's positions, in the same order for every channel. -1: not looked at.
+
+    Returns:
+        `ActivationStatistics` of the channels in order of their number.
+    """
+    total = moments.total()
+    count = max(float(total.count[0]), 1.0)
+    mean, second = total.mean[0], total.second[0] / count
+    rows = positions_of(features)
+    channels = len(rows)
+    raw = np.diag(second) + mean**2
+    own = _pooled(raw, rows)
+    mean_of = _pooled(mean, rows)
+    absolute = _pooled(total.absolute[0] / count, rows)
+    std = np.sqrt(np.maximum(own - mean_of**2, 0))
+    covariance = np.zeros((channels, channels))
+    places = min(len(r) for r in rows) if rows else 0
+    for place in range(places):
+        index = np.array([r[place] for r in rows])
+        apart = mean[index] - mean_of
+        covariance += (second[np.ix_(index, index)] + np.outer(apart, apart)) / places
+    scale = np.sqrt(np.maximum(np.diag(covariance), 0))
+    product = np.outer(scale, scale)
+    floor = 1e-12 * float(product.max(initial=0.0))
+    correlation = np.divide(
+        covariance, product, out=np.zeros_like(covariance), where=product > floor
+    )
+    np.fill_diagonal(correlation, 1.0)
+    return ActivationStatistics(
+        mean=mean_of,
+        std=std,
+        combined=absolute + np.sqrt(np.maximum(own - absolute**2, 0)),
+        zeros=_pooled(total.zeros[0] / count, rows),
+        correlation=np.clip(correlation, -1, 1),
+    )
+
+
+def positions_of(features: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """For each channel the numbers of its features, in order."""
+    if not (features >= 0).any():
+        return []
+    return [np.flatnonzero(features == c) for c in range(int(features.max()) + 1)]
+
+
+def _pooled(values: Any, rows: list[npt.NDArray[np.int64]]) -> Array:
+    return np.array([values[r].mean() for r in rows])

@@ -1,0 +1,113 @@
+"""Batches of calibration data from everything that `fit` takes; never more than asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+Batch = tuple[Any, Any, Any]
+"""Inputs, targets or None, sample weights or None."""
+
+
+def batches(data: Any, batch_size: int, limit: int | None) -> Iterator[Batch]:
+    """Yields batches of calibration data.
+
+    Args:
+        data: An array, tensor, list or dict of model inputs; a tuple `(x, y)` or
+            `(x, y, sample_weight)` of them; a `tf.data.Dataset`, `keras.utils.PyDataset` or
+            iterable of batches.
+        batch_size: Samples in a batch; data that comes in batches keeps its own size.
+        limit: Stop after this many samples; None takes all.
+
+    Yields:
+        `(x, y, sample_weight)`.
+
+    Raises:
+        ValueError: There is no sample, or the arrays differ in length.
+        TypeError: `data` is None or of an unknown kind.
+    """
+    seen = 0
+    for batch in _all_batches(data, batch_size):
+        count = _length(batch[0])
+        if count == 0:
+            continue
+        if limit is not None and seen + count > limit:
+            batch = _head(batch, limit - seen)
+            count = limit - seen
+        if count:
+            yield batch
+        seen += count
+        if limit is not None and seen >= limit:
+            break
+    if not seen:
+        raise ValueError(
+            "The calibration data are empty: no sample was received. Pass some hundred inputs of "
+            "the kind that the model is trained on."
+        )
+
+
+def _all_batches(data: Any, batch_size: int) -> Iterator[Batch]:
+    import tensorflow as tf
+
+    if data is None:
+        raise TypeError(
+            "Calibration data are needed. Pass an array of inputs, a tuple (x, y), a "
+            "tf.data.Dataset or a keras.utils.PyDataset. Received: None"
+        )
+    if isinstance(data, tf.data.Dataset):
+        for element in data:
+            yield keras.utils.unpack_x_y_sample_weight(element)
+    elif isinstance(data, keras.utils.PyDataset):
+        for index in range(data.num_batches or 0):
+            yield keras.utils.unpack_x_y_sample_weight(data[index])
+    elif isinstance(data, (np.ndarray, tf.Tensor, list, dict, tuple)):
+        yield from _sliced(data, batch_size)
+    elif hasattr(data, "__next__") or hasattr(data, "__iter__"):
+        for element in data:
+            yield keras.utils.unpack_x_y_sample_weight(element)
+    else:
+        raise TypeError(
+            "Calibration data must be an array, a list or dict of arrays, a tuple (x, y), a "
+            f"tf.data.Dataset, a keras.utils.PyDataset or a generator. Received: {data!r} (of "
+            f"type {type(data).__name__})"
+        )
+
+
+def _sliced(data: Any, batch_size: int) -> Iterator[Batch]:
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+    x, y, weight = keras.tree.map_structure(
+        lambda leaf: leaf if leaf is None or hasattr(leaf, "shape") else np.asarray(leaf),
+        (x, y, weight),
+    )
+    lengths = {_length(leaf) for leaf in keras.tree.flatten((x, y, weight)) if leaf is not None}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"The arrays of the calibration data differ in length: {sorted(lengths)} samples."
+        )
+    for start in range(0, max(lengths, default=0), batch_size):
+        stop = start + batch_size
+        yield keras.tree.map_structure(
+            lambda leaf, start=start, stop=stop: None if leaf is None else leaf[start:stop],
+            (x, y, weight),
+        )
+
+
+def _length(x: Any) -> int:
+    first = keras.tree.flatten(x)[0]
+    shape = getattr(first, "shape", ())
+    if not len(shape):
+        raise TypeError(
+            "Each calibration input must be an array with a batch axis. "
+            f"Received: {first!r} (of type {type(first).__name__})"
+        )
+    return int(shape[0])
+
+
+def _head(batch: Batch, count: int) -> Batch:
+    head: Batch = keras.tree.map_structure(
+        lambda leaf: None if leaf is None else leaf[:count], batch
+    )
+    return head

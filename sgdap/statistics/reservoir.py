@@ -1,0 +1,91 @@
+"""A bounded random sample of the inputs that a training run sees, kept inside its train step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+
+class Reservoir:
+    """A uniform random sample of a stream of inputs, of at most `capacity` samples.
+
+    `update` runs inside the compiled train step; each input replaces a random earlier one with
+    the probability that keeps the sample uniform (Vitter 1985, algorithm R). Memory is
+    `capacity` times the size of one sample.
+
+    Args:
+        capacity: Number of samples kept.
+        seed: Of the choice; the process's global random state is not touched.
+    """
+
+    def __init__(self, capacity: int, seed: int = 0) -> None:
+        self.capacity = capacity
+        self._seed = seed
+        self._seen: Any = None
+        self._slots: list[Any] = []
+        self._structure: Any = None
+
+    @property
+    def seen(self) -> int:
+        """How many samples went by."""
+        return 0 if self._seen is None else int(self._seen.numpy())
+
+    def update(self, x: Any) -> None:
+        """Takes a batch of inputs into account; callable in a `tf.function`.
+
+        Args:
+            x: Tensor, or nested structure of tensors, with a leading batch axis.
+
+        Raises:
+            ValueError: The shape of a sample is not known, or differs from those before.
+        """
+        import tensorflow as tf
+
+        leaves = [tf.convert_to_tensor(leaf) for leaf in keras.tree.flatten(x)]
+        if self._seen is None:
+            self._create(x, leaves)
+        count = tf.shape(leaves[0], out_type=tf.int64)[0]
+        order = self._seen + tf.range(count)
+        random = tf.random.stateless_uniform(
+            tf.shape(order), [tf.constant(self._seed, tf.int64), self._seen.read_value()], dtype=tf.float64
+        )
+        drawn = tf.cast(random * tf.cast(order + 1, tf.float64), tf.int64)
+        slot = tf.where(order < self.capacity, order, drawn)
+        slot = tf.minimum(slot, self.capacity)  # one slot more, for what is not kept
+        for variable, leaf in zip(self._slots, leaves, strict=True):
+            variable.scatter_update(tf.IndexedSlices(leaf, slot))
+        self._seen.assign_add(count)
+
+    def sample(self) -> Any:
+        """The sample, in the structure of the inputs, as arrays.
+
+        Raises:
+            ValueError: No batch was seen yet.
+        """
+        kept = min(self.seen, self.capacity)
+        if not kept:
+            raise ValueError("No training batch has been seen yet.")
+        arrays = [np.asarray(variable.numpy()[:kept]) for variable in self._slots]
+        return keras.tree.pack_sequence_as(self._structure, arrays)
+
+    def _create(self, x: Any, leaves: list[Any]) -> None:
+        import tensorflow as tf
+
+        for leaf in leaves:
+            if leaf.shape.rank is None or None in leaf.shape[1:]:
+                raise ValueError(
+                    f"The training inputs have the shape {leaf.shape}, which is not known but for "
+                    "the batch axis, so no sample of them can be kept. Pass calibration_data to "
+                    "the callback."
+                )
+        with tf.init_scope():
+            self._seen = tf.Variable(0, dtype=tf.int64, trainable=False)
+            self._slots = [
+                tf.Variable(
+                    tf.zeros([self.capacity + 1, *leaf.shape[1:]], leaf.dtype), trainable=False
+                )
+                for leaf in leaves
+            ]
+        self._structure = keras.tree.map_structure(lambda leaf: 0, x)

@@ -1,0 +1,96 @@
+"""Applies a plan to a model: on a copy, or in place."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+
+from sgdap import _keras
+from sgdap.graph.groups import ChannelGraph, channel_graph
+from sgdap.planning.plan import Plan, kept_mask, weights_fingerprint
+from sgdap.surgery.rebuild import prune_in_place
+
+
+def apply(model: Any, plan: Plan, *, in_place: bool = False) -> Any:
+    """Builds the slim model of a plan.
+
+    Args:
+        model: The model that the plan was made for.
+        plan: The plan.
+        in_place: Whether `model` itself becomes slim, its optimizer's state with it. Otherwise a
+            copy does, and `model` stays as it is; a compiled model's copy is compiled alike, with
+            a new optimizer.
+
+    Returns:
+        The slim model, `model` itself where `in_place`.
+
+    Raises:
+        TypeError: `plan` is no `Plan` or `model` no Keras model.
+        ValueError: The plan was made for another model or for other weights, or a layer can't be
+            rebuilt from its config.
+    """
+    if not isinstance(plan, Plan):
+        raise TypeError(
+            f"plan must be a sgdap.Plan. Received: {plan!r} (of type {type(plan).__name__})"
+        )
+    graph = channel_graph(model)
+    kept_mask(graph, plan)
+    if plan.weights and plan.fitted_to != weights_fingerprint(graph):
+        raise ValueError(
+            f"The weights of model '{model.name}' changed since this plan was made, and its "
+            "reconstruction was fitted to the old ones. Make a new plan with sgdap.plan, or one "
+            "with reconstruction=False."
+        )
+    if not in_place:
+        model = copy_model(model)
+        graph = channel_graph(model)
+    prune_by_plan(graph, plan)
+    return model
+
+
+def prune_by_plan(graph: ChannelGraph, plan: Plan) -> None:
+    """Makes the model of a graph slim, in place; the plan must fit.
+
+    Args:
+        graph: The model's channels.
+        plan: A plan for it.
+
+    Raises:
+        ValueError: The plan was made for another model, or a layer can't be rebuilt.
+    """
+    updates = {}
+    for key, value in plan.weights.items():
+        path, number = key.rsplit(":", 1)
+        updates[(path, int(number))] = value
+    prune_in_place(graph, kept_mask(graph, plan), updates)
+
+
+def copy_model(model: Any) -> Any:
+    """A copy of a model with the same weights, compiled alike where the model is compiled.
+
+    Raises:
+        ValueError: A layer can't be made from its config.
+    """
+    try:
+        with _keras.uncompiled(model):
+            copy = keras.models.clone_model(model)
+    except Exception as error:
+        raise ValueError(
+            f"Model '{model.name}' can't be copied: {error} Implement `get_config` in its custom "
+            "layers, or use sgdap.apply(model, plan, in_place=True)."
+        ) from error
+    for mine, other in zip(copy.variables, model.variables, strict=True):
+        mine.assign(other)
+    if model.compiled:
+        try:
+            copy.compile_from_config(model.get_compile_config())
+        except Exception as error:  # a loss or metric that Keras can't make from its config
+            warnings.warn(
+                f"The slim model is not compiled: the loss, metrics or optimizer of "
+                f"'{model.name}' can't be copied ({error}). Call slim.compile(...) before "
+                "training or evaluating it.",
+                stacklevel=3,
+            )
+    return copy

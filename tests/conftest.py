@@ -1,0 +1,28 @@
+"""What holds for every test: the backend, the digits that ship with the package, fixed seeds."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Keras and TensorFlow read these when they are first imported, which is after this file.
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# No test needs a network. To run them on the whole of MNIST, name its file in SGDAP_MNIST.
+SUBSET = Path(__file__).parents[1] / "sgdap" / "data" / "mnist_subset.npz"
+os.environ.setdefault("SGDAP_MNIST", str(SUBSET))
+
+# The same examples on every run; `pytest --hypothesis-profile=explore` looks for new ones.
+settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("explore", deadline=None, print_blob=True, max_examples=500)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Gives every test the same random weights, whatever ran before it."""
+    import keras
+
+    keras.utils.set_random_seed(0)

@@ -1,0 +1,32 @@
+"""The examples in README.md and docs/ do what they show: `make docs`."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [page for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))) if page.exists()]
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+@pytest.mark.documentation
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Blocks with prompts run as doctests, one after another; the others must at least parse."""
+    text = page.read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    complaints: list[str] = []
+    for block in PYTHON_BLOCK.finditer(text):
+        line = text[: block.start(1)].count("\n")
+        if ">>>" not in block[1]:
+            compile("\n" * line + block[1], page.name, "exec")
+            continue
+        example = doctest.DocTestParser().get_doctest(block[1], names, page.name, str(page), line)
+        runner.run(example, out=complaints.append, clear_globs=False)
+        names = example.globs
+    assert not runner.summarize(verbose=False).failed, "".join(complaints)
