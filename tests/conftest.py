@@ -15,7 +15,9 @@ SUBSET = Path(__file__).parents[1] / "sgdap" / "data" / "mnist_subset.npz"
 os.environ.setdefault("SGDAP_MNIST", str(SUBSET))
 
 # The same examples on every run; `pytest --hypothesis-profile=explore` looks for new ones.
-settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, print_blob=True, max_examples=50
+)
 settings.register_profile("explore", deadline=None, print_blob=True, max_examples=500)
 settings.load_profile("repeatable")
 

@@ -186,8 +186,10 @@ def reshape(symbol: Symbol, shape: Sequence[int | None], ledger: Ledger) -> Symb
             kept = next(axis for axis, size in zip(target, wanted, strict=True) if size != 1)
             axes[kept] = symbol.axes[source[0]]
             continue
-        if len(labelled) > 1 or None in (_size(sizes), _size(wanted)) or (
-            _size(sizes) != _size(wanted)
+        if (
+            len(labelled) > 1
+            or None in (_size(sizes), _size(wanted))
+            or (_size(sizes) != _size(wanted))
         ):
             for axis in labelled:
                 channels = symbol.axes[axis]

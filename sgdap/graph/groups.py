@@ -125,7 +125,9 @@ def channel_graph(model: Any) -> ChannelGraph:
     """
     program = trace(model)
     record = Record()
-    symbols: dict[int, Symbol] = {ref.index: plain(program.shapes[ref.index]) for ref in program.inputs}
+    symbols: dict[int, Symbol] = {
+        ref.index: plain(program.shapes[ref.index]) for ref in program.inputs
+    }
     kept: list[tuple[str, str]] = []
     for number, call in enumerate(program.calls):
         inputs = [symbols[ref.index] for ref in call.inputs]
@@ -149,9 +151,7 @@ def channel_graph(model: Any) -> ChannelGraph:
     return _assemble(program, record, kept)
 
 
-def _assemble(
-    program: Program, record: Record, kept: list[tuple[str, str]]
-) -> ChannelGraph:
+def _assemble(program: Program, record: Record, kept: list[tuple[str, str]]) -> ChannelGraph:
     settled = record.ledger.settle()
     classes = settled.classes
 
@@ -175,12 +175,8 @@ def _assemble(
         groups=_groups(program, record, settled, axes),
         count=len(settled.removable),
         axes=axes,
-        resizes=tuple(
-            Resize(r.path, r.key, classes[r.channels]) for r in record.resizes.values()
-        ),
-        work=tuple(
-            Work(w.path, w.factor, tuple(classes[c] for c in w.axes)) for w in record.work
-        ),
+        resizes=tuple(Resize(r.path, r.key, classes[r.channels]) for r in record.resizes.values()),
+        work=tuple(Work(w.path, w.factor, tuple(classes[c] for c in w.axes)) for w in record.work),
         linears=linears,
         kept=tuple(kept),
     )
@@ -236,4 +232,3 @@ def _groups(
             )
         )
     return tuple(groups)
-

@@ -154,9 +154,8 @@ def trace(model: Any) -> Program:
         )
     tracer = _Tracer()
     inputs = tuple(tracer.new(tensor) for tensor in functional.inputs)
-    outputs = tuple(
-        tracer.graph(functional.outputs, dict(zip(map(id, functional.inputs), inputs)), "")
-    )
+    known = dict(zip(map(id, functional.inputs), inputs, strict=True))
+    outputs = tuple(tracer.graph(functional.outputs, known, ""))
     return Program(
         model=model,
         functional=functional,

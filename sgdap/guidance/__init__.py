@@ -1,6 +1,6 @@
 """Which channels does the next layer need: criteria, error curves and reconstruction."""
 
-from sgdap.guidance.base import Guidance, GroupData, get_guidance, register_guidance
+from sgdap.guidance.base import GroupData, Guidance, get_guidance, register_guidance
 from sgdap.guidance.criteria import (
     ActivationGuidance,
     CorrelationGuidance,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from sgdap.guidance.base import Array, Guidance, GroupData, Order, register_guidance
+from sgdap.guidance.base import Array, GroupData, Guidance, Order, register_guidance
 from sgdap.guidance.elimination import channel_gram
 from sgdap.guidance.lasso import LassoFit, Quadratic, entry_order, lasso_cv
+from sgdap.statistics.activation import ActivationStatistics
 from sgdap.statistics.moments import Moments
 
 
@@ -61,9 +63,7 @@ class LassoGuidance(Guidance):
         return data.candidates[entry_order(self.fit(data))]
 
     @staticmethod
-    def _problem(
-        data: GroupData, moments: list[Moments], centres: list[Array]
-    ) -> Quadratic:
+    def _problem(data: GroupData, moments: list[Moments], centres: list[Array]) -> Quadratic:
         gram = np.zeros((data.size, data.size))
         for consumer, own, centre in zip(data.consumers, moments, centres, strict=True):
             second = own.about(centre) / max(float(own.count[0]), 1.0)
@@ -116,6 +116,14 @@ class MagnitudeGuidance(Guidance):
         return scores
 
 
+_ACTIVATION_VALUES: dict[str, Callable[[ActivationStatistics], Array]] = {
+    "mean": lambda a: np.abs(a.mean),
+    "std": lambda a: a.std,
+    "combined": lambda a: a.combined,
+    "apoz": lambda a: 1 - a.zeros,
+}
+
+
 class ActivationGuidance(Guidance):
     """The activation value of a channel.
 
@@ -134,22 +142,17 @@ class ActivationGuidance(Guidance):
     name: ClassVar[str] = "activation"
 
     def __init__(self, value: str = "combined") -> None:
-        if value not in ("mean", "std", "combined", "apoz"):
+        if value not in _ACTIVATION_VALUES:
             raise ValueError(
-                "value must be 'mean', 'std', 'combined' or 'apoz'. "
-                f"Received: value={value!r}"
+                f"value must be 'mean', 'std', 'combined' or 'apoz'. Received: value={value!r}"
             )
         self.value = value
 
     def scores(self, data: GroupData) -> Array:
         """The activation value of each channel, mean over the consumers, `(size,)`."""
-        values = {
-            "mean": lambda a: np.abs(a.mean),
-            "std": lambda a: a.std,
-            "combined": lambda a: a.combined,
-            "apoz": lambda a: 1 - a.zeros,
-        }[self.value]
-        return np.mean([_padded(values(a), data.size) for a in data.activations], axis=0)
+        values = _ACTIVATION_VALUES[self.value]
+        scores: Array = np.mean([_padded(values(a), data.size) for a in data.activations], axis=0)
+        return scores
 
 
 class CorrelationGuidance(Guidance):

@@ -68,7 +68,7 @@ def lasso_cv(
     *,
     alphas: int = 100,
     eps: float = 1e-3,
-    tol: float = 1e-6,
+    tol: float = 1e-4,
     max_iter: int = 10_000,
     positive: bool = False,
 ) -> LassoFit:
@@ -122,7 +122,7 @@ def solve_path(
     problem: Quadratic,
     alphas: Array,
     *,
-    tol: float = 1e-6,
+    tol: float = 1e-4,
     max_iter: int = 10_000,
     positive: bool = False,
 ) -> Array:

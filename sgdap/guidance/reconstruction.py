@@ -20,8 +20,9 @@ def reconstruct(
 ) -> tuple[Array, Array]:
     """The weights on the kept features that come closest to the outputs of all of them.
 
-    `W'_S = W_S + M_SS⁻¹ M_SR W_R` and `Δb = μ_Rᵀ W_R − μ_Sᵀ (W'_S − W_S)`, for S kept and R removed:
-    the least squares optimum, written so that the ridge draws towards the old weights.
+    For S kept and R removed, `W'_S = W_S + M_SS⁻¹ M_SR W_R` and
+    `Δb = μ_Rᵀ W_R − μ_Sᵀ (W'_S − W_S)`: the least squares optimum, written so that the ridge draws
+    towards the old weights.
 
     Args:
         second: Centred second moment of the features, `(features, features)`.

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
 
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph, ChannelGroup
@@ -39,21 +41,23 @@ def score_groups(
         errors are in units of loss and comparable between groups; without, each consumer's error
         is relative to the power of its outputs.
     """
-    curves = {}
-    for group in graph.groups:
-        if not group.prunable:
-            continue
+    groups = [group for group in graph.groups if group.prunable]
+
+    def curve(group: ChannelGroup) -> ErrorCurve:
         if progress is not None:
             progress(group)
         data = group_data(graph, group, statistics)
         order = guidance.order(data)
         if reconstruction:
-            curves[group.name] = eliminate(data.consumers, data.candidates, order)
-        else:
-            if order is None:
-                order = eliminate(data.consumers, data.candidates).order
-            curves[group.name] = removal_errors(data.consumers, order)
-    return curves
+            return eliminate(data.consumers, data.candidates, order)
+        if order is None:
+            order = eliminate(data.consumers, data.candidates).order
+        return removal_errors(data.consumers, order)
+
+    # Threads of the linear algebra would wait for each other: one each, the groups side by side.
+    with threadpool_limits(limits=1, user_api="blas"):
+        curves = Parallel(n_jobs=-1, prefer="threads")(delayed(curve)(g) for g in groups)
+    return {group.name: found for group, found in zip(groups, curves, strict=True)}
 
 
 def group_data(
@@ -81,9 +85,7 @@ def group_data(
         total = own.moments.total()
         count = max(float(total.count[0]), 1.0)
         second = total.second[0] / count
-        consumers.append(
-            Consumer(second, total.mean[0], _weighted(kernel, second, own), channels)
-        )
+        consumers.append(Consumer(second, total.mean[0], _weighted(kernel, second, own), channels))
         moments.append(own.moments)
         activations.append(activation_statistics(own.moments, channels))
     filters = []
@@ -110,13 +112,16 @@ def group_data(
 def kernel_matrix(layer: object, statistics: ConsumerStatistics) -> Array:
     """A consumer's kernel as a matrix, `(features, outputs)`."""
     kernel = _keras.layer_variables(layer)[statistics.linear.kernel].numpy()
-    return np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
+    matrix: Array = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
+    return matrix
 
 
 def _weighted(kernel: Array, second: Array, statistics: ConsumerStatistics) -> Array:
     """The kernel times the root of the sensitivity of its outputs."""
     if statistics.sensitivity is None:
         power = float(np.einsum("io,ij,jo->", kernel, second, kernel, optimize=True))
-        return kernel / np.sqrt(max(power, np.finfo(float).tiny))
+        relative: Array = kernel / np.sqrt(max(power, np.finfo(float).tiny))
+        return relative
     values, vectors = np.linalg.eigh(statistics.sensitivity)
-    return kernel @ (vectors * np.sqrt(np.maximum(values, 0)))
+    weighted: Array = kernel @ (vectors * np.sqrt(np.maximum(values, 0)))
+    return weighted

@@ -33,14 +33,13 @@ class _Widths:
         self.lengths = self.model.lengths(self.kept)
         self.removed = {group.name: [] for group in self.groups}
         self._matrix = self.model.widths
-        self._terms = [
-            _TermTable(terms, len(self.lengths)) for terms in self.model.terms
-        ]
+        self._terms = [_TermTable(terms, len(self.lengths)) for terms in self.model.terms]
         touched = {}
         for group in self.groups:
             axes = np.unique(self._matrix[:, group.channels].indices)
             touched[group.name] = [table.touching(axes) for table in self._terms]
         self._touched = touched
+        self._neighbours: dict[str, list[ChannelGroup]] = {}
 
     def cost(self) -> Array:
         return np.array([table.total(self.lengths) for table in self._terms])
@@ -83,8 +82,25 @@ class _Widths:
         column = self._matrix[:, [channel]]
         self.lengths[column.indices] += column.data
 
+    def error(self) -> float:
+        """The expected loss of everything removed."""
+        return float(sum(self.curves[n].errors[len(d)] for n, d in self.removed.items()))
+
+    def set_removed(self, removed: Mapping[str, list[int]]) -> None:
+        for group in self.groups:
+            mine, wanted = self.removed[group.name], removed[group.name]
+            while mine[: len(wanted)] != wanted[: len(mine)] or len(mine) > len(wanted):
+                self.restore(group)
+            for channel in wanted[len(mine) :]:
+                self.remove(group, channel)
+
     def neighbours(self, group: ChannelGroup) -> list[ChannelGroup]:
         """The groups whose savings change with the group's width, itself included."""
+        if group.name not in self._neighbours:
+            self._neighbours[group.name] = self._find_neighbours(group)
+        return self._neighbours[group.name]
+
+    def _find_neighbours(self, group: ChannelGroup) -> list[ChannelGroup]:
         mine = [set(rows.tolist()) for rows in self._touched[group.name]]
         return [
             other
@@ -150,9 +166,7 @@ def allocate(
     Raises:
         ValueError: The budget cannot be met, or `allocation` is unknown.
     """
-    widths = _Widths(
-        model, groups, curves, min_channels, np.ones(model.widths.shape[1], bool)
-    )
+    widths = _Widths(model, groups, curves, min_channels, np.ones(model.widths.shape[1], bool))
     targets = budget.targets(full)
     if allocation == "global":
         _globally(widths, targets, full)
@@ -165,7 +179,8 @@ def allocate(
     cost = widths.cost()
     if (cost > targets * (1 + 1e-9)).any():
         share = ", ".join(
-            f"{cost[i] / full[i]:.3g} of its {name}" for i, name in enumerate(MEASURES)
+            f"{cost[i] / full[i]:.3g} of its {name}"
+            for i, name in enumerate(MEASURES)
             if cost[i] > targets[i]
         )
         raise ValueError(
@@ -177,7 +192,22 @@ def allocate(
 
 
 def _globally(widths: _Widths, targets: Array, full: Array) -> None:
-    hulls = {g.name: hull_slopes(widths.curves[g.name].errors) for g in widths.groups}
+    slopes = {g.name: hull_slopes(widths.curves[g.name].errors) for g in widths.groups}
+    _remove_cheapest(widths, targets, full, slopes)
+    _give_back(widths, targets)
+    _exchange(widths, targets, full, slopes)
+
+
+def _remove_cheapest(
+    widths: _Widths,
+    targets: Array,
+    full: Array,
+    slopes: Mapping[str, Array],
+    spared: str | None = None,
+) -> None:
+    """Removes channels where the loss rises least for what is saved, until the targets are met."""
+    groups = [group for group in widths.groups if group.name != spared]
+    by_name = {group.name: group for group in groups}
     rates: dict[str, tuple[float, int]] = {}
 
     def rate(group: ChannelGroup, unmet: Mask) -> None:
@@ -186,24 +216,50 @@ def _globally(widths: _Widths, targets: Array, full: Array) -> None:
         if channel is None:
             return
         saved = float((widths.saving(group, channel) / full)[unmet].sum())
-        if saved <= 0:
-            return
-        slope = hulls[group.name][len(widths.removed[group.name])]
-        rates[group.name] = (slope / saved, channel)
+        if saved > 0:
+            slope = slopes[group.name][len(widths.removed[group.name])]
+            rates[group.name] = (slope / saved, channel)
 
-    by_name = {group.name: group for group in widths.groups}
-    neighbours = {group.name: widths.neighbours(group) for group in widths.groups}
     unmet = widths.cost() > targets
-    for group in widths.groups:
+    for group in groups:
         rate(group, unmet)
     while unmet.any() and rates:
         name = min(rates, key=lambda key: rates[key][0])
         widths.remove(by_name[name], rates[name][1])
         now = widths.cost() > targets
-        for group in neighbours[name] if (now == unmet).all() else widths.groups:
+        stale = groups
+        if (now == unmet).all():
+            stale = [g for g in widths.neighbours(by_name[name]) if g.name != spared]
+        for group in stale:
             rate(group, now)
         unmet = now
-    _give_back(widths, targets)
+
+
+def _exchange(
+    widths: _Widths, targets: Array, full: Array, slopes: Mapping[str, Array], rounds: int = 200
+) -> None:
+    """Brings a channel of one group back and pays for it in the others, while the loss falls."""
+    if (widths.cost() > targets).any():
+        return
+    for _ in range(rounds):
+        current = widths.error()
+        before = {name: list(done) for name, done in widths.removed.items()}
+        best: tuple[float, dict[str, list[int]]] | None = None
+        for group in widths.groups:
+            if not before[group.name]:
+                continue
+            widths.restore(group)
+            _remove_cheapest(widths, targets, full, slopes, spared=group.name)
+            _give_back(widths, targets)
+            error = widths.error()
+            if (widths.cost() <= targets).all() and error < min(
+                current * (1 - 1e-9), best[0] if best else np.inf
+            ):
+                best = (error, {name: list(done) for name, done in widths.removed.items()})
+            widths.set_removed(before)
+        if best is None:
+            return
+        widths.set_removed(best[1])
 
 
 def _give_back(widths: _Widths, targets: Array) -> None:

@@ -225,9 +225,7 @@ def kept_mask(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
         group = known[entry.name]
         mask[group.channels] = False
         mask[group.channels[list(entry.kept)]] = True
-    protected = [
-        g.name for g in graph.groups if not mask[g.channels[~g.removable]].all()
-    ]
+    protected = [g.name for g in graph.groups if not mask[g.channels[~g.removable]].all()]
     if protected:
         raise ValueError(f"The plan removes protected channels of {', '.join(protected)}.")
     return mask

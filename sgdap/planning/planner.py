@@ -158,9 +158,7 @@ def plan_from_statistics(
     )
 
 
-def prunable_groups(
-    graph: ChannelGraph, layers: Sequence[str] | None = None
-) -> list[ChannelGroup]:
+def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) -> list[ChannelGroup]:
     """The groups that may shrink.
 
     Args:
@@ -247,9 +245,7 @@ def _fits(group: ChannelGroup, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in group.producers)
 
 
-def _group_plan(
-    group: ChannelGroup, kept: Mask, curves: Mapping[str, ErrorCurve]
-) -> GroupPlan:
+def _group_plan(group: ChannelGroup, kept: Mask, curves: Mapping[str, ErrorCurve]) -> GroupPlan:
     stays = kept[group.channels]
     removed = int((~stays).sum())
     return GroupPlan(

@@ -171,7 +171,7 @@ def _make_step(
     by_call = {linear.call: linear for calls in linears.values() for linear in calls}
     layers = program.layers()
 
-    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
+    @tf.function(reduce_retracing=True, autograph=False)
     def step(x: Any, seed: Any, shifts: Any) -> Any:
         rows: dict[str, list[Any]] = {}
         outputs: dict[str, list[Any]] = {}

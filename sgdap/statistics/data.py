@@ -97,8 +97,8 @@ def _sliced(data: Any, batch_size: int) -> Iterator[Batch]:
 
 def _length(x: Any) -> int:
     first = keras.tree.flatten(x)[0]
-    shape = getattr(first, "shape", ())
-    if not len(shape):
+    shape: tuple[int, ...] = tuple(getattr(first, "shape", ()))
+    if not shape:
         raise TypeError(
             "Each calibration input must be an array with a batch axis. "
             f"Received: {first!r} (of type {type(first).__name__})"

@@ -49,7 +49,9 @@ class Reservoir:
         count = tf.shape(leaves[0], out_type=tf.int64)[0]
         order = self._seen + tf.range(count)
         random = tf.random.stateless_uniform(
-            tf.shape(order), [tf.constant(self._seed, tf.int64), self._seen.read_value()], dtype=tf.float64
+            tf.shape(order),
+            [tf.constant(self._seed, tf.int64), self._seen.read_value()],
+            dtype=tf.float64,
         )
         drawn = tf.cast(random * tf.cast(order + 1, tf.float64), tf.int64)
         slot = tf.where(order < self.capacity, order, drawn)

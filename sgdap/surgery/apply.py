@@ -67,8 +67,15 @@ def prune_by_plan(graph: ChannelGraph, plan: Plan) -> None:
     prune_in_place(graph, kept_mask(graph, plan), updates)
 
 
-def copy_model(model: Any) -> Any:
-    """A copy of a model with the same weights, compiled alike where the model is compiled.
+def copy_model(model: Any, *, compiled: bool = True) -> Any:
+    """A copy of a model with the same weights.
+
+    Args:
+        model: The model.
+        compiled: Whether the copy of a compiled model is compiled alike.
+
+    Returns:
+        The copy.
 
     Raises:
         ValueError: A layer can't be made from its config.
@@ -83,7 +90,7 @@ def copy_model(model: Any) -> Any:
         ) from error
     for mine, other in zip(copy.variables, model.variables, strict=True):
         mine.assign(other)
-    if model.compiled:
+    if model.compiled and compiled:
         try:
             copy.compile_from_config(model.get_compile_config())
         except Exception as error:  # a loss or metric that Keras can't make from its config

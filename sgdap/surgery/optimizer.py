@@ -60,9 +60,7 @@ def _record_references(optimizer: Any, references: dict[int, Any]) -> None:
     optimizer.add_variable_from_reference = recorded
 
 
-def _sliced_slot(
-    value: npt.NDArray[Any], shape: tuple[int, ...], index: Index
-) -> npt.NDArray[Any]:
+def _sliced_slot(value: npt.NDArray[Any], shape: tuple[int, ...], index: Index) -> npt.NDArray[Any]:
     if value.shape != shape:
         return value
     for axis, stays in enumerate(index):

@@ -136,9 +136,7 @@ def variable_slices(
     return slices
 
 
-def sliced(
-    array: npt.NDArray[Any], index: list[npt.NDArray[np.int64] | None]
-) -> npt.NDArray[Any]:
+def sliced(array: npt.NDArray[Any], index: list[npt.NDArray[np.int64] | None]) -> npt.NDArray[Any]:
     """Returns the entries of an array at some indices along each axis (None: all of them)."""
     for axis, stays in enumerate(index):
         if stays is not None:
@@ -218,4 +216,3 @@ def without_build_config(config: Any) -> Any:
     if isinstance(config, list):
         return [without_build_config(entry) for entry in config]
     return config
-

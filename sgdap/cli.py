@@ -1,0 +1,51 @@
+"""The command line: `sgdap demo`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: What stands after `sgdap`; None: the process's own.
+
+    Returns:
+        The exit status: 0 done, 1 the input makes no sense (said on standard error).
+    """
+    parser = argparse.ArgumentParser(prog="sgdap", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser(
+        "demo", help="train LeNet-5 on MNIST, prune it in fit, serve it without sgdap"
+    )
+    demo.add_argument("--arch", choices=["lenet5", "caffe"], default="lenet5")
+    demo.add_argument("--out", default="runs/demo", help="folder for models and figure")
+    demo.add_argument("--data", help="MNIST as an .npz in Keras' format (default: SGDAP_MNIST, …)")
+    demo.add_argument("--flops", type=float, default=0.3, help="FLOPs to keep, a fraction")
+    demo.add_argument("--params", type=float, default=0.3, help="parameters to keep, a fraction")
+    demo.add_argument("--epochs", type=int, default=6, help="epochs of the dense training")
+    demo.add_argument("--prune-epochs", type=int, default=8, help="epochs of the pruning run")
+    demo.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from sgdap.demo import run_demo
+
+    try:
+        run_demo(
+            options.arch,
+            options.out,
+            path=options.data,
+            flops=options.flops,
+            params=options.params,
+            epochs=options.epochs,
+            prune_epochs=options.prune_epochs,
+            seed=options.seed,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        print(f"sgdap demo: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,182 @@
+"""Figures for people, drawn with matplotlib (`pip install sgdap[plots]`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap.guidance.elimination import ErrorCurve
+from sgdap.guidance.lasso import LassoFit
+
+Array = npt.NDArray[np.floating[Any]]
+
+GONE, STAYS, ACCENT = "#c9ced6", "#1f5fa8", "#c4571b"
+
+
+def plot_run(
+    flops: Sequence[float],
+    accuracy: Sequence[float],
+    before: Mapping[str, int],
+    after: Mapping[str, int],
+    dense_accuracy: float,
+) -> Any:
+    """Draws a pruning run: accuracy and FLOPs by epoch, and the widths before and after.
+
+    Args:
+        flops: FLOPs after each epoch as a fraction of the dense model's.
+        accuracy: Validation accuracy of each epoch, measured before that epoch's pruning.
+        before: Channels of each group before.
+        after: Channels of each group after.
+        dense_accuracy: Validation accuracy before any pruning.
+
+    Returns:
+        The matplotlib figure.
+    """
+    figure, (left, right) = _subplots(1, 2, figsize=(10, 3.8))
+    epochs = np.arange(len(flops) + 1)
+    left.step(epochs, np.append(1.0, flops) * 100, where="post", color=STAYS)
+    left.set_xlabel("epoch of pruning")
+    left.set_ylabel("FLOPs kept, %", color=STAYS)
+    left.set_ylim(0, 105)
+    twin = left.twinx()
+    twin.axhline(dense_accuracy * 100, color=ACCENT, linewidth=1, linestyle=":")
+    twin.plot(epochs[1:], np.array(accuracy) * 100, "o-", color=ACCENT, markersize=4)
+    twin.set_ylabel("validation accuracy, % (dotted: dense)", color=ACCENT)
+    twin.spines["right"].set_visible(True)
+    names = list(before)
+    rows = np.arange(len(names))[::-1]
+    shares = [after[name] / before[name] * 100 for name in names]
+    right.barh(rows, 100, color=GONE, label="removed")
+    right.barh(rows, shares, color=STAYS, label="kept")
+    for row, name in zip(rows, names, strict=True):
+        right.text(103, row, f"{before[name]} → {after[name]}", va="center")
+    right.set_yticks(rows, names)
+    right.set_xlim(0, 130)
+    right.set_xticks([0, 50, 100])
+    right.set_xlabel("channels, %")
+    right.set_title("widths", loc="left")
+    left.set_title("accuracy and cost", loc="left")
+    figure.tight_layout()
+    return figure
+
+
+def plot_activation_histograms(activations: Mapping[str, Array], bins: int = 60) -> Any:
+    """Draws how the activations of some layers are distributed.
+
+    Args:
+        activations: For each layer's name an array of its activations, of any shape.
+        bins: Bars in each histogram.
+
+    Returns:
+        The matplotlib figure.
+    """
+    figure, axes = _subplots(1, len(activations), figsize=(3.2 * len(activations), 2.8))
+    for axis, (name, values) in zip(np.atleast_1d(axes), activations.items(), strict=True):
+        axis.hist(np.ravel(values), bins=bins, color=STAYS, log=True)
+        silent = float(np.mean(np.ravel(values) == 0))
+        axis.set_title(f"{name}: {silent:.0%} zeros", loc="left")
+        axis.set_xlabel("activation")
+    figure.tight_layout()
+    return figure
+
+
+def plot_correlation(correlation: Array, title: str = "") -> Any:
+    """Draws the activation pattern: the correlation between the channels of a group.
+
+    Args:
+        correlation: `(channels, channels)`.
+        title: Above the figure.
+
+    Returns:
+        The matplotlib figure.
+    """
+    figure, axis = _subplots(1, 1, figsize=(4.6, 3.8))
+    image = axis.imshow(correlation, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    figure.colorbar(image, ax=axis, label="correlation")
+    axis.set_xlabel("channel")
+    axis.set_ylabel("channel")
+    axis.set_title(title, loc="left")
+    figure.tight_layout()
+    return figure
+
+
+def plot_lasso_path(fit: LassoFit, title: str = "") -> Any:
+    """Draws the coefficients of a LASSO path against the penalty, the chosen one marked.
+
+    Args:
+        fit: A cross-validated LASSO path.
+        title: Above the figure.
+
+    Returns:
+        The matplotlib figure.
+    """
+    figure, axis = _subplots(1, 1, figsize=(5.6, 3.6))
+    axis.plot(fit.alphas, fit.path.T, linewidth=1)
+    axis.axvline(fit.alpha, color=ACCENT, linestyle=":", label="cross-validated")
+    axis.set_xscale("log")
+    axis.set_xlabel("penalty α")
+    axis.set_ylabel("coefficient β of a channel")
+    axis.set_title(title, loc="left")
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def plot_error_curves(curves: Mapping[str, ErrorCurve]) -> Any:
+    """Draws, for each group, the expected loss against the share of its channels that is left.
+
+    Args:
+        curves: Error curves by name of the group.
+
+    Returns:
+        The matplotlib figure.
+    """
+    figure, axis = _subplots(1, 1, figsize=(5.6, 3.6))
+    for name, curve in curves.items():
+        left = 100 * (1 - np.arange(len(curve.errors)) / (len(curve.errors) - 1))
+        axis.plot(left, np.maximum(curve.errors, 1e-6), label=name)
+    axis.set_yscale("log")
+    axis.invert_xaxis()
+    axis.set_xlabel("channels kept, %")
+    axis.set_ylabel("expected loss")
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def plot_accuracy(shares: Sequence[float], accuracy: Mapping[str, Sequence[float]]) -> Any:
+    """Draws accuracy against the FLOPs that are kept, a line for each method.
+
+    Args:
+        shares: FLOPs kept as a fraction of the dense model's.
+        accuracy: For each method its accuracy at each share.
+
+    Returns:
+        The matplotlib figure.
+    """
+    figure, axis = _subplots(1, 1, figsize=(5.6, 3.6))
+    for name, values in accuracy.items():
+        axis.plot(np.array(shares) * 100, np.array(values) * 100, "o-", markersize=4, label=name)
+    axis.invert_xaxis()
+    axis.set_xlabel("FLOPs kept, %")
+    axis.set_ylabel("accuracy, %")
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def _subplots(rows: int, columns: int, figsize: tuple[float, float]) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Figures need matplotlib. Install it with: pip install 'sgdap[plots]'"
+        ) from error
+    figure = Figure(figsize=figsize, dpi=120)
+    axes = figure.subplots(rows, columns)
+    for axis in np.ravel(axes):
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes

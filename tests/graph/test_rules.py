@@ -1,0 +1,89 @@
+"""Every layer with a rule: the slim model equals the original with the removed channels masked."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import sgdap
+from sgdap.graph.registry import _RULES
+from sgdap.surgery import prune_in_place
+from sgdap.surgery.apply import copy_model
+from tests.models import (
+    SPATIAL_ONLY,
+    STEPS,
+    all_layers,
+    assemble,
+    outputs,
+    randomise,
+    samples,
+)
+from tests.oracles import lost_filters, masked_outputs, random_removal
+
+POSITIONAL = {"dense", "flatten", "reshape", "concatenate"} | SPATIAL_ONLY
+EVERYWHERE = [
+    (name, spatial, spatial)
+    for name in STEPS
+    for spatial in (range(4) if name in POSITIONAL else (0, 2))
+    if spatial or name not in SPATIAL_ONLY
+]
+VARIED = ("dense", "convolution", "shared", "nested", "reshape", "add", "multiply", "concatenate")
+CHOICES = [(name, 2, number) for name in VARIED for number in range(6) if number != 2]
+MIXING = ("grouped_convolution", "softmax", "activation", "reshape")
+"""Steps that protect the channels they get, or lead them to the output, for some numbers."""
+
+
+def pruned(model: keras.Model) -> keras.Model:
+    slim = copy_model(model)
+    graph = sgdap.channel_graph(slim)
+    prune_in_place(graph, random_removal(graph))
+    return slim
+
+
+@pytest.mark.parametrize(("name", "spatial", "number"), EVERYWHERE + CHOICES)
+def test_slim_model_equals_the_original_with_the_removed_channels_masked(name, spatial, number):
+    model = assemble(spatial, [(name, number)])
+    before = model.get_weights()
+    slim = pruned(model)
+    x = samples(model)
+    np.testing.assert_allclose(outputs(slim, x), masked_outputs(model, slim, x), atol=1e-5)
+    assert slim.count_params() < model.count_params()
+    assert all(map(np.array_equal, before, model.get_weights()))
+    if name not in MIXING:
+        assert lost_filters(model.layers[1], slim.layers[1]).any()
+
+
+def test_random_models_can_hold_every_layer_that_has_a_rule():
+    made = set()
+    for name, spatial, number in EVERYWHERE + CHOICES:
+        model = assemble(spatial, [(name, number)])
+        made |= {type(layer) for layer in all_layers(model)}
+    ruled = {layer for layer in _RULES if layer.__module__.startswith("keras.")}
+    assert ruled <= made, {layer.__name__ for layer in ruled - made}
+
+
+def test_channels_first_models_lose_what_their_channels_last_twins_lose():
+    """TensorFlow convolves channels first only on GPUs, so weights are compared."""
+
+    def network(data_format: str) -> keras.Model:
+        order = {"data_format": data_format}
+        first = data_format == "channels_first"
+        return keras.Sequential(
+            [
+                keras.Input((3, 8, 8) if first else (8, 8, 3)),
+                layers.Conv2D(6, 3, activation="relu", **order),
+                layers.BatchNormalization(axis=1 if first else -1),
+                layers.MaxPooling2D(padding="same", **order),
+                layers.Conv2D(5, 3, strides=2, padding="same", **order),
+                layers.Flatten(**order),
+                layers.Dense(4),
+                layers.Dense(2),
+            ]
+        )
+
+    last = randomise(network("channels_last"))
+    first = network("channels_first")
+    first.set_weights(last.get_weights())
+    slim = pruned(first)
+    assert slim.layers[2].output.shape == (None, 3, 3, 3)
+    assert all(map(np.array_equal, slim.get_weights(), pruned(last).get_weights()))

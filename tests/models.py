@@ -1,0 +1,281 @@
+"""Small models of every supported layer, and the steps that random ones are put together from."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import keras
+import numpy as np
+from keras import layers
+
+Step = Callable[[list, int], "keras.KerasTensor | None"]
+STEPS: dict[str, Step] = {}
+"""Each makes the next tensor from those before and a number to choose by; None: it can't here."""
+
+INPUT_SHAPES = ((6,), (7, 3), (6, 6, 2), (4, 4, 4, 2))
+"""By number of spatial axes."""
+
+SPATIAL_ONLY = {"convolution", "grouped_convolution"}
+"""Steps that need an axis of positions."""
+
+MERGES = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
+
+
+def step(function: Step) -> Step:
+    STEPS[function.__name__] = function
+    return function
+
+
+def pick(options: Sequence, number: int):
+    return options[number % len(options)]
+
+
+def spatial_rank(x: keras.KerasTensor) -> int:
+    return len(x.shape) - 2
+
+
+def spatial_layer(name: str, x: keras.KerasTensor) -> type | None:
+    return getattr(layers, f"{name}{spatial_rank(x)}D", None)
+
+
+# Layers that make channels
+
+
+@step
+def dense(tensors, n):
+    activation = pick((None, "relu", "tanh", "gelu", "softmax"), n)
+    return layers.Dense(3 + n % 4, activation, use_bias=n % 3 > 0)(tensors[-1])
+
+
+@step
+def convolution(tensors, n):
+    x = tensors[-1]
+    layer = spatial_layer("Conv", x)
+    if layer is None:
+        return None
+    padding = pick(("valid", "same", "causal") if spatial_rank(x) == 1 else ("valid", "same"), n)
+    size = min(1 + n % 3, *x.shape[1:-1])
+    dilation = 2 if n % 4 == 1 and padding != "valid" else 1
+    return layer(
+        3 + n % 3,
+        size,
+        strides=1 if dilation > 1 else 1 + n % 2,
+        padding=padding,
+        dilation_rate=dilation,
+        activation=pick((None, "relu", "elu"), n),
+    )(x)
+
+
+@step
+def grouped_convolution(tensors, n):
+    x = tensors[-1]
+    layer = spatial_layer("Conv", x)
+    return None if layer is None or x.shape[-1] % 2 else layer(4, 1, groups=2)(x)
+
+
+@step
+def shared(tensors, n):
+    x = tensors[-1]
+    layer = layers.Dense(x.shape[-1], "tanh")
+    if n % 2:
+        return layer(layer(x))
+    return layers.Average()([layer(x), layer(layers.Dense(x.shape[-1])(x))])
+
+
+@step
+def nested(tensors, n):
+    x = tensors[-1]
+    inner = keras.Sequential(
+        [
+            keras.Input(x.shape[1:]),
+            layers.Dense(5, "relu"),
+            layers.BatchNormalization(),
+            layers.Dense(x.shape[-1] if n % 2 else 4),
+        ]
+    )
+    if n % 2:
+        symbol = keras.Input(x.shape[1:])
+        inner = keras.Model(symbol, layers.Add()([symbol, inner(symbol)]))
+    return inner(inner(x)) if n % 2 and n % 3 else inner(x)
+
+
+# Layers that channels pass
+
+
+def _same_shape(name: str, make: Callable[[keras.KerasTensor, int], layers.Layer]) -> None:
+    STEPS[name] = lambda tensors, n: make(tensors[-1], n)(tensors[-1])
+
+
+_same_shape("relu", lambda x, n: layers.ReLU(max_value=pick((None, 6), n)))
+_same_shape("leaky_relu", lambda x, n: layers.LeakyReLU())
+_same_shape("elu", lambda x, n: layers.ELU())
+_same_shape(
+    "prelu",
+    lambda x, n: layers.PReLU(shared_axes=list(range(1, len(x.shape) - 1)) if n % 2 else None),
+)
+_same_shape(
+    "activation", lambda x, n: layers.Activation(pick(("swish", "sigmoid", "softmax", "tanh"), n))
+)
+_same_shape("softmax", lambda x, n: layers.Softmax(axis=1 if n % 2 else -1))
+_same_shape("batch_normalization", lambda x, n: layers.BatchNormalization(scale=n % 3 > 0))
+_same_shape("dropout", lambda x, n: layers.Dropout(0.5))
+_same_shape("alpha_dropout", lambda x, n: layers.AlphaDropout(0.5))
+_same_shape("gaussian_dropout", lambda x, n: layers.GaussianDropout(0.5))
+_same_shape("gaussian_noise", lambda x, n: layers.GaussianNoise(0.5))
+_same_shape("activity_regularization", lambda x, n: layers.ActivityRegularization(l2=1e-3))
+_same_shape("identity", lambda x, n: layers.Identity())
+
+
+# Layers that work on positions
+
+
+def _spatial(name: str, make: Callable, fits: Callable = lambda x: True) -> None:
+    def apply(tensors, n):
+        x = tensors[-1]
+        layer = spatial_layer("".join(part.title() for part in name.split("_")), x)
+        return make(layer, n)(x) if layer is not None and fits(x) else None
+
+    STEPS[name] = apply
+    SPATIAL_ONLY.add(name)
+
+
+def is_small(x: keras.KerasTensor) -> bool:
+    return math.prod(x.shape[1:]) <= 300
+
+
+_spatial("max_pooling", lambda layer, n: layer(2, padding="same", strides=1 + n % 2))
+_spatial("average_pooling", lambda layer, n: layer(2, padding="same", strides=1 + n % 2))
+_spatial("global_max_pooling", lambda layer, n: layer(keepdims=n % 2 == 0))
+_spatial("global_average_pooling", lambda layer, n: layer(keepdims=n % 2 == 0))
+_spatial("zero_padding", lambda layer, n: layer(1), is_small)
+_spatial("cropping", lambda layer, n: layer(1), lambda x: min(x.shape[1:-1]) > 2)
+_spatial("up_sampling", lambda layer, n: layer(2), is_small)
+_spatial("spatial_dropout", lambda layer, n: layer(0.5))
+
+
+@step
+def flatten(tensors, n):
+    return layers.Flatten()(tensors[-1])
+
+
+@step
+def reshape(tensors, n):
+    shape = tensors[-1].shape[1:]
+    targets = [(*shape, 1), (1, *shape), (-1, shape[-1])]
+    if shape[-1] % 2 == 0:
+        targets += [(*shape[:-1], 2, shape[-1] // 2), (*shape[:-1], shape[-1] // 2, 2)]
+    if len(shape) > 2:
+        targets += [(math.prod(shape[:-1]), shape[-1]), (shape[0], -1)]
+    target = pick(targets, n)
+    return layers.Reshape(target)(tensors[-1]) if len(target) < 5 else None
+
+
+# Layers that combine tensors
+
+
+def _merge(name: str) -> None:
+    def apply(tensors, n):
+        x = tensors[-1]
+        like = [t for t in tensors[:-1] if t.shape == x.shape]
+        if like and n % 2:
+            other = pick(like, n // 2)
+        elif spatial_rank(x) in (1, 2, 3) and n % 4 == 0:  # a gate: one factor for each channel
+            pooled = spatial_layer("GlobalAveragePooling", x)(keepdims=True)(x)
+            other = layers.Dense(x.shape[-1], "sigmoid")(pooled)
+        else:
+            other = layers.Dense(x.shape[-1])(x)
+        return getattr(layers, name)()([x, other])
+
+    STEPS[name.lower()] = apply
+
+
+for _name in MERGES:
+    _merge(_name)
+
+
+@step
+def concatenate(tensors, n):
+    x = tensors[-1]
+    like = [t for t in tensors if t.shape[:-1] == x.shape[:-1] and t.shape[-1] <= 8]
+    if len(x.shape) > 2 and n % 3 == 0:
+        return layers.Concatenate(axis=1)([x, layers.Dense(x.shape[-1])(x)])
+    return layers.Concatenate()([x, pick(like, n)] if like else [x, layers.Dense(2)(x)])
+
+
+def assemble(spatial: int, recipe: Sequence[tuple[str, int]]) -> keras.Model:
+    """A model with random weights: a producer, the steps that can be taken, a consumer, an end."""
+    tensors = [keras.Input(INPUT_SHAPES[spatial])]
+    first = "convolution" if spatial else "dense"
+    for name, number in [(first, 1), *recipe, ("dense", 1)]:
+        made = STEPS[name](tensors, number)
+        if made is not None and math.prod(made.shape[1:]) <= 3000:
+            tensors.append(made)
+    model = keras.Model(tensors[0], layers.Dense(2, name="end")(tensors[-1]))
+    randomise(model, len(recipe))
+    return model
+
+
+def convnet(**compile_arguments) -> keras.Model:
+    """Two convolutions and two dense layers with random weights; compiled where told how."""
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.Conv2D(6, 3, name="conv_1"),
+            layers.BatchNormalization(name="norm"),
+            layers.ReLU(name="relu"),
+            layers.MaxPooling2D(name="pool"),
+            layers.Conv2D(5, 2, activation="tanh", name="conv_2"),
+            layers.Flatten(name="flatten"),
+            layers.Dense(7, "relu", name="hidden"),
+            layers.Dropout(0.3, seed=1, name="dropout"),
+            layers.Dense(3, "softmax", name="end"),
+        ],
+        name="convnet",
+    )
+    if compile_arguments:
+        model.compile(loss="sparse_categorical_crossentropy", **compile_arguments)
+    return randomise(model)
+
+
+def digits_like(count: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and labels for `convnet`: three classes, told apart by where the light is."""
+    random = np.random.default_rng(0)
+    y = random.integers(3, size=count)
+    x = random.normal(0, 0.3, (count, 8, 8, 2)).astype("float32")
+    for sample, label in zip(x, y, strict=True):
+        sample[2 * label : 2 * label + 3] += 1
+    return x, y
+
+
+def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
+    """Gives every weight a random value of a size that keeps activations near 1."""
+    random = np.random.default_rng(seed)
+    for variable in model.weights:
+        shape = tuple(variable.shape)
+        if "variance" in variable.path:
+            value = random.uniform(0.5, 1.5, shape)
+        elif len(shape) > 1:
+            value = random.normal(0, math.prod(shape[:-1]) ** -0.5, shape)
+        else:
+            value = random.normal("gamma" in variable.path, 0.5, shape)
+        variable.assign(value)
+    return model
+
+
+def samples(model: keras.Model, count: int = 8, seed: int = 0) -> np.ndarray:
+    """Random inputs for a model of one input."""
+    shape = (count, *model.inputs[0].shape[1:])
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def outputs(model: keras.Model, x) -> np.ndarray:
+    """What a model of one output predicts; quicker than `predict` for a small batch."""
+    return model(x, training=False).numpy()
+
+
+def all_layers(model: keras.Model) -> Iterator[layers.Layer]:
+    """All layers, those of nested models too, in a fixed order."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from all_layers(layer)
+        else:
+            yield layer

@@ -1,0 +1,89 @@
+"""What a slim model must compute, found by watching the original; knows nothing of sgdap.graph."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+import keras
+import numpy as np
+from keras import layers
+
+from tests.models import all_layers, outputs
+
+LINEAR = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
+
+
+@contextmanager
+def each_linear_call(watch: Callable) -> Iterator[None]:
+    """Within, `watch(layer, x, compute)` stands in for each call of a Dense or convolution."""
+
+    def watched(original: Callable) -> Callable:
+        def call(self, inputs, **kwargs):
+            return watch(self, inputs, lambda x: original(self, x))
+
+        return call
+
+    with ExitStack() as stack:
+        for layer_class in LINEAR:
+            stack.enter_context(mock.patch.object(layer_class, "call", watched(layer_class.call)))
+        yield
+
+
+def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.ndarray:
+    """What `model` predicts with 0 wherever a layer reads one of the channels that `slim` lacks.
+
+    Which filters are gone is seen in the kernels; what reads them, by disturbing them and watching
+    which inputs of the other layers change.
+    """
+    pairs = zip(all_layers(model), all_layers(slim), strict=True)
+    lost = {id(old): lost_filters(old, new) for old, new in pairs if isinstance(old, LINEAR)}
+    random = np.random.default_rng(0)
+    clean: list[tuple[np.ndarray, np.ndarray]] = []
+    touched: list[np.ndarray] = []
+
+    def record(layer, inputs, compute):
+        result = compute(inputs)
+        clean.append((inputs.numpy(), result.numpy()))
+        return result
+
+    def disturb(layer, inputs, compute):
+        before, result = clean[len(touched)]
+        changed = before != inputs.numpy()
+        touched.append(changed.any(axis=tuple(range(changed.ndim - 1))))
+        noise = random.uniform(10, 20, result.shape) * random.choice((-1, 1), result.shape)
+        return keras.ops.convert_to_tensor(result + (noise * lost[id(layer)]).astype(result.dtype))
+
+    def mask(layer, inputs, compute):
+        stays = ~touched.pop(0)
+        return compute(inputs * stays.astype("float32"))
+
+    with each_linear_call(record):
+        expected = outputs(model, x)
+    with each_linear_call(disturb):
+        np.testing.assert_array_equal(outputs(model, x), expected, "a removed channel is an output")
+    with each_linear_call(mask):
+        return outputs(model, x)
+
+
+def lost_filters(old: layers.Layer, new: layers.Layer) -> np.ndarray:
+    """Which filters of a layer its slim version lacks; each is known by its random weights."""
+    before, after = (np.moveaxis(x.kernel.numpy(), -1, 0) for x in (old, new))
+    found = [
+        next(i for i, whole in enumerate(before) if np.isin(filter, whole).all())
+        for filter in after
+    ]
+    assert sorted(set(found)) == found, "filters changed their order"
+    return ~np.isin(np.arange(len(before)), found)
+
+
+def random_removal(graph, seed: int = 0) -> np.ndarray:
+    """A random choice of channels that stay: about half, and at least one along each axis."""
+    random = np.random.default_rng(seed)
+    kept = np.ones(graph.count, bool)
+    for group in graph.groups:
+        removable = random.permutation(group.channels[group.removable])
+        for channel in removable[: (len(removable) + 1) // 2]:
+            kept[channel] = False
+            if not all(kept[axis.channels].any() for axis in graph.axes):
+                kept[channel] = True
+    return kept

@@ -1,0 +1,224 @@
+"""In-place surgery: the same model, layers and optimizer, only slimmer."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import sgdap
+from sgdap.surgery import prune_in_place
+from tests.models import all_layers, convnet, digits_like, outputs, randomise
+from tests.oracles import masked_outputs, random_removal
+
+OPTIMIZERS = {
+    "Adam": lambda: keras.optimizers.Adam(),
+    "AdamW": lambda: keras.optimizers.AdamW(amsgrad=True),
+    "SGD": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
+    "RMSprop": lambda: keras.optimizers.RMSprop(momentum=0.9, centered=True),
+    "Nadam": lambda: keras.optimizers.Nadam(),
+    "loss scaling": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
+    "averaging": lambda: keras.optimizers.Adam(use_ema=True, gradient_accumulation_steps=2),
+}
+
+
+def prune(model: keras.Model, seed: int = 0) -> None:
+    graph = sgdap.channel_graph(model)
+    prune_in_place(graph, random_removal(graph, seed))
+
+
+def trained(optimizer="adam", **arguments) -> keras.Model:
+    model = convnet(optimizer=optimizer, metrics=["accuracy"], **arguments)
+    model.fit(*digits_like(), epochs=1, verbose=0)
+    return model
+
+
+def slots_by_variable(model: keras.Model):
+    """The optimizer's slots that have the shape of a variable, beside that variable."""
+    for variable in model.trainable_variables:
+        name = variable.path.replace("/", "_")
+        for slot in model.optimizer.variables:
+            if name in slot.path:
+                yield variable, slot
+
+
+def test_the_model_its_layers_and_its_optimizer_stay_the_same_objects():
+    model = trained()
+    before = [model, model.optimizer, *model.layers]
+    names = [layer.name for layer in model.layers]
+    prune(model)
+    assert all(a is b for a, b in zip(before, [model, model.optimizer, *model.layers], strict=True))
+    assert [layer.name for layer in model.layers] == names
+    assert [model.get_layer(name).name for name in names] == names
+
+
+def test_the_slim_model_computes_what_the_original_does_without_the_removed_channels():
+    model, x = trained(), digits_like()[0]
+    original = keras.models.clone_model(model)
+    original.set_weights(model.get_weights())
+    prune(model)
+    np.testing.assert_allclose(outputs(model, x), masked_outputs(original, model, x), atol=1e-5)
+
+
+def test_symbolic_shapes_and_summary_tell_the_new_widths():
+    model = trained()
+    prune(model)
+    for layer in model.layers:
+        if isinstance(layer, (layers.Conv2D, layers.Dense)):
+            width = layer.filters if isinstance(layer, layers.Conv2D) else layer.units
+            assert layer.output.shape[-1] == layer.kernel.shape[-1] == layer.bias.shape[0] == width
+    lines: list[str] = []
+    model.summary(print_fn=lines.append)
+    assert f"{model.get_layer('conv_1').output.shape}" in "\n".join(lines)
+    assert f"{model.count_params():,}" in "\n".join(lines)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_optimizer_slots_lose_the_entries_of_removed_channels(optimizer):
+    model = trained(optimizer())
+    iterations = int(model.optimizer.iterations)
+    pairs = list(slots_by_variable(model))
+    for variable, slot in pairs:
+        slot.assign(variable)  # so each slot must stay equal to its variable
+    prune(model)
+    slim_pairs = list(slots_by_variable(model))
+    assert len(slim_pairs) == len(pairs) > 0
+    for variable, slot in slim_pairs:
+        np.testing.assert_array_equal(slot, variable)
+    assert int(model.optimizer.iterations) == iterations > 0
+    model.fit(*digits_like(), epochs=1, verbose=0)
+    assert int(model.optimizer.iterations) > iterations
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_training_goes_on_and_learns(jit_compile):
+    model, (x, y) = trained(jit_compile=jit_compile), digits_like()
+    model.predict(x, verbose=0)
+    prune(model)
+    before = model.evaluate(x, y, verbose=0, return_dict=True)
+    model.fit(x, y, epochs=15, verbose=0)
+    after = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert after["loss"] < before["loss"]
+    np.testing.assert_allclose(model.predict(x, verbose=0), outputs(model, x), atol=1e-5)
+
+
+def test_a_saved_slim_model_loads_equal_to_the_bit(tmp_path):
+    model, x = trained(), digits_like()[0]
+    prune(model)
+    model.save(tmp_path / "slim.keras")
+    loaded = keras.models.load_model(tmp_path / "slim.keras")
+    assert np.array_equal(outputs(model, x), outputs(loaded, x))
+    assert all(map(np.array_equal, model.get_weights(), loaded.get_weights()))
+    for mine, other in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+        assert np.array_equal(mine.numpy(), other.numpy())
+
+
+def test_what_a_layer_was_configured_with_stays():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(8, kernel_regularizer="l2", bias_constraint="non_neg", name="frozen"),
+            layers.Dense(8, dtype="mixed_bfloat16"),
+            layers.Dense(2),
+        ]
+    )
+    model.compile("adam", "mse")
+    model.layers[0].trainable = False
+    model.layers[0].note = "a user's own attribute"
+    before = [layer.get_config() for layer in model.layers]
+    prune(model)
+    for old, layer in zip(before, model.layers, strict=True):
+        new = layer.get_config()
+        assert {k: v for k, v in new.items() if k != "units"} == {
+            k: v for k, v in old.items() if k != "units"
+        }
+    assert model.layers[0].note == "a user's own attribute"
+    assert not model.layers[0].trainable
+    assert len(model.trainable_variables) == 4
+    model.compile("adam", "mse")
+    model.fit(np.ones((4, 4)), np.ones((4, 2)), verbose=0)
+
+
+def test_a_frozen_layer_stays_frozen_through_training():
+    model = convnet()
+    model.get_layer("conv_2").trainable = False
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(*digits_like(), verbose=0)
+    prune(model)
+    before = model.get_layer("conv_2").kernel.numpy()
+    model.fit(*digits_like(), verbose=0)
+    assert np.array_equal(model.get_layer("conv_2").kernel.numpy(), before)
+
+
+def test_models_in_models_shrink_with_the_model(tmp_path):
+    encoder = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(8, "relu"), layers.Dense(6, "relu")], name="encoder"
+    )
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(2)(encoder(inputs)))
+    model.compile("adam", "mse")
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    model.fit(x, x[:, :2], verbose=0)
+    prune(model)
+    assert [layer.units for layer in all_layers(model) if hasattr(layer, "units")] == [4, 3, 2]
+    assert model.get_layer("encoder") is encoder
+    assert encoder.output.shape == (None, 3)
+    np.testing.assert_allclose(
+        outputs(model, x), x_through(model.layers[-1], outputs(encoder, x)), atol=1e-6
+    )
+    model.fit(x, x[:, :2], verbose=0)
+    model.save(tmp_path / "nested.keras")
+    loaded = keras.models.load_model(tmp_path / "nested.keras")
+    assert np.array_equal(outputs(loaded, x), outputs(model, x))
+
+
+def x_through(dense: layers.Dense, x: np.ndarray) -> np.ndarray:
+    return x @ dense.kernel.numpy() + dense.bias.numpy()
+
+
+class NoWayBack(layers.Layer):
+    """Passes its input; has no config to be built from."""
+
+    def __init__(self, secret, **kwargs):
+        super().__init__(**kwargs)
+        self.secret = secret
+
+    def call(self, inputs):
+        return inputs
+
+
+def test_a_layer_that_cannot_be_rebuilt_leaves_everything_as_it_was():
+    sgdap.register_rule(NoWayBack)(lambda layer, call: call.input)
+    inputs = keras.Input((4,))
+    x = layers.Dense(8, name="first")(inputs)
+    x = layers.Reshape((2, 4), name="shape")(x)
+    x = layers.Flatten()(keras.ops.reshape(x, (-1, 2, 4)))
+    model = keras.Model(inputs, layers.Dense(2)(NoWayBack(1, name="opaque")(x)))
+    model.compile("adam", "mse")
+    data = np.ones((8, 4), "float32"), np.ones((8, 2), "float32")
+    model.fit(*data, verbose=0)
+    weights, slots = model.get_weights(), [v.numpy() for v in model.optimizer.variables]
+    expected = outputs(model, data[0])
+    with pytest.raises(ValueError, match=r"'opaque' .*NoWayBack.* can't be rebuilt.*get_config"):
+        prune(model)
+    assert all(map(np.array_equal, weights, model.get_weights()))
+    assert all(map(np.array_equal, slots, [v.numpy() for v in model.optimizer.variables]))
+    assert np.array_equal(outputs(model, data[0]), expected)
+    assert model.get_layer("shape").target_shape == (2, 4)
+    model.fit(*data, verbose=0)
+
+
+def test_new_values_replace_the_sliced_ones():
+    model = randomise(keras.Sequential([keras.Input((4,)), layers.Dense(6), layers.Dense(2)]))
+    graph = sgdap.channel_graph(model)
+    kept = random_removal(graph)
+    bias = np.array([3.0, 4.0], "float32")
+    prune_in_place(graph, kept, {(model.layers[1].name, 1): bias})
+    assert np.array_equal(model.layers[1].bias.numpy(), bias)
+
+
+def test_keeping_everything_changes_nothing():
+    model = trained()
+    weights = model.get_weights()
+    graph = sgdap.channel_graph(model)
+    prune_in_place(graph, np.ones(graph.count, bool))
+    assert all(map(np.array_equal, weights, model.get_weights()))
