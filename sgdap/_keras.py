@@ -134,3 +134,8 @@ def optimizer_parts(optimizer: Any) -> tuple[Any, ...]:
 def optimizer_variables(optimizer: Any) -> list[Any]:
     """Returns the model variables that a built optimizer updates, in its order."""
     return list(optimizer_parts(optimizer)[-1]._trainable_variables)
+
+
+def spares_weight_decay(optimizer: Any, variable: Any) -> bool:
+    """Whether an optimizer was told to exclude a model variable from weight decay."""
+    return not optimizer_parts(optimizer)[-1]._use_weight_decay(variable)

@@ -264,8 +264,10 @@ class SGDAPCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         """Leaves the best model within the last widths; undoes a round that never recovered."""
         if self.rounds and self.rounds[-1].decision == "pending":
-            self._decide("kept" if self._best is None or self._good_enough(self._best[0]) else "undone",
-                         None if self._best is None else self._best[0])
+            self._decide(
+                "kept" if self._best is None or self._good_enough(self._best[0]) else "undone",
+                None if self._best is None else self._best[0],
+            )
         if self._best is not None and self.max_accuracy_drop is not None and self.rounds:
             restore_snapshot(self.model, self._best[1])
         self._good = self._best = None
@@ -335,7 +337,9 @@ class SGDAPCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if epoch >= self._last_round_epoch() or epoch < self.begin_epoch:
             return None
         if self._steps is not None:
-            wanted = self._steps.progress(epoch * self._per_epoch(), (epoch + 1) * self._per_epoch())
+            wanted = self._steps.progress(
+                epoch * self._per_epoch(), (epoch + 1) * self._per_epoch()
+            )
             if wanted is None:
                 return None
         else:
@@ -423,8 +427,8 @@ class SGDAPCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if decision == "undone":
             assert self._good is not None
             restore_snapshot(self.model, self._good)
-            self._best = None if self.rounds[-1].before is None else (
-                self.rounds[-1].before, self._good
+            self._best = (
+                None if self.rounds[-1].before is None else (self.rounds[-1].before, self._good)
             )
             self._say(
                 f"\nSGDAP undoes the round after epoch {self.rounds[-1].epoch + 1}: "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,25 +29,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--data", help="MNIST as an .npz in Keras' format (default: SGDAP_MNIST, …)")
     demo.add_argument("--flops", type=float, default=0.3, help="FLOPs to keep, a fraction")
     demo.add_argument("--params", type=float, default=0.3, help="parameters to keep, a fraction")
-    demo.add_argument("--epochs", type=int, default=6, help="epochs of the dense training")
+    demo.add_argument("--epochs", type=int, default=5, help="epochs of the dense training")
     demo.add_argument("--prune-epochs", type=int, default=8, help="epochs of the pruning run")
     demo.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from sgdap.demo import run_demo
-
     try:
-        run_demo(
-            options.arch,
-            options.out,
-            path=options.data,
-            flops=options.flops,
-            params=options.params,
-            epochs=options.epochs,
-            prune_epochs=options.prune_epochs,
-            seed=options.seed,
-        )
+        with _quiet_native_log():
+            from sgdap.demo import run_demo
+
+            run_demo(
+                options.arch,
+                options.out,
+                path=options.data,
+                flops=options.flops,
+                params=options.params,
+                epochs=options.epochs,
+                prune_epochs=options.prune_epochs,
+                seed=options.seed,
+            )
     except (ValueError, FileNotFoundError) as error:
         print(f"sgdap demo: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _quiet_native_log() -> Iterator[None]:
+    """Holds back what TensorFlow's native code writes to standard error, unless something fails.
+
+    Those lines (no GPU here, which CPU instructions there are) come past every log level. Python's
+    own standard error stays as it is.
+    """
+    with tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        real = os.dup(2)
+        python_stderr = sys.stderr
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            held.seek(0)
+            os.write(real, held.read())
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+            sys.stderr.close()
+            sys.stderr = python_stderr

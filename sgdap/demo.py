@@ -21,7 +21,7 @@ from sgdap.callback import SGDAPCallback
 from sgdap.datasets import load_mnist
 from sgdap.graph import channel_graph
 from sgdap.planning import Budget
-from sgdap.report.profile import Profile, profile
+from sgdap.report.profile import Profile, compare_latency, profile
 from sgdap.surgery.apply import copy_model
 
 Array = npt.NDArray[Any]
@@ -46,6 +46,7 @@ class DemoResult:
     Attributes:
         dense: Profile of the dense model.
         slim: Profile of the slim model.
+        latency: Median seconds of the dense and the slim model for a batch, by its size.
         dense_accuracy: Its test accuracy.
         slim_accuracy: The slim model's.
         served_difference: Largest difference between the predictions of the slim model and of
@@ -55,6 +56,7 @@ class DemoResult:
 
     dense: Profile
     slim: Profile
+    latency: Mapping[int, tuple[float, float]]
     dense_accuracy: float
     slim_accuracy: float
     served_difference: float
@@ -111,7 +113,7 @@ def run_demo(
     flops: float = 0.3,
     params: float = 0.3,
     max_accuracy_drop: float = 0.003,
-    epochs: int = 6,
+    epochs: int = 5,
     prune_epochs: int = 8,
     seed: int = 0,
     console: Console | None = None,
@@ -148,17 +150,18 @@ def run_demo(
     validation = (x[-held_out:], y[-held_out:])
     x, y = x[:-held_out], y[:-held_out]
     steps = -(-len(x) // BATCH_SIZE)
-    if len(x) < 20_000:  # as many steps as make sense of fewer digits
+    if len(x) < 20_000:  # fewer digits need more epochs for as good a model
         epochs, prune_epochs = 2 * epochs, 2 * prune_epochs
 
     model = lenet5(arch)
     _compile(model, 2e-3, epochs * steps)
     console.print(f"\n[bold]1. Train {arch}[/] ({len(x):,} digits, {epochs} epochs)")
     _fit(model, (x, y), validation, epochs, [], console)
-    dense = profile(model)
+    dense = profile(model, latency=False)
+    dense_model = _plain(model)
     dense_accuracy = _accuracy(model, x_test, y_test)
     dense_widths = _widths(model)
-    _plain(model).save(out / "dense.keras")
+    dense_model.save(out / "dense.keras")
 
     console.print(
         f"\n[bold]2. Prune it while it trains on[/]: at most {flops:.0%} of the FLOPs and "
@@ -169,11 +172,12 @@ def run_demo(
         Budget(flops=flops, params=params),
         max_accuracy_drop=max_accuracy_drop,
         final_finetune_epochs=max(prune_epochs // 2, 1),
+        frequency=max(prune_epochs // 8, 1),
         seed=seed,
     )
     dense_validation = _accuracy(model, *validation)
     history = _fit(model, (x, y), validation, prune_epochs, [callback], console)
-    slim = profile(model)
+    slim = profile(model, latency=False)
     slim_accuracy = _accuracy(model, x_test, y_test)
 
     console.print("\n[bold]3. Save, export and serve without sgdap[/]")
@@ -186,13 +190,23 @@ def run_demo(
         f"difference {difference:.1e}"
     )
     figure = _save_figure(out, history, dense, dense_widths, _widths(model), dense_validation)
+    latency = {}
+    for size in (1, BATCH_SIZE):
+        before, after = compare_latency([dense_model, plain], size)
+        latency[size] = (before, after)
     result = DemoResult(
-        dense, slim, dense_accuracy, slim_accuracy, difference, time.perf_counter() - began
+        dense,
+        slim,
+        latency,
+        dense_accuracy,
+        slim_accuracy,
+        difference,
+        time.perf_counter() - began,
     )
     _print_tables(console, result, dense_widths, _widths(model), out)
     console.print(
-        f"\nIn {out}: dense.keras, model.keras, served/ (SavedModel){', ' + figure if figure else ''}."
-        f" {result.seconds:.0f} s in all."
+        f"\nIn {out}: dense.keras, model.keras, served/ (SavedModel){figure}. "
+        f"{result.seconds:.0f} s in all."
     )
     return result
 
@@ -272,8 +286,7 @@ def _widths(model: Any) -> dict[str, int]:
 
 def _plain(model: Any) -> Any:
     """A copy without optimizer: what one ships."""
-    copy = copy_model(model, compiled=False)
-    return copy
+    return copy_model(model, compiled=False)
 
 
 def _served_difference(model: Any, x: Array, out: Path) -> float:
@@ -314,7 +327,7 @@ def _save_figure(
     except ImportError:
         return ""
     figure.savefig(out / "pruning.png")
-    return "pruning.png"
+    return ", pruning.png"
 
 
 def _print_tables(
@@ -335,7 +348,7 @@ def _print_tables(
     for name, old, new, form in (
         ("parameters", dense.params, slim.params, "{:,}"),
         ("FLOPs a sample", dense.flops, slim.flops, "{:,}"),
-        ("latency, batch of 1, ms", dense.latency or 0, slim.latency or 0, ""),
+        *((f"latency, batch of {n}, ms", *pair, "") for n, pair in result.latency.items()),
         ("file, bytes", sizes[0], sizes[1], "{:,}"),
     ):
         shown = [form.format(v) if form else f"{v * 1e3:.3f}" for v in (old, new)]

@@ -214,6 +214,23 @@ def assemble(spatial: int, recipe: Sequence[tuple[str, int]]) -> keras.Model:
     return model
 
 
+def mlp(**compile_arguments) -> keras.Model:
+    """A hidden layer of 8 units, one of 6, with random weights; compiled where told how."""
+    model = keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(8, "relu", name="hidden_1"),
+            layers.BatchNormalization(name="norm"),
+            layers.Dense(6, "tanh", name="hidden_2"),
+            layers.Dense(2, name="end"),
+        ],
+        name="mlp",
+    )
+    if compile_arguments:
+        model.compile(loss="mse", **compile_arguments)
+    return randomise(model)
+
+
 def convnet(**compile_arguments) -> keras.Model:
     """Two convolutions and two dense layers with random weights; compiled where told how."""
     model = keras.Sequential(

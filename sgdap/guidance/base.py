@@ -47,6 +47,8 @@ class Guidance:
     """
 
     name: ClassVar[str] = ""
+    refinement: float = 0.0
+    """Share of the remaining channels among which elimination may choose the next one to leave."""
 
     def scores(self, data: GroupData) -> Array:
         """How much each channel is needed, more is better, `(size,)`."""

@@ -25,9 +25,15 @@ class LassoGuidance(Guidance):
     Args:
         alphas: Number of penalties on the path.
         eps: Smallest penalty over largest.
+        refinement: Where weights are reconstructed, the share of the remaining channels, the
+            first ones of the LASSO's order, of which the one leaves that costs least then. The
+            LASSO looks at all channels at once but shrinks what it keeps; elimination knows the
+            cost of the next step only. 0 keeps strictly to the LASSO's order.
+        tol: Duality gap at which a coordinate descent stops, relative to the outputs' power.
 
     Raises:
-        ValueError: `alphas` is less than 2 or `eps` not between 0 and 1.
+        ValueError: `alphas` is less than 2, `eps` or `refinement` not between 0 and 1, or `tol`
+            not positive.
 
     Reference:
         He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017,
@@ -36,13 +42,23 @@ class LassoGuidance(Guidance):
 
     name: ClassVar[str] = "lasso"
 
-    def __init__(self, alphas: int = 100, eps: float = 1e-3) -> None:
+    def __init__(
+        self, alphas: int = 100, eps: float = 1e-3, refinement: float = 0.5, tol: float = 1e-4
+    ) -> None:
         if alphas < 2:
             raise ValueError(f"alphas must be at least 2. Received: alphas={alphas}")
         if not 0 < eps < 1:
             raise ValueError(f"eps must be between 0 and 1. Received: eps={eps}")
+        if not 0 <= refinement <= 1:
+            raise ValueError(
+                f"refinement must be between 0 and 1. Received: refinement={refinement}"
+            )
         self.alphas = alphas
         self.eps = eps
+        if not tol > 0:
+            raise ValueError(f"tol must be positive. Received: tol={tol}")
+        self.refinement = refinement
+        self.tol = tol
 
     def fit(self, data: GroupData) -> LassoFit:
         """The cross-validated LASSO path of a group, coefficients `(removable, alphas)`."""
@@ -56,7 +72,9 @@ class LassoGuidance(Guidance):
             validation.append(self._problem(data, held, [r.mean[0] for r in rest]))
         whole = [m.total() for m in data.moments]
         total = self._problem(data, whole, [w.mean[0] for w in whole])
-        return lasso_cv(training, validation, total, alphas=self.alphas, eps=self.eps)
+        return lasso_cv(
+            training, validation, total, alphas=self.alphas, eps=self.eps, tol=self.tol
+        )
 
     def order(self, data: GroupData) -> Order:
         """The channels in the order in which growing penalties remove them."""

@@ -49,7 +49,10 @@ class ErrorCurve:
 
 
 def eliminate(
-    consumers: Sequence[Consumer], candidates: npt.NDArray[np.int64], order: Order | None = None
+    consumers: Sequence[Consumer],
+    candidates: npt.NDArray[np.int64],
+    order: Order | None = None,
+    refinement: float = 0.0,
 ) -> ErrorCurve:
     """Removes channels one by one, the weights of the others refitted each time.
 
@@ -61,6 +64,8 @@ def eliminate(
         consumers: All consumers of the group; their errors add up.
         candidates: Channels that may leave, `(removable,)`.
         order: The order in which they leave, `(removable,)`; None: the cheapest first.
+        refinement: Share of the remaining channels, the first ones of `order`, of which the
+            cheapest leaves next; 0 keeps strictly to `order`.
 
     Returns:
         The `ErrorCurve`.
@@ -74,13 +79,12 @@ def eliminate(
     removed: list[int] = []
     errors = [0.0]
     while left:
-        if order is None:
-            costs = sum((s.costs(np.array(left)) for s in states), np.zeros(len(left)))
-            position = int(np.argmin(costs))
-            cost = float(costs[position])
-        else:
-            position = 0
-            cost = sum(float(s.costs(np.array(left[:1]))[0]) for s in states)
+        window = len(left) if order is None else max(1, round(refinement * len(left)))
+        costs = np.zeros(window)
+        for state in states:
+            costs += state.costs(np.array(left[:window]))
+        position = int(np.argmin(costs))
+        cost = float(costs[position])
         channel = left.pop(position)
         for state in states:
             state.remove(channel)

@@ -70,7 +70,6 @@ def lasso_cv(
     eps: float = 1e-3,
     tol: float = 1e-4,
     max_iter: int = 10_000,
-    positive: bool = False,
 ) -> LassoFit:
     """Solves `min_β 1/(2n) ‖y − Z β‖² + α ‖β‖₁` on a path of α and cross-validates α.
 
@@ -87,7 +86,6 @@ def lasso_cv(
         eps: Smallest penalty over largest.
         tol: Duality gap at which a coordinate descent stops, relative to `yᵀy`.
         max_iter: Most sweeps of a coordinate descent.
-        positive: Whether coefficients must not be negative.
 
     Returns:
         `LassoFit`.
@@ -99,9 +97,9 @@ def lasso_cv(
     grid = alpha_grid(total, alphas, eps)
     errors = np.empty((len(grid), len(training)))
     for fold, (train, held_out) in enumerate(zip(training, validation, strict=True)):
-        beta = solve_path(train, grid, tol=tol, max_iter=max_iter, positive=positive)
+        beta = solve_path(train, grid, tol=tol, max_iter=max_iter)
         errors[:, fold] = held_out.error(beta)
-    path = solve_path(total, grid, tol=tol, max_iter=max_iter, positive=positive)
+    path = solve_path(total, grid, tol=tol, max_iter=max_iter)
     best = int(np.argmin(errors.mean(axis=1)))
     return LassoFit(grid, path, errors, float(grid[best]), path[:, best])
 
@@ -124,7 +122,6 @@ def solve_path(
     *,
     tol: float = 1e-4,
     max_iter: int = 10_000,
-    positive: bool = False,
 ) -> Array:
     """The LASSO coefficients for each penalty, each started from the one before.
 
@@ -133,7 +130,6 @@ def solve_path(
         alphas: Penalties, largest first, `(alphas,)`.
         tol: Duality gap at which the descent stops, relative to `yᵀy`.
         max_iter: Most sweeps.
-        positive: Whether coefficients must not be negative.
 
     Returns:
         `(c, alphas)`.
@@ -152,7 +148,6 @@ def solve_path(
         Xy=cross,
         tol=tol,
         max_iter=max_iter,
-        positive=positive,
         check_input=False,
     )
     return np.asarray(beta, np.float64).reshape(c, len(alphas))

@@ -49,7 +49,7 @@ def score_groups(
         data = group_data(graph, group, statistics)
         order = guidance.order(data)
         if reconstruction:
-            return eliminate(data.consumers, data.candidates, order)
+            return eliminate(data.consumers, data.candidates, order, guidance.refinement)
         if order is None:
             order = eliminate(data.consumers, data.candidates).order
         return removal_errors(data.consumers, order)

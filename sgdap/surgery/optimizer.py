@@ -34,6 +34,9 @@ def rebuild_optimizer(optimizer: Any, replaced: Mapping[int, tuple[Any, Index]])
     old_variables = _keras.optimizer_variables(optimizer)
     new_variables = [replaced.get(id(v), (v, []))[0] for v in old_variables]
     origin = {id(n): o for o, n in zip(old_variables, new_variables, strict=True)}
+    spared = [n for n in new_variables if _keras.spares_weight_decay(optimizer, origin[id(n)])]
+    if spared:  # the config does not tell
+        _keras.optimizer_parts(new)[-1].exclude_from_weight_decay(spared)
     new.build(new_variables)
     for part in _keras.optimizer_parts(new):
         del part.add_variable_from_reference

@@ -1,0 +1,134 @@
+"""Applying a plan: on a copy or in place, and only to the model it was made for."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import sgdap
+from tests.models import convnet, digits_like, outputs
+from tests.oracles import masked_outputs
+
+
+@pytest.fixture(scope="module")
+def pruned():
+    model, x = convnet(), digits_like()[0]
+    return model, sgdap.plan(model, x, sgdap.Budget(flops=0.5), samples=64), x
+
+
+def test_the_slim_copy_is_another_model_and_the_original_stays(pruned):
+    model, plan, x = pruned
+    before, expected = model.get_weights(), outputs(model, x)
+    slim = sgdap.apply(model, plan)
+    assert slim is not model
+    assert not {id(v) for v in slim.variables} & {id(v) for v in model.variables}
+    assert all(map(np.array_equal, before, model.get_weights()))
+    assert np.array_equal(outputs(model, x), expected)
+    assert slim.count_params() == plan.params[1] < plan.params[0] == model.count_params()
+    assert [layer.name for layer in slim.layers] == [layer.name for layer in model.layers]
+
+
+def test_in_place_gives_the_model_itself_with_the_same_weights_as_the_copy(pruned):
+    model, plan, _ = pruned
+    slim = sgdap.apply(model, plan)
+    mine = keras.models.clone_model(model)
+    mine.set_weights(model.get_weights())
+    assert sgdap.apply(mine, plan, in_place=True) is mine
+    assert all(map(np.array_equal, slim.get_weights(), mine.get_weights()))
+
+
+def test_without_reconstruction_the_slim_model_is_the_original_masked():
+    model, x = convnet(), digits_like()[0]
+    plan = sgdap.plan(model, x, sgdap.Budget(flops=0.4), reconstruction=False, samples=64)
+    slim = sgdap.apply(model, plan)
+    np.testing.assert_allclose(outputs(slim, x), masked_outputs(model, slim, x), atol=1e-5)
+
+
+def test_reconstruction_comes_closer_to_the_original_than_slicing():
+    model, x = convnet(), digits_like(256)[0]
+    distance = {}
+    for reconstruction in (True, False):
+        plan = sgdap.plan(model, x, sgdap.Budget(flops=0.4), reconstruction=reconstruction)
+        slim = sgdap.apply(model, plan)
+        distance[reconstruction] = np.square(outputs(slim, x) - outputs(model, x)).mean()
+    assert distance[True] < 0.5 * distance[False]
+
+
+def test_a_compiled_model_gives_a_copy_that_is_compiled_alike(pruned):
+    _, plan, (x, y) = *pruned[:2], digits_like(32)
+    model = convnet(optimizer="adam", metrics=["accuracy"], run_eagerly=True)
+    slim = sgdap.apply(model, plan)
+    assert isinstance(slim.optimizer, keras.optimizers.Adam)
+    assert slim.optimizer is not model.optimizer
+    assert set(slim.evaluate(x, y, verbose=0, return_dict=True)) == {"loss", "accuracy"}
+    assert model.compiled
+
+
+def test_a_loss_that_cannot_be_copied_is_told_in_a_warning(pruned):
+    _, plan, _ = pruned
+    model = convnet()
+
+    class Unserialisable(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return y_pred
+
+        def get_config(self):
+            raise NotImplementedError("no config")
+
+    model.compile("adam", Unserialisable())
+    with pytest.warns(UserWarning, match=r"not compiled.*slim\.compile"):
+        slim = sgdap.apply(model, plan)
+    assert not slim.compiled
+
+
+def test_a_plan_for_another_model_is_refused_and_names_what_differs(pruned):
+    _, plan, _ = pruned
+    other = keras.Sequential(
+        [keras.Input((8, 8, 2)), layers.Conv2D(9, 3, name="conv_1"), layers.Flatten()],
+        name="stranger",
+    )
+    before = other.get_weights()
+    with pytest.raises(ValueError, match=r"another model than 'stranger'.*'conv_1' has 6.*9"):
+        sgdap.apply(other, plan)
+    assert all(map(np.array_equal, before, other.get_weights()))
+
+
+def test_a_reconstruction_for_other_weights_is_refused(pruned):
+    _, plan, x = pruned
+    model = convnet()
+    model.get_layer("hidden").bias.assign_add(np.ones(7))
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"weights of model 'convnet' changed.*new plan"):
+        sgdap.apply(model, plan, in_place=True)
+    assert all(map(np.array_equal, before, model.get_weights()))
+    only_widths = sgdap.plan(convnet(), x, sgdap.Budget(flops=0.5), reconstruction=False)
+    assert sgdap.apply(model, only_widths).count_params() < model.count_params()
+
+
+@pytest.mark.parametrize("wrong", [None, "plan.json", {"groups": []}])
+def test_what_is_no_plan_is_refused(wrong):
+    with pytest.raises(TypeError, match=r"plan must be a sgdap\.Plan\. Received"):
+        sgdap.apply(convnet(), wrong)
+
+
+def test_what_is_no_model_is_refused(pruned):
+    with pytest.raises(TypeError, match=r"Expected a keras\.Model\. Received: 'model\.keras'"):
+        sgdap.apply("model.keras", pruned[1])
+
+
+def test_a_layer_that_cannot_be_copied_is_named(pruned):
+    class Opaque(layers.Layer):
+        def __init__(self, secret, **kwargs):
+            super().__init__(**kwargs)
+            self.secret = secret
+
+        def call(self, x):
+            return x
+
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4), Opaque(object()), layers.Dense(3), layers.Dense(2)]
+    )
+    plan = sgdap.plan(model, np.eye(8, 4), sgdap.Budget(params=0.9))
+    with pytest.raises(ValueError, match=r"(?s)can't be copied.*get_config.*in_place=True"):
+        sgdap.apply(model, plan)
+    assert sgdap.apply(model, plan, in_place=True) is model

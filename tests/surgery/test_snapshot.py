@@ -1,0 +1,71 @@
+"""A snapshot brings architecture, weights and optimizer back, in place and exactly."""
+
+import keras
+import numpy as np
+from keras import layers
+
+import sgdap
+from sgdap.surgery import prune_in_place, restore_snapshot, take_snapshot
+from tests.models import convnet, digits_like, outputs, randomise
+from tests.oracles import random_removal
+
+
+def prune(model: keras.Model, seed: int = 0) -> None:
+    graph = sgdap.channel_graph(model)
+    prune_in_place(graph, random_removal(graph, seed))
+
+
+def state(model: keras.Model) -> list[np.ndarray]:
+    """All weights and slots, not the counters of the optimizer, which go on."""
+    variables = [*model.weights, *(v for v in model.optimizer.variables if len(v.shape))]
+    return [v.numpy() for v in variables]
+
+
+def test_restoring_after_two_rounds_and_training_between_is_exact():
+    model, (x, y) = convnet(optimizer="adam", run_eagerly=True), digits_like(32)
+    model.fit(x, y, verbose=0)
+    expected, before = outputs(model, x), state(model)
+    configs = [layer.get_config() for layer in model.layers]
+    snapshot = take_snapshot(model)
+    for seed in range(2):
+        prune(model, seed)
+        model.fit(x, y, verbose=0)
+    assert model.count_params() < sum(v.size for v in before[: len(model.weights)])
+    restore_snapshot(model, snapshot)
+    assert np.array_equal(outputs(model, x), expected)
+    assert all(np.array_equal(a, b) for a, b in zip(before, state(model), strict=True))
+    assert [layer.get_config() for layer in model.layers] == configs
+    assert int(model.optimizer.iterations) == 3
+    model.fit(x, y, verbose=0)
+
+
+def test_restoring_within_the_same_widths_brings_the_weights_back():
+    model, (x, y) = convnet(optimizer="sgd", run_eagerly=True), digits_like(32)
+    snapshot, before = take_snapshot(model), outputs(model, x)
+    model.fit(x, y, verbose=0)
+    assert not np.array_equal(outputs(model, x), before)
+    restore_snapshot(model, snapshot)
+    assert np.array_equal(outputs(model, x), before)
+
+
+def test_a_snapshot_is_not_touched_by_what_comes_after():
+    model, x = convnet(), digits_like(8)[0]
+    expected, snapshot = outputs(model, x), take_snapshot(model)
+    for seed in range(2):
+        prune(model, seed)
+        restore_snapshot(model, snapshot)
+        assert np.array_equal(outputs(model, x), expected)
+
+
+def test_operations_and_nested_models_come_back_too():
+    inner = keras.Sequential([keras.Input((8,)), layers.Dense(6), layers.Reshape((2, 3))])
+    inputs = keras.Input((4,))
+    x = inner(layers.Dense(8, "relu")(inputs))
+    model = randomise(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    data = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    expected, snapshot = outputs(model, data), take_snapshot(model)
+    prune(model)
+    assert inner.layers[-1].target_shape != (2, 3)
+    restore_snapshot(model, snapshot)
+    assert np.array_equal(outputs(model, data), expected)
+    assert inner.layers[-1].target_shape == (2, 3)
