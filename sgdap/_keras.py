@@ -139,3 +139,25 @@ def optimizer_variables(optimizer: Any) -> list[Any]:
 def spares_weight_decay(optimizer: Any, variable: Any) -> bool:
     """Whether an optimizer was told to exclude a model variable from weight decay."""
     return not optimizer_parts(optimizer)[-1]._use_weight_decay(variable)
+
+
+def operation_class(function: Any, *arguments: Any) -> type:
+    """Returns the class of the operation that a `keras.ops` function stands for.
+
+    Keras names the functions in public but not these classes.
+
+    Args:
+        function: A function of `keras.ops`.
+        *arguments: Arguments to call it with, symbolic tensors among them.
+    """
+    outputs = keras.tree.flatten(function(*arguments))
+    record = history(outputs[0])
+    assert record is not None
+    return type(record[0])
+
+
+def application_layers() -> tuple[type, type]:
+    """Returns the classes `LayerScale` and `StochasticDepth` of ConvNeXt, that have no public name."""
+    from keras.src.applications.convnext import LayerScale, StochasticDepth
+
+    return LayerScale, StochasticDepth

@@ -78,7 +78,7 @@ class Round:
     decision: str = "pending"
 
 
-class SGDAPCallback(keras.callbacks.Callback):  # type: ignore[misc]
+class SGDAPCallback(keras.callbacks.Callback):
     """Makes the model smaller while it trains: SGD with Activation Pruning.
 
     After an epoch, statistics of the activations are collected on calibration data, channels are

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import keras
 import numpy as np
 
 
@@ -24,6 +25,8 @@ class Patches:
         dilation: Distance of kernel positions along each spatial axis.
         padding: `"valid"`, `"same"` or `"causal"`.
         channels_first: Whether the channel axis comes before the spatial ones.
+        depthwise: A separable convolution, whose depthwise part is applied first; the rows are
+            then what its pointwise kernel multiplies.
     """
 
     kernel_size: tuple[int, ...] = ()
@@ -31,6 +34,11 @@ class Patches:
     dilation: tuple[int, ...] = ()
     padding: str = "valid"
     channels_first: bool = False
+    depthwise: Any = None
+
+    def after(self, layer: Any) -> Patches:
+        """Rows of what the depthwise part of a separable convolution makes of the input."""
+        return replace(self, depthwise=layer)
 
     def extract(self, x: Any, limit: int, seed: Any) -> Any:
         """Returns rows of patches of a batch.
@@ -46,7 +54,18 @@ class Patches:
         """
         import tensorflow as tf
 
-        if not self.kernel_size:
+        if self.depthwise is not None:
+            x = keras.ops.depthwise_conv(
+                tf.cast(x, self.depthwise.compute_dtype),
+                self.depthwise.depthwise_kernel,
+                self.strides,
+                self.padding,
+                self.depthwise.data_format,
+                self.dilation,
+            )
+        if self.depthwise is not None and self.channels_first:
+            x = tf.transpose(x, [0, *range(2, len(x.shape)), 1])
+        if not self.kernel_size or self.depthwise is not None:
             rows = tf.reshape(x, [tf.shape(x)[0], -1, x.shape[-1]])
             return tf.gather(rows, _sample(tf.shape(rows)[1], limit, seed), axis=1)
         if self.channels_first:

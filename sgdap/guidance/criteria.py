@@ -72,9 +72,7 @@ class LassoGuidance(Guidance):
             validation.append(self._problem(data, held, [r.mean[0] for r in rest]))
         whole = [m.total() for m in data.moments]
         total = self._problem(data, whole, [w.mean[0] for w in whole])
-        return lasso_cv(
-            training, validation, total, alphas=self.alphas, eps=self.eps, tol=self.tol
-        )
+        return lasso_cv(training, validation, total, alphas=self.alphas, eps=self.eps, tol=self.tol)
 
     def order(self, data: GroupData) -> Order:
         """The channels in the order in which growing penalties remove them."""

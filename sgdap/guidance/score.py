@@ -39,7 +39,8 @@ def score_groups(
     Returns:
         The `ErrorCurve` of each prunable group by name. With sensitivities in the statistics,
         errors are in units of loss and comparable between groups; without, each consumer's error
-        is relative to the power of its outputs.
+        is relative to the power of its outputs. A group that no linear layer reads (recurrent or
+        grouped layers, say) is scored by the norm of its filters.
     """
     groups = [group for group in graph.groups if group.prunable]
 
@@ -47,6 +48,8 @@ def score_groups(
         if progress is not None:
             progress(group)
         data = group_data(graph, group, statistics)
+        if not data.consumers:
+            return filter_norm_curve(data)
         order = guidance.order(data)
         if reconstruction:
             return eliminate(data.consumers, data.candidates, order, guidance.refinement)
@@ -58,6 +61,17 @@ def score_groups(
     with threadpool_limits(limits=1, user_api="blas"):
         curves = Parallel(n_jobs=-1, prefer="threads")(delayed(curve)(g) for g in groups)
     return {group.name: found for group, found in zip(groups, curves, strict=True)}
+
+
+def filter_norm_curve(data: GroupData) -> ErrorCurve:
+    """The curve of a group that no linear layer reads: its filters' squared norms.
+
+    They are scaled so that losing the whole group costs a loss of 1.
+    """
+    norms = sum((f**2).sum(axis=1) for f in data.filters) + np.zeros(data.size)
+    order = data.candidates[np.argsort(norms[data.candidates], kind="stable")]
+    errors = np.append(0.0, np.cumsum(norms[order]))
+    return ErrorCurve(order, errors / max(float(norms.sum()), np.finfo(float).tiny))
 
 
 def group_data(

@@ -39,6 +39,10 @@ class _Widths:
             axes = np.unique(self._matrix[:, group.channels].indices)
             touched[group.name] = [table.touching(axes) for table in self._terms]
         self._touched = touched
+        self._orders = {
+            g.name: [int(c) for c in g.channels[self.curves[g.name].order]] for g in self.groups
+        }
+        self._places = {name: {c: i for i, c in enumerate(o)} for name, o in self._orders.items()}
         self._neighbours: dict[str, list[ChannelGroup]] = {}
 
     def cost(self) -> Array:
@@ -47,22 +51,20 @@ class _Widths:
     def next_channel(self, group: ChannelGroup) -> int | None:
         """The group's next channel that may leave, as its number in the model."""
         done = self.removed[group.name]
-        size = group.size - len(done)
-        if size <= self.min_channels:
+        if group.size - len(done) <= self.min_channels:
             return None
-        gone = set(done)
-        for number in self.curves[group.name].order:
-            channel = int(group.channels[number])
-            if channel in gone or not self._spares(channel):
-                continue
-            return channel
+        order = self._orders[group.name]
+        start = self._places[group.name][done[-1]] + 1 if done else 0
+        for channel in order[start:]:
+            if self._spares(channel):
+                return channel
         return None
 
     def saving(self, group: ChannelGroup, channel: int) -> Array:
         """What removing a channel saves of each measure."""
+        axes, taken = self._column(channel)
         after = self.lengths.copy()
-        column = self._matrix[:, [channel]]
-        after[column.indices] -= column.data
+        after[axes] -= taken
         return np.array(
             [
                 table.total(self.lengths, rows) - table.total(after, rows)
@@ -71,20 +73,32 @@ class _Widths:
         )
 
     def remove(self, group: ChannelGroup, channel: int) -> None:
+        """Takes a channel out."""
         self.kept[channel] = False
         self.removed[group.name].append(channel)
-        column = self._matrix[:, [channel]]
-        self.lengths[column.indices] -= column.data
+        axes, taken = self._column(channel)
+        self.lengths[axes] -= taken
 
     def restore(self, group: ChannelGroup) -> None:
+        """Brings the channel back that left the group last."""
         channel = self.removed[group.name].pop()
         self.kept[channel] = True
-        column = self._matrix[:, [channel]]
-        self.lengths[column.indices] += column.data
+        axes, taken = self._column(channel)
+        self.lengths[axes] += taken
+
+    def _column(self, channel: int) -> tuple[npt.NDArray[np.int32], Array]:
+        """The axes on which a channel has places, and how many."""
+        start, stop = self._matrix.indptr[channel : channel + 2]
+        return self._matrix.indices[start:stop], self._matrix.data[start:stop]
 
     def error(self) -> float:
         """The expected loss of everything removed."""
         return float(sum(self.curves[n].errors[len(d)] for n, d in self.removed.items()))
+
+    def last_gain(self, group: ChannelGroup) -> float:
+        """How much the loss rose with the group's last removal."""
+        done, errors = len(self.removed[group.name]), self.curves[group.name].errors
+        return float(errors[done] - errors[done - 1]) if done else 0.0
 
     def set_removed(self, removed: Mapping[str, list[int]]) -> None:
         for group in self.groups:
@@ -112,8 +126,8 @@ class _Widths:
         ]
 
     def _spares(self, channel: int) -> bool:
-        column = self._matrix[:, [channel]]
-        return bool((self.lengths[column.indices] - column.data > 0).all())
+        axes, taken = self._column(channel)
+        return bool((self.lengths[axes] > taken).all())
 
 
 class _TermTable:
@@ -128,10 +142,11 @@ class _TermTable:
 
     def total(self, lengths: Array, rows: npt.NDArray[np.int64] | None = None) -> float:
         padded = np.append(lengths, 1.0)
-        axes, factors = self.axes, self.factors
-        if rows is not None:
-            axes, factors = axes[rows], factors[rows]
-        return float(factors @ padded[axes].prod(axis=1))
+        axes = self.axes if rows is None else self.axes[rows]
+        products = self.factors.copy() if rows is None else self.factors[rows]
+        for column in axes.T:
+            products *= padded[column]
+        return float(products.sum())
 
     def touching(self, axes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return np.flatnonzero(np.isin(self.axes, axes).any(axis=1))
@@ -236,53 +251,47 @@ def _remove_cheapest(
 
 
 def _exchange(
-    widths: _Widths, targets: Array, full: Array, slopes: Mapping[str, Array], rounds: int = 200
+    widths: _Widths, targets: Array, full: Array, slopes: Mapping[str, Array], tries: int = 100
 ) -> None:
-    """Brings a channel of one group back and pays for it in the others, while the loss falls."""
+    """Brings a channel of one group back and pays for it in the others, while the loss falls.
+
+    Groups whose last channel cost the most are tried first, `tries` exchanges in all.
+    """
     if (widths.cost() > targets).any():
         return
-    for _ in range(rounds):
+    while True:
         current = widths.error()
         before = {name: list(done) for name, done in widths.removed.items()}
-        best: tuple[float, dict[str, list[int]]] | None = None
-        for group in widths.groups:
-            if not before[group.name]:
+        for group in sorted(widths.groups, key=widths.last_gain, reverse=True):
+            if not before[group.name] or not tries:
                 continue
+            tries -= 1
             widths.restore(group)
             _remove_cheapest(widths, targets, full, slopes, spared=group.name)
             _give_back(widths, targets)
-            error = widths.error()
-            if (widths.cost() <= targets).all() and error < min(
-                current * (1 - 1e-9), best[0] if best else np.inf
-            ):
-                best = (error, {name: list(done) for name, done in widths.removed.items()})
+            if (widths.cost() <= targets).all() and widths.error() < current * (1 - 1e-9):
+                break
             widths.set_removed(before)
-        if best is None:
+        else:
             return
-        widths.set_removed(best[1])
 
 
 def _give_back(widths: _Widths, targets: Array) -> None:
     """Brings channels back that still fit, those first whose removal cost the most."""
-    while True:
-        best = None
-        for group in widths.groups:
-            done = len(widths.removed[group.name])
-            if not done:
-                continue
-            errors = widths.curves[group.name].errors
-            gain = errors[done] - errors[done - 1]
-            if best is not None and gain <= best[0]:
+    if (widths.cost() > targets).any():
+        return
+    found = True
+    while found:
+        found = False
+        for group in sorted(widths.groups, key=widths.last_gain, reverse=True):
+            if not widths.removed[group.name]:
                 continue
             channel = widths.removed[group.name][-1]
             widths.restore(group)
-            fits = (widths.cost() <= targets).all()
+            if (widths.cost() <= targets).all():
+                found = True
+                break
             widths.remove(group, channel)
-            if fits:
-                best = (gain, group)
-        if best is None:
-            return
-        widths.restore(best[1])
 
 
 def _layerwise(widths: _Widths, targets: Array) -> None:

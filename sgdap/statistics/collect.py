@@ -104,8 +104,10 @@ def collect_statistics(
         path: tf.zeros([len(calls[0].features)]) for path, calls in linears.items()
     }
     seen = 0
+    _check_weights(graph)
     for number, (x, _, _) in enumerate(batches(data, batch_size, samples)):
         x = keras.tree.map_structure(tf.convert_to_tensor, x)
+        _check_inputs(x)
         random = tf.constant([seed, number], tf.int32)
         if not seen:
             for path, sums in step(x, random, shifts).items():
@@ -145,6 +147,25 @@ def _removable(graph: ChannelGraph) -> npt.NDArray[np.bool_]:
     for group in graph.groups:
         removable[group.channels] = group.removable
     return removable
+
+
+def _check_weights(graph: ChannelGraph) -> None:
+    for path, layer in graph.program.layers().items():
+        for variable in getattr(layer, "weights", []):
+            if not np.isfinite(variable.numpy()).all():
+                raise ValueError(
+                    f"The weights of layer '{path}' are not finite (NaN or infinity). A training "
+                    "that diverged can't be pruned: go back to weights from before."
+                )
+
+
+def _check_inputs(x: Any) -> None:
+    for leaf in keras.tree.flatten(x):
+        if leaf.dtype.is_floating and not np.isfinite(leaf.numpy()).all():
+            raise ValueError(
+                "The calibration data are not finite: they hold NaN or infinity. Take these "
+                "samples out or fill in the missing values, as for training."
+            )
 
 
 def _check_finite(path: str, values: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -271,6 +292,7 @@ def _negative_log_likelihood(kind: str, y: Any, seed: Any) -> Any:
         flat = tf.maximum(tf.reshape(y, [-1, y.shape[-1]]), tiny)
         logits = tf.math.log(flat)
         drawn = tf.random.stateless_categorical(tf.stop_gradient(logits), 1, seed)
+        drawn = tf.minimum(drawn, y.shape[-1] - 1)  # NaN draws one class too many
         return -tf.reduce_sum(tf.gather(logits, drawn, batch_dims=1))
     noise = tf.stop_gradient(tf.random.stateless_uniform(tf.shape(y), seed))
     if kind == "bernoulli":

@@ -77,7 +77,9 @@ def _all_batches(data: Any, batch_size: int) -> Iterator[Batch]:
 
 
 def _sliced(data: Any, batch_size: int) -> Iterator[Batch]:
-    x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+    x, y, weight = data, None, None
+    if isinstance(data, tuple):  # a list is one of model inputs
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
     x, y, weight = keras.tree.map_structure(
         lambda leaf: leaf if leaf is None or hasattr(leaf, "shape") else np.asarray(leaf),
         (x, y, weight),

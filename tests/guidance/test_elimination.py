@@ -86,6 +86,17 @@ def test_the_cheapest_channel_leaves_first(case):
     assert (np.diff(curve.errors) >= 0).all()
 
 
+@pytest.mark.parametrize(("refinement", "window"), [(0.0, 1), (0.5, 3), (1.0, 6)])
+def test_refinement_lets_the_cheapest_of_the_next_ones_leave(refinement, window):
+    case, order = CASES["dense"], np.array([5, 2, 0, 4, 1, 3])
+    costs = [case.refit_error([channel]) for channel in order[:window]]
+    curve = eliminate(case.consumers, np.arange(6), order, refinement)
+    assert curve.order[0] == order[int(np.argmin(costs))]
+    assert sorted(curve.order) == list(range(6))
+    if refinement == 1.0:
+        assert curve.order.tolist() == eliminate(case.consumers, np.arange(6)).order.tolist()
+
+
 @every_case
 def test_without_refit_removed_channels_are_zero(case):
     order = np.array([3, 0, 4, 2, 1])

@@ -10,6 +10,7 @@ from sgdap.surgery import prune_in_place
 from tests.models import all_layers, convnet, digits_like, outputs, randomise
 from tests.oracles import masked_outputs, random_removal
 
+
 def prune(model: keras.Model, seed: int = 0) -> None:
     graph = sgdap.channel_graph(model)
     prune_in_place(graph, random_removal(graph, seed))
@@ -171,7 +172,9 @@ def test_a_layer_that_cannot_be_rebuilt_leaves_everything_as_it_was():
     model.fit(*data, verbose=0)
     weights, slots = model.get_weights(), [v.numpy() for v in model.optimizer.variables]
     expected = outputs(model, data[0])
-    with pytest.raises(ValueError, match=r"(?s)'opaque' .*NoWayBack.* can't be rebuilt.*get_config"):
+    with pytest.raises(
+        ValueError, match=r"(?s)'opaque' .*NoWayBack.* can't be rebuilt.*get_config"
+    ):
         prune(model)
     assert all(map(np.array_equal, weights, model.get_weights()))
     assert all(map(np.array_equal, slots, [v.numpy() for v in model.optimizer.variables]))

@@ -1,5 +1,21 @@
 """One rule per layer class, in files by family; importing this package registers them all."""
 
-from sgdap.graph.rules import activation, convolution, dense, merging, normalization, shape
+from sgdap.graph.rules import (
+    activation,
+    convolution,
+    dense,
+    merging,
+    normalization,
+    sequence,
+    shape,
+)
 
-__all__ = ["activation", "convolution", "dense", "merging", "normalization", "shape"]
+__all__ = [
+    "activation",
+    "convolution",
+    "dense",
+    "merging",
+    "normalization",
+    "sequence",
+    "shape",
+]

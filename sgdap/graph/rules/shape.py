@@ -67,6 +67,19 @@ def reshaping(layer: Any, call: RuleCall) -> Symbol:
     return output
 
 
+@register_rule(layers.Permute)
+def permute(layer: Any, call: RuleCall) -> Symbol:
+    """Axes change places, the channels along them too."""
+    order = [0, *layer.dims]
+    return Symbol(call.output_shape, tuple(call.input.axes[axis] for axis in order))
+
+
+@register_rule(layers.RepeatVector)
+def repeat_vector(layer: Any, call: RuleCall) -> Symbol:
+    """A new axis of repetitions before the channels."""
+    return plain(call.output_shape).with_axis(-1, call.input.axes[-1])
+
+
 def _known(symbol: Symbol, shape: Any) -> tuple[int | None, ...]:
     """Fills in the one size of a reshaped tensor that Keras leaves open though it is known."""
     sizes = list(shape)

@@ -1,0 +1,98 @@
+"""Embedding, recurrent layers and EinsumDense: layers of sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from keras import layers
+
+from sgdap.graph.channels import Symbol, plain
+from sgdap.graph.patches import Patches
+from sgdap.graph.registry import RuleCall, positions, register_rule
+from sgdap.graph.rules.activation import is_elementwise
+
+
+@register_rule(layers.Embedding)
+def embedding(layer: Any, call: RuleCall) -> Symbol:
+    """Columns of the table are channels."""
+    channels = call.new_channels(layer.output_dim)
+    call.weight(layer.embeddings, None, channels)
+    call.resize("output_dim", channels)
+    return plain(call.output_shape).with_axis(-1, channels)
+
+
+@register_rule(layers.SimpleRNN, layers.LSTM, layers.GRU)
+def recurrent(layer: Any, call: RuleCall) -> list[Symbol]:
+    """Units are channels: of every gate, of the state, and read again at the next step."""
+    cell = layer.cell
+    features = call.along(call.input, -1)
+    units = call.new_channels(layer.units)
+    gates = cell.recurrent_kernel.shape[1] // layer.units
+    of_gates = np.tile(units, gates)
+    call.weight(cell.kernel, features, of_gates)
+    call.weight(cell.recurrent_kernel, units, of_gates)
+    if cell.bias is not None:
+        rank = len(cell.bias.shape)
+        call.weight(cell.bias, *[None] * (rank - 1), of_gates)
+    call.resize("units", units)
+    steps = positions(call.input.shape[1:-1])
+    call.work(2 * steps, features, of_gates)
+    call.work(2 * steps, units, of_gates)
+    functions = [layer.activation, getattr(layer, "recurrent_activation", layer.activation)]
+    if not all(is_elementwise(function) for function in functions):
+        call.keep(units, f"an activation of '{layer.name}' mixes the channels")
+    for state in call.inputs[1:]:  # an initial state is added to the units' own
+        call.tie(call.along(state, -1), units)
+    return [plain(shape).with_axis(-1, units) for shape in call.output_shapes]
+
+
+@register_rule(layers.EinsumDense)
+def einsum_dense(layer: Any, call: RuleCall) -> Symbol:
+    """A kernel's axes that the input has too are read, those that the output has are made."""
+    read, rest = layer.equation.replace(" ", "").split(",")
+    kernel, made = rest.split("->")
+    x = call.input
+    if "." in layer.equation:
+        call.keep(x, f"'{layer.name}' has an ellipsis in its equation")
+        return call.output()
+    inputs = dict(zip(read, x.axes, strict=True))
+    output = plain(call.output_shape)
+    labels: dict[str, Any] = {}
+    for position, letter in enumerate(kernel):
+        size = int(layer.kernel.shape[position])
+        if letter in read:
+            axis = read.index(letter)
+            labels[letter] = call.along(x, axis) if inputs[letter] is not None else None
+        else:
+            labels[letter] = call.new_channels(size, letter)
+    for axis, letter in enumerate(made):
+        channels = labels.get(letter, inputs.get(letter))
+        if channels is not None:
+            output = output.with_axis(axis, channels)
+            if axis and layer.partial_output_shape[axis - 1] is not None:
+                call.resize(("output_shape", axis - 1), channels)
+    call.weight(layer.kernel, *(labels[letter] for letter in kernel))
+    if layer.bias is not None:
+        first = min(made.index(letter) for letter in layer.bias_axes)
+        of_bias = [
+            output.axes[axis] if made[axis] in layer.bias_axes else None
+            for axis in range(first, len(made))
+        ]
+        call.weight(layer.bias, *of_bias)
+    shared = [size for letter, size in zip(read, x.shape, strict=True) if letter not in kernel]
+    call.work(
+        2 * positions(shared[1:]),
+        *(
+            labels[letter] if labels[letter] is not None else call.fixed(int(size))
+            for letter, size in zip(kernel, layer.kernel.shape, strict=True)
+        ),
+    )
+    contracted = [letter for letter in kernel if letter in read and letter not in made]
+    if len(contracted) == 1 and len(kernel) == 2 and kernel[0] == contracted[0] == read[-1]:
+        features, units = labels[kernel[0]], labels[kernel[1]]
+        if features is not None and made[-1] == kernel[1]:
+            call.linear(layer.kernel, layer.bias, Patches(), features, units)
+    if not is_elementwise(layer.activation):
+        call.keep(output, f"the activation of '{layer.name}' mixes the channels")
+    return output

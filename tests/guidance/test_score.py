@@ -1,0 +1,58 @@
+"""Error curves tell the loss that pruning will cost."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import sgdap
+from sgdap.guidance import score_groups
+from sgdap.planning import plan_from_statistics
+from tests.models import convnet, digits_like, outputs, randomise, samples
+
+
+def test_without_sensitivities_errors_are_shares_of_the_outputs_power():
+    model = randomise(keras.Sequential([keras.Input((4,)), layers.Dense(6), layers.Dense(3)]))
+    graph = sgdap.channel_graph(model)
+    statistics = sgdap.collect_statistics(graph, samples(model, 200), sensitivity=False)
+    (curve,) = score_groups(graph, statistics, sgdap.SecondOrderGuidance()).values()
+    assert curve.errors[0] == 0
+    assert curve.errors[-1] == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("reconstruction", [True, False])
+def test_the_expected_loss_is_the_loss_that_the_removal_costs(reconstruction):
+    """For a small change of the prediction the loss is its divergence from the original one."""
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, "tanh"), layers.Dense(4, "softmax", name="end")]
+    )
+    randomise(model)
+    model.layers[1].kernel.assign(0.3 * model.layers[1].kernel)
+    x = samples(model, 4000)
+    graph = sgdap.channel_graph(model)
+    statistics = sgdap.collect_statistics(graph, x)
+    guidance = sgdap.SecondOrderGuidance()
+    plan = plan_from_statistics(
+        graph,
+        statistics,
+        sgdap.Budget(flops=0.5),
+        guidance,
+        groups=[graph.groups[0]],
+        reconstruction=reconstruction,
+    )
+    p, q = outputs(model, x), outputs(sgdap.apply(model, plan), x)
+    divergence = float((p * np.log(p / q)).sum(axis=1).mean())
+    assert plan.groups[0].error == pytest.approx(divergence, rel=0.15)
+    assert divergence > 1e-4
+
+
+def test_every_prunable_group_gets_a_curve_that_never_falls():
+    model, (x, _) = convnet(), digits_like(64)
+    graph = sgdap.channel_graph(model)
+    curves = score_groups(graph, sgdap.collect_statistics(graph, x), sgdap.LassoGuidance())
+    assert list(curves) == ["conv_1", "conv_2", "hidden"]
+    for name, curve in curves.items():
+        size = graph.group(name).size
+        assert sorted(curve.order) == list(range(size))
+        assert len(curve.errors) == size + 1
+        assert (np.diff(curve.errors) >= 0).all()

@@ -1,0 +1,156 @@
+"""Allocation meets the budget at the least expected loss."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import layers
+
+import sgdap
+from sgdap.guidance import ErrorCurve
+from sgdap.planning.allocation import allocate, hull_slopes
+from sgdap.planning.cost import cost_model
+
+
+@pytest.fixture(scope="module")
+def graph() -> sgdap.ChannelGraph:
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(7, name="first"),
+            layers.Dense(5, name="second"),
+            layers.Dense(6, name="third"),
+            layers.Dense(3, name="end"),
+        ]
+    )
+    return sgdap.channel_graph(model)
+
+
+def convex_curves(graph: sgdap.ChannelGraph, seed: int) -> dict[str, ErrorCurve]:
+    random = np.random.default_rng(seed)
+    curves = {}
+    for group in graph.groups:
+        steps = np.sort(random.exponential(size=group.size) ** 2)
+        order = random.permutation(group.size)
+        curves[group.name] = ErrorCurve(order, np.append(0.0, np.cumsum(steps)))
+    return curves
+
+
+def allocated(graph, curves, budget, **options) -> dict[str, np.ndarray]:
+    """The channels that stay, by group."""
+    groups = [group for group in graph.groups if group.prunable]
+    model = cost_model(graph)
+    full = model.cost(model.lengths(np.ones(graph.count, bool)))
+    kept = allocate(groups, curves, model, budget, full=full, **options)
+    return {group.name: np.flatnonzero(kept[group.channels]) for group in graph.groups}
+
+
+def cost(widths: tuple[int, int, int]) -> np.ndarray:
+    """Parameters and FLOPs of the model with some widths, by hand."""
+    chain = (6, *widths, 3)
+    products = [a * b for a, b in itertools.pairwise(chain)]
+    return np.array([sum(products) + sum(chain[1:]), 2 * sum(products)])
+
+
+FULL = cost((7, 5, 6))
+
+
+@given(st.floats(0.15, 1), st.integers(0, 1000), st.sampled_from(["global", "layerwise"]))
+def test_the_budget_is_met_and_channels_leave_in_the_order_of_their_curve(share, seed, allocation):
+    graph = sgdap.channel_graph(
+        keras.Sequential(
+            [keras.Input((6,)), layers.Dense(7), layers.Dense(5), layers.Dense(6), layers.Dense(3)]
+        )
+    )
+    curves = convex_curves(graph, seed)
+    budget = sgdap.Budget(flops=share, params=min(1.0, share + 0.1))
+    kept = allocated(graph, curves, budget, allocation=allocation)
+    widths = tuple(len(stays) for stays in kept.values())[:3]
+    assert (cost(widths) <= budget.targets(FULL)).all()
+    for name, stays in kept.items():
+        order = curves[name].order
+        assert set(stays) == set(order[len(order) - len(stays) :])
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 0.8])
+@pytest.mark.parametrize("seed", range(5))
+def test_global_allocation_is_close_to_the_best_of_all_widths(graph, share, seed):
+    curves = convex_curves(graph, seed)
+    budget = sgdap.Budget(flops=share)
+
+    def loss(widths):
+        names = ("first", "second", "third")
+        return sum(curves[n].errors[graph.group(n).size - w] for n, w in zip(names, widths))
+
+    fitting = [
+        widths
+        for widths in itertools.product(range(1, 8), range(1, 6), range(1, 7))
+        if cost(widths)[1] <= share * FULL[1]
+    ]
+    kept = allocated(graph, curves, budget)
+    mine = loss(tuple(len(kept[name]) for name in ("first", "second", "third")))
+    best = min(map(loss, fitting))
+    assert mine <= 1.1 * best + 1e-9
+
+
+@pytest.mark.parametrize("share", [0.2, 0.35, 0.5, 0.9])
+def test_layerwise_allocation_keeps_the_same_share_of_every_group(graph, share):
+    """`N_new = max(floor(p · N), 1)` with the largest p that meets the budget."""
+    kept = allocated(
+        graph, convex_curves(graph, 0), sgdap.Budget(flops=share), allocation="layerwise"
+    )
+    sizes = (7, 5, 6)
+    possible = [tuple(max(int(p * n), 1) for n in sizes) for p in np.linspace(0, 1, 10_001)]
+    expected = [w for w in possible if cost(w)[1] <= share * FULL[1]][-1]
+    assert tuple(len(kept[name]) for name in ("first", "second", "third")) == expected
+
+
+@pytest.mark.parametrize("allocation", ["global", "layerwise"])
+def test_no_group_gets_narrower_than_min_channels(graph, allocation):
+    kept = allocated(
+        graph,
+        convex_curves(graph, 0),
+        sgdap.Budget(flops=0.4),
+        allocation=allocation,
+        min_channels=3,
+    )
+    assert min(map(len, kept.values())) >= 3
+    assert len(kept["end"]) == 3
+
+
+@pytest.mark.parametrize("allocation", ["global", "layerwise"])
+def test_a_budget_that_cannot_be_met_is_refused_with_what_is_needed(graph, allocation):
+    least = cost((1, 1, 1))[1] / FULL[1]
+    with pytest.raises(
+        ValueError,
+        match=rf"Budget\(flops=0\.01\) cannot be met: with 1 channel per group .*{least:.3g} of its "
+        r"flops.*Raise the budget, lower min_channels",
+    ):
+        allocated(
+            graph, convex_curves(graph, 0), sgdap.Budget(flops=0.01), allocation=allocation
+        )
+
+
+def test_an_unknown_allocation_is_refused(graph):
+    with pytest.raises(ValueError, match="must be 'global' or 'layerwise'. Received: .*'greedy'"):
+        allocated(graph, convex_curves(graph, 0), sgdap.Budget(flops=0.5), allocation="greedy")
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=12))
+def test_hull_slopes_are_those_of_the_largest_convex_curve_below(steps):
+    errors = np.append(0.0, np.cumsum(steps))
+    slopes = hull_slopes(errors)
+    hull = np.append(0.0, np.cumsum(slopes))
+    n = len(steps)
+    for i in range(n + 1):  # the lowest chord over i between any two points of the curve
+        chords = [
+            errors[a] + (errors[b] - errors[a]) * (i - a) / (b - a)
+            for a in range(i + 1)
+            for b in range(i, n + 1)
+            if a < b
+        ]
+        assert hull[i] == pytest.approx(min(chords), abs=1e-9)
+    assert (np.diff(slopes) >= -1e-9).all()

@@ -1,0 +1,52 @@
+"""Costs are counted exactly for any widths."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import sgdap
+from sgdap.planning.cost import cost_model, work_by_layer
+from sgdap.surgery import prune_in_place
+from tests.models import convnet
+from tests.oracles import random_removal
+
+
+def flops_by_hand(model: keras.Model) -> int:
+    """Two for each multiply-add of convolutions and dense layers."""
+    total = 0
+    for layer in model.layers:
+        if isinstance(layer, (layers.Conv2D, layers.Dense)):
+            places = int(np.prod(layer.output.shape[1:-1]))
+            total += 2 * places * int(np.prod(layer.kernel.shape))
+    return total
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_predicted_costs_are_those_of_the_slim_model(seed):
+    model = convnet()
+    graph = sgdap.channel_graph(model)
+    costs = cost_model(graph)
+    kept = random_removal(graph, seed)
+    predicted = costs.cost(costs.lengths(kept))
+    prune_in_place(graph, kept)
+    assert predicted.tolist() == [model.count_params(), flops_by_hand(model)]
+
+
+def test_with_all_channels_the_costs_are_the_models():
+    model = convnet()
+    graph = sgdap.channel_graph(model)
+    costs = cost_model(graph)
+    everything = costs.lengths(np.ones(graph.count, bool))
+    assert costs.cost(everything).tolist() == [model.count_params(), flops_by_hand(model)]
+    assert sum(work_by_layer(graph).values()) == flops_by_hand(model)
+
+
+def test_a_layer_called_twice_computes_twice_and_has_its_weights_once():
+    inputs = keras.Input((4,))
+    shared = layers.Dense(4)
+    model = keras.Model(inputs, shared(shared(inputs)))
+    graph = sgdap.channel_graph(model)
+    costs = cost_model(graph)
+    params, flops = costs.cost(costs.lengths(np.ones(graph.count, bool)))
+    assert (params, flops) == (20, 2 * 2 * 16)

@@ -1,0 +1,96 @@
+"""A plan is plain data: it survives JSON to the bit, prints as a table, and knows its model."""
+
+import json
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import sgdap
+from sgdap.planning.plan import kept_mask, model_fingerprint, weights_fingerprint
+from tests.models import convnet, digits_like
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    return convnet()
+
+
+@pytest.fixture(scope="module")
+def plan(model) -> sgdap.Plan:
+    return sgdap.plan(model, digits_like()[0], sgdap.Budget(flops=0.5))
+
+
+def test_json_keeps_a_plan_to_the_bit(model, plan):
+    again = sgdap.Plan.from_json(plan.to_json())
+    for name in ("model", "guidance", "groups", "unknown", "params", "flops", "samples"):
+        assert getattr(again, name) == getattr(plan, name)
+    assert again.fitted_to == plan.fitted_to != ""
+    assert list(again.weights) == list(plan.weights) != []
+    for key, value in plan.weights.items():
+        assert again.weights[key].dtype == np.float32
+        assert np.array_equal(again.weights[key], value)
+    assert again.to_json() == plan.to_json()
+    slim, other = sgdap.apply(model, plan), sgdap.apply(model, again)
+    assert all(map(np.array_equal, slim.get_weights(), other.get_weights()))
+
+
+def test_a_plan_prints_as_a_table_of_groups_with_widths_and_costs(model, plan):
+    text = str(plan)
+    for group in plan.groups:
+        assert group.name in text
+        if len(group.kept) < group.size:
+            assert f"{group.size} → {len(group.kept)}" in text
+    assert "the activation of 'end' mixes the channels" in text
+    assert f"parameters: {plan.params[0]:,} → {plan.params[1]:,}" in text
+    assert f"FLOPs: {plan.flops[0]:,} → {plan.flops[1]:,}" in text
+    assert repr(plan).startswith(f"<Plan conv_1: 6 → {plan.widths['conv_1']}, conv_2")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", "null", '{"format": 99}', "no json", '{"format": 1, "model": "x"}']
+)
+def test_text_that_is_no_plan_is_refused(text):
+    with pytest.raises(ValueError, match=r"not a plan written by Plan\.to_json"):
+        sgdap.Plan.from_json(text)
+
+
+def test_damaged_weights_are_refused(plan):
+    content = json.loads(plan.to_json())
+    next(iter(content["weights"].values()))["shape"] = [7, 7, 7]
+    with pytest.raises(ValueError, match=r"not a plan written by Plan\.to_json"):
+        sgdap.Plan.from_json(json.dumps(content))
+
+
+def test_the_architecture_decides_to_which_model_a_plan_belongs():
+    def network(width=4, name="a"):
+        return keras.Sequential(
+            [keras.Input((3,)), layers.Dense(width, name=name), layers.Dense(2, name="end")]
+        )
+
+    def fingerprint(model):
+        return model_fingerprint(sgdap.channel_graph(model))
+
+    assert fingerprint(network()) == fingerprint(network())
+    assert fingerprint(network()) != fingerprint(network(width=5))
+    assert fingerprint(network()) != fingerprint(network(name="b"))
+
+
+def test_the_fingerprint_of_weights_changes_with_each_of_them(model):
+    graph = sgdap.channel_graph(model)
+    prints = {weights_fingerprint(graph)}
+    for variable in model.weights:
+        before = variable.numpy()
+        variable.assign(before + 1)
+        prints.add(weights_fingerprint(graph))
+        variable.assign(before)
+    assert len(prints) == 1 + len(model.weights)
+    assert weights_fingerprint(graph) in prints
+
+
+def test_a_plan_that_removes_a_protected_channel_is_refused(model, plan):
+    groups = tuple(replace(g, kept=(0,)) if g.name == "end" else g for g in plan.groups)
+    with pytest.raises(ValueError, match="removes protected channels of end"):
+        kept_mask(sgdap.channel_graph(model), replace(plan, groups=groups))

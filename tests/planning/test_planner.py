@@ -1,0 +1,319 @@
+"""`sgdap.plan` from data to plan: finds what is superfluous, and refuses what can't work."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import sgdap
+from tests.models import convnet, digits_like, outputs, randomise, samples
+
+HALF = sgdap.Budget(flops=0.5)
+
+
+# Lossless
+
+
+def lenet(conv_1: int, conv_2: int, dense_1: int, dense_2: int) -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input((14, 14, 1)),
+            layers.Conv2D(conv_1, 3, activation="relu", name="conv_1"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(conv_2, 3, activation="relu", name="conv_2"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(dense_1, "relu", name="dense_1"),
+            layers.Dense(dense_2, "relu", name="dense_2"),
+            layers.Dense(10, "softmax", name="end"),
+        ]
+    )
+
+
+def widened(narrow: keras.Model) -> keras.Model:
+    """The same function with a dead, a constant and two duplicated channels in each layer.
+
+    What reads a channel and its double shares its weights out between them; dead and constant
+    channels are read with any weights, and what the constant one adds is taken off the bias.
+    """
+    random = np.random.default_rng(0)
+    values = [layer.get_weights() for layer in narrow.layers if layer.weights]
+    wide = lenet(*(len(bias) + 4 for _, bias in values[:-1]))
+    for (kernel, bias), following in zip(values[:-1], values[1:], strict=True):
+        rows = following[0].reshape(-1, len(bias), following[0].shape[-1])
+        share = random.uniform(0.2, 0.8, rows[:, :2].shape)
+        any_weights = random.normal(0, 0.3, rows[:, :2].shape)
+        own, doubles = rows.copy(), rows[:, :2] * share
+        own[:, :2] -= doubles
+        following[0] = np.concatenate([own, any_weights, doubles], axis=1)
+        following[1] = following[1] - 2.0 * any_weights[:, 1].sum(axis=0)
+    for (kernel, bias), layer in zip(values, (x for x in wide.layers if x.weights), strict=True):
+        if layer.name != "end":
+            nothing = np.zeros_like(kernel[..., :2])
+            kernel = np.concatenate([kernel, nothing, kernel[..., :2]], axis=-1)
+            bias = np.concatenate([bias, [-1.0, 2.0], bias[:2]])
+        layer.set_weights([kernel.reshape(layer.kernel.shape), bias])
+    return wide
+
+
+@pytest.mark.parametrize("guidance", ["lasso", "second_order"])
+def test_dead_constant_and_duplicated_channels_are_all_found_and_the_outputs_stay(guidance):
+    narrow = randomise(lenet(4, 6, 16, 10))
+    for layer in narrow.layers:
+        if layer.weights:
+            kernel = layer.kernel.numpy()
+            balanced = kernel - kernel.mean(axis=tuple(range(kernel.ndim - 1)))
+            layer.set_weights([balanced, 0.3 + 0 * layer.bias.numpy()])  # so all units are alive
+    wide = widened(narrow)
+    x = samples(narrow, 512)
+    np.testing.assert_allclose(outputs(wide, x), outputs(narrow, x), atol=1e-5)
+    cost = sgdap.profile(narrow, latency=False)
+    budget = sgdap.Budget(flops=cost.flops, params=cost.params)
+    plan = sgdap.plan(wide, x, budget, guidance=guidance)
+    assert plan.widths == {"conv_1": 4, "conv_2": 6, "dense_1": 16, "dense_2": 10, "end": 10}
+    for group in plan.groups[:-1]:
+        size = len(group.kept)
+        kept = [channel - size - 2 if channel >= size + 2 else channel for channel in group.kept]
+        assert sorted(kept) == list(range(size)), "one of each pair of doubles, no dead or constant"
+    slim = sgdap.apply(wide, plan)
+    fresh = samples(narrow, 256, seed=1)
+    np.testing.assert_allclose(outputs(slim, fresh), outputs(narrow, fresh), atol=1e-4)
+
+
+# What a plan does
+
+
+@pytest.mark.parametrize("reconstruction", [True, False])
+@pytest.mark.parametrize("allocation", ["global", "layerwise"])
+@pytest.mark.parametrize("guidance", ["lasso", "magnitude", "activation", "correlation", "random"])
+def test_every_guidance_meets_the_budget(guidance, allocation, reconstruction):
+    model = convnet()
+    budget = sgdap.Budget(flops=0.4, params=0.5)
+    plan = sgdap.plan(
+        model,
+        digits_like(32)[0],
+        budget,
+        guidance=guidance,
+        allocation=allocation,
+        reconstruction=reconstruction,
+        positions=4,
+    )
+    slim = sgdap.profile(sgdap.apply(model, plan), latency=False)
+    assert slim.flops == plan.flops[1] <= 0.4 * plan.flops[0]
+    assert slim.params == plan.params[1] <= 0.5 * plan.params[0]
+    assert bool(plan.weights) is reconstruction
+
+
+def test_reconstructed_weights_are_the_least_squares_fit_to_the_consumers_input():
+    model, (x, _) = convnet(), digits_like(200)
+    plan = sgdap.plan(model, x, sgdap.Budget(params=0.9), layers=["hidden"])
+    slim = sgdap.apply(model, plan)
+    kept = list(next(g.kept for g in plan.groups if g.name == "hidden"))
+    hidden = outputs(keras.Model(model.inputs[0], model.get_layer("hidden").output), x)
+    end = model.get_layer("end")
+    target = hidden @ end.kernel.numpy() + end.bias.numpy()
+    design = np.column_stack([hidden[:, kept], np.ones(len(x))]).astype(np.float64)
+    best = design @ np.linalg.lstsq(design, target, rcond=None)[0]
+    fitted = hidden[:, kept] @ slim.get_layer("end").kernel.numpy() + slim.get_layer("end").bias
+    np.testing.assert_allclose(fitted, best, atol=1e-3)
+
+
+def test_without_a_bias_the_fit_goes_through_the_origin():
+    model = randomise(
+        keras.Sequential(
+            [keras.Input((4,)), layers.Dense(6, "relu"), layers.Dense(3, use_bias=False)]
+        )
+    )
+    x = samples(model, 200)
+    plan = sgdap.plan(model, x, HALF)
+    kept = list(plan.groups[0].kept)
+    hidden = np.array(model.layers[0](x), np.float64)
+    best = np.linalg.lstsq(hidden[:, kept], hidden @ model.layers[1].kernel.numpy(), rcond=None)[0]
+    slim = sgdap.apply(model, plan)
+    np.testing.assert_allclose(slim.layers[1].kernel.numpy(), best, atol=1e-3)
+
+
+def test_the_model_is_not_changed_and_the_plan_is_repeatable():
+    model, (x, _) = convnet(), digits_like(32)
+    before = model.get_weights()
+    first, second = (sgdap.plan(model, x, HALF) for _ in range(2))
+    assert all(map(np.array_equal, before, model.get_weights()))
+    assert first.to_json() == second.to_json()
+
+
+def test_only_the_layers_asked_for_lose_channels():
+    model, (x, _) = convnet(), digits_like(32)
+    widths = sgdap.plan(model, x, sgdap.Budget(flops=0.6), layers=["conv*"]).widths
+    assert widths["hidden"] == 7
+    assert widths["conv_1"] + widths["conv_2"] < 11
+
+
+def test_layers_without_a_rule_keep_what_they_touch_and_are_named():
+    class Mystery(layers.Layer):
+        def call(self, x):
+            return x
+
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(6, name="before"),
+            Mystery(name="mystery"),
+            layers.Dense(6, name="after"),
+            layers.Dense(2),
+        ]
+    )
+    plan = sgdap.plan(model, samples(model, 32), sgdap.Budget(params=0.8))
+    assert plan.widths["before"] == 6
+    assert plan.widths["after"] < 6
+    reason = "no rule for Mystery; register one with sgdap.register_rule"
+    assert plan.unknown == (("mystery", reason),)
+    assert reason in " ".join(str(plan).replace("│", " ").split())
+
+
+# Data
+
+x, y = digits_like(40)
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return x[10 * index : 10 * index + 10], y[10 * index : 10 * index + 10]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        x,
+        (x, y),
+        tf.constant(x),
+        tf.data.Dataset.from_tensor_slices(x).batch(16),
+        tf.data.Dataset.from_tensor_slices((x, y)).batch(16),
+        Batches(),
+        (lambda: ((x[i : i + 8], y[i : i + 8]) for i in range(0, 40, 8))),
+    ],
+    ids=["array", "tuple", "tensor", "dataset", "labelled dataset", "PyDataset", "generator"],
+)
+def test_data_come_in_any_form_that_fit_takes(data):
+    plan = sgdap.plan(convnet(), data() if callable(data) else data, HALF, guidance="magnitude")
+    assert plan.samples == 40
+
+
+@pytest.mark.parametrize("kind", [dict, list])
+def test_a_model_of_several_inputs_takes_what_it_was_built_with(kind):
+    inputs = {name: keras.Input((3,), name=name) for name in ("left", "right")}
+    data = {name: np.random.default_rng(0).normal(size=(20, 3)) for name in inputs}
+    if kind is list:
+        inputs, data = list(inputs.values()), list(data.values())
+    joined = layers.Concatenate()([layers.Dense(4)(x) for x in keras.tree.flatten(inputs)])
+    model = keras.Model(inputs, layers.Dense(2)(joined))
+    assert sgdap.plan(model, data, sgdap.Budget(params=0.7)).samples == 20
+
+
+def test_no_more_samples_are_read_than_asked_for():
+    read = []
+
+    def endless():
+        while True:
+            read.append(1)
+            yield x[:8]
+
+    plan = sgdap.plan(convnet(), endless(), HALF, samples=20, guidance="magnitude")
+    assert plan.samples == 20
+    assert len(read) == 3
+
+
+# What can't work: each message names the thing and the remedy, and the model stays as it was
+
+
+def unreadable() -> keras.Model:
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    return Own(name="own")
+
+
+WRONG = {
+    "unbuilt model": (
+        lambda: (keras.Sequential([layers.Dense(3)], name="raw"), x, HALF),
+        ValueError,
+        "'raw' is not built.*keras.Input",
+    ),
+    "a model with its own call": (
+        lambda: (unreadable(), x, HALF),
+        ValueError,
+        r"'own' \(of class Own\) has its own `call`.*functional API",
+    ),
+    "no model": (lambda: ("model.keras", x, HALF), TypeError, "keras.Model. Received: 'model.ker"),
+    "no budget": (lambda: (convnet(), x, 0.5), TypeError, r"sgdap.Budget\(flops=0.5\).*: 0.5"),
+    "no data": (lambda: (convnet(), None, HALF), TypeError, "Calibration data are needed"),
+    "empty data": (lambda: (convnet(), x[:0], HALF), ValueError, "data are empty.*some hundred"),
+    "an empty list": (lambda: (convnet(), [], HALF), ValueError, "data are empty"),
+    "an empty dataset": (
+        lambda: (convnet(), tf.data.Dataset.from_tensor_slices(x).batch(8).take(0), HALF),
+        ValueError,
+        "data are empty",
+    ),
+    "too few samples": (lambda: (convnet(), x[:3], HALF), ValueError, "5 folds. Received: 3 sam"),
+    "data of no known kind": (lambda: (convnet(), 7, HALF), TypeError, "must be an array.*: 7"),
+    "arrays of different lengths": (
+        lambda: (convnet(), (x, y[:-1]), HALF),
+        ValueError,
+        r"differ in length: \[39, 40\]",
+    ),
+    "NaN in the data": (
+        lambda: (convnet(), np.where(x > 1, np.nan, x), HALF),
+        ValueError,
+        "The calibration data are not finite",
+    ),
+    "a budget that cannot be met": (
+        lambda: (convnet(), x, sgdap.Budget(flops=0.001)),
+        ValueError,
+        r"Budget\(flops=0.001\) cannot be met.*Raise the budget",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "message"), WRONG.values(), ids=WRONG)
+def test_what_cannot_work_is_refused(make, error, message):
+    model, data, budget = make()
+    before = model.get_weights() if isinstance(model, keras.Model) else []
+    with pytest.raises(error, match=message):
+        sgdap.plan(model, data, budget)
+    after = model.get_weights() if isinstance(model, keras.Model) else []
+    assert all(map(np.array_equal, before, after))
+
+
+OPTIONS = {
+    "an unknown guidance": ({"guidance": "lazo"}, ValueError, "No guidance is called 'lazo'"),
+    "an unknown layer": ({"layers": ["conv_9"]}, ValueError, "'conv_9'. There are: conv_1"),
+    "a pattern that is no list": ({"layers": "conv*"}, TypeError, "layers must be a list"),
+    "a protected layer": ({"layers": ["end"]}, ValueError, "No channel of model 'convnet'"),
+    "no channels at all": ({"min_channels": 0}, ValueError, "min_channels must be an integer"),
+    "an unknown allocation": ({"allocation": "best"}, ValueError, "allocation must be 'global'"),
+    "one fold": ({"folds": 1}, ValueError, "folds must be at least 2"),
+}
+
+
+@pytest.mark.parametrize(("options", "error", "message"), OPTIONS.values(), ids=OPTIONS)
+def test_options_without_meaning_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        sgdap.plan(convnet(), x, HALF, **options)
+
+
+def test_weights_that_are_not_finite_are_refused_and_named():
+    model = convnet()
+    model.get_layer("conv_1").kernel.assign(np.full((3, 3, 2, 6), np.nan))
+    with pytest.raises(ValueError, match=r"weights of layer 'conv_1' are not finite.*diverged"):
+        sgdap.plan(model, x, HALF)
+
+
+def test_activations_that_overflow_are_refused_and_named():
+    model = convnet()
+    model.get_layer("conv_1").bias.assign(np.full(6, 3e38))
+    with pytest.raises(ValueError, match=r"layer 'conv_2' reads are not finite.*diverged"):
+        sgdap.plan(model, x, HALF)
