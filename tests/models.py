@@ -7,6 +7,10 @@ import keras
 import numpy as np
 from keras import layers
 
+from sgdap import _keras
+
+LAYER_SCALE, STOCHASTIC_DEPTH = _keras.application_layers()
+
 Step = Callable[[list, int], "keras.KerasTensor | None"]
 STEPS: dict[str, Step] = {}
 """Each makes the next tensor from those before and a number to choose by; None: it can't here."""
@@ -14,8 +18,17 @@ STEPS: dict[str, Step] = {}
 INPUT_SHAPES = ((6,), (7, 3), (6, 6, 2), (4, 4, 4, 2))
 """By number of spatial axes."""
 
-SPATIAL_ONLY = {"convolution", "grouped_convolution"}
+SPATIAL_ONLY = {"convolution", "grouped_convolution", "grouped", "transposed_convolution"}
 """Steps that need an axis of positions."""
+
+SOME_RANKS = {
+    "depthwise_convolution": (1, 2),
+    "separable_convolution": (1, 2),
+    "recurrent": (1,),
+    "embedding": (0, 1),
+    "repeat_vector": (0,),
+}
+"""Steps that need a certain number of them."""
 
 MERGES = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
 
@@ -73,6 +86,85 @@ def grouped_convolution(tensors, n):
 
 
 @step
+def grouped(tensors, n):
+    x = tensors[-1]
+    layer = spatial_layer("Conv", x)
+    if layer is None:
+        return None
+    x = layers.Dense(6, "relu")(x)
+    return layer(*pick(((12, 2), (6, 2)), n), padding="same", groups=pick((3, 6, 2), n))(x)
+
+
+@step
+def depthwise_convolution(tensors, n):
+    x = tensors[-1]
+    layer = spatial_layer("DepthwiseConv", x)
+    if layer is None:
+        return None
+    return layer(2, padding="same", depth_multiplier=1 + n % 2, activation=pick((None, "relu"), n))(
+        x
+    )
+
+
+@step
+def separable_convolution(tensors, n):
+    x = tensors[-1]
+    layer = spatial_layer("SeparableConv", x)
+    return (
+        None
+        if layer is None
+        else layer(3 + n % 3, 2, 1 + n % 2, depth_multiplier=1 + n % 2, padding="same")(x)
+    )
+
+
+@step
+def transposed_convolution(tensors, n):
+    x = tensors[-1]
+    name = f"Conv{spatial_rank(x)}DTranspose"
+    layer = getattr(layers, name, None)
+    if layer is None or not is_small(x):
+        return None
+    return layer(3 + n % 3, 2, strides=1 + n % 2, padding="same")(x)
+
+
+@step
+def einsum_dense(tensors, n):
+    x = tensors[-1]
+    inner = "bcde"[: len(x.shape) - 1]
+    equation, shape = f"a{inner},{inner[-1]}z->a{inner[:-1]}z", (*x.shape[1:-1], 5)
+    return layers.EinsumDense(equation, shape, bias_axes="z" if n % 2 else None)(x)
+
+
+@step
+def recurrent(tensors, n):
+    x = tensors[-1]
+    if len(x.shape) != 3:
+        return None
+    layer = pick((layers.LSTM, layers.GRU, layers.SimpleRNN), n)
+    return layer(3 + n % 3, return_sequences=n % 2 == 0)(x)
+
+
+@step
+def embedding(tensors, n):
+    x = tensors[-1]
+    tokens = keras.ops.cast(keras.ops.clip(keras.ops.abs(x) * 3, 0, 4), "int32")
+    return layers.Embedding(5, 3 + n % 2)(tokens) if len(x.shape) < 4 else None
+
+
+@step
+def repeat_vector(tensors, n):
+    x = tensors[-1]
+    return layers.RepeatVector(2 + n % 2)(x) if len(x.shape) == 2 else None
+
+
+@step
+def permute(tensors, n):
+    x = tensors[-1]
+    axes = list(range(1, len(x.shape)))
+    return layers.Permute(axes[n % len(axes) :] + axes[: n % len(axes)])(x)
+
+
+@step
 def shared(tensors, n):
     x = tensors[-1]
     layer = layers.Dense(x.shape[-1], "tanh")
@@ -117,6 +209,21 @@ _same_shape(
 )
 _same_shape("softmax", lambda x, n: layers.Softmax(axis=1 if n % 2 else -1))
 _same_shape("batch_normalization", lambda x, n: layers.BatchNormalization(scale=n % 3 > 0))
+_same_shape("layer_normalization", lambda x, n: layers.LayerNormalization())
+_same_shape("rms_normalization", lambda x, n: layers.RMSNormalization())
+_same_shape("unit_normalization", lambda x, n: layers.UnitNormalization())
+_same_shape(
+    "group_normalization",
+    lambda x, n: (
+        layers.GroupNormalization(pick((-1, 1, x.shape[-1] // 2 or 1), n))
+        if x.shape[-1] % (x.shape[-1] // 2 or 1) == 0
+        else layers.GroupNormalization(1)
+    ),
+)
+_same_shape("rescaling", lambda x, n: layers.Rescaling(2.0, 1.0))
+_same_shape("normalization", lambda x, n: layers.Normalization(mean=0.5, variance=2.0))
+_same_shape("layer_scale", lambda x, n: LAYER_SCALE(0.5, x.shape[-1]))
+_same_shape("stochastic_depth", lambda x, n: STOCHASTIC_DEPTH(0.5))
 _same_shape("dropout", lambda x, n: layers.Dropout(0.5))
 _same_shape("alpha_dropout", lambda x, n: layers.AlphaDropout(0.5))
 _same_shape("gaussian_dropout", lambda x, n: layers.GaussianDropout(0.5))
@@ -190,6 +297,13 @@ def _merge(name: str) -> None:
 
 for _name in MERGES:
     _merge(_name)
+
+
+@step
+def operator(tensors, n):
+    x = tensors[-1]
+    other = pick((2.0, layers.Dense(x.shape[-1], "sigmoid")(x), x), n)
+    return pick((lambda: x + other, lambda: x * other, lambda: other - x), n // 3)()
 
 
 @step

@@ -10,7 +10,21 @@ from keras import layers
 
 from tests.models import all_layers, outputs
 
-LINEAR = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
+RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
+TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+LINEAR = (
+    layers.Dense,
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.Conv3D,
+    layers.EinsumDense,
+    layers.Embedding,
+    *RECURRENT,
+    *TRANSPOSED,
+    *SEPARABLE,
+)
+"""What makes channels or reads them."""
 
 
 @contextmanager
@@ -55,7 +69,10 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
 
     def mask(layer, inputs, compute):
         stays = ~touched.pop(0)
-        return compute(inputs * stays.astype("float32"))
+        if not isinstance(layer, layers.Embedding):
+            inputs = inputs * stays.astype("float32")
+        with state_masked(layer, lost[id(layer)]):
+            return compute(inputs)
 
     with each_linear_call(record):
         expected = outputs(model, x)
@@ -67,13 +84,38 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
 
 def lost_filters(old: layers.Layer, new: layers.Layer) -> np.ndarray:
     """Which filters of a layer its slim version lacks; each is known by its random weights."""
-    before, after = (np.moveaxis(x.kernel.numpy(), -1, 0) for x in (old, new))
+    before, after = filters_of(old), filters_of(new)
     found = [
         next(i for i, whole in enumerate(before) if np.isin(filter, whole).all())
         for filter in after
     ]
     assert sorted(set(found)) == found, "filters changed their order"
     return ~np.isin(np.arange(len(before)), found)
+
+
+def filters_of(layer: layers.Layer) -> np.ndarray:
+    """The weights that make each of a layer's channels, the channels' axis first."""
+    if isinstance(layer, RECURRENT):
+        kernel = layer.cell.kernel.numpy()
+        return np.moveaxis(kernel.reshape(len(kernel), -1, layer.units), -1, 0)
+    if isinstance(layer, TRANSPOSED):
+        return np.moveaxis(layer.kernel.numpy(), -2, 0)
+    if isinstance(layer, SEPARABLE):
+        return np.moveaxis(layer.pointwise_kernel.numpy(), -1, 0)
+    weights = layer.embeddings if isinstance(layer, layers.Embedding) else layer.kernel
+    return np.moveaxis(weights.numpy(), -1, 0)
+
+
+@contextmanager
+def state_masked(layer: layers.Layer, lost: np.ndarray) -> Iterator[None]:
+    """Within, a recurrent layer does not read its lost units at the next step."""
+    if not isinstance(layer, RECURRENT):
+        yield
+        return
+    whole = layer.cell.recurrent_kernel.numpy()
+    layer.cell.recurrent_kernel.assign(np.where(lost[:, None], 0, whole))
+    yield
+    layer.cell.recurrent_kernel.assign(whole)
 
 
 def random_removal(graph, seed: int = 0) -> np.ndarray:

@@ -247,7 +247,10 @@ def _matching_axes(
                 target, j = [*target, j], j + 1
             else:
                 break
-        runs.append((source, target))
+        if target:
+            runs.append((source, target))
+        else:  # axes of size 1 at the end
+            runs[-1][0].extend(source)
     return runs
 
 

@@ -10,6 +10,7 @@ from sgdap.graph.registry import _RULES
 from sgdap.surgery import prune_in_place
 from sgdap.surgery.apply import copy_model
 from tests.models import (
+    SOME_RANKS,
     SPATIAL_ONLY,
     STEPS,
     all_layers,
@@ -24,12 +25,28 @@ POSITIONAL = {"dense", "flatten", "reshape", "concatenate"} | SPATIAL_ONLY
 EVERYWHERE = [
     (name, spatial, spatial)
     for name in STEPS
-    for spatial in (range(4) if name in POSITIONAL else (0, 2))
+    for spatial in SOME_RANKS.get(name, range(4) if name in POSITIONAL else (0, 2))
     if spatial or name not in SPATIAL_ONLY
 ]
 VARIED = ("dense", "convolution", "shared", "nested", "reshape", "add", "multiply", "concatenate")
 CHOICES = [(name, 2, number) for name in VARIED for number in range(6) if number != 2]
-MIXING = ("grouped_convolution", "softmax", "activation", "reshape")
+CHOICES += [("recurrent", 1, number) for number in (0, 2, 3, 4)]
+CHOICES += [("operator", 2, number) for number in range(9) if number != 2]
+MIXING = {
+    "grouped_convolution",
+    "grouped",
+    "softmax",
+    "activation",
+    "reshape",
+    "layer_normalization",
+    "rms_normalization",
+    "unit_normalization",
+    "group_normalization",
+    "rescaling",
+    "normalization",
+    "embedding",
+    "permute",
+}
 """Steps that protect the channels they get, or lead them to the output, for some numbers."""
 
 
@@ -58,7 +75,11 @@ def test_random_models_can_hold_every_layer_that_has_a_rule():
     for name, spatial, number in EVERYWHERE + CHOICES:
         model = assemble(spatial, [(name, number)])
         made |= {type(layer) for layer in all_layers(model)}
-    ruled = {layer for layer in _RULES if layer.__module__.startswith("keras.")}
+    ruled = {
+        rule
+        for rule in _RULES
+        if rule.__module__.startswith("keras.") and issubclass(rule, layers.Layer)
+    }
     assert ruled <= made, {layer.__name__ for layer in ruled - made}
 
 

@@ -129,9 +129,7 @@ def test_a_budget_that_cannot_be_met_is_refused_with_what_is_needed(graph, alloc
         match=rf"Budget\(flops=0\.01\) cannot be met: with 1 channel per group .*{least:.3g} of its "
         r"flops.*Raise the budget, lower min_channels",
     ):
-        allocated(
-            graph, convex_curves(graph, 0), sgdap.Budget(flops=0.01), allocation=allocation
-        )
+        allocated(graph, convex_curves(graph, 0), sgdap.Budget(flops=0.01), allocation=allocation)
 
 
 def test_an_unknown_allocation_is_refused(graph):

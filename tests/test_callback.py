@@ -1,0 +1,378 @@
+"""The callback inside `fit`: the budget is met, failed rounds are undone, nothing is left behind."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, PolynomialDecay
+
+import sgdap
+from sgdap import callback as callback_module
+from tests.models import digits_like, outputs
+
+X, Y = digits_like(256)
+THIRD = sgdap.Budget(flops=0.33)
+
+
+def network(**compile_arguments) -> keras.Model:
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.AveragePooling2D(2),
+            layers.Conv2D(6, 2, activation="relu", name="conv"),
+            layers.Flatten(),
+            layers.Dense(12, "relu", name="hidden"),
+            layers.Dense(3, "softmax", name="end"),
+        ]
+    )
+    arguments = {"optimizer": keras.optimizers.Adam(0.01), "metrics": ["accuracy"]}
+    model.compile(loss="sparse_categorical_crossentropy", **(arguments | compile_arguments))
+    return model
+
+
+def fit(model: keras.Model, callback: sgdap.SGDAPCallback, epochs: int = 4, **arguments):
+    arguments = {"validation_data": (X[:64], Y[:64]), "batch_size": 64} | arguments
+    return model.fit(X, Y, epochs=epochs, verbose=0, callbacks=[callback], **arguments)
+
+
+def pruner(budget=THIRD, **arguments) -> sgdap.SGDAPCallback:
+    return sgdap.SGDAPCallback(budget, **({"verbose": 0} | arguments))
+
+
+def cost(model: keras.Model) -> tuple[int, int]:
+    found = sgdap.profile(model, latency=False)
+    return found.params, found.flops
+
+
+# Meeting the budget
+
+
+@pytest.mark.parametrize("schedule", ["geometric", "cubic", "one_shot"])
+def test_the_model_that_went_in_meets_the_budget_when_fit_returns(schedule):
+    model = network()
+    optimizer, (_, flops) = model.optimizer, cost(model)
+    callback = pruner(schedule=schedule)
+    fit(model, callback)
+    assert cost(model)[1] <= 0.33 * flops
+    assert len(callback.rounds) == (1 if schedule == "one_shot" else 3)
+    widths = [sum(r.widths.values()) for r in callback.rounds]
+    assert widths == sorted(widths, reverse=True)
+    assert all(r.decision == "kept" for r in callback.rounds)
+    assert callback.plan.widths["conv"] == model.get_layer("conv").filters
+    assert model.optimizer is optimizer
+    assert int(optimizer.iterations) == 4 * 4
+    assert model.evaluate(X, Y, verbose=0)[1] > 0.8
+
+
+def test_each_epoch_logs_parameters_flops_and_widths(tmp_path):
+    model, log = network(), tmp_path / "log.csv"
+    history = keras.callbacks.History()
+    callbacks = [
+        pruner(),
+        keras.callbacks.CSVLogger(log),
+        keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"),
+        history,
+    ]
+    whole, (x, y) = cost(model), (X[:128], Y[:128])
+    model.fit(x, y, epochs=3, verbose=0, callbacks=callbacks)
+    logs = history.history
+    assert logs["params"][0] < whole[0]
+    assert (logs["params"][-1], logs["flops"][-1]) == cost(model)
+    conv, hidden = model.get_layer("conv").filters, model.get_layer("hidden").units
+    assert str(logs["widths"][-1]) == f"{conv}-{hidden}"
+    assert logs["widths"][-1] == conv + hidden
+    with log.open() as file:
+        assert [row["widths"] for row in csv.DictReader(file)] == list(map(str, logs["widths"]))
+    loaded = keras.models.load_model(tmp_path / "3.keras")
+    assert np.array_equal(outputs(loaded, x), outputs(model, x))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        ConstantSparsity(0.6, begin_step=4, frequency=4),
+        PolynomialDecay(0.2, 0.6, begin_step=0, end_step=12, frequency=4),
+    ],
+    ids=["ConstantSparsity", "PolynomialDecay"],
+)
+def test_tfmot_schedules_say_when_and_how_much_goes(schedule):
+    model = network()
+    flops = cost(model)[1]
+    callback = pruner(None, schedule=schedule)
+    history = fit(model, callback).history["flops"]
+    assert cost(model)[1] <= 0.4 * flops
+    if isinstance(schedule, ConstantSparsity):
+        assert [r.epoch for r in callback.rounds] == [1]
+        assert history[0] == flops
+    else:
+        assert [r.epoch for r in callback.rounds] == [0, 1, 2]
+        assert history[0] > history[1] > history[2]
+
+
+def test_a_tfmot_schedule_and_a_budget_lead_to_the_budget():
+    model = network()
+    params = cost(model)[0]
+    fit(model, pruner(sgdap.Budget(params=0.5), schedule=ConstantSparsity(0.9, 0, frequency=4)))
+    assert cost(model)[0] <= 0.5 * params
+
+
+@pytest.mark.parametrize("jit_compile", ["auto", True, False, None])
+def test_jit_compile_is_set_as_told(jit_compile):
+    model = network(jit_compile=False)
+    fit(model, pruner(jit_compile=jit_compile, schedule="one_shot"), epochs=2)
+    assert model.jit_compile is (jit_compile is True)
+
+
+def test_a_model_compiled_with_xla_stays_so():
+    model = network(jit_compile=True)
+    fit(model, pruner(schedule="one_shot"), epochs=2)
+    assert model.jit_compile is True
+
+
+def test_fit_needs_no_validation_data_and_may_run_eagerly():
+    model = network(run_eagerly=True)
+    flops = cost(model)[1]
+    callback = pruner(max_accuracy_drop=0.9)
+    fit(model, callback, validation_data=None, epochs=3)
+    assert cost(model)[1] <= 0.33 * flops
+    assert all(r.after is not None for r in callback.rounds)
+
+
+def test_a_sequential_model_may_be_built_by_fit():
+    model = keras.Sequential([layers.Flatten(), layers.Dense(8, "relu"), layers.Dense(3)])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    fit(model, pruner(), epochs=2)
+    assert model.layers[1].units < 8
+
+
+def test_a_callback_serves_a_second_fit():
+    model, callback = network(), pruner(sgdap.Budget(flops=0.6))
+    fit(model, callback, epochs=2)
+    flops = cost(model)[1]
+    fit(model, callback, epochs=2)
+    assert cost(model)[1] <= 0.6 * flops
+    assert len(callback.rounds) == 1
+
+
+# Calibration data
+
+
+def seen_by_statistics(monkeypatch) -> list:
+    seen = []
+    collect = callback_module.collect_statistics
+
+    def spy(graph, data, **arguments):
+        seen.append(data)
+        return collect(graph, data, **arguments)
+
+    monkeypatch.setattr(callback_module, "collect_statistics", spy)
+    return seen
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_without_calibration_data_training_batches_are_sampled(monkeypatch, jit_compile):
+    seen = seen_by_statistics(monkeypatch)
+    model = network(jit_compile=jit_compile)
+    fit(model, pruner(samples=100, schedule="one_shot"), epochs=2)
+    (sample,) = keras.tree.flatten(seen)
+    known = {x.tobytes() for x in X}
+    assert len(sample) == 100
+    assert {x.tobytes() for x in sample} <= known
+
+
+def test_calibration_data_are_used_where_given_and_the_train_step_is_left_alone(monkeypatch):
+    seen = seen_by_statistics(monkeypatch)
+    model, calibration = network(), X[:50]
+    during = []
+    spy = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: during.append("train_step" in vars(model))
+    )
+    callbacks = [pruner(calibration_data=calibration, schedule="one_shot"), spy]
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=callbacks)
+    assert all(data is calibration for data in seen)
+    assert not any(during)
+
+
+def test_the_train_step_is_restored_after_fit():
+    model = network()
+    fit(model, pruner(schedule="one_shot"), epochs=2)
+    assert "train_step" not in vars(model)
+    model.fit(X, Y, verbose=0)
+
+
+def test_models_of_several_inputs_need_no_calibration_data():
+    inputs = [keras.Input((4,)), keras.Input((3,))]
+    x = layers.Concatenate()([layers.Dense(6, "relu")(tensor) for tensor in inputs])
+    model = keras.Model(inputs, layers.Dense(1)(x))
+    model.compile("adam", "mse")
+    random = np.random.default_rng(0)
+    data = [random.normal(size=(64, 4)), random.normal(size=(64, 3))]
+    params = model.count_params()
+    model.fit(data, random.normal(size=64), epochs=2, verbose=0, callbacks=[pruner()])
+    assert model.count_params() < params
+
+
+def test_datasets_of_unknown_length_train_and_prune():
+    def stream():
+        for start in range(0, 256, 64):
+            yield X[start : start + 64], Y[start : start + 64]
+
+    signature = (tf.TensorSpec((None, 8, 8, 2)), tf.TensorSpec((None,), tf.int64))
+    data = tf.data.Dataset.from_generator(stream, output_signature=signature)
+    model = network()
+    flops = cost(model)[1]
+    model.fit(data, epochs=2, verbose=0, callbacks=[pruner()])
+    assert cost(model)[1] <= 0.33 * flops
+
+
+# The guard
+
+
+def settled(metrics=("accuracy",)) -> keras.Model:
+    """A trained model that training changes no more, so no round recovers by itself."""
+    model = network(metrics=list(metrics))
+    model.fit(X, Y, epochs=8, verbose=0)
+    model.compile(keras.optimizers.SGD(0.0), model.loss, metrics=list(metrics))
+    return model
+
+
+def careless(**arguments) -> sgdap.SGDAPCallback:
+    """Prunes hard and blindly."""
+    return pruner(sgdap.Budget(flops=0.1), guidance="random", reconstruction=False, **arguments)
+
+
+def test_a_round_that_costs_too_much_is_undone_and_tried_smaller():
+    model = settled()
+    before = model.evaluate(X[:64], Y[:64], verbose=0)[1]
+    callback = careless(max_accuracy_drop=0.02, patience=1, schedule="one_shot")
+    history = fit(model, callback, epochs=6)
+    first, second = callback.rounds[:2]
+    assert first.decision == "undone"
+    assert first.before == pytest.approx(before)
+    assert first.after < before - 0.02
+    assert second.progress == pytest.approx(first.progress / 2)
+    assert second.flops[0] == first.flops[0]
+    assert model.evaluate(X[:64], Y[:64], verbose=0)[1] >= before - 0.02
+    assert history.history["val_accuracy"][1] == pytest.approx(first.after)
+
+
+def test_undoing_brings_the_weights_back_exactly():
+    model = settled()
+    before = model.get_weights()
+    fit(model, careless(max_accuracy_drop=0.0, patience=1, schedule="one_shot"), epochs=2)
+    assert all(map(np.array_equal, before, model.get_weights()))
+    model.fit(X, Y, verbose=0)
+
+
+def test_without_a_guard_nothing_is_undone():
+    model = settled()
+    callback = careless(schedule="one_shot")
+    fit(model, callback, epochs=3)
+    assert [r.decision for r in callback.rounds] == ["kept"]
+    assert cost(model)[1] <= 0.1 * callback.rounds[0].flops[0]
+
+
+def test_a_round_may_recover_for_as_many_epochs_as_patience_allows():
+    callback = careless(max_accuracy_drop=0.02, patience=3, schedule="one_shot")
+    fit(settled(), callback, epochs=7)
+    assert callback.rounds[0].epoch == 0
+    assert callback.rounds[1].epoch == 3
+
+
+@pytest.mark.parametrize(("mode", "decision"), [("auto", "undone"), ("max", "kept")])
+def test_mode_says_which_way_is_better(mode, decision):
+    callback = careless(
+        max_accuracy_drop=0.02, monitor="val_loss", mode=mode, patience=1, schedule="one_shot"
+    )
+    fit(settled(), callback, epochs=2)
+    assert callback.rounds[0].decision == decision
+
+
+def test_the_best_weights_within_the_last_widths_are_left():
+    model = network(optimizer=keras.optimizers.SGD(3.0))  # so wild that epochs differ
+    callback = pruner(max_accuracy_drop=1.0, schedule="one_shot", monitor="val_accuracy")
+    history = (
+        fit(model, callback, epochs=6, final_finetune=None)
+        if False
+        else fit(model, callback, epochs=6)
+    )
+    best = max(history.history["val_accuracy"][1:])
+    assert model.evaluate(X[:64], Y[:64], verbose=0)[1] == pytest.approx(best)
+
+
+# What can't work is refused before anything changed
+
+
+REFUSED = {
+    "too few epochs": (
+        {"budget": THIRD, "begin_epoch": 4},
+        r"no epoch for a round: of 4 epochs.*after epoch 4.*1 are left.*more epochs",
+    ),
+    "an impossible budget": (
+        {"budget": sgdap.Budget(flops=0.001)},
+        r"Budget\(flops=0\.001\) cannot be met",
+    ),
+    "an unknown layer": ({"budget": THIRD, "layers": ["conv_9"]}, "'conv_9'. There are: conv"),
+    "a schedule beyond the run": (
+        {"budget": THIRD, "schedule": ConstantSparsity(0.5, begin_step=10_000)},
+        "does not prune in any of the 12 steps",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_work_is_refused_before_training(arguments, message):
+    model = network()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        fit(model, sgdap.SGDAPCallback(**arguments))
+    assert all(map(np.array_equal, before, model.get_weights()))
+    assert "train_step" not in vars(model)
+
+
+def test_an_unknown_metric_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="'val_f1'.*not among.*accuracy, loss, val_accuracy"):
+        fit(network(), pruner(monitor="val_f1"))
+
+
+def test_a_schedule_over_steps_needs_their_number():
+    data = tf.data.Dataset.from_generator(
+        lambda: iter([(X, Y)]),
+        output_signature=(tf.TensorSpec((None, 8, 8, 2)), tf.TensorSpec((None,), tf.int64)),
+    )
+    callback = pruner(None, schedule=ConstantSparsity(0.5, 0))
+    with pytest.raises(ValueError, match="needs to know how many.*steps_per_epoch"):
+        network().fit(data, epochs=2, verbose=0, callbacks=[callback])
+
+
+ARGUMENTS = {
+    "no budget": ({"budget": None}, TypeError, "budget must be a sgdap.Budget"),
+    "a number as budget": ({"budget": 0.3}, TypeError, "Received: 0.3"),
+    "guidance": ({"guidance": "lazo"}, ValueError, "No guidance is called 'lazo'"),
+    "schedule": ({"schedule": "fast"}, ValueError, "No schedule is called 'fast'"),
+    "drop": ({"max_accuracy_drop": -0.1}, ValueError, "max_accuracy_drop must be a number"),
+    "drop of a wrong type": ({"max_accuracy_drop": "1%"}, ValueError, "Received: .*'1%'"),
+    "patience": ({"patience": -1}, ValueError, "patience must be an integer of at least 0"),
+    "frequency": ({"frequency": 0}, ValueError, "frequency must be an integer of at least 1"),
+    "samples": ({"samples": 2.5}, ValueError, "samples must be an integer of at least 5"),
+    "mode": ({"mode": "up"}, ValueError, "mode must be 'min', 'max' or 'auto'"),
+    "allocation": ({"allocation": "best"}, ValueError, "allocation must be 'global'"),
+    "jit_compile": ({"jit_compile": "yes"}, ValueError, "jit_compile must be 'auto'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), ARGUMENTS.values(), ids=ARGUMENTS)
+def test_arguments_without_meaning_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        sgdap.SGDAPCallback(**({"budget": THIRD} | arguments))
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_it_prints_only_where_asked(verbose, capsys):
+    fit(network(run_eagerly=True), pruner(schedule="one_shot", verbose=verbose), epochs=2)
+    printed = capsys.readouterr().out
+    assert ("Epoch 1: SGDAP keeps" in printed) == bool(verbose)
+    assert bool(printed) == bool(verbose)
