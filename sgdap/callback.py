@@ -374,7 +374,9 @@ class SGDAPCallback(keras.callbacks.Callback):
             self._good = self._best[1] if self._best is not None else take_snapshot(self.model)
             if self._best is not None:
                 restore_snapshot(self.model, self._good)
-        data = self._reservoir.sample() if self._reservoir is not None else self.calibration_data
+        data = self.calibration_data
+        if self._reservoir is not None:
+            data = (self._reservoir.sample(),)  # x alone, whatever its structure
         statistics = collect_statistics(graph, data, samples=self.samples, seed=self.seed + epoch)
         self.plan = plan_from_statistics(
             graph,

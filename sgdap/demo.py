@@ -113,8 +113,8 @@ def run_demo(
     flops: float = 0.3,
     params: float = 0.3,
     max_accuracy_drop: float = 0.003,
-    epochs: int = 5,
-    prune_epochs: int = 8,
+    epochs: int = 4,
+    prune_epochs: int = 6,
     seed: int = 0,
     console: Console | None = None,
 ) -> DemoResult:

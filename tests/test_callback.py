@@ -1,4 +1,4 @@
-"""The callback inside `fit`: the budget is met, failed rounds are undone, nothing is left behind."""
+"""Inside `fit` the budget is met, failed rounds are undone, and nothing is left behind."""
 
 import csv
 
@@ -11,9 +11,9 @@ from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, Polyn
 
 import sgdap
 from sgdap import callback as callback_module
-from tests.models import digits_like, outputs
+from tests.models import convnet, digits_like, outputs
 
-X, Y = digits_like(256)
+X, Y = digits_like(128)
 THIRD = sgdap.Budget(flops=0.33)
 
 
@@ -21,15 +21,16 @@ def network(**compile_arguments) -> keras.Model:
     model = keras.Sequential(
         [
             keras.Input((8, 8, 2)),
-            layers.AveragePooling2D(2),
-            layers.Conv2D(6, 2, activation="relu", name="conv"),
             layers.Flatten(),
-            layers.Dense(12, "relu", name="hidden"),
+            layers.Dense(12, "relu", name="hidden_1"),
+            layers.Dense(10, "relu", name="hidden_2"),
             layers.Dense(3, "softmax", name="end"),
         ]
     )
     arguments = {"optimizer": keras.optimizers.Adam(0.01), "metrics": ["accuracy"]}
-    model.compile(loss="sparse_categorical_crossentropy", **(arguments | compile_arguments))
+    # Steps that need no compilation: most tests look at what happens between them.
+    arguments |= {"run_eagerly": True} | compile_arguments
+    model.compile(loss="sparse_categorical_crossentropy", **arguments)
     return model
 
 
@@ -50,9 +51,9 @@ def cost(model: keras.Model) -> tuple[int, int]:
 # Meeting the budget
 
 
-@pytest.mark.parametrize("schedule", ["geometric", "cubic", "one_shot"])
+@pytest.mark.parametrize("schedule", ["geometric", "one_shot"])
 def test_the_model_that_went_in_meets_the_budget_when_fit_returns(schedule):
-    model = network()
+    model = convnet(optimizer=keras.optimizers.Adam(0.01), metrics=["accuracy"])
     optimizer, (_, flops) = model.optimizer, cost(model)
     callback = pruner(schedule=schedule)
     fit(model, callback)
@@ -61,10 +62,10 @@ def test_the_model_that_went_in_meets_the_budget_when_fit_returns(schedule):
     widths = [sum(r.widths.values()) for r in callback.rounds]
     assert widths == sorted(widths, reverse=True)
     assert all(r.decision == "kept" for r in callback.rounds)
-    assert callback.plan.widths["conv"] == model.get_layer("conv").filters
+    assert callback.plan.widths["conv_1"] == model.get_layer("conv_1").filters
     assert model.optimizer is optimizer
-    assert int(optimizer.iterations) == 4 * 4
-    assert model.evaluate(X, Y, verbose=0)[1] > 0.8
+    assert int(optimizer.iterations) == 4 * 2
+    assert model.evaluate(X, Y, verbose=0)[1] > 0.6
 
 
 def test_each_epoch_logs_parameters_flops_and_widths(tmp_path):
@@ -76,25 +77,25 @@ def test_each_epoch_logs_parameters_flops_and_widths(tmp_path):
         keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"),
         history,
     ]
-    whole, (x, y) = cost(model), (X[:128], Y[:128])
-    model.fit(x, y, epochs=3, verbose=0, callbacks=callbacks)
+    whole = cost(model)
+    model.fit(X, Y, epochs=3, verbose=0, callbacks=callbacks)
     logs = history.history
     assert logs["params"][0] < whole[0]
     assert (logs["params"][-1], logs["flops"][-1]) == cost(model)
-    conv, hidden = model.get_layer("conv").filters, model.get_layer("hidden").units
-    assert str(logs["widths"][-1]) == f"{conv}-{hidden}"
-    assert logs["widths"][-1] == conv + hidden
+    first, second = (model.get_layer(name).units for name in ("hidden_1", "hidden_2"))
+    assert str(logs["widths"][-1]) == f"{first}-{second}"
+    assert logs["widths"][-1] == first + second
     with log.open() as file:
         assert [row["widths"] for row in csv.DictReader(file)] == list(map(str, logs["widths"]))
     loaded = keras.models.load_model(tmp_path / "3.keras")
-    assert np.array_equal(outputs(loaded, x), outputs(model, x))
+    assert np.array_equal(outputs(loaded, X), outputs(model, X))
 
 
 @pytest.mark.parametrize(
     "schedule",
     [
-        ConstantSparsity(0.6, begin_step=4, frequency=4),
-        PolynomialDecay(0.2, 0.6, begin_step=0, end_step=12, frequency=4),
+        ConstantSparsity(0.6, begin_step=2, frequency=2),
+        PolynomialDecay(0.2, 0.6, begin_step=0, end_step=6, frequency=2),
     ],
     ids=["ConstantSparsity", "PolynomialDecay"],
 )
@@ -121,31 +122,19 @@ def test_a_tfmot_schedule_and_a_budget_lead_to_the_budget():
 
 @pytest.mark.parametrize("jit_compile", ["auto", True, False, None])
 def test_jit_compile_is_set_as_told(jit_compile):
-    model = network(jit_compile=False)
-    fit(model, pruner(jit_compile=jit_compile, schedule="one_shot"), epochs=2)
+    model = network(run_eagerly=False, jit_compile=False)
+    fit(model, pruner(jit_compile=jit_compile), epochs=2, validation_data=None)
     assert model.jit_compile is (jit_compile is True)
+    assert model.get_layer("hidden_1").units < 12
 
 
-def test_a_model_compiled_with_xla_stays_so():
-    model = network(jit_compile=True)
-    fit(model, pruner(schedule="one_shot"), epochs=2)
-    assert model.jit_compile is True
-
-
-def test_fit_needs_no_validation_data_and_may_run_eagerly():
-    model = network(run_eagerly=True)
+def test_fit_needs_no_validation_data():
+    model = network()
     flops = cost(model)[1]
     callback = pruner(max_accuracy_drop=0.9)
     fit(model, callback, validation_data=None, epochs=3)
     assert cost(model)[1] <= 0.33 * flops
     assert all(r.after is not None for r in callback.rounds)
-
-
-def test_a_sequential_model_may_be_built_by_fit():
-    model = keras.Sequential([layers.Flatten(), layers.Dense(8, "relu"), layers.Dense(3)])
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    fit(model, pruner(), epochs=2)
-    assert model.layers[1].units < 8
 
 
 def test_a_callback_serves_a_second_fit():
@@ -175,12 +164,13 @@ def seen_by_statistics(monkeypatch) -> list:
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_without_calibration_data_training_batches_are_sampled(monkeypatch, jit_compile):
     seen = seen_by_statistics(monkeypatch)
-    model = network(jit_compile=jit_compile)
-    fit(model, pruner(samples=100, schedule="one_shot"), epochs=2)
+    model = network(run_eagerly=False, jit_compile=jit_compile)
+    fit(model, pruner(samples=100), epochs=2, validation_data=None)
     (sample,) = keras.tree.flatten(seen)
     known = {x.tobytes() for x in X}
     assert len(sample) == 100
     assert {x.tobytes() for x in sample} <= known
+    assert model.jit_compile is jit_compile, "a model compiled with XLA stays so"
 
 
 def test_calibration_data_are_used_where_given_and_the_train_step_is_left_alone(monkeypatch):
@@ -215,27 +205,35 @@ def test_models_of_several_inputs_need_no_calibration_data():
     assert model.count_params() < params
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras finds the length so
 def test_datasets_of_unknown_length_train_and_prune():
     def stream():
-        for start in range(0, 256, 64):
+        for start in range(0, 128, 64):
             yield X[start : start + 64], Y[start : start + 64]
 
     signature = (tf.TensorSpec((None, 8, 8, 2)), tf.TensorSpec((None,), tf.int64))
     data = tf.data.Dataset.from_generator(stream, output_signature=signature)
     model = network()
     flops = cost(model)[1]
-    model.fit(data, epochs=2, verbose=0, callbacks=[pruner()])
+    model.fit(data, epochs=2, verbose=0, callbacks=[pruner()], shuffle=False)
     assert cost(model)[1] <= 0.33 * flops
 
 
 # The guard
 
 
-def settled(metrics=("accuracy",)) -> keras.Model:
+@pytest.fixture(scope="module")
+def trained() -> list[np.ndarray]:
+    model = network(run_eagerly=False)
+    model.fit(X, Y, epochs=15, verbose=0)
+    return model.get_weights()
+
+
+@pytest.fixture
+def settled(trained) -> keras.Model:
     """A trained model that training changes no more, so no round recovers by itself."""
-    model = network(metrics=list(metrics))
-    model.fit(X, Y, epochs=8, verbose=0)
-    model.compile(keras.optimizers.SGD(0.0), model.loss, metrics=list(metrics))
+    model = network(optimizer=keras.optimizers.SGD(0.0))
+    model.set_weights(trained)
     return model
 
 
@@ -244,8 +242,8 @@ def careless(**arguments) -> sgdap.SGDAPCallback:
     return pruner(sgdap.Budget(flops=0.1), guidance="random", reconstruction=False, **arguments)
 
 
-def test_a_round_that_costs_too_much_is_undone_and_tried_smaller():
-    model = settled()
+def test_a_round_that_costs_too_much_is_undone_and_tried_smaller(settled):
+    model = settled
     before = model.evaluate(X[:64], Y[:64], verbose=0)[1]
     callback = careless(max_accuracy_drop=0.02, patience=1, schedule="one_shot")
     history = fit(model, callback, epochs=6)
@@ -259,51 +257,54 @@ def test_a_round_that_costs_too_much_is_undone_and_tried_smaller():
     assert history.history["val_accuracy"][1] == pytest.approx(first.after)
 
 
-def test_undoing_brings_the_weights_back_exactly():
-    model = settled()
+def test_undoing_brings_the_weights_back_exactly(settled):
+    model = settled
     before = model.get_weights()
     fit(model, careless(max_accuracy_drop=0.0, patience=1, schedule="one_shot"), epochs=2)
     assert all(map(np.array_equal, before, model.get_weights()))
     model.fit(X, Y, verbose=0)
 
 
-def test_without_a_guard_nothing_is_undone():
-    model = settled()
+def test_without_a_guard_nothing_is_undone(settled):
+    model = settled
     callback = careless(schedule="one_shot")
     fit(model, callback, epochs=3)
     assert [r.decision for r in callback.rounds] == ["kept"]
     assert cost(model)[1] <= 0.1 * callback.rounds[0].flops[0]
 
 
-def test_a_round_may_recover_for_as_many_epochs_as_patience_allows():
+def test_a_round_may_recover_for_as_many_epochs_as_patience_allows(settled):
     callback = careless(max_accuracy_drop=0.02, patience=3, schedule="one_shot")
-    fit(settled(), callback, epochs=7)
+    fit(settled, callback, epochs=7)
     assert callback.rounds[0].epoch == 0
     assert callback.rounds[1].epoch == 3
 
 
 @pytest.mark.parametrize(("mode", "decision"), [("auto", "undone"), ("max", "kept")])
-def test_mode_says_which_way_is_better(mode, decision):
+def test_mode_says_which_way_is_better(settled, mode, decision):
     callback = careless(
         max_accuracy_drop=0.02, monitor="val_loss", mode=mode, patience=1, schedule="one_shot"
     )
-    fit(settled(), callback, epochs=2)
+    fit(settled, callback, epochs=2)
     assert callback.rounds[0].decision == decision
 
 
 def test_the_best_weights_within_the_last_widths_are_left():
     model = network(optimizer=keras.optimizers.SGD(3.0))  # so wild that epochs differ
     callback = pruner(max_accuracy_drop=1.0, schedule="one_shot", monitor="val_accuracy")
-    history = (
-        fit(model, callback, epochs=6, final_finetune=None)
-        if False
-        else fit(model, callback, epochs=6)
-    )
+    history = fit(model, callback, epochs=6)
     best = max(history.history["val_accuracy"][1:])
     assert model.evaluate(X[:64], Y[:64], verbose=0)[1] == pytest.approx(best)
 
 
 # What can't work is refused before anything changed
+
+
+def test_a_model_that_is_not_built_is_refused():
+    model = keras.Sequential([layers.Dense(8, "relu"), layers.Dense(3)], name="raw")
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="'raw' is not built.*keras.Input"):
+        model.fit(X, Y, verbose=0, callbacks=[pruner()])
 
 
 REFUSED = {
@@ -315,10 +316,10 @@ REFUSED = {
         {"budget": sgdap.Budget(flops=0.001)},
         r"Budget\(flops=0\.001\) cannot be met",
     ),
-    "an unknown layer": ({"budget": THIRD, "layers": ["conv_9"]}, "'conv_9'. There are: conv"),
+    "an unknown layer": ({"budget": THIRD, "layers": ["conv_9"]}, "'conv_9'. There are: hidden_1"),
     "a schedule beyond the run": (
         {"budget": THIRD, "schedule": ConstantSparsity(0.5, begin_step=10_000)},
-        "does not prune in any of the 12 steps",
+        "does not prune in any of the 6 steps",
     ),
 }
 
@@ -345,7 +346,7 @@ def test_a_schedule_over_steps_needs_their_number():
     )
     callback = pruner(None, schedule=ConstantSparsity(0.5, 0))
     with pytest.raises(ValueError, match="needs to know how many.*steps_per_epoch"):
-        network().fit(data, epochs=2, verbose=0, callbacks=[callback])
+        network().fit(data, epochs=2, verbose=0, callbacks=[callback], shuffle=False)
 
 
 ARGUMENTS = {
@@ -358,7 +359,7 @@ ARGUMENTS = {
     "patience": ({"patience": -1}, ValueError, "patience must be an integer of at least 0"),
     "frequency": ({"frequency": 0}, ValueError, "frequency must be an integer of at least 1"),
     "samples": ({"samples": 2.5}, ValueError, "samples must be an integer of at least 5"),
-    "mode": ({"mode": "up"}, ValueError, "mode must be 'min', 'max' or 'auto'"),
+    "mode": ({"mode": "up"}, ValueError, "mode must be 'auto', 'min' or 'max'"),
     "allocation": ({"allocation": "best"}, ValueError, "allocation must be 'global'"),
     "jit_compile": ({"jit_compile": "yes"}, ValueError, "jit_compile must be 'auto'"),
 }
@@ -372,7 +373,7 @@ def test_arguments_without_meaning_are_refused(arguments, error, message):
 
 @pytest.mark.parametrize("verbose", [0, 1])
 def test_it_prints_only_where_asked(verbose, capsys):
-    fit(network(run_eagerly=True), pruner(schedule="one_shot", verbose=verbose), epochs=2)
+    fit(network(), pruner(schedule="one_shot", verbose=verbose), epochs=2)
     printed = capsys.readouterr().out
     assert ("Epoch 1: SGDAP keeps" in printed) == bool(verbose)
     assert bool(printed) == bool(verbose)

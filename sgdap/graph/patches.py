@@ -67,7 +67,9 @@ class Patches:
             x = tf.transpose(x, [0, *range(2, len(x.shape)), 1])
         if not self.kernel_size or self.depthwise is not None:
             rows = tf.reshape(x, [tf.shape(x)[0], -1, x.shape[-1]])
-            return tf.gather(rows, _sample(tf.shape(rows)[1], limit, seed), axis=1)
+            places = x.shape[1:-1]
+            count = tf.shape(rows)[1] if None in places else math.prod(places)
+            return tf.gather(rows, _sample(count, limit, seed), axis=1)
         if self.channels_first:
             rank = len(x.shape)
             x = tf.transpose(x, [0, *range(2, rank), 1])

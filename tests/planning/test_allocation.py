@@ -83,7 +83,9 @@ def test_global_allocation_is_close_to_the_best_of_all_widths(graph, share, seed
 
     def loss(widths):
         names = ("first", "second", "third")
-        return sum(curves[n].errors[graph.group(n).size - w] for n, w in zip(names, widths))
+        return sum(
+            curves[n].errors[graph.group(n).size - w] for n, w in zip(names, widths, strict=True)
+        )
 
     fitting = [
         widths
@@ -126,8 +128,8 @@ def test_a_budget_that_cannot_be_met_is_refused_with_what_is_needed(graph, alloc
     least = cost((1, 1, 1))[1] / FULL[1]
     with pytest.raises(
         ValueError,
-        match=rf"Budget\(flops=0\.01\) cannot be met: with 1 channel per group .*{least:.3g} of its "
-        r"flops.*Raise the budget, lower min_channels",
+        match=rf"Budget\(flops=0\.01\) cannot be met: with 1 channel per group .*{least:.3g} of "
+        r"its flops.*Raise the budget, lower min_channels",
     ):
         allocated(graph, convex_curves(graph, 0), sgdap.Budget(flops=0.01), allocation=allocation)
 

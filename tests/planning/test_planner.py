@@ -40,7 +40,7 @@ def widened(narrow: keras.Model) -> keras.Model:
     random = np.random.default_rng(0)
     values = [layer.get_weights() for layer in narrow.layers if layer.weights]
     wide = lenet(*(len(bias) + 4 for _, bias in values[:-1]))
-    for (kernel, bias), following in zip(values[:-1], values[1:], strict=True):
+    for (_, bias), following in zip(values[:-1], values[1:], strict=True):
         rows = following[0].reshape(-1, len(bias), following[0].shape[-1])
         share = random.uniform(0.2, 0.8, rows[:, :2].shape)
         any_weights = random.normal(0, 0.3, rows[:, :2].shape)
