@@ -1,6 +1,7 @@
 """What holds for every test: the backend, the digits that ship with the package, fixed seeds."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,16 @@ settings.register_profile(
 )
 settings.register_profile("explore", deadline=None, print_blob=True, max_examples=500)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def functions_run_eagerly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Small models take longer to compile than to run: only tests marked `compiled` do."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(request.node.get_closest_marker("compiled") is None)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(autouse=True)

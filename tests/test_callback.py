@@ -95,7 +95,7 @@ def test_each_epoch_logs_parameters_flops_and_widths(tmp_path):
     "schedule",
     [
         ConstantSparsity(0.6, begin_step=2, frequency=2),
-        PolynomialDecay(0.2, 0.6, begin_step=0, end_step=6, frequency=2),
+        PolynomialDecay(0.2, 0.6, begin_step=0, end_step=4, frequency=2),
     ],
     ids=["ConstantSparsity", "PolynomialDecay"],
 )

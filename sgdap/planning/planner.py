@@ -17,7 +17,7 @@ from sgdap.guidance.reconstruction import reconstruct
 from sgdap.guidance.score import kernel_matrix, score_groups
 from sgdap.planning.allocation import allocate
 from sgdap.planning.budget import Budget, check_budget
-from sgdap.planning.cost import cost_model
+from sgdap.planning.cost import cost_model, input_shapes
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, weights_fingerprint
 from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
 
@@ -194,7 +194,19 @@ def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) ->
 def check_budget_can_be_met(
     graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget, min_channels: int
 ) -> None:
-    """Raises a ValueError where even the narrowest model costs more than the budget."""
+    """Says whether a budget has a meaning for a model and can be met.
+
+    Raises:
+        ValueError: Even the narrowest model costs more, or FLOPs depend on sizes that the model's
+            inputs leave open.
+    """
+    open_sizes = [shape for shape in input_shapes(graph) if None in shape[1:]]
+    if budget.flops is not None and open_sizes:
+        raise ValueError(
+            f"{budget} can't be checked: an input of model '{graph.program.model.name}' has the "
+            f"shape {open_sizes[0]}, and FLOPs depend on the sizes left open. Build the model with "
+            "a fixed keras.Input shape, or limit its parameters: Budget(params=0.5)."
+        )
     curves = {
         g.name: ErrorCurve(np.flatnonzero(g.removable), np.zeros(int(g.removable.sum()) + 1))
         for g in groups

@@ -63,7 +63,8 @@ def einsum_dense(layer: Any, call: RuleCall) -> Symbol:
         size = int(layer.kernel.shape[position])
         if letter in read:
             axis = read.index(letter)
-            labels[letter] = call.along(x, axis) if inputs[letter] is not None else None
+            known = inputs[letter] is not None or letter not in made
+            labels[letter] = call.along(x, axis) if known else None
         else:
             labels[letter] = call.new_channels(size, letter)
     for axis, letter in enumerate(made):
@@ -91,7 +92,7 @@ def einsum_dense(layer: Any, call: RuleCall) -> Symbol:
     contracted = [letter for letter in kernel if letter in read and letter not in made]
     if len(contracted) == 1 and len(kernel) == 2 and kernel[0] == contracted[0] == read[-1]:
         features, units = labels[kernel[0]], labels[kernel[1]]
-        if features is not None and made[-1] == kernel[1]:
+        if made[-1] == kernel[1]:
             call.linear(layer.kernel, layer.bias, Patches(), features, units)
     if not is_elementwise(layer.activation):
         call.keep(output, f"the activation of '{layer.name}' mixes the channels")

@@ -1,0 +1,89 @@
+"""Profiles: parameters as Keras counts them, FLOPs as TensorFlow's profiler counts them."""
+
+import keras
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import sgdap
+from sgdap.report.profile import compare_latency
+from tests.models import convnet
+
+MODELS = {
+    "dense": ((7,), [layers.Dense(5), layers.Dense(3)]),
+    "dense_on_a_sequence": ((4, 7), [layers.Dense(5)]),
+    "convolution_1d": ((9, 3), [layers.Conv1D(4, 3, strides=2)]),
+    "convolution_2d": ((9, 8, 3), [layers.Conv2D(4, (3, 2), padding="same")]),
+    "convolution_3d": ((5, 6, 7, 2), [layers.Conv3D(3, 2)]),
+    "depthwise_2d": ((8, 8, 3), [layers.DepthwiseConv2D(3, depth_multiplier=2)]),
+    "separable_2d": ((8, 8, 3), [layers.SeparableConv2D(5, 3)]),
+    "lenet": (
+        (28, 28, 1),
+        [layers.Conv2D(6, 5), layers.MaxPooling2D(), layers.Flatten(), layers.Dense(10)],
+    ),
+}
+
+
+def profiled_flops(model):
+    """What TensorFlow's own profiler counts for one sample, in matrix products and convolutions."""
+    function = tf.function(model).get_concrete_function(
+        tf.TensorSpec((1, *model.input_shape[1:]), tf.float32)
+    )
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2_as_graph,
+    )
+
+    _, graph_def = convert_variables_to_constants_v2_as_graph(function)
+    with tf.Graph().as_default() as graph:
+        tf.graph_util.import_graph_def(graph_def, name="")
+        builder = tf.compat.v1.profiler.ProfileOptionBuilder
+        options = builder(builder.float_operation()).with_empty_output().build()
+        found = tf.compat.v1.profiler.profile(graph, cmd="op", options=options)
+    operations = {"Conv2D", "Conv3D", "MatMul", "DepthwiseConv2dNative"}
+    return sum(node.float_ops for node in _all_nodes(found) if node.name in operations)
+
+
+def _all_nodes(node):
+    yield node
+    for child in node.children:
+        yield from _all_nodes(child)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_flops_are_those_of_tensorflows_profiler(name):
+    shape, body = MODELS[name]
+    model = keras.Sequential(
+        [keras.Input(shape), *[type(x).from_config(x.get_config()) for x in body]]
+    )
+    assert sgdap.profile(model, latency=False).flops == profiled_flops(model)
+
+
+def test_parameters_are_those_that_keras_counts_layer_by_layer():
+    model = convnet()
+    found = sgdap.profile(model, latency=False)
+    assert found.params == model.count_params()
+    counted = {layer.name: layer.count_params() for layer in model.layers if layer.weights}
+    assert {layer.name: layer.params for layer in found.layers} == counted
+
+
+def test_profile_prints_every_layer_and_the_sums():
+    text = str(sgdap.profile(convnet(), batch_size=4, repeats=3))
+    assert "conv_1 (Conv2D)" in text
+    assert "parameters" in text
+    assert "ms for a batch of 4" in text
+
+
+def test_latency_is_measured_for_each_model():
+    model = convnet()
+    assert all(seconds > 0 for seconds in compare_latency([model, model], repeats=2))
+
+
+def test_layers_without_a_rule_are_named_as_not_counted():
+    model = keras.Sequential([keras.Input((4, 4)), layers.Bidirectional(layers.LSTM(3))])
+    assert "not counted" in str(sgdap.profile(model, latency=False))
+
+
+def test_open_input_sizes_are_refused():
+    model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(2, 3)])
+    with pytest.raises(ValueError, match="fixed keras.Input shape"):
+        sgdap.profile(model)

@@ -1,0 +1,52 @@
+"""The folders are the steps of the journey, and imports point to the left only."""
+
+import ast
+from pathlib import Path
+
+import sgdap
+
+ROOT = Path(sgdap.__file__).parent
+STEPS = ["_keras", "graph", "statistics", "guidance", "planning", "surgery"]
+ON_TOP = {"callback", "report", "demo", "cli", "datasets", "__init__", "__main__"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """The parts of sgdap that a module imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("sgdap.")}
+    return found
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def test_imports_point_to_the_left_only():
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        part = part_of(path)
+        if part not in STEPS:
+            continue
+        allowed = set(STEPS[: STEPS.index(part) + 1])
+        wrong += [f"{path.name} in {part} imports {x}" for x in imports_of(path) - allowed]
+    assert not wrong
+
+
+def test_every_part_has_its_place():
+    parts = {part_of(path) for path in ROOT.rglob("*.py")}
+    assert parts == set(STEPS) | ON_TOP
+
+
+def test_only_the_callback_knows_every_step():
+    knowing = {
+        part_of(path)
+        for path in ROOT.rglob("*.py")
+        if set(STEPS[1:]) <= imports_of(path) and path.name != "__init__.py"
+    }
+    assert knowing == {"callback"}

@@ -1,0 +1,133 @@
+"""Keras' private attributes are used in one module, and each of these uses still works."""
+
+import ast
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import sgdap
+from sgdap import _keras
+from tests.models import convnet, digits_like
+
+ROOT = Path(sgdap.__file__).parent
+
+
+def test_no_other_module_touches_what_is_private_to_another_object():
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        if path.name == "_keras.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("keras.src"):
+                wrong.append(f"{path.name}:{node.lineno} imports {node.module}")
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr.startswith("_")
+                and not node.attr.startswith("__")
+                and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+            ):
+                wrong.append(f"{path.name}:{node.lineno} uses .{node.attr}")
+    assert not wrong
+
+
+def test_history_leads_from_a_tensor_to_its_operation_and_arguments():
+    x = keras.Input((3,))
+    layer = layers.Dense(2)
+    operation, index = _keras.history(layer(x))
+    assert operation is layer
+    args, kwargs = _keras.node_arguments(_keras.node_of(operation, index))
+    assert args[0] is x
+    assert not kwargs
+    assert _keras.history(keras.KerasTensor((None, 3))) is None
+
+
+def test_functional_graph_of_models_is_found():
+    functional = keras.Model(*(lambda x: (x, layers.Dense(2)(x)))(keras.Input((3,))))
+    assert _keras.functional_of(functional) is functional
+    assert _keras.functional_of(convnet()).inputs
+    assert _keras.functional_of(keras.Sequential([layers.Dense(2)])) is None
+
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    assert _keras.functional_of(Own()) is None
+
+
+@pytest.mark.parametrize("inputs", [{"a": 1, "b": 2}, [1, 2]])
+def test_inputs_are_standardised_in_the_models_order(inputs):
+    a, b = keras.Input((1,), name="a"), keras.Input((1,), name="b")
+    model = keras.Model({"a": a, "b": b} if isinstance(inputs, dict) else [a, b], a + b)
+    given = keras.tree.map_structure(lambda value: np.full((2, 1), value), inputs)
+    first, second = _keras.standardize_inputs(model, given)
+    assert float(first[0, 0]) == 1
+    assert float(second[0, 0]) == 2
+
+
+def test_symbolic_shapes_can_be_refreshed():
+    model = convnet()
+    inner = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    _keras.set_shape(model.outputs[0], (None, 5))
+    assert model.output_shape == (None, 5)
+    _keras.set_shape(inner.inputs[0], (None, 7))
+    assert inner.get_config()["layers"][0]["config"]["batch_shape"] == (None, 7)
+
+
+def test_a_layers_inside_can_be_exchanged():
+    model = convnet()
+    old = model.get_layer("hidden")
+    new = layers.Dense(4, name="other")
+    new.build((None, 20))
+    old.mine = "stays"
+    _keras.exchange_inside(old, new)
+    assert model.get_layer("hidden") is old
+    assert old.units == 4
+    assert old.mine == "stays"
+    assert [tuple(v.shape) for v in old.weights] == [(20, 4), (4,)]
+    assert old.output is model.get_layer("dropout").input
+
+
+def test_variables_hold_weights_first_then_seeds():
+    layer = layers.LSTM(3, dropout=0.5)
+    layer.build((None, 4, 2))
+    variables = _keras.layer_variables(layer)
+    assert variables[: len(layer.weights)] == layer.weights
+    assert len(variables) == len(layer.variables) > len(layer.weights)
+
+
+def test_compile_state_and_build_shapes_are_forgotten():
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.Sequential([layers.Dense(2), layers.Dense(2)])]
+    )
+    model.compile("sgd", "mse")
+    model.layers[0].layers[0].trainable = False
+    _keras.refresh_trainable_state(model)
+    model.fit(np.zeros((4, 3)), np.zeros((4, 2)), verbose=0)  # warns where `trainable` changed
+    assert model.layers[0].get_build_config() is not None
+    _keras.forget_build_shapes(model)
+    assert model.layers[0].get_build_config() is None
+    with _keras.uncompiled(model):
+        assert not model.compiled
+    assert model.compiled
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_optimizers_tell_the_variables_that_they_update(wrapped):
+    optimizer = keras.optimizers.Adam()
+    if wrapped:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    model = convnet(optimizer=optimizer)
+    model.fit(*digits_like(8), verbose=0)
+    mine = _keras.optimizer_variables(model.optimizer)
+    assert [id(v) for v in mine] == [id(v) for v in model.trainable_variables]
+    assert len(_keras.optimizer_parts(model.optimizer)) == 1 + wrapped
+
+
+def test_classes_without_a_public_name_are_found():
+    tensor = keras.KerasTensor((None, 2))
+    assert _keras.operation_class(keras.ops.add, tensor, tensor).__name__ == "Add"
+    assert {c.__name__ for c in _keras.application_layers()} == {"LayerScale", "StochasticDepth"}
+    assert "conv_1" in [layer.name for layer in _keras.flatten_layers(convnet())]
