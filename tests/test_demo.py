@@ -13,6 +13,8 @@ from sgdap.cli import main
 from sgdap.datasets import EMBEDDED_MNIST
 from sgdap.demo import lenet5, run_demo
 
+pytestmark = pytest.mark.compiled
+
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):

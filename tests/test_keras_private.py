@@ -98,6 +98,7 @@ def test_variables_hold_weights_first_then_seeds():
     assert len(variables) == len(layer.variables) > len(layer.weights)
 
 
+@pytest.mark.compiled
 def test_compile_state_and_build_shapes_are_forgotten():
     model = keras.Sequential(
         [keras.Input((3,)), keras.Sequential([layers.Dense(2), layers.Dense(2)])]
@@ -114,6 +115,7 @@ def test_compile_state_and_build_shapes_are_forgotten():
     assert model.compiled
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_optimizers_tell_the_variables_that_they_update(wrapped):
     optimizer = keras.optimizers.Adam()

@@ -44,6 +44,8 @@ def plot_run(
     twin = left.twinx()
     twin.axhline(dense_accuracy * 100, color=ACCENT, linewidth=1, linestyle=":")
     twin.plot(epochs[1:], np.array(accuracy) * 100, "o-", color=ACCENT, markersize=4)
+    low = min(dense_accuracy, *accuracy) * 100
+    twin.set_ylim(max(low - 2, 0), min(max(dense_accuracy, *accuracy) * 100 + 0.5, 100))
     twin.set_ylabel("validation accuracy, % (dotted: dense)", color=ACCENT)
     twin.spines["right"].set_visible(True)
     names = list(before)

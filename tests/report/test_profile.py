@@ -9,6 +9,8 @@ import sgdap
 from sgdap.report.profile import compare_latency
 from tests.models import convnet
 
+pytestmark = pytest.mark.compiled
+
 MODELS = {
     "dense": ((7,), [layers.Dense(5), layers.Dense(3)]),
     "dense_on_a_sequence": ((4, 7), [layers.Dense(5)]),
