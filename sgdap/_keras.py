@@ -157,7 +157,7 @@ def operation_class(function: Any, *arguments: Any) -> type:
 
 
 def application_layers() -> tuple[type, type]:
-    """Returns the classes `LayerScale` and `StochasticDepth` of ConvNeXt, that have no public name."""
+    """Returns ConvNeXt's classes `LayerScale` and `StochasticDepth`: they have no public name."""
     from keras.src.applications.convnext import LayerScale, StochasticDepth
 
     return LayerScale, StochasticDepth

@@ -14,6 +14,7 @@ from sgdap import callback as callback_module
 from tests.models import convnet, digits_like, outputs
 
 X, Y = digits_like(128)
+XLA = pytest.param(True, marks=pytest.mark.compiled)
 THIRD = sgdap.Budget(flops=0.33)
 
 
@@ -28,9 +29,7 @@ def network(**compile_arguments) -> keras.Model:
         ]
     )
     arguments = {"optimizer": keras.optimizers.Adam(0.01), "metrics": ["accuracy"]}
-    # Steps that need no compilation: most tests look at what happens between them.
-    arguments |= {"run_eagerly": True} | compile_arguments
-    model.compile(loss="sparse_categorical_crossentropy", **arguments)
+    model.compile(loss="sparse_categorical_crossentropy", **(arguments | compile_arguments))
     return model
 
 
@@ -51,7 +50,9 @@ def cost(model: keras.Model) -> tuple[int, int]:
 # Meeting the budget
 
 
-@pytest.mark.parametrize("schedule", ["geometric", "one_shot"])
+@pytest.mark.parametrize(
+    "schedule", [pytest.param("geometric", marks=pytest.mark.compiled), "one_shot"]
+)
 def test_the_model_that_went_in_meets_the_budget_when_fit_returns(schedule):
     model = convnet(optimizer=keras.optimizers.Adam(0.01), metrics=["accuracy"])
     optimizer, (_, flops) = model.optimizer, cost(model)
@@ -120,9 +121,9 @@ def test_a_tfmot_schedule_and_a_budget_lead_to_the_budget():
     assert cost(model)[0] <= 0.5 * params
 
 
-@pytest.mark.parametrize("jit_compile", ["auto", True, False, None])
+@pytest.mark.parametrize("jit_compile", ["auto", XLA, False, None])
 def test_jit_compile_is_set_as_told(jit_compile):
-    model = network(run_eagerly=False, jit_compile=False)
+    model = network(jit_compile=False)
     fit(model, pruner(jit_compile=jit_compile), epochs=2, validation_data=None)
     assert model.jit_compile is (jit_compile is True)
     assert model.get_layer("hidden_1").units < 12
@@ -161,10 +162,10 @@ def seen_by_statistics(monkeypatch) -> list:
     return seen
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, XLA])
 def test_without_calibration_data_training_batches_are_sampled(monkeypatch, jit_compile):
     seen = seen_by_statistics(monkeypatch)
-    model = network(run_eagerly=False, jit_compile=jit_compile)
+    model = network(jit_compile=jit_compile)
     fit(model, pruner(samples=100), epochs=2, validation_data=None)
     (sample,) = keras.tree.flatten(seen)
     known = {x.tobytes() for x in X}
@@ -224,7 +225,7 @@ def test_datasets_of_unknown_length_train_and_prune():
 
 @pytest.fixture(scope="module")
 def trained() -> list[np.ndarray]:
-    model = network(run_eagerly=False)
+    model = network()
     model.fit(X, Y, epochs=15, verbose=0)
     return model.get_weights()
 

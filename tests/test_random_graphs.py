@@ -1,6 +1,7 @@
 """On models put together at random from every supported layer, pruning is exact."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +11,8 @@ from sgdap.surgery import prune_in_place
 from sgdap.surgery.apply import copy_model
 from tests.models import STEPS, assemble, outputs, samples
 from tests.oracles import masked_outputs, random_removal
+
+pytestmark = pytest.mark.compiled  # grouped convolutions need XLA on CPUs
 
 RECIPES = st.lists(
     st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 11)), min_size=2, max_size=8

@@ -48,7 +48,8 @@ def activation_statistics(
             the kernel's positions, in the same order for every channel. -1: not looked at.
 
     Returns:
-        `ActivationStatistics` of the channels in order of their number.
+        `ActivationStatistics` of the channels in order of their number; a channel without
+        features is a silent one.
     """
     total = moments.total()
     count = max(float(total.count[0]), 1.0)
@@ -61,11 +62,13 @@ def activation_statistics(
     absolute = _pooled(total.absolute[0] / count, rows)
     std = np.sqrt(np.maximum(own - mean_of**2, 0))
     covariance = np.zeros((channels, channels))
-    places = min(len(r) for r in rows) if rows else 0
+    seen = np.array([c for c, r in enumerate(rows) if len(r)], np.int64)
+    places = min((len(rows[c]) for c in seen), default=0)
     for place in range(places):
-        index = np.array([r[place] for r in rows])
-        apart = mean[index] - mean_of
-        covariance += (second[np.ix_(index, index)] + np.outer(apart, apart)) / places
+        index = np.array([rows[c][place] for c in seen])
+        apart = mean[index] - mean_of[seen]
+        both = second[np.ix_(index, index)] + np.outer(apart, apart)
+        covariance[np.ix_(seen, seen)] += both / places
     scale = np.sqrt(np.maximum(np.diag(covariance), 0))
     product = np.outer(scale, scale)
     floor = 1e-12 * float(product.max(initial=0.0))
@@ -77,7 +80,7 @@ def activation_statistics(
         mean=mean_of,
         std=std,
         combined=absolute + np.sqrt(np.maximum(own - absolute**2, 0)),
-        zeros=_pooled(total.zeros[0] / count, rows),
+        zeros=_pooled(total.zeros[0] / count, rows, empty=1.0),
         correlation=np.clip(correlation, -1, 1),
     )
 
@@ -89,5 +92,5 @@ def positions_of(features: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]
     return [np.flatnonzero(features == c) for c in range(int(features.max()) + 1)]
 
 
-def _pooled(values: Any, rows: list[npt.NDArray[np.int64]]) -> Array:
-    return np.array([values[r].mean() for r in rows])
+def _pooled(values: Any, rows: list[npt.NDArray[np.int64]], empty: float = 0.0) -> Array:
+    return np.array([values[r].mean() if len(r) else empty for r in rows])

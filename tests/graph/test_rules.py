@@ -21,6 +21,8 @@ from tests.models import (
 )
 from tests.oracles import lost_filters, masked_outputs, random_removal
 
+pytestmark = pytest.mark.compiled  # grouped convolutions need XLA on CPUs
+
 POSITIONAL = {"dense", "flatten", "reshape", "concatenate"} | SPATIAL_ONLY
 EVERYWHERE = [
     (name, spatial, spatial)

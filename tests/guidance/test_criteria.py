@@ -110,6 +110,31 @@ def test_random_orders_differ_between_seeds_and_groups_and_are_repeatable():
     assert not np.array_equal(sgdap.RandomGuidance(3).scores(other), again[:5])
 
 
+def partly_read() -> keras.Model:
+    """A group of 5 channels of which one consumer reads only the last 3."""
+    inputs = keras.Input((5,))
+    first, last = layers.Dense(2, name="first")(inputs), layers.Dense(3, name="last")(inputs)
+    joined = layers.Add()([layers.Concatenate()([first, last]), layers.Dense(5)(inputs)])
+    return randomise(
+        keras.Model(inputs, [layers.Dense(2)(joined), layers.Dense(2)(layers.ReLU()(last))])
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("reconstruction", [True, False])
+def test_consumers_may_read_some_channels_of_a_group_only(name, reconstruction):
+    model = partly_read()
+    x = samples(model, 64)
+    plan = sgdap.plan(
+        model, x, sgdap.Budget(params=0.6), guidance=name, reconstruction=reconstruction
+    )
+    assert 1 <= plan.widths["first"] < 5
+    assert np.isfinite(plan.groups[0].error)
+    if not reconstruction:
+        slim = sgdap.apply(model, plan)
+        assert slim.count_params() <= 0.6 * model.count_params()
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("group", ["left", "b"])
 def test_each_criterion_orders_all_channels_that_may_leave(name, group):

@@ -46,6 +46,24 @@ def test_the_expected_loss_is_the_loss_that_the_removal_costs(reconstruction):
     assert divergence > 1e-4
 
 
+def test_a_group_that_no_linear_layer_reads_is_scored_by_its_filters():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 5)),
+            layers.Dense(8, "relu", name="hidden"),
+            layers.LSTM(3, name="lstm"),
+            layers.Dense(2),
+        ]
+    )
+    randomise(model)
+    graph = sgdap.channel_graph(model)
+    statistics = sgdap.collect_statistics(graph, samples(model, 32))
+    curve = score_groups(graph, statistics, sgdap.LassoGuidance())["hidden"]
+    norms = np.square(model.get_layer("hidden").kernel.numpy()).sum(axis=0)
+    assert curve.order.tolist() == np.argsort(norms).tolist()
+    np.testing.assert_allclose(np.diff(curve.errors), np.sort(norms) / norms.sum(), rtol=1e-5)
+
+
 def test_every_prunable_group_gets_a_curve_that_never_falls():
     model, (x, _) = convnet(), digits_like(64)
     graph = sgdap.channel_graph(model)

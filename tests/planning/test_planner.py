@@ -57,6 +57,7 @@ def widened(narrow: keras.Model) -> keras.Model:
     return wide
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("guidance", ["lasso", "second_order"])
 def test_dead_constant_and_duplicated_channels_are_all_found_and_the_outputs_stay(guidance):
     narrow = randomise(lenet(4, 6, 16, 10))
@@ -184,6 +185,7 @@ class Batches(keras.utils.PyDataset):
         return x[10 * index : 10 * index + 10], y[10 * index : 10 * index + 10]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     "data",
     [

@@ -34,6 +34,22 @@ def test_pattern_is_the_correlation_between_channels_at_the_same_place():
     np.testing.assert_allclose(found.correlation[3], [0, 0, 0, 1], atol=1e-9)
 
 
+def test_a_channel_that_the_consumer_does_not_read_is_silent():
+    activations, features = patches(places=2)
+    some = np.where(features == 1, -1, features)
+    rows = activations.reshape(300, -1)
+    found = activation_statistics(moments_of(rows, np.zeros(300, int), 1), some)
+    whole = activation_statistics(moments_of(rows, np.zeros(300, int), 1), features)
+    others = [0, 2, 3]
+    for name in ("mean", "std", "combined", "zeros"):
+        np.testing.assert_array_equal(getattr(found, name)[others], getattr(whole, name)[others])
+    assert (found.mean[1], found.std[1], found.combined[1], found.zeros[1]) == (0, 0, 0, 1)
+    np.testing.assert_allclose(
+        found.correlation[np.ix_(others, others)], whole.correlation[np.ix_(others, others)]
+    )
+    np.testing.assert_array_equal(found.correlation[1], [0, 1, 0, 0])
+
+
 def test_features_of_other_groups_are_left_out():
     activations, features = patches(places=1)
     found = activation_statistics(

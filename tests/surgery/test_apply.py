@@ -56,7 +56,7 @@ def test_reconstruction_comes_closer_to_the_original_than_slicing():
 
 def test_a_compiled_model_gives_a_copy_that_is_compiled_alike(pruned):
     _, plan, (x, y) = *pruned[:2], digits_like(32)
-    model = convnet(optimizer="adam", metrics=["accuracy"], run_eagerly=True)
+    model = convnet(optimizer="adam", metrics=["accuracy"])
     slim = sgdap.apply(model, plan)
     assert isinstance(slim.optimizer, keras.optimizers.Adam)
     assert slim.optimizer is not model.optimizer

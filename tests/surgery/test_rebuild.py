@@ -17,7 +17,7 @@ def prune(model: keras.Model, seed: int = 0) -> None:
 
 
 def trained() -> keras.Model:
-    model = convnet(optimizer="adam", metrics=["accuracy"], run_eagerly=True)
+    model = convnet(optimizer="adam", metrics=["accuracy"])
     model.fit(*digits_like(32), epochs=1, verbose=0)
     return model
 
@@ -54,6 +54,7 @@ def test_symbolic_shapes_and_summary_tell_the_new_widths():
     assert f"Trainable params: {trainable:,}" in "\n".join(lines)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_training_goes_on_and_learns(jit_compile):
     x, y = digits_like()
@@ -115,7 +116,7 @@ def test_what_a_layer_was_configured_with_stays():
 def test_a_frozen_layer_stays_frozen_through_training():
     model = convnet()
     model.get_layer("conv_2").trainable = False
-    model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
+    model.compile("adam", "sparse_categorical_crossentropy")
     model.fit(*digits_like(), verbose=0)
     prune(model)
     before = model.get_layer("conv_2").kernel.numpy()
@@ -129,7 +130,7 @@ def test_models_in_models_shrink_with_the_model(tmp_path):
     )
     inputs = keras.Input((4,))
     model = keras.Model(inputs, layers.Dense(2)(encoder(inputs)))
-    model.compile("adam", "mse", run_eagerly=True)
+    model.compile("adam", "mse")
     x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
     model.fit(x, x[:, :2], verbose=0)
     prune(model)
@@ -167,7 +168,7 @@ def test_a_layer_that_cannot_be_rebuilt_leaves_everything_as_it_was():
     x = layers.Reshape((2, 4), name="shape")(x)
     x = layers.Flatten()(NoWayBack(object(), name="opaque")(x))
     model = keras.Model(inputs, layers.Dense(2)(x))
-    model.compile("adam", "mse", run_eagerly=True)
+    model.compile("adam", "mse")
     data = np.ones((8, 4), "float32"), np.ones((8, 2), "float32")
     model.fit(*data, verbose=0)
     weights, slots = model.get_weights(), [v.numpy() for v in model.optimizer.variables]

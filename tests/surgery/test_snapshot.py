@@ -22,7 +22,7 @@ def state(model: keras.Model) -> list[np.ndarray]:
 
 
 def test_restoring_after_two_rounds_and_training_between_is_exact():
-    model, (x, y) = convnet(optimizer="adam", run_eagerly=True), digits_like(32)
+    model, (x, y) = convnet(optimizer="adam"), digits_like(32)
     model.fit(x, y, verbose=0)
     expected, before = outputs(model, x), state(model)
     configs = [layer.get_config() for layer in model.layers]
@@ -40,7 +40,7 @@ def test_restoring_after_two_rounds_and_training_between_is_exact():
 
 
 def test_restoring_within_the_same_widths_brings_the_weights_back():
-    model, (x, y) = convnet(optimizer="sgd", run_eagerly=True), digits_like(32)
+    model, (x, y) = convnet(optimizer="sgd"), digits_like(32)
     snapshot, before = take_snapshot(model), outputs(model, x)
     model.fit(x, y, verbose=0)
     assert not np.array_equal(outputs(model, x), before)

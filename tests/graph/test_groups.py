@@ -1,0 +1,131 @@
+"""Groups tell who makes, follows and reads the same channels, and what stays and why."""
+
+import keras
+import pytest
+from keras import layers
+
+import sgdap
+from tests.models import convnet
+
+
+def functional(build) -> sgdap.ChannelGraph:
+    inputs = keras.Input((8, 8, 3))
+    return sgdap.channel_graph(keras.Model(inputs, build(inputs)))
+
+
+def test_batch_norm_follows_its_producer_and_the_next_kernel_reads_it():
+    group = sgdap.channel_graph(convnet()).group("conv_1")
+    assert (group.producers, group.followers, group.consumers) == (
+        ("conv_1",),
+        ("norm",),
+        ("conv_2",),
+    )
+    assert group.size == 6
+    assert group.removable.all()
+    assert group.prunable
+
+
+def test_a_residual_connection_ties_all_its_producers():
+    def build(x):
+        x = layers.Conv2D(4, 3, padding="same", name="stem")(x)
+        for name in ("a", "b"):
+            y = layers.Conv2D(4, 3, padding="same", name=name)(x)
+            x = layers.Add()([x, y])
+        return layers.Dense(2, name="end")(layers.GlobalAveragePooling2D()(x))
+
+    graph = functional(build)
+    group = graph.group("stem")
+    assert group.producers == ("stem", "a", "b")
+    assert group.consumers == ("a", "b", "end")
+    assert graph.group("b") is group
+    assert group.size == 4
+
+
+def test_concatenated_producers_stay_groups_of_their_own():
+    def build(x):
+        parts = [layers.Conv2D(n, 1, name=f"part_{n}")(x) for n in (2, 5)]
+        return layers.Conv2D(3, 1, name="end")(layers.Concatenate()(parts))
+
+    graph = functional(build)
+    assert [graph.group(f"part_{n}").size for n in (2, 5)] == [2, 5]
+    assert graph.group("part_2").consumers == ("end",)
+
+
+def test_inputs_and_outputs_of_the_model_stay():
+    def build(x):
+        hidden = layers.Conv2D(3, 1, name="hidden")(x)
+        return [layers.Conv2D(2, 1, name="end")(hidden), layers.Add(name="sum")([x, hidden])]
+
+    graph = functional(build)
+    assert not any(group.prunable for group in graph.groups)
+    assert graph.group("end").reasons == ("model output",)
+    assert "combined with a tensor whose channels can't be removed" in graph.group("hidden").reasons
+
+
+def test_an_intermediate_output_is_protected():
+    def build(x):
+        hidden = layers.Conv2D(4, 1, name="hidden")(x)
+        return [hidden, layers.Conv2D(2, 1)(hidden)]
+
+    assert functional(build).group("hidden").reasons == ("model output",)
+
+
+class Mystery(layers.Layer):
+    def call(self, x):
+        return x
+
+
+def test_what_has_no_rule_protects_what_it_touches_and_is_named():
+    def build(x):
+        x = layers.Conv2D(4, 1, name="before")(x)
+        x = Mystery(name="mystery")(x)
+        x = layers.Conv2D(4, 1, name="after")(x)
+        return layers.Conv2D(2, 1)(x)
+
+    graph = functional(build)
+    reason = "no rule for Mystery; register one with sgdap.register_rule"
+    assert graph.kept == (("mystery", reason),)
+    assert graph.group("before").reasons == (reason,)
+    assert graph.group("after").prunable
+
+
+def test_a_group_may_be_removable_in_part():
+    def build(x):
+        own = layers.Concatenate()([layers.Conv2D(2, 1, name="own")(x), x])
+        both = layers.Add()([own, layers.Conv2D(5, 1, name="both")(x)])
+        return layers.Conv2D(2, 1)(both)
+
+    group = functional(build).group("both")
+    assert group.producers == ("own", "both")
+    assert group.removable.tolist() == [True, True, False, False, False]
+    assert group.prunable
+
+
+def test_a_mixing_activation_protects_its_channels():
+    graph = functional(
+        lambda x: layers.Conv2D(2, 1)(layers.Conv2D(4, 1, activation="softmax", name="soft")(x))
+    )
+    assert graph.group("soft").reasons == ("the activation of 'soft' mixes the channels",)
+
+
+def test_layers_of_nested_models_are_named_by_their_path():
+    inner = keras.Sequential([keras.Input((3,)), layers.Dense(4, name="a")], name="inner")
+    inputs = keras.Input((3,))
+    graph = sgdap.channel_graph(keras.Model(inputs, layers.Dense(2)(inner(inputs))))
+    assert graph.group("inner/a").prunable
+
+
+def test_groups_print_what_they_are_made_of():
+    graph = sgdap.channel_graph(convnet())
+    assert str(graph.group("conv_1")).splitlines() == [
+        "conv_1: 6 of 6 channels removable",
+        "  made by conv_1",
+        "  followed by norm",
+        "  read by conv_2",
+    ]
+    assert "kept: the activation of 'end' mixes the channels; model output" in str(graph)
+
+
+def test_an_unknown_group_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="'conv_9'.*conv_1, conv_2, hidden, end"):
+        sgdap.channel_graph(convnet()).group("conv_9")

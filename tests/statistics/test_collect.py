@@ -1,0 +1,207 @@
+"""One calibration pass gives the moments and the sensitivity that the activations themselves do."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import sgdap
+from sgdap.statistics import collect_statistics
+from sgdap.statistics.moments import moments_of
+from tests.models import convnet, digits_like, mlp, outputs, randomise, samples
+
+FOLDS = 4
+
+
+def collected(model: keras.Model, x, **options):
+    options = {"folds": FOLDS, "positions": 10_000} | options
+    return collect_statistics(sgdap.channel_graph(model), x, **options)
+
+
+def read_by(model: keras.Model, name: str, x: np.ndarray) -> np.ndarray:
+    """The patches that a 2×2 convolution or a dense layer reads, `(samples, places, features)`."""
+    layer = model.get_layer(name)
+    seen = outputs(keras.Model(model.inputs[0], layer.input), x)
+    if isinstance(layer, layers.Dense):
+        return seen[:, None]
+    shifted = [seen[:, i : i + 2, j : j + 2] for i in (0, 1) for j in (0, 1)]
+    return np.concatenate([part.reshape(len(x), 4, -1) for part in shifted], axis=-1)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("batch_size", [8, 32, 100])
+def test_moments_are_those_of_what_each_consumer_reads(batch_size):
+    model, (x, _) = convnet(), digits_like(64)
+    statistics = collected(model, x, batch_size=batch_size)
+    assert statistics.samples == 64
+    assert list(statistics.consumers) == ["conv_2", "hidden", "end"]
+    for name, own in statistics.consumers.items():
+        rows = read_by(model, name, x)
+        fold = np.repeat(np.arange(64) % batch_size % FOLDS, rows.shape[1])
+        expected = moments_of(rows.reshape(len(fold), -1), fold, FOLDS)
+        scale = np.abs(expected.second).max()
+        np.testing.assert_array_equal(own.moments.count, expected.count)
+        np.testing.assert_allclose(own.moments.mean, expected.mean, atol=1e-5)
+        np.testing.assert_allclose(own.moments.second, expected.second, atol=1e-5 * scale)
+        np.testing.assert_array_equal(own.moments.zeros, expected.zeros)
+        np.testing.assert_allclose(own.moments.absolute, expected.absolute, rtol=1e-5, atol=1e-4)
+
+
+def test_large_means_do_not_swallow_small_deviations():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(3), layers.Dense(2)])
+    model.layers[0].set_weights([np.diag([1e-3, 1.0, 1e3]), np.array([10.0, 1e4, 1e7])])
+    x = samples(model, 2000)
+    moments = collected(model, x).consumers[model.layers[1].name].moments.total()
+    rows = outputs(keras.Model(model.inputs[0], model.layers[0].output), x).astype(np.float64)
+    covariance = np.cov(rows.T, bias=True)
+    scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
+    found = moments.second[0] / moments.count[0]
+    np.testing.assert_allclose(found / scale, covariance / scale, atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_number_of_batches():
+    def sizes(batches):
+        model = mlp()
+        x = samples(model, 10 * batches)
+        statistics = collected(model, x, batch_size=10)
+        return [
+            array.shape
+            for own in statistics.consumers.values()
+            for array in vars(own.moments).values()
+        ]
+
+    assert sizes(1) == sizes(20)
+
+
+def test_a_layer_called_twice_adds_up_what_it_reads_at_both_places():
+    inputs = keras.Input((4,))
+    first, shared = layers.Dense(4, "tanh"), layers.Dense(4, "tanh", name="shared")
+    hidden = first(inputs)
+    model = randomise(keras.Model(inputs, layers.Dense(2)(shared(shared(hidden)))))
+    x = samples(model, 40)
+    own = collected(model, x).consumers["shared"]
+    once = outputs(keras.Model(inputs, hidden), x)
+    rows = np.concatenate([once, np.array(shared(once))])
+    assert own.moments.total().count[0] == 80
+    np.testing.assert_allclose(own.moments.total().mean[0], rows.mean(axis=0), atol=1e-6)
+
+
+def test_inference_mode_is_used_and_nothing_is_changed():
+    model, (x, _) = convnet(), digits_like(32)
+    before = [v.numpy() for v in model.variables]
+    first, second = (collected(model, x).consumers["end"].moments for _ in range(2))
+    assert np.array_equal(first.second, second.second)
+    assert all(map(np.array_equal, before, [v.numpy() for v in model.variables]))
+    assert model.get_layer("hidden").activation is keras.activations.relu
+
+
+# Sensitivity: the Fisher information of the prediction with respect to a layer's outputs
+
+
+def fisher(kind: str, z: np.ndarray) -> np.ndarray:
+    """Its closed form for the layer before the model's output."""
+    if kind == "softmax":
+        p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+        return np.diag(p.mean(axis=0)) - p.T @ p / len(p)
+    if kind == "sigmoid":
+        p = 1 / (1 + np.exp(-z))
+        return np.diag((p * (1 - p)).mean(axis=0))
+    return np.eye(z.shape[1])
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "linear"])
+def test_sensitivity_is_the_fisher_information(kind):
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(5, "tanh"), layers.Dense(3, kind, name="end")]
+    )
+    randomise(model)
+    x = samples(model, 20_000)
+    hidden, end = np.array(model.layers[0](x)), model.get_layer("end")
+    z = hidden @ end.kernel.numpy() + end.bias.numpy()
+    own = collected(model, x, batch_size=5000).consumers["end"]
+    if kind == "sigmoid":  # outputs are independent, so what is apart cancels out on average
+        np.testing.assert_allclose(np.diag(own.sensitivity), np.diag(fisher(kind, z)), rtol=0.05)
+    np.testing.assert_allclose(own.sensitivity, fisher(kind, z), atol=0.03)
+
+
+def test_sensitivity_of_an_earlier_layer_is_pulled_back_through_the_later_ones():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(5, "tanh"),
+            layers.Dense(3, name="middle"),
+            layers.Dense(2, name="end"),
+        ]
+    )
+    randomise(model)
+    own = collected(model, samples(model, 20_000), batch_size=5000).consumers["middle"]
+    kernel = model.get_layer("end").kernel.numpy()
+    np.testing.assert_allclose(own.sensitivity, kernel @ kernel.T, atol=0.05)
+
+
+def test_sensitivity_adds_up_over_the_positions_of_a_convolution():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            layers.Conv2D(3, 1, activation="tanh"),
+            layers.Conv2D(2, 1, name="conv"),
+            layers.Flatten(),
+        ]
+    )
+    randomise(model)
+    own = collected(model, samples(model, 20_000), batch_size=5000).consumers["conv"]
+    np.testing.assert_allclose(own.sensitivity, 16 * np.eye(2), atol=0.5)
+
+
+def test_without_sensitivity_none_is_gathered():
+    model, (x, _) = convnet(), digits_like(16)
+    assert collected(model, x, sensitivity=False).consumers["end"].sensitivity is None
+
+
+# Options
+
+
+def test_positions_of_a_convolution_are_sampled_down_to_the_limit():
+    model, (x, _) = convnet(), digits_like(16)
+    counts = {
+        positions: collected(model, x, positions=positions).consumers["conv_2"].moments.count.sum()
+        for positions in (1, 3, 1000)
+    }
+    assert counts == {1: 16, 3: 48, 1000: 64}
+
+
+def test_progress_tells_the_samples_seen():
+    seen: list[int] = []
+    collected(mlp(), samples(mlp(), 25), batch_size=10, progress=seen.append)
+    assert seen == [10, 20, 25]
+
+
+def test_the_same_seed_gives_the_same_statistics():
+    model, (x, _) = convnet(), digits_like(32)
+    first, same, other = (
+        collected(model, x, seed=seed, positions=2).consumers["conv_2"] for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first.moments.second, same.moments.second)
+    assert np.array_equal(first.sensitivity, same.sensitivity)
+    assert not np.array_equal(first.moments.second, other.moments.second)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 1}, "folds must be at least 2. Received: folds=1"),
+        ({"folds": 9}, "each of the 9 folds. Received: 8 samples"),
+    ],
+)
+def test_too_few_folds_or_samples_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        collected(mlp(), samples(mlp(), 8), **options)
+
+
+def test_integer_inputs_are_taken():
+    model = keras.Sequential([keras.Input((6,), dtype="int32"), layers.Embedding(9, 4)])
+    model.add(layers.GlobalAveragePooling1D())
+    model.add(layers.Dense(2))
+    x = tf.constant(np.random.default_rng(0).integers(9, size=(12, 6)))
+    assert collected(model, x).samples == 12
