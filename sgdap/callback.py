@@ -272,8 +272,10 @@ class SGDAPCallback(keras.callbacks.Callback):
             restore_snapshot(self.model, self._best[1])
         self._good = self._best = None
         self._reservoir = None
-        if "train_step" in self.model.__dict__:
+        if self.calibration_data is None:
             del self.model.train_step
+            if self._own_train_step is not None:
+                self.model.train_step = self._own_train_step
             remake_functions(self.model)
 
     # What is watched
@@ -286,6 +288,9 @@ class SGDAPCallback(keras.callbacks.Callback):
 
     def _find_metric(self, logs: Mapping[str, Any]) -> str | None:
         if self.monitor != "auto":
+            came = any(name.startswith("val_") for name in logs)
+            if self.monitor.startswith("val_") and not came:
+                return None  # validation comes in a later epoch (validation_freq)
             if self.monitor not in logs:
                 raise ValueError(
                     f"SGDAPCallback watches '{self.monitor}', which is not among the metrics of "
@@ -294,13 +299,17 @@ class SGDAPCallback(keras.callbacks.Callback):
             return self.monitor
         validated = [name for name in logs if name.startswith("val_")]
         names = validated or [name for name in logs if not name.startswith("val_")]
-        return next((n for n in names if "acc" in n), next((n for n in names if "loss" in n), None))
+        accuracies = [name for name in names if name.endswith(("acc", "accuracy"))]
+        losses = [name for name in names if name in ("loss", "val_loss")]
+        return next(iter(accuracies + losses), None)
 
     def _sign(self) -> float:
         """1 where more of the metric is better, -1 where less is."""
         if self.mode != "auto":
             return 1.0 if self.mode == "max" else -1.0
         name = str(self._metric).removeprefix("val_")
+        if name.endswith("loss"):
+            return -1.0
         return 1.0 if any(part in name for part in _MORE_IS_BETTER) else -1.0
 
     def _good_enough(self, value: float | None) -> bool:
@@ -414,6 +423,8 @@ class SGDAPCallback(keras.callbacks.Callback):
 
     def _judge(self, epoch: int, value: float | None) -> None:
         """Keeps the last round, waits for it to recover, or undoes it."""
+        if value is None and self.max_accuracy_drop is not None:
+            return  # this epoch had no validation
         if self._good_enough(value):
             self._decide("kept", value)
             self._progress = self.rounds[-1].progress
@@ -450,6 +461,13 @@ class SGDAPCallback(keras.callbacks.Callback):
     def _tap_train_step(self) -> None:
         """Lets each training batch pass through a reservoir on its way to the train step."""
         reservoir = self._reservoir = Reservoir(self.samples, self.seed)
+        own = self.model.__dict__.get("train_step")
+        if own is not None:  # a user's, or the tap of a run that was interrupted
+            del self.model.train_step
+            own = getattr(own, "own_train_step", own)
+            if own is not None:
+                self.model.train_step = own
+        self._own_train_step = own
         train_step = self.model.train_step
 
         def tapped(data: Any) -> Any:
@@ -457,6 +475,7 @@ class SGDAPCallback(keras.callbacks.Callback):
             reservoir.update(x)
             return train_step(data)
 
+        tapped.own_train_step = own  # type: ignore[attr-defined]
         self.model.train_step = tapped
         self.model.make_train_function(force=True)
 
