@@ -193,6 +193,13 @@ def nested(tensors, n):
 # Layers that channels pass
 
 
+def _groups(x: keras.KerasTensor) -> list[int]:
+    """Numbers of groups to normalise by; a group of one value would always be normalised to 0."""
+    half = max(x.shape[-1] // 2, 1)
+    even = [half] if x.shape[-1] % half == 0 else []
+    return [*([-1] if spatial_rank(x) else []), 1, *even]
+
+
 def _same_shape(name: str, make: Callable[[keras.KerasTensor, int], layers.Layer]) -> None:
     STEPS[name] = lambda tensors, n: make(tensors[-1], n)(tensors[-1])
 
@@ -212,14 +219,7 @@ _same_shape("batch_normalization", lambda x, n: layers.BatchNormalization(scale=
 _same_shape("layer_normalization", lambda x, n: layers.LayerNormalization())
 _same_shape("rms_normalization", lambda x, n: layers.RMSNormalization())
 _same_shape("unit_normalization", lambda x, n: layers.UnitNormalization())
-_same_shape(
-    "group_normalization",
-    lambda x, n: (
-        layers.GroupNormalization(pick((-1, 1, x.shape[-1] // 2 or 1), n))
-        if x.shape[-1] % (x.shape[-1] // 2 or 1) == 0
-        else layers.GroupNormalization(1)
-    ),
-)
+_same_shape("group_normalization", lambda x, n: layers.GroupNormalization(pick(_groups(x), n)))
 _same_shape("rescaling", lambda x, n: layers.Rescaling(2.0, 1.0))
 _same_shape("normalization", lambda x, n: layers.Normalization(mean=0.5, variance=2.0))
 _same_shape("layer_scale", lambda x, n: LAYER_SCALE(0.5, x.shape[-1]))
@@ -272,8 +272,8 @@ def reshape(tensors, n):
         targets += [(*shape[:-1], 2, shape[-1] // 2), (*shape[:-1], shape[-1] // 2, 2)]
     if len(shape) > 2:
         targets += [(math.prod(shape[:-1]), shape[-1]), (shape[0], -1)]
-    target = pick(targets, n)
-    return layers.Reshape(target)(tensors[-1]) if len(target) < 5 else None
+    target = pick([target for target in targets if len(target) < 5], n)
+    return layers.Reshape(target)(tensors[-1])
 
 
 # Layers that combine tensors

@@ -51,22 +51,32 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
     """
     pairs = zip(all_layers(model), all_layers(slim), strict=True)
     lost = {id(old): lost_filters(old, new) for old, new in pairs if isinstance(old, LINEAR)}
-    random = np.random.default_rng(0)
     clean: list[tuple[np.ndarray, np.ndarray]] = []
-    touched: list[np.ndarray] = []
 
     def record(layer, inputs, compute):
         result = compute(inputs)
         clean.append((inputs.numpy(), result.numpy()))
         return result
 
-    def disturb(layer, inputs, compute):
-        before, result = clean[len(touched)]
-        changed = before != inputs.numpy()
-        touched.append(changed.any(axis=tuple(range(changed.ndim - 1))))
-        noise = random.uniform(10, 20, result.shape)
-        noise[::2] *= -1  # a ReLU is silent on one side
-        return keras.ops.convert_to_tensor(result + (noise * lost[id(layer)]).astype(result.dtype))
+    with each_linear_call(record):
+        expected = outputs(model, x)
+
+    def touched_by(disturbance: Callable) -> list[np.ndarray]:
+        touched: list[np.ndarray] = []
+
+        def disturb(layer, inputs, compute):
+            before, result = clean[len(touched)]
+            changed = before != inputs.numpy()
+            touched.append(changed.any(axis=tuple(range(changed.ndim - 1))))
+            return keras.ops.where(lost[id(layer)], disturbance(result), result)
+
+        with each_linear_call(disturb):
+            found = outputs(model, x)
+        np.testing.assert_array_equal(found, expected, "a removed channel is an output")
+        return touched
+
+    # Noise does not show behind a unit that is dead, NaN not behind a maximum.
+    touched = list(map(np.logical_or, touched_by(noisy), touched_by(lambda y: y * np.nan)))
 
     def mask(layer, inputs, compute):
         stays = ~touched.pop(0)
@@ -75,12 +85,15 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
         with state_masked(layer, lost[id(layer)]):
             return compute(inputs)
 
-    with each_linear_call(record):
-        expected = outputs(model, x)
-    with each_linear_call(disturb):
-        np.testing.assert_array_equal(outputs(model, x), expected, "a removed channel is an output")
     with each_linear_call(mask):
         return outputs(model, x)
+
+
+def noisy(result: np.ndarray) -> np.ndarray:
+    """An array with large noise, up and down: a ReLU is silent on one side."""
+    noise = np.random.default_rng(0).uniform(10, 20, result.shape)
+    noise[::2] *= -1
+    return (result + noise).astype(result.dtype)
 
 
 def lost_filters(old: layers.Layer, new: layers.Layer) -> np.ndarray:

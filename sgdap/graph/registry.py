@@ -305,6 +305,17 @@ class RuleCall:
         for channels in what.all_channels() if isinstance(what, Symbol) else [what]:
             self.ledger.protect(channels, reason)
 
+    def keep_positions(self, axis: int, name: str) -> None:
+        """Protects channels along all axes of the first input but its channel axis.
+
+        Args:
+            axis: The channel axis.
+            name: Name of the layer, which works along the other axes.
+        """
+        for other, channels in enumerate(self.input.axes):
+            if other != axis % self.input.rank and channels is not None:
+                self.keep(channels, f"'{name}' works along their axis")
+
 
 def positions(shape: Sequence[int | None]) -> float:
     """The number of places in some axes, unknown sizes counted as 1."""

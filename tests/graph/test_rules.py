@@ -10,6 +10,7 @@ from sgdap.graph.registry import _RULES
 from sgdap.surgery import prune_in_place
 from sgdap.surgery.apply import copy_model
 from tests.models import (
+    INPUT_SHAPES,
     SOME_RANKS,
     SPATIAL_ONLY,
     STEPS,
@@ -72,11 +73,27 @@ def test_slim_model_equals_the_original_with_the_removed_channels_masked(name, s
         assert lost_filters(model.layers[1], slim.layers[1]).any()
 
 
+POSITION_WISE = ("convolution", "depthwise_convolution", "separable_convolution", "recurrent")
+POSITION_WISE += ("transposed_convolution", "grouped_convolution", "group_normalization")
+
+
+@pytest.mark.parametrize(
+    "name", [*POSITION_WISE, "max_pooling", "embedding", "layer_normalization"]
+)
+def test_channels_that_became_positions_stay_where_a_layer_works_along_them(name):
+    model = assemble(1, [("permute", 1), (name, 0)])
+    slim = pruned(model)
+    x = samples(model)
+    np.testing.assert_allclose(outputs(slim, x), masked_outputs(model, slim, x), atol=1e-5)
+
+
 def test_random_models_can_hold_every_layer_that_has_a_rule():
     made = set()
     for name, spatial, number in EVERYWHERE + CHOICES:
-        model = assemble(spatial, [(name, number)])
-        made |= {type(layer) for layer in all_layers(model)}
+        inputs = keras.Input(INPUT_SHAPES[spatial])
+        output = STEPS[name]([layers.Dense(4)(inputs)], number)
+        if output is not None:
+            made |= {type(layer) for layer in all_layers(keras.Model(inputs, output))}
     ruled = {
         rule
         for rule in _RULES

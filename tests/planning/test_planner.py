@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
-from tests.models import convnet, digits_like, outputs, randomise, samples
+from tests.models import convnet, digits_like, mlp, outputs, randomise, samples
 
 HALF = sgdap.Budget(flops=0.5)
 
@@ -89,16 +89,14 @@ def test_dead_constant_and_duplicated_channels_are_all_found_and_the_outputs_sta
 @pytest.mark.parametrize("allocation", ["global", "layerwise"])
 @pytest.mark.parametrize("guidance", ["lasso", "magnitude", "activation", "correlation", "random"])
 def test_every_guidance_meets_the_budget(guidance, allocation, reconstruction):
-    model = convnet()
-    budget = sgdap.Budget(flops=0.4, params=0.5)
+    model = mlp()
     plan = sgdap.plan(
         model,
-        digits_like(32)[0],
-        budget,
+        samples(model, 32),
+        sgdap.Budget(flops=0.4, params=0.5),
         guidance=guidance,
         allocation=allocation,
         reconstruction=reconstruction,
-        positions=4,
     )
     slim = sgdap.profile(sgdap.apply(model, plan), latency=False)
     assert slim.flops == plan.flops[1] <= 0.4 * plan.flops[0]
@@ -185,7 +183,6 @@ class Batches(keras.utils.PyDataset):
         return x[10 * index : 10 * index + 10], y[10 * index : 10 * index + 10]
 
 
-@pytest.mark.compiled
 @pytest.mark.parametrize(
     "data",
     [

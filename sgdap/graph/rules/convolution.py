@@ -24,6 +24,7 @@ def channel_axis(layer: Any) -> int:
 def convolution(layer: Any, call: RuleCall) -> Symbol:
     """Each filter reads every input channel at every kernel position."""
     axis = channel_axis(layer)
+    call.keep_positions(axis, layer.name)
     features = call.along(call.input, axis)
     filters = call.new_channels(layer.filters)
     spatial = [None] * len(layer.kernel_size)
@@ -50,6 +51,7 @@ def convolution(layer: Any, call: RuleCall) -> Symbol:
 def depthwise(layer: Any, call: RuleCall) -> Symbol:
     """Each channel has filters of its own, `depth_multiplier` of them side by side."""
     axis = channel_axis(layer)
+    call.keep_positions(axis, layer.name)
     channels = call.along(call.input, axis)
     made = np.repeat(channels, layer.depth_multiplier)
     call.weight(layer.kernel, *[None] * len(layer.kernel_size), channels, None)
@@ -63,6 +65,7 @@ def depthwise(layer: Any, call: RuleCall) -> Symbol:
 def separable(layer: Any, call: RuleCall) -> Symbol:
     """A depthwise convolution, then a kernel of size 1 that reads what it made."""
     axis = channel_axis(layer)
+    call.keep_positions(axis, layer.name)
     channels = call.along(call.input, axis)
     between = np.repeat(channels, layer.depth_multiplier)
     filters = call.new_channels(layer.filters)
@@ -83,6 +86,7 @@ def separable(layer: Any, call: RuleCall) -> Symbol:
 def transposed(layer: Any, call: RuleCall) -> Symbol:
     """A convolution read backwards: the kernel's last axis is the input."""
     axis = channel_axis(layer)
+    call.keep_positions(axis, layer.name)
     features = call.along(call.input, axis)
     filters = call.new_channels(layer.filters)
     call.weight(layer.kernel, *[None] * len(layer.kernel_size), filters, features)

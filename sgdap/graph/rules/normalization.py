@@ -49,6 +49,7 @@ def unit_normalization(layer: Any, call: RuleCall) -> Symbol:
 @register_rule(layers.GroupNormalization)
 def group_normalization(layer: Any, call: RuleCall) -> Symbol:
     """A group is normalised by itself, so channels leave by whole groups."""
+    call.keep_positions(layer.axis, layer.name)
     channels = call.input.axes[layer.axis]
     if channels is None:
         return call.input

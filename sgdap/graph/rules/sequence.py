@@ -16,6 +16,7 @@ from sgdap.graph.rules.activation import is_elementwise
 @register_rule(layers.Embedding)
 def embedding(layer: Any, call: RuleCall) -> Symbol:
     """Columns of the table are channels."""
+    call.keep(call.input, f"'{layer.name}' takes them for numbers of rows")
     channels = call.new_channels(layer.output_dim)
     call.weight(layer.embeddings, None, channels)
     call.resize("output_dim", channels)
@@ -26,6 +27,7 @@ def embedding(layer: Any, call: RuleCall) -> Symbol:
 def recurrent(layer: Any, call: RuleCall) -> list[Symbol]:
     """Units are channels: of every gate, of the state, and read again at the next step."""
     cell = layer.cell
+    call.keep_positions(-1, layer.name)
     features = call.along(call.input, -1)
     units = call.new_channels(layer.units)
     gates = cell.recurrent_kernel.shape[1] // layer.units

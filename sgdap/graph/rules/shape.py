@@ -39,10 +39,7 @@ def spatial(layer: Any, call: RuleCall) -> Symbol:
     """Works along the spatial axes; the channel axis passes."""
     first = getattr(layer, "data_format", None) == "channels_first"
     axis = 1 if first else call.input.rank - 1
-    for other in range(1, call.input.rank):
-        channels = call.input.axes[other]
-        if other != axis and channels is not None:
-            call.keep(channels, f"'{layer.name}' works along their axis")
+    call.keep_positions(axis, layer.name)
     target = axis if axis < len(call.output_shape) else len(call.output_shape) - 1
     return plain(call.output_shape).with_axis(target, call.input.axes[axis])
 
