@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from sgdap import _keras
+from sgdap._arguments import check_integer
 from sgdap.graph.groups import ChannelGraph
 from sgdap.graph.registry import Linear
 from sgdap.graph.trace import Call
@@ -90,8 +92,12 @@ def collect_statistics(
     """
     import tensorflow as tf
 
-    if folds < 2:
-        raise ValueError(f"folds must be at least 2. Received: folds={folds}")
+    check_integer("folds", folds, 2)
+    check_integer("positions", positions, 1)
+    check_integer("batch_size", batch_size, 1)
+    check_integer("seed", seed, 0)
+    if samples is not None:
+        check_integer("samples", samples, folds)
     removable = _removable(graph)
     linears: dict[str, list[Linear]] = {}
     for linear in graph.linears:
@@ -107,7 +113,7 @@ def collect_statistics(
     _check_weights(graph)
     for number, (x, _, _) in enumerate(batches(data, batch_size, samples)):
         x = keras.tree.map_structure(tf.convert_to_tensor, x)
-        _check_inputs(x)
+        _check_inputs(graph, x)
         random = tf.constant([seed, number], tf.int32)
         if not seen:
             for path, sums in step(x, random, shifts).items():
@@ -159,13 +165,52 @@ def _check_weights(graph: ChannelGraph) -> None:
                 )
 
 
-def _check_inputs(x: Any) -> None:
-    for leaf in keras.tree.flatten(x):
+def check_calibration_data(graph: ChannelGraph, data: Any) -> None:
+    """Says whether a model can take calibration data, by their first batch.
+
+    Args:
+        graph: The model's channels.
+        data: Inputs as `collect_statistics` takes them, no iterator that can be read only once.
+
+    Raises:
+        ValueError: There is no sample, or it is not finite or of another shape than the model's
+            inputs.
+        TypeError: `data` is of an unknown kind.
+    """
+    for x, _, _ in batches(data, 32, 32):
+        _check_inputs(graph, x)
+
+
+def _check_inputs(graph: ChannelGraph, x: Any) -> None:
+    program = graph.program
+    expected = [program.shapes[ref.index] for ref in program.inputs]
+    received = [tuple(leaf.shape) for leaf in keras.tree.flatten(x)]
+    try:
+        flat = _keras.standardize_inputs(program.functional, x)
+        shapes = [tuple(leaf.shape) for leaf in flat]
+    except Exception:  # what Keras raises depends on the model's and the data's structure
+        shapes = []
+    if len(shapes) != len(expected) or any(
+        len(shape) != len(wanted)
+        or any(w not in (None, s) for s, w in zip(shape[1:], wanted[1:], strict=True))
+        for shape, wanted in zip(shapes, expected, strict=True)
+    ):
+        raise ValueError(
+            f"The calibration data do not fit model '{program.model.name}', which takes "
+            f"{_listed(expected)}. Received: {_listed(received)}. Pass inputs as for fit; a tuple "
+            "is read as (inputs, targets), a list as one of several inputs."
+        )
+    for leaf in flat:
         if leaf.dtype.is_floating and not np.isfinite(leaf.numpy()).all():
             raise ValueError(
                 "The calibration data are not finite: they hold NaN or infinity. Take these "
                 "samples out or fill in the missing values, as for training."
             )
+
+
+def _listed(shapes: Sequence[Any]) -> str:
+    names = ", ".join(map(str, shapes))
+    return f"an input of shape {names}" if len(shapes) == 1 else f"inputs of shapes {names}"
 
 
 def _check_finite(path: str, values: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -190,7 +190,7 @@ def test_the_same_seed_gives_the_same_statistics():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"folds": 1}, "folds must be at least 2. Received: folds=1"),
+        ({"folds": 1}, "folds must be an integer of at least 2. Received: folds=1"),
         ({"folds": 9}, "each of the 9 folds. Received: 8 samples"),
     ],
 )
