@@ -106,7 +106,8 @@ class SGDAPCallback(keras.callbacks.Callback):
         monitor: The metric to watch; `"auto"`: the first accuracy on validation data, else the
             validation loss, else the same of the training data.
         mode: `"min"`, `"max"` or `"auto"`, as in `keras.callbacks.EarlyStopping`.
-        patience: Epochs that a round has to recover before it is undone.
+        patience: Epochs that a round has to recover before it is undone; the last one has all
+            that are left.
         begin_epoch: The first epoch (from 0) after which layers shrink.
         frequency: Epochs from one round to the next.
         final_finetune_epochs: Epochs at the end in which nothing is removed.
@@ -437,8 +438,8 @@ class SGDAPCallback(keras.callbacks.Callback):
             self._progress = self.rounds[-1].progress
             return
         self._waited += 1
-        if self._waited < max(self.patience, 1):
-            return
+        if self._waited < max(self.patience, 1) or epoch >= self._last_round_epoch():
+            return  # the last round may recover to the end: nothing could be tried in its place
         self._decide("undone", value)
         self._step_limit = (self.rounds[-1].progress - self._progress) / 2
 
