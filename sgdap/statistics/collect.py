@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph
 from sgdap.graph.registry import Linear
 from sgdap.graph.trace import Call
@@ -190,7 +191,6 @@ def _make_step(
 
     program = graph.program
     by_call = {linear.call: linear for calls in linears.values() for linear in calls}
-    layers = program.layers()
 
     @tf.function(reduce_retracing=True, autograph=False)
     def step(x: Any, seed: Any, shifts: Any) -> Any:
@@ -202,7 +202,7 @@ def _make_step(
             rows.setdefault(call.path, []).append(
                 tf.cast(linear.patches.extract(inputs[0], positions, seed), tf.float32)
             )
-            layer = call.operation
+            layer = linear.layer_of(call.operation)
             activation = layer.activation
             layer.activation = keras.activations.linear
             try:
@@ -210,7 +210,9 @@ def _make_step(
             finally:
                 layer.activation = activation
             outputs.setdefault(call.path, []).append(before)
-            return activation(before)
+            after = activation(before)
+            _keras.copy_mask(before, after)
+            return after
 
         taps = dict.fromkeys(by_call, tap)
         if sensitivity:
@@ -233,8 +235,9 @@ def _make_step(
             sums = [_sums(part, shifts[path], folds) for part in parts]
             result = {key: tf.add_n([s[key] for s in sums]) for key in sums[0]}
             if sensitivity:
-                last = 1 if getattr(layers[path], "data_format", "") == "channels_first" else -1
-                result["sensitivity"] = tf.add_n([_outer(g, last) for g in gradients[path]])
+                patches = linears[path][0].patches
+                axis = patches.steps + 1 if patches.channels_first else -1
+                result["sensitivity"] = tf.add_n([_outer(g, axis) for g in gradients[path]])
             results[path] = result
         return results
 
@@ -262,9 +265,7 @@ def _sums(rows: Any, shift: Any, folds: int) -> dict[str, Any]:
 def _outer(gradient: Any, axis: int) -> Any:
     import tensorflow as tf
 
-    gradient = tf.cast(gradient, tf.float32)
-    if axis == 1:
-        gradient = tf.transpose(gradient, [0, *range(2, len(gradient.shape)), 1])
+    gradient = keras.ops.moveaxis(tf.cast(gradient, tf.float32), axis, -1)
     flat = tf.reshape(gradient, [-1, gradient.shape[-1]])
     return tf.matmul(flat, flat, transpose_a=True)
 
@@ -274,6 +275,8 @@ def _kind(graph: ChannelGraph, output: int) -> str:
     program = graph.program
     ref = program.outputs[output]
     maker = next((c.operation for c in program.calls if ref in c.outputs), None)
+    while isinstance(maker, keras.layers.Wrapper):
+        maker = maker.layer
     activation = getattr(maker, "activation", None)
     if isinstance(maker, keras.layers.Softmax) or activation is keras.activations.softmax:
         return "categorical"
