@@ -79,9 +79,28 @@ def flatten_layers(layer: Any) -> Iterator[Any]:
 
 
 def layer_variables(layer: Any) -> list[Any]:
-    """Returns all variables of a layer in a fixed order: weights, then random seeds' states."""
+    """Returns all variables of a layer in a fixed order.
+
+    First its weights, then the states of random seeds, then those of stateful recurrent layers,
+    which Keras does not count among a layer's variables.
+    """
     seen = {id(v) for v in layer.weights}
-    return [*layer.weights, *(v for v in layer.variables if id(v) not in seen)]
+    states = [
+        state
+        for inner in layer._flatten_layers()
+        if isinstance(inner, keras.layers.RNN)
+        for state in keras.tree.flatten(inner.states)
+        if state is not None
+    ]
+    return [*layer.weights, *(v for v in layer.variables if id(v) not in seen), *states]
+
+
+def copy_trainable(old: Any, new: Any) -> None:
+    """Freezes in `new` the inner layers that are frozen in `old`; configs do not tell of all."""
+    before, after = list(old._flatten_layers()), list(new._flatten_layers())
+    for one, other in zip(before, after, strict=True):
+        if one.trainable != other.trainable:
+            other.trainable = one.trainable
 
 
 _KEPT_ATTRIBUTES = ("name", "_name", "_inbound_nodes", "_outbound_nodes", "_path", "_parent_path")
@@ -154,6 +173,13 @@ def operation_class(function: Any, *arguments: Any) -> type:
     record = history(outputs[0])
     assert record is not None
     return type(record[0])
+
+
+def copy_mask(source: Any, target: Any) -> None:
+    """Gives a tensor the mask that Keras attached to another one, if any."""
+    mask = getattr(source, "_keras_mask", None)
+    if mask is not None:
+        target._keras_mask = mask
 
 
 def application_layers() -> tuple[type, type]:

@@ -25,6 +25,17 @@ SOME_RANKS = {
     "depthwise_convolution": (1, 2),
     "separable_convolution": (1, 2),
     "recurrent": (1,),
+    "cells": (1,),
+    "bidirectional": (1,),
+    "convolutional_recurrent": (2, 3),
+    "time_distributed": (1, 2, 3),
+    "multi_head_attention": (1, 2),
+    "grouped_query_attention": (1,),
+    "attention": (1,),
+    "dot": (1, 2),
+    "masking": (1,),
+    "image": (2,),
+    "reversible_embedding": (0, 1),
     "embedding": (0, 1),
     "repeat_vector": (0,),
 }
@@ -145,6 +156,166 @@ def recurrent(tensors, n):
 
 
 @step
+def cells(tensors, n):
+    x = tensors[-1]
+    if len(x.shape) != 3:
+        return None
+    made = [layers.LSTMCell(4), layers.GRUCell(3, reset_after=n % 2 > 0), layers.SimpleRNNCell(5)]
+    cell = pick((made[0], made[1], made[2], made, layers.StackedRNNCells(made[::-1])), n)
+    y = layers.RNN(cell, return_state=n % 3 == 0, return_sequences=n % 2 == 0)(x)
+    return y if n % 3 else layers.Concatenate()([y[-1], y[-2]])
+
+
+@step
+def bidirectional(tensors, n):
+    x = tensors[-1]
+    if len(x.shape) != 3:
+        return None
+    mode = pick(("concat", "sum", "mul", "ave", None), n)
+    inner = pick((layers.LSTM, layers.GRU, layers.SimpleRNN), n // 5)(
+        3 + n % 3, return_sequences=n % 2 == 0, return_state=n % 4 == 3
+    )
+    backward = None
+    if n % 3 == 1:
+        backward = type(inner).from_config({**inner.get_config(), "go_backwards": True})
+    y = layers.Bidirectional(inner, merge_mode=mode, backward_layer=backward)(x)
+    return layers.Add()(list(y[:2])) if mode is None else y[0] if n % 4 == 3 else y
+
+
+@step
+def convolutional_recurrent(tensors, n):
+    x = tensors[-1]
+    if spatial_rank(x) not in (2, 3) or not is_small(x):
+        return None
+    if spatial_rank(x) == 3 and n % 2:
+        x = layers.Reshape((1, *x.shape[1:]))(x)
+    layer = getattr(layers, f"ConvLSTM{spatial_rank(x) - 1}D")
+    return layer(3, 2, padding="same", strides=1 + n % 3 // 2, return_sequences=n % 4 > 1)(x)
+
+
+@step
+def time_distributed(tensors, n):
+    x = tensors[-1]
+    rank = spatial_rank(x)
+    if not 0 < rank < 4:
+        return None
+    inner = [layers.Dense(4, "relu"), layers.BatchNormalization()]
+    if rank > 1:
+        inner = [getattr(layers, f"Conv{rank - 1}D")(4, 2, activation="tanh"), *inner]
+        inner += [getattr(layers, f"DepthwiseConv{rank - 1}D")(2), layers.Flatten()]
+    if rank > 1 and min(x.shape[2:-1]) < 2:
+        inner = inner[1:3]
+    return layers.TimeDistributed(pick(inner, n))(x)
+
+
+@step
+def spectral_normalization(tensors, n):
+    x = tensors[-1]
+    layer = spatial_layer("Conv", x)
+    inner = layers.Dense(4, "relu") if layer is None or n % 2 else layer(4, 1)
+    if n % 3 == 2 and spatial_rank(x) in (1, 2):
+        inner = spatial_layer("DepthwiseConv", x)(1, depth_multiplier=2)
+    return layers.SpectralNormalization(inner)(x)
+
+
+@step
+def multi_head_attention(tensors, n):
+    x = tensors[-1]
+    if spatial_rank(x) not in (1, 2) or not is_small(x):
+        return None
+    layer = layers.MultiHeadAttention(
+        2 + n % 2,
+        4,
+        value_dim=pick((None, 3, 5), n),
+        use_bias=n % 4 > 0,
+        output_shape=pick((None, 5), n),
+        use_gate=n % 5 == 1,
+    )
+    other = pick((x, layers.Dense(5)(x)), n // 2)
+    y = layer(
+        x,
+        other,
+        pick((None, layers.Dense(3)(x)), n // 3),
+        use_causal_mask=len(x.shape) == 3 and n % 3 == 2,
+    )
+    return layers.Add()([x, y]) if y.shape == x.shape and n % 4 > 1 else y
+
+
+@step
+def grouped_query_attention(tensors, n):
+    x = tensors[-1]
+    if len(x.shape) != 3:
+        return None
+    layer = layers.GroupQueryAttention(
+        4, *pick(((6, 3), (4, 1), (3, 3)), n), use_bias=n % 2 > 0, use_gate=n % 4 == 1
+    )
+    if n % 3 == 2:
+        y, scores = layer(x, x, layers.Dense(5)(x), return_attention_scores=True)
+        return layers.Permute((2, 3, 1))(scores) if n % 2 else y
+    return layer(x, pick((x, layers.Dense(x.shape[-1])(x)), n // 2))
+
+
+@step
+def attention(tensors, n):
+    x = tensors[-1]
+    if len(x.shape) != 3:
+        return None
+    mode = pick(("dot", "concat"), n // 2)
+    layer = layers.Attention(use_scale=n % 3 > 0, score_mode=mode)
+    if n % 2:
+        layer = layers.AdditiveAttention(use_scale=n % 3 > 0)
+    key = layers.Dense(x.shape[-1])(x)
+    return layer([x, key] if n % 4 < 2 else [x, layers.Dense(4)(x), key])
+
+
+@step
+def dot(tensors, n):
+    x = tensors[-1]
+    if spatial_rank(x) not in (1, 2) or not is_small(x):
+        return None
+    if n % 3 == 1:
+        return layers.Dot((1, 1))([x, layers.Dense(3)(x)])
+    return layers.Dot(-1, normalize=n % 3 == 2)([x, layers.Dense(x.shape[-1])(x)])
+
+
+@step
+def image(tensors, n):
+    x = tensors[-1]
+    if spatial_rank(x) != 2 or min(x.shape[1:-1]) < 3:
+        return None
+    layer = pick(
+        (
+            layers.CenterCrop(3, 3),
+            layers.Resizing(4, 4),
+            layers.RandomBrightness(0.2),
+            layers.RandomContrast(0.2),
+            layers.RandomCrop(3, 3),
+            layers.RandomFlip(),
+            layers.RandomRotation(0.2),
+            layers.RandomTranslation(0.2, 0.2),
+            layers.RandomZoom(0.2),
+        ),
+        n,
+    )
+    return layer(x)
+
+
+@step
+def reversible_embedding(tensors, n):
+    x = tensors[-1]
+    if len(x.shape) > 3:
+        return None
+    layer = layers.ReversibleEmbedding(
+        5, 4, tie_weights=n % 2 > 0, logit_soft_cap=pick((None, 2), n)
+    )
+    if n % 3 == 1:
+        return layer(layers.Dense(4)(x), reverse=True)
+    tokens = keras.ops.cast(keras.ops.clip(keras.ops.abs(x) * 3, 0, 4), "int32")
+    y = layer(tokens)
+    return layers.Concatenate()([y, layer(y, reverse=True)]) if n % 3 == 2 else y
+
+
+@step
 def embedding(tensors, n):
     x = tensors[-1]
     tokens = keras.ops.cast(keras.ops.clip(keras.ops.abs(x) * 3, 0, 4), "int32")
@@ -229,6 +400,7 @@ _same_shape("alpha_dropout", lambda x, n: layers.AlphaDropout(0.5))
 _same_shape("gaussian_dropout", lambda x, n: layers.GaussianDropout(0.5))
 _same_shape("gaussian_noise", lambda x, n: layers.GaussianNoise(0.5))
 _same_shape("activity_regularization", lambda x, n: layers.ActivityRegularization(l2=1e-3))
+_same_shape("masking", lambda x, n: layers.Masking())
 _same_shape("identity", lambda x, n: layers.Identity())
 
 
@@ -251,6 +423,8 @@ def is_small(x: keras.KerasTensor) -> bool:
 
 _spatial("max_pooling", lambda layer, n: layer(2, padding="same", strides=1 + n % 2))
 _spatial("average_pooling", lambda layer, n: layer(2, padding="same", strides=1 + n % 2))
+_spatial("adaptive_max_pooling", lambda layer, n: layer(2))
+_spatial("adaptive_average_pooling", lambda layer, n: layer(2))
 _spatial("global_max_pooling", lambda layer, n: layer(keepdims=n % 2 == 0))
 _spatial("global_average_pooling", lambda layer, n: layer(keepdims=n % 2 == 0))
 _spatial("zero_padding", lambda layer, n: layer(1), is_small)

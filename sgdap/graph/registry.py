@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import keras
 import numpy as np
 
 from sgdap import _keras
 from sgdap.graph.channels import Channels, Ledger, Symbol, plain
 from sgdap.graph.patches import Patches
-from sgdap.graph.trace import Call, Shape
+from sgdap.graph.trace import Call, Ref, Shape
 
 Rule = Callable[[Any, "RuleCall"], "Symbol | Sequence[Symbol]"]
 _Decorated = TypeVar("_Decorated", bound=Rule)
@@ -70,6 +72,37 @@ def find_rule(operation: Any) -> Rule | None:
     return None
 
 
+def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
+    """Returns the channels of a call's outputs, as the rule of its layer says.
+
+    Where there is no rule, or the layer's variables are not what its rule speaks of (LoRA,
+    quantization), the channels of the inputs stay, and the reason is noted.
+    """
+    rule = find_rule(operation)
+    reason = _unlike_its_config(operation)
+    if rule is None:
+        name = type(operation).__name__
+        reason = f"no rule for {name}; register one with sgdap.register_rule"
+    if reason is None:
+        assert rule is not None
+        result = rule(operation, call)
+        return [result] if isinstance(result, Symbol) else list(result)
+    return call.keep_all(reason)
+
+
+def _unlike_its_config(operation: Any) -> str | None:
+    """Why the variables of a layer are others than its class makes, or None."""
+    if not isinstance(operation, keras.Layer):
+        return None
+    for layer in _keras.flatten_layers(operation):
+        if getattr(layer, "lora_enabled", False):
+            return f"'{layer.name}' has LoRA enabled; prune first, then enable it"
+        if layer.quantization_mode is not None:
+            mode = layer.quantization_mode
+            return f"'{layer.name}' is quantized to {mode}; prune first, then quantize"
+    return None
+
+
 @dataclass(frozen=True, eq=False)
 class Linear:
     """A linear layer's view of its input: the place where the next layer's need is measured.
@@ -83,6 +116,7 @@ class Linear:
         patches: How the layer reads its input.
         features: For each row of the kernel (as two axes) its channel, `(features,)`.
         outputs: The channels of its outputs, `(outputs,)`.
+        inside: The attributes that lead to it where it is a layer inside the layer.
     """
 
     path: str
@@ -92,6 +126,13 @@ class Linear:
     patches: Patches
     features: Channels
     outputs: Channels
+    inside: tuple[str, ...] = ()
+
+    def layer_of(self, operation: Any) -> Any:
+        """The layer whose kernel it is: that of the call, or the one inside it."""
+        for attribute in self.inside:
+            operation = getattr(operation, attribute)
+        return operation
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,15 +150,34 @@ class Axis:
     role: str
 
 
+Key = str | tuple[str | int, ...]
+"""The name of an entry of a config, or the names and positions that lead to a nested one."""
+
+
 @dataclass(frozen=True, eq=False)
 class Resize:
     """An entry of a layer's config that says how many channels it has.
 
-    `key` is the entry's name, or (name, position) for one of several sizes in it.
+    `key` is the entry's name, or the way to it where it is nested: `("target_shape", 1)`,
+    `("layer", "config", "units")`. An entry that is None (the layer takes the width of its input,
+    say) is written out when the layer is rebuilt.
     """
 
     path: str
-    key: str | tuple[str, int]
+    key: Key
+    channels: Channels
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """A variable that is multiplied with `(kept / all) ** power` when some of the channels leave.
+
+    So a layer that divides by the root of its width still divides by that of the old one.
+    """
+
+    path: str
+    variable: int
+    power: float
     channels: Channels
 
 
@@ -137,9 +197,11 @@ class Record:
     ledger: Ledger = field(default_factory=Ledger)
     born: dict[tuple[str, str], Channels] = field(default_factory=dict)
     axes: dict[tuple[str, int, int], Axis] = field(default_factory=dict)
-    resizes: dict[tuple[str, str | tuple[str, int]], Resize] = field(default_factory=dict)
+    resizes: dict[tuple[str, Key], Resize] = field(default_factory=dict)
+    scales: dict[tuple[str, int], Scale] = field(default_factory=dict)
     work: list[Work] = field(default_factory=list)
     linears: list[Linear] = field(default_factory=list)
+    kept: list[tuple[str, str]] = field(default_factory=list)
 
 
 class RuleCall:
@@ -167,6 +229,14 @@ class RuleCall:
         self._record = record
         self._call = call
         self._number = number
+        self._layer = call.operation
+        self._names: tuple[str, ...] = ()
+        self._entries: tuple[str | int, ...] = ()
+        self._attributes: tuple[str, ...] = ()
+        self._steps: tuple[float, ...] = ()
+        self._symbols = {
+            ref.index: symbol for ref, symbol in zip(call.inputs, self.inputs, strict=True)
+        }
         self._variables = (
             {id(v): i for i, v in enumerate(_keras.layer_variables(call.operation))}
             if hasattr(call.operation, "weights")
@@ -192,6 +262,23 @@ class RuleCall:
         """An output of which nothing can be removed."""
         return plain(self.output_shape)
 
+    def argument(self, name: str, position: int) -> Any:
+        """One of the call's arguments, a `Symbol` in the place of each tensor.
+
+        Args:
+            name: Its name in the layer's `call`.
+            position: Its position there, the inputs being 0.
+
+        Returns:
+            The argument, None where it is not given.
+        """
+        given = self.args[position] if position < len(self.args) else self.kwargs.get(name)
+
+        def symbol(leaf: Any) -> Any:
+            return self._symbols[leaf.index] if isinstance(leaf, Ref) else leaf
+
+        return keras.tree.map_structure(symbol, given)
+
     def new_channels(self, count: int, name: str = "") -> Channels:
         """Channels that this layer makes; the same ones at each call of a shared layer.
 
@@ -199,11 +286,48 @@ class RuleCall:
             count: How many.
             name: Tells several kinds of channels of one layer apart.
         """
-        key = (self._call.path, name)
+        inner = "/".join(self._names)
+        key = (self._call.path, f"{inner}:{name}")
         if key not in self._record.born:
-            origin = f"{self._call.path}:{name}" if name else self._call.path
+            origin = f"{self._call.path}/{inner}" if inner else self._call.path
+            origin = f"{origin}:{name}" if name else origin
             self._record.born[key] = self.ledger.new(origin, count)
         return self._record.born[key]
+
+    def inside(
+        self,
+        attribute: str,
+        entry: str,
+        inputs: Sequence[Symbol],
+        output_shapes: Sequence[Shape],
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        each_step: bool = False,
+    ) -> list[Symbol]:
+        """Lets the own rule of a layer inside this layer speak.
+
+        Args:
+            attribute: The attribute that holds the inner layer.
+            entry: The entry of this layer's config that holds the inner layer's.
+            inputs: The tensors that the inner layer is called on.
+            output_shapes: Shapes of the tensors that it makes.
+            arguments: Other arguments of its call by name, with symbols for tensors.
+            each_step: Whether it is called for every index along axis 1 of this layer's input;
+                `inputs` and `output_shapes` are then without that axis.
+
+        Returns:
+            The channels of the inner layer's outputs.
+        """
+        inner = copy.copy(self)
+        inner._layer = getattr(self._layer, attribute)
+        inner.inputs, inner.output_shapes = tuple(inputs), tuple(output_shapes)
+        inner.args, inner.kwargs = (), dict(arguments or {})
+        inner._names = (*self._names, inner._layer.name)
+        inner._entries = (*self._entries, entry, "config")
+        inner._attributes = (*self._attributes, attribute)
+        if each_step:
+            inner._steps = (*self._steps, positions(self.input.shape[1:2]))
+        return apply_rule(inner._layer, inner)
 
     def fixed(self, count: int) -> Channels:
         """Channels that can't be removed, to stand for an axis that has none."""
@@ -253,9 +377,28 @@ class RuleCall:
             if known.channels is not channels:
                 self.ledger.tie(known.channels, channels)
 
-    def resize(self, key: str | tuple[str, int], channels: Channels) -> None:
-        """Says that an entry of the layer's config counts these channels."""
+    def along_weight(self, variable: Any, axis: int) -> Channels | None:
+        """The channels that were said to lie along an axis of one of the layer's variables."""
+        number, axis = self._variables[id(variable)], axis % len(variable.shape)
+        known = self._record.axes.get((self._call.path, number, axis))
+        return None if known is None else known.channels
+
+    def scale(self, variable: Any, power: float, channels: Channels) -> None:
+        """Says that a variable is multiplied with `(kept / all) ** power` of these channels."""
+        if variable is not None:
+            path, number = self._call.path, self._variables[id(variable)]
+            self._record.scales[(path, number)] = Scale(path, number, power, channels)
+
+    def resize(self, key: Key, channels: Channels) -> None:
+        """Says that an entry of the layer's config counts these channels.
+
+        Args:
+            key: Name of the entry, or the names and positions that lead to a nested one.
+            channels: The channels that it counts.
+        """
         path = self._call.path
+        if self._entries:
+            key = (*self._entries, *([key] if isinstance(key, str) else key))
         known = self._record.resizes.setdefault((path, key), Resize(path, key, channels))
         if known.channels is not channels:
             self.ledger.tie(known.channels, channels)
@@ -283,9 +426,10 @@ class RuleCall:
                 self._number,
                 self._variables[id(kernel)],
                 None if bias is None else self._variables[id(bias)],
-                patches,
+                replace(patches, steps=len(self._steps)),
                 features,
                 outputs,
+                self._attributes,
             )
         )
 
@@ -294,7 +438,8 @@ class RuleCall:
 
         One multiply-add counts as 2 FLOPs.
         """
-        self._record.work.append(Work(self._call.path, float(factor), axes))
+        times = float(np.prod(self._steps))
+        self._record.work.append(Work(self._call.path, float(factor) * times, axes))
 
     def tie(self, first: Channels, second: Channels) -> None:
         """Makes channels leave together, index by index."""
@@ -304,6 +449,19 @@ class RuleCall:
         """Protects channels from removal, `reason` tells people why."""
         for channels in what.all_channels() if isinstance(what, Symbol) else [what]:
             self.ledger.protect(channels, reason)
+
+    def keep_all(self, reason: str) -> list[Symbol]:
+        """Protects all channels of the inputs and notes that the layer is left as it is.
+
+        Returns:
+            Outputs of which nothing can be removed.
+        """
+        note = (self._call.path, reason)
+        if note not in self._record.kept:
+            self._record.kept.append(note)
+        for symbol in self.inputs:
+            self.keep(symbol, reason)
+        return [plain(shape) for shape in self.output_shapes]
 
     def keep_positions(self, axis: int, name: str) -> None:
         """Protects channels along all axes of the first input but its channel axis.

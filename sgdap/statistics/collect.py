@@ -243,7 +243,6 @@ def _make_step(
 
     program = graph.program
     by_call = {linear.call: linear for calls in linears.values() for linear in calls}
-    layers = program.layers()
 
     @tf.function(autograph=False)
     def step(x: list[Any], seed: Any, first: Any, shifts: Any) -> Any:
@@ -255,7 +254,7 @@ def _make_step(
             rows.setdefault(call.path, []).append(
                 tf.cast(linear.patches.extract(inputs[0], positions, seed), tf.float32)
             )
-            layer = call.operation
+            layer = linear.layer_of(call.operation)
             activation = layer.activation
             layer.activation = keras.activations.linear
             try:
@@ -263,7 +262,9 @@ def _make_step(
             finally:
                 layer.activation = activation
             outputs.setdefault(call.path, []).append(before)
-            return activation(before)
+            after = activation(before)
+            _keras.copy_mask(before, after)
+            return after
 
         taps = dict.fromkeys(by_call, tap)
         if sensitivity:
@@ -286,8 +287,9 @@ def _make_step(
             sums = [_sums(part, shifts[path], folds, first) for part in parts]
             result = {key: tf.add_n([s[key] for s in sums]) for key in sums[0]}
             if sensitivity:
-                last = 1 if getattr(layers[path], "data_format", "") == "channels_first" else -1
-                result["sensitivity"] = tf.add_n([_outer(g, last) for g in gradients[path]])
+                patches = linears[path][0].patches
+                axis = patches.steps + 1 if patches.channels_first else -1
+                result["sensitivity"] = tf.add_n([_outer(g, axis) for g in gradients[path]])
             results[path] = result
         return results
 
@@ -334,9 +336,7 @@ def _sums(rows: Any, shift: Any, folds: int, first: Any) -> dict[str, Any]:
 def _outer(gradient: Any, axis: int) -> Any:
     import tensorflow as tf
 
-    gradient = tf.cast(gradient, tf.float32)
-    if axis == 1:
-        gradient = tf.transpose(gradient, [0, *range(2, len(gradient.shape)), 1])
+    gradient = keras.ops.moveaxis(tf.cast(gradient, tf.float32), axis, -1)
     flat = tf.reshape(gradient, [-1, gradient.shape[-1]])
     return tf.matmul(flat, flat, transpose_a=True)
 
@@ -346,6 +346,8 @@ def _kind(graph: ChannelGraph, output: int) -> str:
     program = graph.program
     ref = program.outputs[output]
     maker = next((c.operation for c in program.calls if ref in c.outputs), None)
+    while isinstance(maker, keras.layers.Wrapper):
+        maker = maker.layer
     activation = getattr(maker, "activation", None)
     if isinstance(maker, keras.layers.Softmax) or activation is keras.activations.softmax:
         return "categorical"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -39,24 +39,39 @@ def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = No
         key: sliced(_variable(graph.program, key).numpy(), index) for key, index in slices.items()
     }
     values.update(updates or {})
+    for scale in graph.scales:
+        key = (scale.path, scale.variable)
+        factor = kept[scale.channels].mean() ** scale.power
+        if factor != 1:
+            values[key] = values[key] * np.asarray(factor, values[key].dtype)
+    configs, attributes = _new_entries(graph, kept, {path for path, _ in slices})
+    rebuild(graph.program, configs, attributes, values, slices)
+
+
+def _new_entries(
+    graph: ChannelGraph, kept: Mask, shrunk: set[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """The entries of configs, and the attributes of operations, that count channels that leave."""
     configs: dict[str, dict[str, Any]] = {}
     attributes: dict[str, dict[str, Any]] = {}
+    layers = graph.program.layers()
     for resize in graph.resizes:
         count = int(kept[resize.channels].sum())
-        if count == len(resize.channels):
+        if count == len(resize.channels) and resize.path not in shrunk:
             continue
-        layer = graph.program.layers()[resize.path]
-        target = configs if isinstance(layer, keras.Layer) else attributes
-        entries = target.setdefault(resize.path, {})
-        if isinstance(resize.key, tuple):
-            key, position = resize.key
-            sizes = entries.get(key) or (
-                layer.get_config()[key] if target is configs else getattr(layer, key)
-            )
-            entries[key] = _replaced(sizes, position, count)
+        layer = layers[resize.path]
+        name, *way = [resize.key] if isinstance(resize.key, str) else resize.key
+        is_layer = isinstance(layer, keras.Layer)
+        entries = (configs if is_layer else attributes).get(resize.path, {})
+        if name in entries:
+            whole = entries[name]
         else:
-            entries[resize.key] = count
-    rebuild(graph.program, configs, attributes, values, slices)
+            whole = layer.get_config()[name] if is_layer else getattr(layer, str(name))
+        if count == len(resize.channels) and _entry(whole, way) is not None:
+            continue
+        target = (configs if is_layer else attributes).setdefault(resize.path, {})
+        target[str(name)] = _replaced(whole, way, count)
+    return configs, attributes
 
 
 def rebuild(
@@ -95,6 +110,7 @@ def rebuild(
             raise
         replaced: dict[int, tuple[Any, list[npt.NDArray[np.int64] | None]]] = {}
         for path, (old, new) in rebuilt.items():
+            _keras.copy_trainable(old, new)
             pairs = zip(_keras.layer_variables(old), _keras.layer_variables(new), strict=True)
             for number, (before, after) in enumerate(pairs):
                 after.assign(values.get((path, number), before))
@@ -148,10 +164,22 @@ def _variable(program: Program, key: tuple[str, int]) -> Any:
     return _keras.layer_variables(program.layers()[key[0]])[key[1]]
 
 
-def _replaced(sizes: Any, position: int, count: int) -> tuple[int, ...]:
-    new = list(sizes)
-    new[position] = count
-    return tuple(new)
+def _entry(whole: Any, way: Sequence[str | int]) -> Any:
+    for step in way:
+        whole = whole[step]
+    return whole
+
+
+def _replaced(whole: Any, way: Sequence[str | int], count: int) -> Any:
+    """A copy of a nested config with `count` at the end of the way into it."""
+    if not way:
+        return count
+    first, *rest = way
+    if isinstance(whole, Mapping):
+        return {**whole, first: _replaced(whole[first], rest, count)}
+    new = list(whole)
+    new[int(first)] = _replaced(whole[int(first)], rest, count)
+    return new if isinstance(whole, list) else tuple(new)
 
 
 def _set_attributes(operation: Any, entries: Mapping[str, Any]) -> None:
@@ -198,8 +226,7 @@ def _rebuild_layers(
 
 def _from_config(layer: Any, path: str, entries: Mapping[str, Any]) -> Any:
     try:
-        config = without_build_config(layer.get_config())
-        config.update(entries)
+        config = without_build_config({**layer.get_config(), **entries})
         return type(layer).from_config(config)
     except Exception as error:
         raise ValueError(

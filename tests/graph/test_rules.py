@@ -34,6 +34,17 @@ EVERYWHERE = [
 VARIED = ("dense", "convolution", "shared", "nested", "reshape", "add", "multiply", "concatenate")
 CHOICES = [(name, 2, number) for name in VARIED for number in range(6) if number != 2]
 CHOICES += [("recurrent", 1, number) for number in (0, 2, 3, 4)]
+CHOICES += [("cells", 1, number) for number in range(5)]
+CHOICES += [("bidirectional", 1, number) for number in (0, 2, 3, 4, 6, 9, 11)]
+CHOICES += [("convolutional_recurrent", 3, number) for number in (0, 1)]
+CHOICES += [("time_distributed", 2, number) for number in (0, 1, 3, 4)]
+CHOICES += [("spectral_normalization", 1, number) for number in (0, 2)]
+CHOICES += [("multi_head_attention", 1, number) for number in (0, 2, 3, 5, 6, 8)]
+CHOICES += [("grouped_query_attention", 1, number) for number in (0, 2, 4, 5, 9)]
+CHOICES += [("attention", 1, number) for number in (0, 2, 3, 4)]
+CHOICES += [("dot", 1, number) for number in (0, 2)]
+CHOICES += [("image", 2, number) for number in range(9) if number != 2]
+CHOICES += [("reversible_embedding", 1, number) for number in (0, 2, 4)]
 CHOICES += [("operator", 2, number) for number in range(9) if number != 2]
 MIXING = {
     "grouped_convolution",
@@ -48,6 +59,9 @@ MIXING = {
     "rescaling",
     "normalization",
     "embedding",
+    "reversible_embedding",
+    "masking",
+    "dot",
     "permute",
 }
 """Steps that protect the channels they get, or lead them to the output, for some numbers."""

@@ -2,20 +2,26 @@
 
 from sgdap.graph.rules import (
     activation,
+    attention,
     convolution,
     dense,
     merging,
     normalization,
+    recurrent,
     sequence,
     shape,
+    wrapper,
 )
 
 __all__ = [
     "activation",
+    "attention",
     "convolution",
     "dense",
     "merging",
     "normalization",
+    "recurrent",
     "sequence",
     "shape",
+    "wrapper",
 ]

@@ -19,6 +19,12 @@ from sgdap.graph.rules.convolution import channel_axis
     layers.AveragePooling1D,
     layers.AveragePooling2D,
     layers.AveragePooling3D,
+    layers.AdaptiveMaxPooling1D,
+    layers.AdaptiveMaxPooling2D,
+    layers.AdaptiveMaxPooling3D,
+    layers.AdaptiveAveragePooling1D,
+    layers.AdaptiveAveragePooling2D,
+    layers.AdaptiveAveragePooling3D,
     layers.GlobalMaxPooling1D,
     layers.GlobalMaxPooling2D,
     layers.GlobalMaxPooling3D,
@@ -34,6 +40,15 @@ from sgdap.graph.rules.convolution import channel_axis
     layers.UpSampling1D,
     layers.UpSampling2D,
     layers.UpSampling3D,
+    layers.CenterCrop,
+    layers.Resizing,
+    layers.RandomBrightness,
+    layers.RandomContrast,
+    layers.RandomCrop,
+    layers.RandomFlip,
+    layers.RandomRotation,
+    layers.RandomTranslation,
+    layers.RandomZoom,
 )
 def spatial(layer: Any, call: RuleCall) -> Symbol:
     """Works along the spatial axes; the channel axis passes."""
