@@ -30,6 +30,11 @@ def node_arguments(node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return node.arguments.args, node.arguments.kwargs
 
 
+def write_node_arguments(node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Gives a node other arguments; its tensors must be the same."""
+    node.arguments = type(node.arguments)(*args, **kwargs)
+
+
 def functional_of(model: Any) -> Any | None:
     """Returns the Functional graph of a model, or None where its class defines its own `call`."""
     if isinstance(model, keras.Sequential):

@@ -12,7 +12,7 @@ from scipy.sparse import csgraph
 
 from sgdap.graph import rules as _rules  # noqa: F401  (registers the rules)
 from sgdap.graph.channels import Channels, Settled, Symbol, plain
-from sgdap.graph.registry import Axis, Linear, Record, Resize, RuleCall, Work, find_rule
+from sgdap.graph.registry import Axis, Linear, Record, Resize, Rewrite, RuleCall, Work, find_rule
 from sgdap.graph.trace import Program, trace
 
 
@@ -70,6 +70,7 @@ class ChannelGraph:
         count: The number of channels of the whole model.
         axes: Every axis of a variable that has channels.
         resizes: Every entry of a layer's config that counts channels.
+        rewrites: Every operation whose sizes, bounds or indices follow the channels.
         work: What the layers compute.
         linears: Every place where a linear layer reads channels.
         kept: What no rule covers: path and reason.
@@ -80,6 +81,7 @@ class ChannelGraph:
     count: int
     axes: tuple[Axis, ...]
     resizes: tuple[Resize, ...]
+    rewrites: tuple[Rewrite, ...]
     work: tuple[Work, ...]
     linears: tuple[Linear, ...]
     kept: tuple[tuple[str, str], ...]
@@ -142,7 +144,8 @@ def channel_graph(model: Any) -> ChannelGraph:
                     record.ledger.protect(channels, reason)
             made = [plain(shape) for shape in shapes]
         else:
-            result = rule(call.operation, RuleCall(record, call, number, inputs, shapes))
+            dtypes = [program.dtypes[ref.index] for ref in call.inputs]
+            result = rule(call.operation, RuleCall(record, call, number, inputs, shapes, dtypes))
             made = [result] if isinstance(result, Symbol) else list(result)
         symbols.update({ref.index: symbol for ref, symbol in zip(call.outputs, made, strict=True)})
     for ref in program.outputs:
@@ -176,10 +179,23 @@ def _assemble(program: Program, record: Record, kept: list[tuple[str, str]]) -> 
         count=len(settled.removable),
         axes=axes,
         resizes=tuple(Resize(r.path, r.key, classes[r.channels]) for r in record.resizes.values()),
+        rewrites=tuple(
+            Rewrite(
+                r.path,
+                r.call,
+                tuple(_in_classes(symbol, classes) for symbol in r.inputs),
+                tuple(_in_classes(symbol, classes) for symbol in r.outputs),
+            )
+            for r in record.rewrites.values()
+        ),
         work=tuple(Work(w.path, w.factor, tuple(classes[c] for c in w.axes)) for w in record.work),
         linears=linears,
         kept=tuple(kept),
     )
+
+
+def _in_classes(symbol: Symbol, classes: Channels) -> Symbol:
+    return Symbol(symbol.shape, tuple(None if c is None else classes[c] for c in symbol.axes))
 
 
 def _groups(

@@ -30,6 +30,7 @@ class Call:
         args: Positional arguments, a `Ref` in the place of each tensor.
         kwargs: Keyword arguments, likewise.
         outputs: The tensors it makes, flattened.
+        node: Keras' record of the call.
     """
 
     operation: Any
@@ -37,6 +38,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     outputs: tuple[Ref, ...]
+    node: Any = None
 
     @property
     def inputs(self) -> tuple[Ref, ...]:
@@ -229,7 +231,7 @@ class _Tracer:
         for tensor in node.outputs:
             known[id(tensor)] = self.new(tensor)
             refs.append(known[id(tensor)])
-        self.calls.append(Call(operation, path, args, kwargs, tuple(refs)))
+        self.calls.append(Call(operation, path, args, kwargs, tuple(refs), node))
 
 
 def _ordered_nodes(outputs: list[keras.KerasTensor], known: Mapping[int, Ref]) -> list[Any]:

@@ -6,6 +6,7 @@ from sgdap.graph.rules import (
     dense,
     merging,
     normalization,
+    operations,
     sequence,
     shape,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "dense",
     "merging",
     "normalization",
+    "operations",
     "sequence",
     "shape",
 ]
