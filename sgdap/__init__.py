@@ -26,7 +26,7 @@ from sgdap.statistics import (
     activation_statistics,
     collect_statistics,
 )
-from sgdap.surgery import apply
+from sgdap.surgery import apply, functional
 
 __version__ = "0.1.0"
 
@@ -54,6 +54,7 @@ __all__ = [
     "channel_graph",
     "collect_statistics",
     "datasets",
+    "functional",
     "plan",
     "profile",
     "register_guidance",

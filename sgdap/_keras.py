@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -67,14 +67,17 @@ def set_shape(tensor: keras.KerasTensor, shape: tuple[int | None, ...]) -> None:
         record[0]._batch_shape = shape
 
 
-def forget_build_shapes(model: Any) -> None:
-    """Drops the input shapes that the models inside a model were once built with.
+def forget_build_shapes(model: Any, composites: Iterable[Any] = ()) -> None:
+    """Drops the input shapes that the models and `composites` in a model were once built with.
 
     They would be saved and used to build the loaded model, whose widths differ by now; Keras
     reads the shapes of these models from their input layers as well.
     """
     for layer in model._flatten_layers():
         if isinstance(layer, keras.Model) and layer is not model:
+            layer._build_shapes_dict = None
+    for layer in composites:
+        if layer is not model:
             layer._build_shapes_dict = None
 
 

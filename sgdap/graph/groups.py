@@ -13,6 +13,7 @@ from scipy.sparse import csgraph
 from sgdap.graph import rules as _rules  # noqa: F401  (registers the rules)
 from sgdap.graph.channels import Channels, Settled, Symbol, plain
 from sgdap.graph.registry import Axis, Linear, Record, Resize, Rewrite, RuleCall, Work, find_rule
+from sgdap.graph.replay import what_code_does_not_follow
 from sgdap.graph.trace import Program, trace
 
 
@@ -108,7 +109,7 @@ def channel_graph(model: Any) -> ChannelGraph:
     """Reads which channels of a model are tied together.
 
     Args:
-        model: A built `keras.Sequential` or functional `keras.Model`.
+        model: A built `keras.Model`: sequential, functional or with a `call` of its own.
 
     Returns:
         The model's `ChannelGraph`.
@@ -151,7 +152,30 @@ def channel_graph(model: Any) -> ChannelGraph:
     for ref in program.outputs:
         for channels in symbols[ref.index].all_channels():
             record.ledger.protect(channels, "model output")
-    return _assemble(program, record, kept)
+    _keep_inside_configs(program, record)
+    while True:
+        graph = _assemble(program, record, kept)
+        stays = what_code_does_not_follow(
+            program, graph.rewrites, graph.axes, symbols, record.ledger
+        )
+        if not stays:
+            return graph
+        for channels, reason in stays:
+            record.ledger.protect(channels, reason)
+
+
+def _keep_inside_configs(program: Program, record: Record) -> None:
+    """Protects what layers of the user's own make inside, in a model that is saved by configs."""
+    for code in program.codes:
+        if not code.path:
+            continue
+        reason = (
+            f"made inside '{code.path}' (of class {type(code.layer).__name__}), whose config "
+            "fixes their number; register a rule with sgdap.register_rule"
+        )
+        for (path, _), channels in record.born.items():
+            if path.startswith(f"{code.path}/"):
+                record.ledger.protect(channels, reason)
 
 
 def _assemble(program: Program, record: Record, kept: list[tuple[str, str]]) -> ChannelGraph:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph
-from sgdap.graph.rewriting import Written, rewritten
+from sgdap.graph.replay import rewritten_operations
+from sgdap.graph.rewriting import Written
 from sgdap.graph.trace import Call, Program, fill
 from sgdap.surgery.optimizer import rebuild_optimizer
 
@@ -54,7 +55,13 @@ def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = No
             entries[key] = _replaced(sizes, position, count)
         else:
             entries[resize.key] = count
-    rebuild(graph.program, configs, rewritten_operations(graph, kept), values, slices)
+    rebuild(
+        graph.program,
+        configs,
+        rewritten_operations(graph.program, graph.rewrites, kept),
+        values,
+        slices,
+    )
 
 
 def rebuild(
@@ -98,27 +105,9 @@ def rebuild(
             _keras.set_shape(symbol, shapes[ref.index])
         if optimizer is not None:
             _keras.exchange_inside(model.optimizer, optimizer)
-        _keras.forget_build_shapes(model)
+        _keras.forget_build_shapes(model, [code.layer for code in program.codes])
         _keras.refresh_trainable_state(model)
         remake_functions(model)
-
-
-def rewritten_operations(graph: ChannelGraph, kept: Mask) -> dict[str, Written]:
-    """Returns how operations that are no layers are written after, where that changes, by path."""
-    operations = {}
-    for entry in graph.rewrites:
-        call = graph.program.calls[entry.call]
-        before = Written(call.operation.get_config(), call.args, call.kwargs)
-        inputs, outputs = (
-            [[None if c is None else kept[c] for c in symbol.axes] for symbol in symbols]
-            for symbols in (entry.inputs, entry.outputs)
-        )
-        if all(m is None or m.all() for masks in (*inputs, *outputs) for m in masks):
-            continue
-        after = rewritten(call.operation, before, inputs, outputs)
-        if after is not before:
-            operations[entry.path] = after
-    return operations
 
 
 def remake_functions(model: Any) -> None:

@@ -158,9 +158,9 @@ def _try_out(
     for own in labels.values():
         if any(np.isin(own, stay).all() for stay, _ in kept):
             continue
-        for _ in range(2):
-            ours = random.permutation(np.unique(classes[own]))
-            stays = ~np.isin(classes, ours[: len(ours) // 2])
+        ours = np.unique(classes[own])
+        for dropped in (ours[:1], ours[-1:], *(random.choice(ours, len(ours) // 2) for _ in "ab")):
+            stays = ~np.isin(classes, dropped)
             if not _does_without(operation, written, values, whole, labels, lines, stays):
                 kept.append((np.unique(own), _FIXED))
                 break
