@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sgdap.statistics import activation_statistics as activation_statistics
     from sgdap.statistics import collect_statistics as collect_statistics
     from sgdap.surgery import apply as apply  # type: ignore[no-redef]  # its module's name too
+    from sgdap.surgery import functional as functional  # type: ignore[no-redef]  # likewise
 
 __version__ = "0.1.0"
 
@@ -63,7 +64,7 @@ _HOMES = {
         "activation_statistics",
         "collect_statistics",
     ],
-    "surgery": ["apply"],
+    "surgery": ["apply", "functional"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

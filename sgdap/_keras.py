@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -28,6 +28,11 @@ def node_of(operation: Any, index: int) -> Any:
 def node_arguments(node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns the positional and keyword arguments that a node's operation was called with."""
     return node.arguments.args, node.arguments.kwargs
+
+
+def write_node_arguments(node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Gives a node other arguments; its tensors must be the same."""
+    node.arguments = type(node.arguments)(*args, **kwargs)
 
 
 def functional_of(model: Any) -> Any | None:
@@ -62,14 +67,17 @@ def set_shape(tensor: keras.KerasTensor, shape: tuple[int | None, ...]) -> None:
         record[0]._batch_shape = shape
 
 
-def forget_build_shapes(model: Any) -> None:
-    """Drops the input shapes that the models inside a model were once built with.
+def forget_build_shapes(model: Any, composites: Iterable[Any] = ()) -> None:
+    """Drops the input shapes that the models and `composites` in a model were once built with.
 
     They would be saved and used to build the loaded model, whose widths differ by now; Keras
     reads the shapes of these models from their input layers as well.
     """
     for layer in model._flatten_layers():
         if isinstance(layer, keras.Model) and layer is not model:
+            layer._build_shapes_dict = None
+    for layer in composites:
+        if layer is not model:
             layer._build_shapes_dict = None
 
 

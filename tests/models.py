@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, ops
 
 from sgdap import _keras
 
@@ -318,7 +318,7 @@ def reversible_embedding(tensors, n):
 @step
 def embedding(tensors, n):
     x = tensors[-1]
-    tokens = keras.ops.cast(keras.ops.clip(keras.ops.abs(x) * 3, 0, 4), "int32")
+    tokens = ops.cast(ops.clip(ops.abs(x) * 3, 0, 4), "int32")
     return layers.Embedding(5, 3 + n % 2)(tokens) if len(x.shape) < 4 else None
 
 
@@ -478,6 +478,198 @@ def operator(tensors, n):
     x = tensors[-1]
     other = pick((2.0, layers.Dense(x.shape[-1], "sigmoid")(x), x), n)
     return pick((lambda: x + other, lambda: x * other, lambda: other - x), n // 3)()
+
+
+# keras.ops on symbolic tensors
+
+
+def _operation(name: str, make: Callable) -> None:
+    STEPS[f"ops_{name}"] = lambda tensors, n: make(tensors[-1], n)
+
+
+def _inner(x: keras.KerasTensor) -> tuple[int, ...]:
+    return tuple(x.shape[1:])
+
+
+def _rolled(x: keras.KerasTensor, n: int) -> list[int]:
+    axes = list(range(1, len(x.shape)))
+    return [0, *axes[n % len(axes) :], *axes[: n % len(axes)]]
+
+
+def _split(x, n):
+    half = x.shape[-1] // 2
+    whole = ops.split(x, 2, -1) if x.shape[-1] % 2 == 0 and n % 2 else ops.split(x, [half], -1)
+    if half == 0:
+        return None
+    return pick((ops.concatenate(whole[::-1], -1), whole[0], whole[-1]), n // 2)
+
+
+def _spatial_sizes(x: keras.KerasTensor, n: int):
+    if spatial_rank(x) != 2 or not is_small(x):
+        return None
+    return ops.image.resize(x, (5, 3 + n % 2), "nearest" if n % 2 else "bilinear")
+
+
+UNARY = (
+    "relu6 gelu exp tanh square abs negative sigmoid silu softplus leaky_relu elu sign sin "
+    "cbrt floor stop_gradient log_sigmoid hard_tanh arctan log1p"
+).split()
+"""Operations that keep the shape."""
+REDUCTIONS = "mean sum max min var std prod logsumexp median norm".split()
+
+_operation("unary", lambda x, n: getattr(ops, pick(UNARY, n))(x / 3))
+_operation("more_unary", lambda x, n: getattr(ops, pick(UNARY[12:], n))(ops.abs(x)))
+_operation("clip", lambda x, n: ops.clip(x, -1, 1 + n))
+_operation("power", lambda x, n: pick((lambda: x**2, lambda: -x, lambda: 1 / (3 + x**2)), n)())
+_operation(
+    "reshape_all",
+    lambda x, n: (
+        ops.reshape(x, (-1, *pick(((math.prod(_inner(x)),), (*_inner(x), 1), (1, *_inner(x))), n)))
+        if n % 3 == 0 or len(x.shape) < 5
+        else None
+    ),
+)
+_operation(
+    "reshape_split",
+    lambda x, n: (
+        ops.reshape(
+            x, (-1, *x.shape[1:-1], *pick(((2, x.shape[-1] // 2), (x.shape[-1] // 2, 2)), n))
+        )
+        if x.shape[-1] % 2 == 0 and len(x.shape) < 5
+        else None
+    ),
+)
+_operation("transpose", lambda x, n: ops.transpose(x, _rolled(x, n)))
+_operation("swapaxes", lambda x, n: ops.swapaxes(x, 1, -1) if n % 2 else ops.moveaxis(x, -1, 1))
+_operation("expand", lambda x, n: ops.squeeze(ops.expand_dims(x, 1 + n % 2), 1 + n % 2))
+_operation(
+    "stack",
+    lambda x, n: (
+        ops.stack([x, pick((x * 2, layers.Dense(x.shape[-1])(x)), n)], 1 + n % 2)
+        if len(x.shape) < 5
+        else None
+    ),
+)
+_operation("concatenate", lambda x, n: ops.concatenate([x, layers.Dense(3)(x)], -1))
+_operation("split", _split)
+_operation("unstack", lambda x, n: ops.unstack(x, axis=1)[0] if len(x.shape) > 2 else None)
+_operation(
+    "array_split", lambda x, n: ops.array_split(x, 2, -1)[n % 2] if x.shape[-1] > 1 else None
+)
+_operation(
+    "slice_channels",
+    lambda x, n: (
+        pick(
+            (
+                lambda: x[..., : -1 - n % 2],
+                lambda: x[..., 1:],
+                lambda: x[..., ::-1],
+                lambda: x[..., ::2],
+                lambda: x[:, None, ..., -3:],
+            ),
+            n,
+        )()
+        if x.shape[-1] > 3 and len(x.shape) < 5
+        else None
+    ),
+)
+_operation(
+    "slice_positions",
+    lambda x, n: (
+        pick((lambda: x[:, 0], lambda: x[:, ::2], lambda: x[:, 1:]), n)()
+        if len(x.shape) > 2 and x.shape[1] > 1
+        else None
+    ),
+)
+_operation(
+    "take",
+    lambda x, n: (
+        ops.take(x, pick(([0, 2], np.array([2, 1, 0])), n), -1 if n % 3 else 1)
+        if x.shape[-1] > 2 and x.shape[1] > 2
+        else None
+    ),
+)
+_operation("flip", lambda x, n: ops.flip(x, -1 if n % 2 else 1))
+_operation("roll", lambda x, n: ops.roll(x, 1, -1 if n % 2 else 1))
+_operation(
+    "repeat",
+    lambda x, n: ops.repeat(x, 2, -1) if n % 2 else ops.tile(x, (1,) * (len(x.shape) - 1) + (2,)),
+)
+_operation(
+    "pad",
+    lambda x, n: (
+        ops.pad(x, [(0, 0)] * (len(x.shape) - 2) + [(1, 0), (0, n % 2)])
+        if len(x.shape) > 2
+        else ops.pad(x, ((0, 0), (1, 1)))
+    ),
+)
+_operation(
+    "reduce",
+    lambda x, n: (
+        getattr(ops, pick(REDUCTIONS, n))(x / 2, axis=1, keepdims=n % 3 == 0)
+        if len(x.shape) > 2
+        else None
+    ),
+)
+_operation(
+    "reduce_channels",
+    lambda x, n: x * getattr(ops, pick(REDUCTIONS, n))(x / 4, axis=-1, keepdims=True),
+)
+_operation(
+    "any",
+    lambda x, n: ops.cast(pick((ops.any, ops.all), n)(x > 0, axis=1, keepdims=True), "float32") * x,
+)
+_operation(
+    "softmax",
+    lambda x, n: pick((ops.softmax, ops.log_softmax, ops.normalize), n)(x, axis=1 if n % 2 else -1),
+)
+_operation(
+    "where",
+    lambda x, n: ops.where(x > 0.1 * n, x, pick((0.0, x * 0.1, layers.Dense(x.shape[-1])(x)), n)),
+)
+_operation(
+    "compare",
+    lambda x, n: (
+        x * ops.cast(pick((ops.less, ops.greater_equal, ops.not_equal), n)(x, 0.3), "float32")
+    ),
+)
+_operation(
+    "max_pool",
+    lambda x, n: (
+        pick((ops.max_pool, ops.average_pool), n)(x, 2, 1 + n % 2, "same")
+        if 0 < spatial_rank(x) < 3
+        else None
+    ),
+)
+_operation("resize", _spatial_sizes)
+_operation(
+    "argmax", lambda x, n: ops.one_hot(ops.argmax(x, axis=-1), 4) if len(x.shape) < 5 else None
+)
+_operation("sort", lambda x, n: pick((ops.sort, ops.cumsum), n)(x, axis=1 if n % 4 < 2 else -1))
+_operation("broadcast", lambda x, n: ops.max(x, 0, keepdims=True) * 0.1 + x)
+_operation("constant", lambda x, n: x + np.arange(x.shape[-1], dtype="float32"))
+
+
+@step
+def ops_product(tensors, n):
+    """Attention by hand: contracted channels, channels that pass."""
+    x = tensors[-1]
+    if len(x.shape) != 3:
+        return None
+    q, k, v = (layers.Dense(4 + (part == 2))(x) for part in range(3))
+    if n % 3 == 0:
+        return ops.softmax(q @ ops.swapaxes(k, 1, 2)) @ v
+    scores = ops.einsum("bqc,bkc->bqk", q, k)
+    if n % 3 == 1:
+        return ops.einsum("bqk,bkc->bqc", scores, v)
+    return ops.matmul(ops.transpose(v, (0, 2, 1)), q)
+
+
+@step
+def ops_constant_product(tensors, n):
+    x = tensors[-1]
+    matrix = np.random.default_rng(n).normal(size=(x.shape[-1], 4)).astype("float32")
+    return pick((ops.matmul, ops.dot), n)(x, matrix) if n % 3 else ops.tensordot(x, matrix, 1)
 
 
 @step

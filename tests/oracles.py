@@ -43,6 +43,36 @@ def every_layer(model: keras.Model) -> Iterator[layers.Layer]:
         yield from _keras.flatten_layers(layer)
 
 
+def _product_classes() -> tuple[type, ...]:
+    x = keras.Input(batch_shape=(2, 2))
+    calls = (keras.ops.matmul, keras.ops.dot, lambda a, b: keras.ops.tensordot(a, b, 1))
+    made = [call(x, x) for call in calls] + [keras.ops.einsum("ab,bc->ac", x, x)]
+    return tuple(type(keras.Model(x, y).operations[-1]) for y in made)
+
+
+PRODUCTS = _product_classes()
+"""Operations that contract axes of two tensors."""
+
+
+@contextmanager
+def each_product(watch: Callable) -> Iterator[None]:
+    """Within, `watch(x, y, axis of y, compute)` stands in for each contraction of x's last axis."""
+
+    def watched(original: Callable) -> Callable:
+        def call(self, *operands):
+            second = -1 if "kc->bqk" in getattr(self, "subscripts", "") else -2
+            return watch(*operands, second, lambda x, y: original(self, x, y))
+
+        return call
+
+    with ExitStack() as stack:
+        for operation_class in PRODUCTS:
+            stack.enter_context(
+                mock.patch.object(operation_class, "call", watched(operation_class.call))
+            )
+        yield
+
+
 @contextmanager
 def each_call(watch: Callable) -> Iterator[None]:
     """Within, `watch(layer, inputs, compute, kwargs)` stands in for calls of these layers."""
@@ -75,6 +105,7 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
     """
     lost, inner = lost_channels(model, slim)
     clean: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
+    products: list[tuple[np.ndarray, np.ndarray]] = []
 
     def record(layer, inputs, compute, kwargs):
         result = compute(inputs)
@@ -83,11 +114,16 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
         clean.append((arrays(inputs), arrays(result)))
         return result
 
-    with each_call(record):
+    def record_product(first, second, axis, compute):
+        products.append((np.array(first), np.array(second)))
+        return compute(first, second)
+
+    with each_call(record), each_product(record_product):
         expected = outputs(model, x)
 
-    def touched_by(disturbance: Callable) -> list[np.ndarray]:
+    def touched_by(disturbance: Callable) -> tuple[list[np.ndarray], list[np.ndarray]]:
         touched: list[np.ndarray] = []
+        contracted: list[np.ndarray] = []
 
         def disturb(layer, inputs, compute, kwargs):
             if isinstance(layer, HEADED):
@@ -120,13 +156,26 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
             ]
             return disturbed[0] if len(disturbed) == 1 else tuple(disturbed)
 
-        with each_call(disturb):
+        def disturb_product(first, second, axis, compute):
+            before = products[len(contracted)]
+            changed = before[0] != np.array(first)
+            gone = changed.all(axis=tuple(range(changed.ndim - 1)))
+            contracted.append(gone)
+            along = gone if axis == -1 else gone[:, None]
+            return compute(
+                keras.ops.where(gone, before[0], first), keras.ops.where(along, before[1], second)
+            )
+
+        with each_call(disturb), each_product(disturb_product):
             found = outputs(model, x)
         np.testing.assert_array_equal(found, expected, "a removed channel is an output")
-        return touched
+        return touched, contracted
 
     # Noise does not show behind a unit that is dead, NaN not behind a maximum.
-    touched = list(map(np.logical_or, touched_by(noisy), touched_by(lambda y: y * np.nan)))
+    by_noise, by_nan = touched_by(noisy), touched_by(lambda y: y * np.nan)
+    touched, contracted = (
+        list(map(np.logical_or, one, other)) for one, other in zip(by_noise, by_nan, strict=True)
+    )
 
     def mask(layer, inputs, compute, kwargs):
         if isinstance(layer, HEADED):
@@ -149,7 +198,10 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
             result = compute(inputs)
         return result if after_it is None else result * ~after_it
 
-    with each_call(mask):
+    def mask_product(first, second, axis, compute):
+        return compute(first * (~contracted.pop(0)).astype("float32"), second)
+
+    with each_call(mask), each_product(mask_product):
         return outputs(model, x)
 
 

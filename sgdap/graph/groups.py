@@ -17,11 +17,13 @@ from sgdap.graph.registry import (
     Linear,
     Record,
     Resize,
+    Rewrite,
     RuleCall,
     Scale,
     Work,
     apply_rule,
 )
+from sgdap.graph.replay import what_code_does_not_follow
 from sgdap.graph.trace import Program, trace
 
 
@@ -80,6 +82,7 @@ class ChannelGraph:
         axes: Every axis of a variable that has channels.
         resizes: Every entry of a layer's config that counts channels.
         scales: Every variable that changes its size with the number of channels.
+        rewrites: Every operation whose sizes, bounds or indices follow the channels.
         work: What the layers compute.
         linears: Every place where a linear layer reads channels.
         kept: What no rule covers: path and reason.
@@ -91,6 +94,7 @@ class ChannelGraph:
     axes: tuple[Axis, ...]
     resizes: tuple[Resize, ...]
     scales: tuple[Scale, ...]
+    rewrites: tuple[Rewrite, ...]
     work: tuple[Work, ...]
     linears: tuple[Linear, ...]
     kept: tuple[tuple[str, str], ...]
@@ -117,7 +121,7 @@ def channel_graph(model: Any) -> ChannelGraph:
     """Reads which channels of a model are tied together.
 
     Args:
-        model: A built `keras.Sequential` or functional `keras.Model`.
+        model: A built `keras.Model`: sequential, functional or with a `call` of its own.
 
     Returns:
         The model's `ChannelGraph`.
@@ -142,12 +146,36 @@ def channel_graph(model: Any) -> ChannelGraph:
     for number, call in enumerate(program.calls):
         inputs = [symbols[ref.index] for ref in call.inputs]
         shapes = [program.shapes[ref.index] for ref in call.outputs]
-        made = apply_rule(call.operation, RuleCall(record, call, number, inputs, shapes))
+        dtypes = [program.dtypes[ref.index] for ref in call.inputs]
+        made = apply_rule(call.operation, RuleCall(record, call, number, inputs, shapes, dtypes))
         symbols.update({ref.index: symbol for ref, symbol in zip(call.outputs, made, strict=True)})
     for ref in program.outputs:
         for channels in symbols[ref.index].all_channels():
             record.ledger.protect(channels, "model output")
-    return _assemble(program, record)
+    _keep_inside_configs(program, record)
+    while True:
+        graph = _assemble(program, record)
+        stays = what_code_does_not_follow(
+            program, graph.rewrites, graph.axes, symbols, record.ledger
+        )
+        if not stays:
+            return graph
+        for channels, reason in stays:
+            record.ledger.protect(channels, reason)
+
+
+def _keep_inside_configs(program: Program, record: Record) -> None:
+    """Protects what layers of the user's own make inside, in a model that is saved by configs."""
+    for code in program.codes:
+        if not code.path:
+            continue
+        reason = (
+            f"made inside '{code.path}' (of class {type(code.layer).__name__}), whose config "
+            "fixes their number; register a rule with sgdap.register_rule"
+        )
+        for (path, _), channels in record.born.items():
+            if path.startswith(f"{code.path}/"):
+                record.ledger.protect(channels, reason)
 
 
 def _assemble(program: Program, record: Record) -> ChannelGraph:
@@ -167,10 +195,23 @@ def _assemble(program: Program, record: Record) -> ChannelGraph:
         axes=axes,
         resizes=tuple(replace(r, channels=classes[r.channels]) for r in record.resizes.values()),
         scales=tuple(replace(s, channels=classes[s.channels]) for s in record.scales.values()),
+        rewrites=tuple(
+            Rewrite(
+                r.path,
+                r.call,
+                tuple(_in_classes(symbol, classes) for symbol in r.inputs),
+                tuple(_in_classes(symbol, classes) for symbol in r.outputs),
+            )
+            for r in record.rewrites.values()
+        ),
         work=tuple(Work(w.path, w.factor, tuple(classes[c] for c in w.axes)) for w in record.work),
         linears=linears,
         kept=tuple(record.kept),
     )
+
+
+def _in_classes(symbol: Symbol, classes: Channels) -> Symbol:
+    return Symbol(symbol.shape, tuple(None if c is None else classes[c] for c in symbol.axes))
 
 
 def _groups(

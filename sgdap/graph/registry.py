@@ -19,6 +19,7 @@ Rule = Callable[[Any, "RuleCall"], "Symbol | Sequence[Symbol]"]
 _Decorated = TypeVar("_Decorated", bound=Rule)
 
 _RULES: dict[type, Rule] = {}
+_DEFAULT: list[Rule] = []
 
 
 def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
@@ -58,6 +59,12 @@ def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
     return decorate
 
 
+def register_default(rule: _Decorated) -> _Decorated:
+    """Registers the rule of all `keras.Operation` classes that are no layers and have none."""
+    _DEFAULT[:] = [rule]
+    return rule
+
+
 def find_rule(operation: Any) -> Rule | None:
     """Returns the rule of a layer, or None where there is none that holds for its class."""
     layer_class = type(operation)
@@ -69,7 +76,7 @@ def find_rule(operation: Any) -> Rule | None:
                 for name in ("call", "build")
             )
             return rule if same else None
-    return None
+    return None if isinstance(operation, keras.Layer) else _DEFAULT[0]
 
 
 def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
@@ -190,6 +197,23 @@ class Work:
     axes: tuple[Channels, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Rewrite:
+    """A call of an operation whose sizes, bounds or indices follow the channels.
+
+    Attributes:
+        path: Path of the operation.
+        call: Number of the call.
+        inputs: Its input tensors.
+        outputs: Its output tensors.
+    """
+
+    path: str
+    call: int
+    inputs: tuple[Symbol, ...]
+    outputs: tuple[Symbol, ...]
+
+
 @dataclass
 class Record:
     """Everything that the rules said about a model."""
@@ -199,6 +223,7 @@ class Record:
     axes: dict[tuple[str, int, int], Axis] = field(default_factory=dict)
     resizes: dict[tuple[str, Key], Resize] = field(default_factory=dict)
     scales: dict[tuple[str, int], Scale] = field(default_factory=dict)
+    rewrites: dict[str, Rewrite] = field(default_factory=dict)
     work: list[Work] = field(default_factory=list)
     linears: list[Linear] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)
@@ -210,6 +235,7 @@ class RuleCall:
     Attributes:
         inputs: The input tensors, flattened.
         output_shapes: Shapes of the output tensors, flattened.
+        input_dtypes: The dtypes of the input tensors.
         args: The call's positional arguments (a `Ref` for each tensor).
         kwargs: The call's keyword arguments, likewise.
     """
@@ -221,9 +247,11 @@ class RuleCall:
         number: int,
         inputs: Sequence[Symbol],
         output_shapes: Sequence[Shape],
+        input_dtypes: Sequence[str] = (),
     ) -> None:
         self.inputs = tuple(inputs)
         self.output_shapes = tuple(output_shapes)
+        self.input_dtypes = tuple(input_dtypes)
         self.args = call.args
         self.kwargs = call.kwargs
         self._record = record
@@ -337,6 +365,12 @@ class RuleCall:
             self.ledger.protect(self._record.born[key], "not made by a layer of the model")
         return self._record.born[key]
 
+    def constants(self, count: int) -> Channels:
+        """New channels that can't be removed: an operation puts constants there."""
+        made = self.ledger.new("", count)
+        self.ledger.protect(made, "constants lie beside them")
+        return made
+
     def along(self, symbol: Symbol, axis: int) -> Channels:
         """The channels along an axis; ones that can't be removed where it has none.
 
@@ -402,6 +436,25 @@ class RuleCall:
         known = self._record.resizes.setdefault((path, key), Resize(path, key, channels))
         if known.channels is not channels:
             self.ledger.tie(known.channels, channels)
+
+    def rewrite(self, outputs: Sequence[Symbol]) -> None:
+        """Says that the operation's sizes, bounds and indices follow the channels.
+
+        Args:
+            outputs: Its outputs.
+        """
+        path = self._call.path
+        new = Rewrite(path, self._number, self.inputs, tuple(outputs))
+        known = self._record.rewrites.setdefault(path, new)
+        pairs = zip((*known.inputs, *known.outputs), (*new.inputs, *new.outputs), strict=True)
+        for before, after in pairs:  # a model that is called twice is written once
+            for first, second in zip(before.axes, after.axes, strict=True):
+                if first is not None and second is not None:
+                    self.tie(first, second)
+                elif first is not None or second is not None:
+                    channels = first if first is not None else second
+                    assert channels is not None
+                    self.keep(channels, f"'{path}' is called on other channels too")
 
     def linear(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -12,7 +13,9 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph
-from sgdap.graph.trace import Program, fill
+from sgdap.graph.replay import rewritten_operations
+from sgdap.graph.rewriting import Written
+from sgdap.graph.trace import Call, Program, fill
 from sgdap.surgery.optimizer import rebuild_optimizer
 
 Mask = npt.NDArray[np.bool_]
@@ -44,16 +47,18 @@ def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = No
         factor = kept[scale.channels].mean() ** scale.power
         if factor != 1:
             values[key] = values[key] * np.asarray(factor, values[key].dtype)
-    configs, attributes = _new_entries(graph, kept, {path for path, _ in slices})
-    rebuild(graph.program, configs, attributes, values, slices)
+    rebuild(
+        graph.program,
+        _new_entries(graph, kept, {path for path, _ in slices}),
+        rewritten_operations(graph.program, graph.rewrites, kept),
+        values,
+        slices,
+    )
 
 
-def _new_entries(
-    graph: ChannelGraph, kept: Mask, shrunk: set[str]
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """The entries of configs, and the attributes of operations, that count channels that leave."""
+def _new_entries(graph: ChannelGraph, kept: Mask, shrunk: set[str]) -> dict[str, dict[str, Any]]:
+    """The entries of layers' configs that count channels that leave."""
     configs: dict[str, dict[str, Any]] = {}
-    attributes: dict[str, dict[str, Any]] = {}
     layers = graph.program.layers()
     for resize in graph.resizes:
         count = int(kept[resize.channels].sum())
@@ -61,23 +66,18 @@ def _new_entries(
             continue
         layer = layers[resize.path]
         name, *way = [resize.key] if isinstance(resize.key, str) else resize.key
-        is_layer = isinstance(layer, keras.Layer)
-        entries = (configs if is_layer else attributes).get(resize.path, {})
-        if name in entries:
-            whole = entries[name]
-        else:
-            whole = layer.get_config()[name] if is_layer else getattr(layer, str(name))
+        entries = configs.get(resize.path, {})
+        whole = entries[name] if name in entries else layer.get_config()[name]
         if count == len(resize.channels) and _entry(whole, way) is not None:
             continue
-        target = (configs if is_layer else attributes).setdefault(resize.path, {})
-        target[str(name)] = _replaced(whole, way, count)
-    return configs, attributes
+        configs.setdefault(resize.path, {})[str(name)] = _replaced(whole, way, count)
+    return configs
 
 
 def rebuild(
     program: Program,
     configs: Mapping[str, Mapping[str, Any]],
-    attributes: Mapping[str, Mapping[str, Any]],
+    operations: Mapping[str, Written],
     values: Updates,
     slices: Mapping[tuple[str, int], list[npt.NDArray[np.int64] | None]],
 ) -> None:
@@ -86,7 +86,7 @@ def rebuild(
     Args:
         program: The calls of the model.
         configs: Entries of layers' configs that change, by path.
-        attributes: Attributes of operations (they have no config) that change, by path.
+        operations: How operations that are no layers are written, where that changes, by path.
         values: Values of variables that change.
         slices: For variables that shrink, the indices that stay along each axis.
 
@@ -95,19 +95,8 @@ def rebuild(
     """
     model = program.model
     touched = {*configs, *(path for path, _ in values)}
-    old_attributes = {
-        path: {key: getattr(program.layers()[path], key) for key in entries}
-        for path, entries in attributes.items()
-    }
     with _scope(model):
-        try:
-            for path, entries in attributes.items():
-                _set_attributes(program.layers()[path], entries)
-            rebuilt, shapes = _rebuild_layers(program, configs, touched)
-        except BaseException:
-            for path, entries in old_attributes.items():
-                _set_attributes(program.layers()[path], entries)
-            raise
+        rebuilt, shapes, new_operations = _rebuild_layers(program, configs, operations, touched)
         replaced: dict[int, tuple[Any, list[npt.NDArray[np.int64] | None]]] = {}
         for path, (old, new) in rebuilt.items():
             _keras.copy_trainable(old, new)
@@ -118,11 +107,16 @@ def rebuild(
         optimizer = rebuild_optimizer(getattr(model, "optimizer", None), replaced)
         for old, new in rebuilt.values():
             _keras.exchange_inside(old, new)
+        for path, operation in new_operations.items():
+            _keras.exchange_inside(program.layers()[path], operation)
+        for call in program.calls:
+            if call.path in operations and call.node is not None:
+                _write_node(call, operations[call.path])
         for symbol, ref in program.symbols:
             _keras.set_shape(symbol, shapes[ref.index])
         if optimizer is not None:
             _keras.exchange_inside(model.optimizer, optimizer)
-        _keras.forget_build_shapes(model)
+        _keras.forget_build_shapes(model, [code.layer for code in program.codes])
         _keras.refresh_trainable_state(model)
         remake_functions(model)
 
@@ -182,9 +176,13 @@ def _replaced(whole: Any, way: Sequence[str | int], count: int) -> Any:
     return new if isinstance(whole, list) else tuple(new)
 
 
-def _set_attributes(operation: Any, entries: Mapping[str, Any]) -> None:
-    for key, value in entries.items():
-        setattr(operation, key, value)
+def _write_node(call: Call, written: Written) -> None:
+    """Gives Keras' record of a call the arguments that the operation is called with now."""
+    before = keras.tree.flatten(_keras.node_arguments(call.node))
+    tensors = [leaf for leaf in before if isinstance(leaf, keras.KerasTensor)]
+    known = {ref.index: tensor for ref, tensor in zip(call.inputs, tensors, strict=True)}
+    now = replace(call, args=written.args, kwargs=written.kwargs)
+    _keras.write_node_arguments(call.node, *fill(now, known))
 
 
 def _scope(model: Any) -> contextlib.AbstractContextManager[Any]:
@@ -193,8 +191,11 @@ def _scope(model: Any) -> contextlib.AbstractContextManager[Any]:
 
 
 def _rebuild_layers(
-    program: Program, configs: Mapping[str, Mapping[str, Any]], touched: set[str]
-) -> tuple[dict[str, tuple[Any, Any]], list[tuple[int | None, ...]]]:
+    program: Program,
+    configs: Mapping[str, Mapping[str, Any]],
+    operations: Mapping[str, Written],
+    touched: set[str],
+) -> tuple[dict[str, tuple[Any, Any]], list[tuple[int | None, ...]], dict[str, Any]]:
     """Builds new layers where a config or an input shape changed, following the graph."""
     shapes = list(program.shapes)
     tensors: dict[int, Any] = {}
@@ -205,14 +206,22 @@ def _rebuild_layers(
         return tensors[index]
 
     rebuilt: dict[str, tuple[Any, Any]] = {}
+    rewritten_ones: dict[str, Any] = {}
     for call in program.calls:
         moved = any(shapes[ref.index] != program.shapes[ref.index] for ref in call.inputs)
         is_layer = isinstance(call.operation, keras.Layer)
         if not moved and call.path not in touched and is_layer:
             continue
-        args, kwargs = fill(call, {ref.index: tensor(ref.index) for ref in call.inputs})
+        operation, now = call.operation, call
+        if call.path in operations:
+            written = operations[call.path]
+            now = replace(call, args=written.args, kwargs=written.kwargs)
+            operation = rewritten_ones.setdefault(
+                call.path, type(operation).from_config(dict(written.config))
+            )
+        args, kwargs = fill(now, {ref.index: tensor(ref.index) for ref in call.inputs})
         if not is_layer:
-            results = call.operation.compute_output_spec(*args, **kwargs)
+            results = operation.compute_output_spec(*args, **kwargs)
         elif call.path in rebuilt:
             results = rebuilt[call.path][1](*args, **kwargs)
         else:
@@ -221,7 +230,7 @@ def _rebuild_layers(
             rebuilt[call.path] = (call.operation, new)
         for ref, result in zip(call.outputs, keras.tree.flatten(results), strict=True):
             shapes[ref.index] = tuple(result.shape)
-    return rebuilt, shapes
+    return rebuilt, shapes, rewritten_ones
 
 
 def _from_config(layer: Any, path: str, entries: Mapping[str, Any]) -> Any:
