@@ -19,7 +19,7 @@ from sgdap.guidance import (
 )
 from sgdap.planning import Budget, Plan, plan
 from sgdap.planning.schedule import Schedule
-from sgdap.report import Profile, profile
+from sgdap.report import Inspection, Profile, inspect, profile
 from sgdap.statistics import (
     ActivationStatistics,
     CalibrationStatistics,
@@ -39,6 +39,7 @@ __all__ = [
     "ChannelGroup",
     "CorrelationGuidance",
     "Guidance",
+    "Inspection",
     "LassoGuidance",
     "MagnitudeGuidance",
     "Plan",
@@ -54,6 +55,7 @@ __all__ = [
     "channel_graph",
     "collect_statistics",
     "datasets",
+    "inspect",
     "plan",
     "profile",
     "register_guidance",

@@ -82,7 +82,7 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
     def mask(layer, inputs, compute):
         stays = ~touched.pop(0)
         if not isinstance(layer, layers.Embedding):
-            inputs = inputs * stays.astype("float32")
+            inputs = inputs * keras.ops.cast(stays, inputs.dtype)
         with state_masked(layer, lost[id(layer)]):
             return compute(inputs)
 
