@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,14 +69,23 @@ def table(found: list[Evidence], known: str) -> str:
 
 def line(e: Evidence) -> str:
     """One architecture's line."""
-    reasons = [f"{count:,}: {reason}" for reason, count in e.reasons.items()]
+    reasons: dict[str, int] = {}
+    for reason, count in e.reasons.items():
+        reasons[brief(reason)] = reasons.get(brief(reason), 0) + count
+    why = "; ".join(f"{count:,}: {reason}" for reason, count in reasons.items()) or "none"
     total, removable = e.channels
-    protected = f"{total - removable:,} of {total:,} ({'; '.join(reasons) or 'none'})"
-    without_rule = ", ".join(sorted({reason.split(";")[0] for _, reason in e.unknown}))
+    unknown = ", ".join(sorted({brief(reason).split(" for ")[-1] for _, reason in e.unknown}))
     return (
-        f"| {e.name} | {e.layers:,} | {change(e.params)} | {change(e.flops)} | {protected} "
-        f"| {without_rule} | {e.seconds:.2f} s | {e.difference:.0e} |"
+        f"| {e.name} | {e.layers:,} | {change(e.params)} | {change(e.flops)} "
+        f"| {total - removable:,} of {total:,} ({why}) | {unknown} "
+        f"| {e.seconds:.2f} s | {e.difference:.0e} |"
     )
+
+
+def brief(reason: str) -> str:
+    """Reasons without what is said twice: the numbers of layers, how to register a rule."""
+    parts = re.sub(r"'(\w+?)(_\d+)?'", r"'\1'", reason).split("; ")
+    return ", ".join(dict.fromkeys(p for p in parts if not p.startswith("register one")))
 
 
 def change(numbers: tuple[int, int]) -> str:
