@@ -4,60 +4,83 @@ Most people need one class, `SGDAPCallback`, and `Budget`. The single steps are 
 `channel_graph` → `plan` → `apply`, and `profile` to see what it brought.
 """
 
-from sgdap import datasets
-from sgdap.callback import Round, SGDAPCallback, Widths
-from sgdap.graph import ChannelGraph, ChannelGroup, channel_graph, register_rule
-from sgdap.guidance import (
-    ActivationGuidance,
-    CorrelationGuidance,
-    Guidance,
-    LassoGuidance,
-    MagnitudeGuidance,
-    RandomGuidance,
-    SecondOrderGuidance,
-    register_guidance,
-)
-from sgdap.planning import Budget, Plan, plan
-from sgdap.planning.schedule import Schedule
-from sgdap.report import Inspection, Profile, inspect, profile
-from sgdap.statistics import (
-    ActivationStatistics,
-    CalibrationStatistics,
-    activation_statistics,
-    collect_statistics,
-)
-from sgdap.surgery import apply
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sgdap import datasets as datasets
+    from sgdap.callback import Round as Round
+    from sgdap.callback import SGDAPCallback as SGDAPCallback
+    from sgdap.callback import Widths as Widths
+    from sgdap.graph import ChannelGraph as ChannelGraph
+    from sgdap.graph import ChannelGroup as ChannelGroup
+    from sgdap.graph import channel_graph as channel_graph
+    from sgdap.graph import register_rule as register_rule
+    from sgdap.guidance import ActivationGuidance as ActivationGuidance
+    from sgdap.guidance import CorrelationGuidance as CorrelationGuidance
+    from sgdap.guidance import Guidance as Guidance
+    from sgdap.guidance import LassoGuidance as LassoGuidance
+    from sgdap.guidance import MagnitudeGuidance as MagnitudeGuidance
+    from sgdap.guidance import RandomGuidance as RandomGuidance
+    from sgdap.guidance import SecondOrderGuidance as SecondOrderGuidance
+    from sgdap.guidance import register_guidance as register_guidance
+    from sgdap.planning import Budget as Budget
+    from sgdap.planning import Plan as Plan
+    from sgdap.planning import plan as plan  # type: ignore[no-redef]  # its module's name too
+    from sgdap.planning.schedule import Schedule as Schedule
+    from sgdap.report import Inspection as Inspection
+    from sgdap.report import Profile as Profile
+    from sgdap.report import inspect as inspect
+    from sgdap.report import profile as profile  # type: ignore[no-redef]  # its module's name too
+    from sgdap.statistics import ActivationStatistics as ActivationStatistics
+    from sgdap.statistics import CalibrationStatistics as CalibrationStatistics
+    from sgdap.statistics import activation_statistics as activation_statistics
+    from sgdap.statistics import collect_statistics as collect_statistics
+    from sgdap.surgery import apply as apply  # type: ignore[no-redef]  # its module's name too
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ActivationGuidance",
-    "ActivationStatistics",
-    "Budget",
-    "CalibrationStatistics",
-    "ChannelGraph",
-    "ChannelGroup",
-    "CorrelationGuidance",
-    "Guidance",
-    "Inspection",
-    "LassoGuidance",
-    "MagnitudeGuidance",
-    "Plan",
-    "Profile",
-    "RandomGuidance",
-    "Round",
-    "SGDAPCallback",
-    "Schedule",
-    "SecondOrderGuidance",
-    "Widths",
-    "activation_statistics",
-    "apply",
-    "channel_graph",
-    "collect_statistics",
-    "datasets",
-    "inspect",
-    "plan",
-    "profile",
-    "register_guidance",
-    "register_rule",
-]
+# Imported when they are first used: TensorFlow takes seconds, `sgdap --help` need not wait.
+_HOMES = {
+    "callback": ["Round", "SGDAPCallback", "Widths"],
+    "graph": ["ChannelGraph", "ChannelGroup", "channel_graph", "register_rule"],
+    "guidance": [
+        "ActivationGuidance",
+        "CorrelationGuidance",
+        "Guidance",
+        "LassoGuidance",
+        "MagnitudeGuidance",
+        "RandomGuidance",
+        "SecondOrderGuidance",
+        "register_guidance",
+    ],
+    "planning": ["Budget", "Plan", "plan"],
+    "planning.schedule": ["Schedule"],
+    "report": ["Inspection", "Profile", "inspect", "profile"],
+    "statistics": [
+        "ActivationStatistics",
+        "CalibrationStatistics",
+        "activation_statistics",
+        "collect_statistics",
+    ],
+    "surgery": ["apply"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [*sorted(_HOME_OF), "datasets"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "datasets":
+        return import_module("sgdap.datasets")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'sgdap' has no attribute '{name}'")
+    found = getattr(import_module(f"sgdap.{_HOME_OF[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
+from sgdap._arguments import check_integer
 from sgdap.graph.groups import channel_graph
 from sgdap.guidance.base import Guidance, get_guidance
 from sgdap.planning.budget import Budget, check_budget
@@ -21,7 +24,8 @@ from sgdap.planning.planner import (
     prunable_groups,
 )
 from sgdap.planning.schedule import Schedule, StepSchedule, get_schedule
-from sgdap.statistics.collect import collect_statistics
+from sgdap.statistics.collect import check_calibration_data, collect_statistics
+from sgdap.statistics.data import reusable
 from sgdap.statistics.reservoir import Reservoir
 from sgdap.surgery.apply import prune_by_plan
 from sgdap.surgery.compile import choose_jit_compile
@@ -102,7 +106,8 @@ class SGDAPCallback(keras.callbacks.Callback):
         monitor: The metric to watch; `"auto"`: the first accuracy on validation data, else the
             validation loss, else the same of the training data.
         mode: `"min"`, `"max"` or `"auto"`, as in `keras.callbacks.EarlyStopping`.
-        patience: Epochs that a round has to recover before it is undone.
+        patience: Epochs that a round has to recover before it is undone; the last one has all
+            that are left.
         begin_epoch: The first epoch (from 0) after which layers shrink.
         frequency: Epochs from one round to the next.
         final_finetune_epochs: Epochs at the end in which nothing is removed.
@@ -183,10 +188,7 @@ class SGDAPCallback(keras.callbacks.Callback):
             ("samples", samples, 5),
             ("min_channels", min_channels, 1),
         ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"{name} must be an integer of at least {least}. Received: {name}={value!r}"
-                )
+            check_integer(name, value, least)
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode must be 'auto', 'min' or 'max'. Received: mode={mode!r}")
         if allocation not in ("global", "layerwise"):
@@ -221,8 +223,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         """Checks that everything can work before anything is changed."""
         graph = channel_graph(self.model)
         groups = prunable_groups(graph, self.layers)
-        model = cost_model(graph)
-        self._full = model.cost(model.lengths(np.ones(graph.count, bool)))
+        self._full = self._cost()
         self._steps: StepSchedule | None = None
         if not isinstance(self.schedule, Schedule):
             if self.params["steps"] is None:
@@ -234,6 +235,10 @@ class SGDAPCallback(keras.callbacks.Callback):
         self._final = self.budget or Budget(flops=1 - self._steps.final if self._steps else None)
         check_budget_can_be_met(graph, groups, self._final, self.min_channels)
         self._epochs = self._round_epochs()
+        self._data: Any = None
+        if self.calibration_data is not None:
+            self._data = reusable(self.calibration_data, self.samples)
+            check_calibration_data(graph, self._data)
         self.rounds = []
         self.plan = None
         self._progress = 0.0  # of the last round that was kept
@@ -270,8 +275,9 @@ class SGDAPCallback(keras.callbacks.Callback):
             )
         if self._best is not None and self.max_accuracy_drop is not None and self.rounds:
             restore_snapshot(self.model, self._best[1])
+        self._warn_if_short_of_budget()
         self._good = self._best = None
-        self._reservoir = None
+        self._reservoir = self._data = None
         if self.calibration_data is None:
             del self.model.train_step
             if self._own_train_step is not None:
@@ -376,14 +382,16 @@ class SGDAPCallback(keras.callbacks.Callback):
 
     def _prune(self, epoch: int, progress: float, value: float | None) -> None:
         began = time.perf_counter()
-        if self._baseline is None and value is not None:
-            self._baseline = value if self._best is None else self._best[0]
+        if self._best is not None:
+            value = self._best[0]
+        if self._baseline is None:
+            self._baseline = value
         graph = channel_graph(self.model)
         if self.max_accuracy_drop is not None:
             self._good = self._best[1] if self._best is not None else take_snapshot(self.model)
             if self._best is not None:
                 restore_snapshot(self.model, self._good)
-        data = self.calibration_data
+        data = self._data
         if self._reservoir is not None:
             data = (self._reservoir.sample(),)  # x alone, whatever its structure
         statistics = collect_statistics(graph, data, samples=self.samples, seed=self.seed + epoch)
@@ -430,8 +438,8 @@ class SGDAPCallback(keras.callbacks.Callback):
             self._progress = self.rounds[-1].progress
             return
         self._waited += 1
-        if self._waited < max(self.patience, 1):
-            return
+        if self._waited < max(self.patience, 1) or epoch >= self._last_round_epoch():
+            return  # the last round may recover to the end: nothing could be tried in its place
         self._decide("undone", value)
         self._step_limit = (self.rounds[-1].progress - self._progress) / 2
 
@@ -455,6 +463,28 @@ class SGDAPCallback(keras.callbacks.Callback):
             return
         if self._best is None or self._sign() * (value - self._best[0]) > 0:
             self._best = (value, take_snapshot(self.model))
+
+    def _warn_if_short_of_budget(self) -> None:
+        cost, targets = self._cost(), self._final.targets(self._full)
+        if (cost <= targets * (1 + 1e-9)).all():
+            return
+        left = ", ".join(
+            f"{now / full:.1%} of its {name}"
+            for name, now, full, target in zip(MEASURES, cost, self._full, targets, strict=True)
+            if now > target
+        )
+        undone = [r for r in self.rounds if r.decision == "undone"]
+        why = (
+            f"{len(undone)} of {len(self.rounds)} rounds were undone, because {self._metric} got "
+            f"worse by more than {self.max_accuracy_drop}. Train for more epochs, allow a larger "
+            "max_accuracy_drop or raise the budget."
+            if undone
+            else "The run ended before its last round. Train for more epochs."
+        )
+        warnings.warn(
+            f"SGDAPCallback stopped short of {self._final}: the model still costs {left}. {why}",
+            stacklevel=2,
+        )
 
     # The train step
 
@@ -496,11 +526,15 @@ class SGDAPCallback(keras.callbacks.Callback):
 
     # Logs
 
-    def _log(self, logs: dict[str, Any]) -> None:
+    def _cost(self) -> npt.NDArray[np.float64]:
+        """Parameters and FLOPs of the model as it is now."""
         graph = channel_graph(self.model)
         model = cost_model(graph)
-        cost = model.cost(model.lengths(np.ones(graph.count, bool)))
-        for name, value in zip(MEASURES, cost, strict=True):
+        return model.cost(model.lengths(np.ones(graph.count, bool)))
+
+    def _log(self, logs: dict[str, Any]) -> None:
+        graph = channel_graph(self.model)
+        for name, value in zip(MEASURES, self._cost(), strict=True):
             logs[name] = float(value)
         logs["widths"] = Widths({g.name: g.size for g in graph.groups if g.prunable})
 

@@ -114,7 +114,7 @@ def run_demo(
     params: float = 0.3,
     max_accuracy_drop: float = 0.003,
     epochs: int = 4,
-    prune_epochs: int = 6,
+    prune_epochs: int = 10,
     seed: int = 0,
     console: Console | None = None,
 ) -> DemoResult:

@@ -1,6 +1,8 @@
 """Inside `fit` the budget is met, failed rounds are undone, and nothing is left behind."""
 
+import contextlib
 import csv
+import warnings
 
 import keras
 import numpy as np
@@ -186,6 +188,25 @@ def test_calibration_data_are_used_where_given_and_the_train_step_is_left_alone(
     assert not any(during)
 
 
+def test_an_iterator_as_calibration_data_serves_every_round():
+    model = network()
+    flops = cost(model)[1]
+    iterator = ((X[i : i + 20], Y[i : i + 20]) for i in range(0, 120, 20))
+    callback = pruner(calibration_data=iterator, samples=64)
+    fit(model, callback)
+    assert len(callback.rounds) == 3
+    assert cost(model)[1] <= 0.33 * flops
+
+
+def test_a_run_that_ends_early_says_that_the_budget_is_not_met():
+    model = network()
+    stop = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", epoch == 1)
+    )
+    with stopping_short("The run ended before its last round"):
+        model.fit(X, Y, epochs=9, verbose=0, callbacks=[pruner(), stop])
+
+
 def test_the_train_step_is_restored_after_fit():
     model = network()
     fit(model, pruner(schedule="one_shot"), epochs=2)
@@ -237,6 +258,16 @@ def settled(trained) -> keras.Model:
     return model
 
 
+@contextlib.contextmanager
+def stopping_short(reason: str = "rounds were undone"):
+    """Within, the callback must warn that the budget is not met."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message="SGDAPCallback stopped short")
+        yield
+    messages = [str(warning.message) for warning in caught]
+    assert any(reason in message for message in messages), messages
+
+
 def careless(**arguments) -> sgdap.SGDAPCallback:
     """Prunes hard and blindly."""
     return pruner(sgdap.Budget(flops=0.1), guidance="random", reconstruction=False, **arguments)
@@ -246,12 +277,14 @@ def test_a_round_that_costs_too_much_is_undone_and_tried_smaller(settled):
     model = settled
     before = model.evaluate(X[:64], Y[:64], verbose=0)[1]
     callback = careless(max_accuracy_drop=0.02, patience=1, schedule="one_shot")
-    history = fit(model, callback, epochs=6)
+    with stopping_short():
+        history = fit(model, callback, epochs=6)
     first, second = callback.rounds[:2]
     assert first.decision == "undone"
     assert first.before == pytest.approx(before)
     assert first.after < before - 0.02
     assert second.progress == pytest.approx(first.progress / 2)
+    assert second.before == first.before, "the value of the weights that it starts from"
     assert second.flops[0] == first.flops[0]
     assert model.evaluate(X[:64], Y[:64], verbose=0)[1] >= before - 0.02
     assert history.history["val_accuracy"][1] == pytest.approx(first.after)
@@ -260,7 +293,8 @@ def test_a_round_that_costs_too_much_is_undone_and_tried_smaller(settled):
 def test_undoing_brings_the_weights_back_exactly(settled):
     model = settled
     before = model.get_weights()
-    fit(model, careless(max_accuracy_drop=0.0, patience=1, schedule="one_shot"), epochs=2)
+    with stopping_short():
+        fit(model, careless(max_accuracy_drop=0.0, patience=1, schedule="one_shot"), epochs=2)
     assert all(map(np.array_equal, before, model.get_weights()))
     model.fit(X, Y, verbose=0)
 
@@ -275,7 +309,8 @@ def test_without_a_guard_nothing_is_undone(settled):
 
 def test_a_round_may_recover_for_as_many_epochs_as_patience_allows(settled):
     callback = careless(max_accuracy_drop=0.02, patience=3, schedule="one_shot")
-    fit(settled, callback, epochs=7)
+    with stopping_short():
+        fit(settled, callback, epochs=7)
     assert callback.rounds[0].epoch == 0
     assert callback.rounds[1].epoch == 3
 
@@ -285,7 +320,8 @@ def test_mode_says_which_way_is_better(settled, mode, decision):
     callback = careless(
         max_accuracy_drop=0.02, monitor="val_loss", mode=mode, patience=1, schedule="one_shot"
     )
-    fit(settled, callback, epochs=2)
+    with stopping_short() if decision == "undone" else contextlib.nullcontext():
+        fit(settled, callback, epochs=2)
     assert callback.rounds[0].decision == decision
 
 
@@ -317,6 +353,11 @@ REFUSED = {
         r"Budget\(flops=0\.001\) cannot be met",
     ),
     "an unknown layer": ({"budget": THIRD, "layers": ["conv_9"]}, "'conv_9'. There are: hidden_1"),
+    "calibration data of another shape": (
+        {"budget": THIRD, "calibration_data": X[:, 1:]},
+        r"do not fit model.*\(None, 8, 8, 2\). Received: an input of shape \(32, 7, 8, 2\)",
+    ),
+    "empty calibration data": ({"budget": THIRD, "calibration_data": X[:0]}, "data are empty"),
     "a schedule beyond the run": (
         {"budget": THIRD, "schedule": ConstantSparsity(0.5, begin_step=10_000)},
         "does not prune in any of the 6 steps",

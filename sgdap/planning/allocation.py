@@ -198,10 +198,12 @@ def allocate(
             for i, name in enumerate(MEASURES)
             if cost[i] > targets[i]
         )
+        absolute = [f"{n}={limit}" for n, limit in budget.limits().items() if limit > 1]
         raise ValueError(
             f"{budget} cannot be met: with {min_channels} "
             f"{'channel' if min_channels == 1 else 'channels'} per group the model still needs "
             f"{share}. Raise the budget, lower min_channels or let more layers shrink."
+            + (f" A limit above 1 is absolute ({', '.join(absolute)})." if absolute else "")
         )
     return widths.kept
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+_NAMES = ("flops", "params")
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -31,10 +33,7 @@ class Budget:
     params: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("flops", "params"):
-            limit = getattr(self, name)
-            if limit is None:
-                continue
+        for name, limit in self.limits().items():
             if isinstance(limit, bool) or not isinstance(limit, (int, float, np.number)):
                 raise TypeError(
                     f"Budget: {name} must be a number, a fraction of the model's up to 1 or an "
@@ -45,8 +44,12 @@ class Budget:
                 raise ValueError(
                     f"Budget: {name} must be positive and finite. Received: {name}={limit!r}"
                 )
-        if self.flops is None and self.params is None:
+        if not self.limits():
             raise ValueError("Budget needs a limit: Budget(flops=0.5) or Budget(params=0.5).")
+
+    def limits(self) -> dict[str, float]:
+        """The limits that are given, by name."""
+        return {n: limit for n in _NAMES if (limit := getattr(self, n)) is not None}
 
     def targets(self, full: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The limits as absolute numbers, infinite where there is none.
@@ -63,8 +66,8 @@ class Budget:
         return np.array([absolute(self.params, full[0]), absolute(self.flops, full[1])])
 
     def __str__(self) -> str:
-        given = [f"{n}={getattr(self, n)}" for n in ("flops", "params") if getattr(self, n)]
-        return f"Budget({', '.join(given)})"
+        given = ", ".join(f"{name}={limit}" for name, limit in self.limits().items())
+        return f"Budget({given})"
 
 
 def check_budget(budget: object) -> Budget:

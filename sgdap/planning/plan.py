@@ -54,7 +54,8 @@ class Plan:
         samples: How many calibration samples were seen.
         weights: The reconstruction: new values of consumers' variables, by
             `"path:number of the variable"`; empty without reconstruction.
-        fitted_to: Fingerprint of the weights that the reconstruction was fitted to.
+        fitted_to: Fingerprint of the weights and the kept channels that the reconstruction was
+            fitted to.
     """
 
     model: str
@@ -192,9 +193,9 @@ def model_fingerprint(graph: ChannelGraph) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def weights_fingerprint(graph: ChannelGraph) -> str:
-    """A hash of all weights of a model."""
-    digest = hashlib.sha256()
+def reconstruction_fingerprint(graph: ChannelGraph, kept: npt.NDArray[np.bool_]) -> str:
+    """A hash of all weights of a model and of the channels that stay."""
+    digest = hashlib.sha256(np.packbits(kept).tobytes())
     for layer in graph.program.layers().values():
         for variable in getattr(layer, "weights", []):
             digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
@@ -205,7 +206,7 @@ def kept_mask(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
     """Which channels of a model stay by a plan, `(channels,)`.
 
     Raises:
-        ValueError: The plan was made for another model.
+        ValueError: The plan was made for another model, or was changed so that it makes no sense.
     """
     known = {group.name: group for group in graph.groups}
     if plan.model != model_fingerprint(graph):
@@ -222,12 +223,25 @@ def kept_mask(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
         )
     mask = np.ones(graph.count, bool)
     for entry in plan.groups:
+        if entry.name not in known or known[entry.name].size != entry.size:
+            raise ValueError(
+                f"Model '{graph.program.model.name}' has no group '{entry.name}' of {entry.size} "
+                "channels, as the plan says. Make a plan for this model with sgdap.plan."
+            )
         group = known[entry.name]
+        if list(entry.kept) != sorted({*entry.kept} & {*range(entry.size)}) or not entry.kept:
+            raise ValueError(
+                f"The plan must keep at least one channel of group '{entry.name}', each by its "
+                f"number from 0 to {entry.size - 1}, in order and once. Received: {entry.kept}"
+            )
         mask[group.channels] = False
         mask[group.channels[list(entry.kept)]] = True
     protected = [g.name for g in graph.groups if not mask[g.channels[~g.removable]].all()]
     if protected:
         raise ValueError(f"The plan removes protected channels of {', '.join(protected)}.")
+    empty = {axis.path for axis in graph.axes if not mask[axis.channels].any()}
+    if empty:
+        raise ValueError(f"The plan leaves no channel of {', '.join(sorted(empty))}.")
     return mask
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap._arguments import check_integer
 from sgdap.graph.groups import ChannelGraph, ChannelGroup, channel_graph
 from sgdap.guidance.base import Guidance, get_guidance
 from sgdap.guidance.elimination import ErrorCurve
@@ -18,7 +19,7 @@ from sgdap.guidance.score import kernel_matrix, score_groups
 from sgdap.planning.allocation import allocate
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.planning.cost import cost_model, input_shapes
-from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, weights_fingerprint
+from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
 from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
 
 Mask = npt.NDArray[np.bool_]
@@ -76,10 +77,7 @@ def plan(
     """
     check_budget(budget)
     criterion = get_guidance(guidance)
-    if not isinstance(min_channels, int) or min_channels < 1:
-        raise ValueError(
-            f"min_channels must be an integer of at least 1. Received: min_channels={min_channels}"
-        )
+    check_integer("min_channels", min_channels, 1)
     graph = channel_graph(model)
     groups = prunable_groups(graph, layers)
     check_budget_can_be_met(graph, groups, budget, min_channels)
@@ -154,7 +152,7 @@ def plan_from_statistics(
         flops=(round(full[1]), round(after[1])),
         samples=statistics.samples,
         weights={f"{path}:{number}": value for (path, number), value in weights.items()},
-        fitted_to=weights_fingerprint(graph) if weights else "",
+        fitted_to=reconstruction_fingerprint(graph, kept) if weights else "",
     )
 
 
@@ -171,7 +169,11 @@ def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) ->
     """
     prunable = [group for group in graph.groups if group.prunable]
     if layers is not None:
-        if isinstance(layers, str) or not all(isinstance(name, str) for name in layers):
+        if (
+            isinstance(layers, str)
+            or not isinstance(layers, Iterable)
+            or not all(isinstance(name, str) for name in layers)
+        ):
             raise TypeError(
                 "layers must be a list of layer names or patterns, for example ['conv*']. "
                 f"Received: {layers!r}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from sgdap import _keras
+from sgdap._arguments import check_integer
 from sgdap.graph.groups import ChannelGraph
 from sgdap.graph.registry import Linear
 from sgdap.graph.trace import Call
@@ -64,7 +66,7 @@ def collect_statistics(
 ) -> CalibrationStatistics:
     """Runs a model over calibration data in inference mode and gathers its consumers' moments.
 
-    Each batch deals its samples to the folds in turn; all patches of a sample are in one fold.
+    The samples are dealt to the folds in turn; all patches of a sample are in one fold.
     Memory does not grow with the number of batches: `folds · features²` float64 numbers for each
     consumer, where features are kernel positions × input channels.
 
@@ -90,8 +92,12 @@ def collect_statistics(
     """
     import tensorflow as tf
 
-    if folds < 2:
-        raise ValueError(f"folds must be at least 2. Received: folds={folds}")
+    check_integer("folds", folds, 2)
+    check_integer("positions", positions, 1)
+    check_integer("batch_size", batch_size, 1)
+    check_integer("seed", seed, 0)
+    if samples is not None:
+        check_integer("samples", samples, folds)
     removable = _removable(graph)
     linears: dict[str, list[Linear]] = {}
     for linear in graph.linears:
@@ -106,22 +112,22 @@ def collect_statistics(
     seen = 0
     _check_weights(graph)
     for number, (x, _, _) in enumerate(batches(data, batch_size, samples)):
-        x = keras.tree.map_structure(tf.convert_to_tensor, x)
-        _check_inputs(x)
+        inputs = _checked_inputs(graph, x)
         random = tf.constant([seed, number], tf.int32)
+        first = tf.constant(seen % folds)  # the fold of the batch's first sample
         if not seen:
-            for path, sums in step(x, random, shifts).items():
+            for path, sums in step(inputs, random, first, shifts).items():
                 mean = sums["total"].numpy().sum(0) / max(float(sums["count"].numpy().sum()), 1.0)
                 shifts[path] = tf.constant(mean, tf.float32)
                 accumulators[path] = MomentAccumulator(folds, mean.astype(np.float64))
                 accumulators[path].shift = shifts[path].numpy().astype(np.float64)
-        for path, sums in step(x, random, shifts).items():
+        for path, sums in step(inputs, random, first, shifts).items():
             values = {key: value.numpy() for key, value in sums.items()}
             _check_finite(path, values)
             if sensitivity:
                 fisher[path] = fisher.get(path, 0.0) + values.pop("sensitivity").astype(np.float64)
             accumulators[path].add(**values)
-        seen += int(keras.tree.flatten(x)[0].shape[0])
+        seen += int(inputs[0].shape[0])
         if progress is not None:
             progress(seen)
     if seen < folds:
@@ -159,13 +165,57 @@ def _check_weights(graph: ChannelGraph) -> None:
                 )
 
 
-def _check_inputs(x: Any) -> None:
-    for leaf in keras.tree.flatten(x):
+def check_calibration_data(graph: ChannelGraph, data: Any) -> None:
+    """Says whether a model can take calibration data, by their first batch.
+
+    Args:
+        graph: The model's channels.
+        data: Inputs as `collect_statistics` takes them, no iterator that can be read only once.
+
+    Raises:
+        ValueError: There is no sample, or it is not finite or of another shape than the model's
+            inputs.
+        TypeError: `data` is of an unknown kind.
+    """
+    for x, _, _ in batches(data, 32, 32):
+        _checked_inputs(graph, x)
+
+
+def _checked_inputs(graph: ChannelGraph, x: Any) -> list[Any]:
+    """Returns one batch of inputs as the flat list of tensors that the model's graph takes."""
+    import tensorflow as tf
+
+    program = graph.program
+    x = keras.tree.map_structure(tf.convert_to_tensor, x)
+    expected = [program.shapes[ref.index] for ref in program.inputs]
+    received = [tuple(leaf.shape) for leaf in keras.tree.flatten(x)]
+    try:
+        flat = _keras.standardize_inputs(program.functional, x)
+        shapes = [tuple(leaf.shape) for leaf in flat]
+    except Exception:  # what Keras raises depends on the model's and the data's structure
+        shapes = []
+    if len(shapes) != len(expected) or any(
+        len(shape) != len(wanted)
+        or any(w not in (None, s) for s, w in zip(shape[1:], wanted[1:], strict=True))
+        for shape, wanted in zip(shapes, expected, strict=True)
+    ):
+        raise ValueError(
+            f"The calibration data do not fit model '{program.model.name}', which takes "
+            f"{_listed(expected)}. Received: {_listed(received)}. Pass inputs as for fit; a tuple "
+            "is read as (inputs, targets), a list as one of several inputs."
+        )
+    for leaf in flat:
         if leaf.dtype.is_floating and not np.isfinite(leaf.numpy()).all():
             raise ValueError(
                 "The calibration data are not finite: they hold NaN or infinity. Take these "
                 "samples out or fill in the missing values, as for training."
             )
+    return flat
+
+
+def _listed(shapes: Sequence[Any]) -> str:
+    names = ", ".join(map(str, shapes))
+    return f"an input of shape {names}" if len(shapes) == 1 else f"inputs of shapes {names}"
 
 
 def _check_finite(path: str, values: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -185,15 +235,18 @@ def _make_step(
     positions: int,
     sensitivity: bool,
 ) -> Any:
-    """Makes the compiled function that runs one batch and returns its sums for each consumer."""
+    """Makes the compiled function that runs one batch and returns its sums for each consumer.
+
+    It is traced once for each shape of a sample, however many samples the batches have.
+    """
     import tensorflow as tf
 
     program = graph.program
     by_call = {linear.call: linear for calls in linears.values() for linear in calls}
     layers = program.layers()
 
-    @tf.function(reduce_retracing=True, autograph=False)
-    def step(x: Any, seed: Any, shifts: Any) -> Any:
+    @tf.function(autograph=False)
+    def step(x: list[Any], seed: Any, first: Any, shifts: Any) -> Any:
         rows: dict[str, list[Any]] = {}
         outputs: dict[str, list[Any]] = {}
 
@@ -215,7 +268,7 @@ def _make_step(
         taps = dict.fromkeys(by_call, tap)
         if sensitivity:
             with tf.GradientTape() as tape:
-                predictions = program.run(x, taps)
+                predictions = program.run_flat(x, taps)
                 likelihood = tf.add_n(
                     [
                         _negative_log_likelihood(_kind(graph, i), y, seed)
@@ -226,11 +279,11 @@ def _make_step(
                 likelihood, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
         else:
-            program.run(x, taps)
+            program.run_flat(x, taps)
             gradients = {}
         results = {}
         for path, parts in rows.items():
-            sums = [_sums(part, shifts[path], folds) for part in parts]
+            sums = [_sums(part, shifts[path], folds, first) for part in parts]
             result = {key: tf.add_n([s[key] for s in sums]) for key in sums[0]}
             if sensitivity:
                 last = 1 if getattr(layers[path], "data_format", "") == "channels_first" else -1
@@ -238,14 +291,33 @@ def _make_step(
             results[path] = result
         return results
 
-    return step
+    traced: dict[Any, Any] = {}
+
+    def run(x: list[Any], seed: Any, first: Any, shifts: Any) -> Any:
+        if tf.config.functions_run_eagerly():
+            return step(x, seed, first, shifts)
+        sizes = [program.shapes[ref.index][:1] for ref in program.inputs]
+        specs = [
+            tf.TensorSpec([*size, *leaf.shape[1:]], leaf.dtype)
+            for size, leaf in zip(sizes, x, strict=True)
+        ]
+        key = tuple((tuple(spec.shape), spec.dtype) for spec in specs)
+        if key not in traced:
+            others = keras.tree.map_structure(tf.TensorSpec.from_tensor, (seed, first, shifts))
+            traced[key] = step.get_concrete_function(specs, *others)
+        return traced[key](x, seed, first, shifts)
+
+    return run
 
 
-def _sums(rows: Any, shift: Any, folds: int) -> dict[str, Any]:
-    """Sums of one batch's rows `(batch, positions, features)` about `shift`, for each fold."""
+def _sums(rows: Any, shift: Any, folds: int, first: Any) -> dict[str, Any]:
+    """Sums of one batch's rows `(batch, positions, features)` about `shift`, for each fold.
+
+    The first sample is in the fold `first`, the next one in the next.
+    """
     import tensorflow as tf
 
-    parts = [rows[fold::folds] for fold in range(folds)]
+    parts = [rows[(fold - first) % folds :: folds] for fold in range(folds)]
     features = rows.shape[-1]
     centred = [tf.reshape(part - shift, [-1, features]) for part in parts]
     return {

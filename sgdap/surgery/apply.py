@@ -9,7 +9,7 @@ import keras
 
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph, channel_graph
-from sgdap.planning.plan import Plan, kept_mask, weights_fingerprint
+from sgdap.planning.plan import Plan, kept_mask, reconstruction_fingerprint
 from sgdap.surgery.rebuild import prune_in_place
 
 
@@ -36,12 +36,12 @@ def apply(model: Any, plan: Plan, *, in_place: bool = False) -> Any:
             f"plan must be a sgdap.Plan. Received: {plan!r} (of type {type(plan).__name__})"
         )
     graph = channel_graph(model)
-    kept_mask(graph, plan)
-    if plan.weights and plan.fitted_to != weights_fingerprint(graph):
+    kept = kept_mask(graph, plan)
+    if plan.weights and plan.fitted_to != reconstruction_fingerprint(graph, kept):
         raise ValueError(
-            f"The weights of model '{model.name}' changed since this plan was made, and its "
-            "reconstruction was fitted to the old ones. Make a new plan with sgdap.plan, or one "
-            "with reconstruction=False."
+            f"The weights of model '{model.name}' or the plan's channels changed since this plan "
+            "was made, and its reconstruction was fitted to the old ones. Make a new plan with "
+            "sgdap.plan, or one with reconstruction=False."
         )
     if not in_place:
         model = copy_model(model)

@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 import sgdap
-from sgdap.planning.plan import kept_mask, model_fingerprint, weights_fingerprint
+from sgdap.planning.plan import kept_mask, model_fingerprint, reconstruction_fingerprint
 from tests.models import convnet, digits_like
 
 
@@ -78,19 +78,61 @@ def test_the_architecture_decides_to_which_model_a_plan_belongs():
     assert fingerprint(network()) != fingerprint(network(name="b"))
 
 
-def test_the_fingerprint_of_weights_changes_with_each_of_them(model):
+def test_the_fingerprint_of_a_reconstruction_changes_with_each_weight_and_channel(model):
     graph = sgdap.channel_graph(model)
-    prints = {weights_fingerprint(graph)}
+    everything = np.ones(graph.count, bool)
+    prints = {reconstruction_fingerprint(graph, everything)}
     for variable in model.weights:
         before = variable.numpy()
         variable.assign(before + 1)
-        prints.add(weights_fingerprint(graph))
+        prints.add(reconstruction_fingerprint(graph, everything))
         variable.assign(before)
-    assert len(prints) == 1 + len(model.weights)
-    assert weights_fingerprint(graph) in prints
+    prints.add(reconstruction_fingerprint(graph, ~everything))
+    assert len(prints) == 2 + len(model.weights)
+    assert reconstruction_fingerprint(graph, everything) in prints
 
 
 def test_a_plan_that_removes_a_protected_channel_is_refused(model, plan):
     groups = tuple(replace(g, kept=(0,)) if g.name == "end" else g for g in plan.groups)
     with pytest.raises(ValueError, match="removes protected channels of end"):
         kept_mask(sgdap.channel_graph(model), replace(plan, groups=groups))
+
+
+CHANGED = {
+    "a number out of range": (lambda g: replace(g, kept=(0, 6)), r"0 to 5, in order.*\(0, 6\)"),
+    "a negative number": (lambda g: replace(g, kept=(-1, 2)), "0 to 5, in order and once"),
+    "a repeated number": (lambda g: replace(g, kept=(2, 2)), "in order and once"),
+    "another order": (lambda g: replace(g, kept=(3, 1)), "in order and once"),
+    "no channel": (lambda g: replace(g, kept=()), "at least one channel of group 'conv_1'"),
+    "another name": (lambda g: replace(g, name="conv_9"), "no group 'conv_9' of 6 channels"),
+    "another size": (lambda g: replace(g, size=7), "no group 'conv_1' of 7 channels"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGED.values(), ids=CHANGED)
+def test_a_plan_that_was_changed_so_that_it_makes_no_sense_is_refused(model, plan, change, message):
+    changed = replace(plan, groups=(change(plan.groups[0]), *plan.groups[1:]))
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        sgdap.apply(model, sgdap.Plan.from_json(changed.to_json()), in_place=True)
+    assert all(map(np.array_equal, before, model.get_weights()))
+
+
+def test_other_channels_than_the_reconstruction_was_fitted_to_are_refused(model, plan):
+    group = next(g for g in plan.groups if 0 < len(g.kept) < g.size)
+    others = tuple(i for i in range(group.size) if i not in group.kept)
+    kept = sorted((*group.kept[1:], others[0]))
+    groups = tuple(replace(g, kept=tuple(kept)) if g is group else g for g in plan.groups)
+    with pytest.raises(ValueError, match="or the plan's channels changed"):
+        sgdap.apply(model, replace(plan, groups=groups))
+
+
+def test_a_plan_that_leaves_a_layer_without_channels_is_refused():
+    inputs = keras.Input((4,))
+    halves = [layers.Dense(3, name=name)(inputs) for name in "ab"]
+    total = layers.Add(name="sum")([layers.Concatenate()(halves), layers.Dense(6)(inputs)])
+    model = keras.Model(inputs, layers.Dense(2)(total))
+    plan = sgdap.plan(model, np.ones((8, 4)), sgdap.Budget(params=0.8), reconstruction=False)
+    groups = tuple(replace(g, kept=(0, 1)) if g.size == 6 else g for g in plan.groups)
+    with pytest.raises(ValueError, match="leaves no channel of b"):
+        sgdap.apply(model, replace(plan, groups=groups))

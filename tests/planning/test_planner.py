@@ -269,6 +269,21 @@ WRONG = {
         ValueError,
         "The calibration data are not finite",
     ),
+    "data of another shape": (
+        lambda: (convnet(), x[:, 1:], HALF),
+        ValueError,
+        r"do not fit model 'convnet', which takes an input of shape \(None, 8, 8, 2\).*7, 8, 2\)",
+    ),
+    "too many inputs": (
+        lambda: (convnet(), [x, x], HALF),
+        ValueError,
+        r"do not fit model 'convnet'.*Received: inputs of shapes",
+    ),
+    "percent as a budget": (
+        lambda: (convnet(), x, sgdap.Budget(flops=30)),
+        ValueError,
+        r"cannot be met.*A limit above 1 is absolute \(flops=30\)",
+    ),
     "a budget that cannot be met": (
         lambda: (convnet(), x, sgdap.Budget(flops=0.001)),
         ValueError,
@@ -294,7 +309,13 @@ OPTIONS = {
     "a protected layer": ({"layers": ["end"]}, ValueError, "No channel of model 'convnet'"),
     "no channels at all": ({"min_channels": 0}, ValueError, "min_channels must be an integer"),
     "an unknown allocation": ({"allocation": "best"}, ValueError, "allocation must be 'global'"),
-    "one fold": ({"folds": 1}, ValueError, "folds must be at least 2"),
+    "one fold": ({"folds": 1}, ValueError, "folds must be an integer of at least 2"),
+    "folds in words": ({"folds": "five"}, ValueError, "Received: folds='five'"),
+    "a number for layers": ({"layers": 5}, TypeError, "layers must be a list.*Received: 5"),
+    "no positions": ({"positions": 0}, ValueError, "positions must be an integer of at least 1"),
+    "half a sample": ({"samples": 50.0}, ValueError, "samples must be an.*Received: samples=50.0"),
+    "fewer samples than folds": ({"samples": 3}, ValueError, "samples must be an integer of at"),
+    "a negative seed": ({"seed": -1}, ValueError, "seed must be an integer of at least 0"),
 }
 
 

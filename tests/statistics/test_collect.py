@@ -190,7 +190,7 @@ def test_the_same_seed_gives_the_same_statistics():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"folds": 1}, "folds must be at least 2. Received: folds=1"),
+        ({"folds": 1}, "folds must be an integer of at least 2. Received: folds=1"),
         ({"folds": 9}, "each of the 9 folds. Received: 8 samples"),
     ],
 )
@@ -205,3 +205,18 @@ def test_integer_inputs_are_taken():
     model.add(layers.Dense(2))
     x = tf.constant(np.random.default_rng(0).integers(9, size=(12, 6)))
     assert collected(model, x).samples == 12
+
+
+@pytest.mark.compiled
+def test_moments_and_folds_do_not_depend_on_the_size_of_the_batches():
+    model = convnet()
+    graph, x = sgdap.channel_graph(model), digits_like(23)[0]
+    options = {"folds": 4, "positions": 100, "sensitivity": False}
+    whole = sgdap.collect_statistics(graph, x, **options, batch_size=23)
+    for size in (1, 3, 10):
+        parts = sgdap.collect_statistics(graph, x, **options, batch_size=size)
+        for path, own in parts.consumers.items():
+            for name in ("count", "mean", "second", "zeros", "absolute"):
+                expected = getattr(whole.consumers[path].moments, name)
+                found = getattr(own.moments, name)
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
