@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from sgdap.planning import Plan as Plan
     from sgdap.planning import plan as plan  # type: ignore[no-redef]  # its module's name too
     from sgdap.planning.schedule import Schedule as Schedule
+    from sgdap.report import Inspection as Inspection
     from sgdap.report import Profile as Profile
+    from sgdap.report import inspect as inspect
     from sgdap.report import profile as profile  # type: ignore[no-redef]  # its module's name too
     from sgdap.statistics import ActivationStatistics as ActivationStatistics
     from sgdap.statistics import CalibrationStatistics as CalibrationStatistics
@@ -57,7 +59,7 @@ _HOMES = {
     ],
     "planning": ["Budget", "Plan", "plan"],
     "planning.schedule": ["Schedule"],
-    "report": ["Profile", "profile"],
+    "report": ["Inspection", "Profile", "inspect", "profile"],
     "statistics": [
         "ActivationStatistics",
         "CalibrationStatistics",

@@ -1,4 +1,4 @@
-"""The command line: `sgdap demo`."""
+"""The command line: `sgdap demo`, `sgdap inspect`."""
 
 from __future__ import annotations
 
@@ -32,10 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--epochs", type=int, default=4, help="epochs of the dense training")
     demo.add_argument("--prune-epochs", type=int, default=10, help="epochs of the pruning run")
     demo.add_argument("--seed", type=int, default=0)
+    inspect = commands.add_parser("inspect", help="show which channels of a model leave together")
+    inspect.add_argument("model", help="a saved model: a .keras file")
+    inspect.add_argument("--picture", help="also draw the layers, into this file (.png, .svg)")
     options = parser.parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         with _quiet_native_log():
+            if options.command == "inspect":
+                _inspect(options.model, options.picture)
+                return 0
             from sgdap.demo import run_demo
 
             run_demo(
@@ -49,9 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 seed=options.seed,
             )
     except (ValueError, FileNotFoundError) as error:
-        print(f"sgdap demo: {error}", file=sys.stderr)
+        print(f"sgdap {options.command}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _inspect(path: str, picture: str | None) -> None:
+    import keras
+
+    import sgdap
+
+    inspection = sgdap.inspect(keras.models.load_model(path, compile=False))
+    print(inspection)
+    if picture:
+        inspection.plot().savefig(picture, dpi=150)
 
 
 @contextlib.contextmanager

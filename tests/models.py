@@ -751,7 +751,8 @@ def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
         if "variance" in variable.path:
             value = random.uniform(0.5, 1.5, shape)
         elif len(shape) > 1:
-            value = random.normal(0, math.prod(shape[:-1]) ** -0.5, shape)
+            read = shape[:-2] if "depthwise" in variable.path else shape[:-1]
+            value = random.normal(0, math.prod(read) ** -0.5, shape)
         else:
             value = random.normal("gamma" in variable.path, 0.5, shape)
         variable.assign(value)
@@ -765,8 +766,9 @@ def samples(model: keras.Model, count: int = 8, seed: int = 0) -> np.ndarray:
 
 
 def outputs(model: keras.Model, x) -> np.ndarray:
-    """What a model of one output predicts; quicker than `predict` for a small batch."""
-    return model(x, training=False).numpy()
+    """What a model predicts, several outputs side by side; quicker than `predict` for a batch."""
+    made = [y.numpy() for y in keras.tree.flatten(model(x, training=False))]
+    return made[0] if len(made) == 1 else np.hstack([y.reshape(len(y), -1) for y in made])
 
 
 def all_layers(model: keras.Model) -> Iterator[layers.Layer]:

@@ -287,14 +287,25 @@ def lost_filters(old: layers.Layer, new: layers.Layer) -> np.ndarray:
 
 
 def lost_along(before, after, axis: int) -> np.ndarray:
-    """Which indices along an axis of some weights are not there in the slim weights."""
-    before, after = (np.moveaxis(np.asarray(weights), axis, 0) for weights in (before, after))
-    found = [
-        next(i for i, whole in enumerate(before) if np.isin(filter, whole).all())
-        for filter in after
-    ]
-    assert sorted(set(found)) == found, "filters changed their order"
-    return ~np.isin(np.arange(len(before)), found)
+    """Which indices along an axis of some weights are not there in the slim weights.
+
+    A row of the slim weights is a row of the old ones without the lost filters. A few rows tell:
+    two filters do not share their weights in all of them.
+    """
+    before, after = (
+        np.moveaxis(np.asarray(weights), axis, 0).reshape(weights.shape[axis], -1)
+        for weights in (before, after)
+    )
+    if before.shape == after.shape:
+        return np.zeros(len(before), bool)
+    stays = np.ones(len(before), bool)
+    for row in after.T[:8]:
+        candidates = np.unique(np.nonzero(before == row[0])[1])
+        found = [np.isin(before[:, n], row) for n in candidates if np.isin(row, before[:, n]).all()]
+        stays &= np.any(found, axis=0)
+    rows = [n for n in range(before.shape[1]) if np.array_equal(before[stays, n], after[:, 0])]
+    assert rows, "filters changed their order or their weights"
+    return ~stays
 
 
 def filters_of(layer: layers.Layer) -> np.ndarray:
@@ -336,8 +347,8 @@ def random_removal(graph, seed: int = 0) -> np.ndarray:
     kept = np.ones(graph.count, bool)
     for group in graph.groups:
         removable = random.permutation(group.channels[group.removable])
-        for channel in removable[: (len(removable) + 1) // 2]:
-            kept[channel] = False
-            if not all(kept[axis.channels].any() for axis in graph.axes):
-                kept[channel] = True
+        kept[removable[: (len(removable) + 1) // 2]] = False
+    for axis in graph.axes:
+        if not kept[axis.channels].any():
+            kept[random.choice(axis.channels)] = True
     return kept

@@ -1,0 +1,249 @@
+"""A picture of a model's layers with tied channels in one colour; it decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sgdap.graph.groups import ChannelGraph, ChannelGroup
+
+PALETTE = (
+    "#4e79a7 #f28e2b #59a14f #e15759 #b07aa1 #76b7b2 #edc948 #ff9da7 #9c755f "
+    "#d37295 #8cd17d #a0cbe8 #ffbe7d #d4a6c8 #b6992d"
+).split()
+DARK = set("#4e79a7 #59a14f #e15759 #b07aa1 #9c755f #d37295 #b6992d".split())
+ALONE, PROTECTED, PLAIN = "#d6e4f2", "#c9ced6", "#ffffff"
+DETAILED = 40
+"""Models of more calls are drawn without a box for each layer that channels only pass."""
+
+ROWS = 26
+"""Boxes one below the other before the next column begins."""
+
+WIDTH, HEIGHT = 0.8, 0.62
+
+
+@dataclass
+class Box:
+    """One box of the picture.
+
+    Attributes:
+        name: Path of its layer.
+        passed: Layers after it that channels only pass, drawn in the same box.
+        groups: The groups whose channels its output carries.
+        parents: Numbers of the boxes before it.
+        unknown: Whether no rule covers its layer.
+        row: How many rows of boxes are above it.
+        place: Its place among the boxes of its row, centred at 0.
+    """
+
+    name: str
+    groups: list[ChannelGroup]
+    parents: list[int]
+    passed: list[str] = field(default_factory=list)
+    unknown: bool = False
+    row: int = 0
+    place: float = 0.0
+
+
+def draw(graph: ChannelGraph) -> Any:
+    """Draws a model's layers from top to bottom, coloured by the channels that they carry.
+
+    Args:
+        graph: The model's channels.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ImportError: There is no matplotlib.
+    """
+    boxes = boxes_of(graph)
+    arrange(boxes)
+    colours = colours_of(graph)
+    columns = 1 + max(box.row for box in boxes) // ROWS
+    rows = min(1 + max(box.row for box in boxes), ROWS)
+    wide = [
+        1 + 2 * max((abs(b.place) for b in boxes if b.row // ROWS == c), default=0.0)
+        for c in range(columns)
+    ]
+    left = [sum(wide[:c]) + (wide[c] - 1) / 2 for c in range(columns)]
+    spots = [(left[b.row // ROWS] + b.place, -(b.row % ROWS)) for b in boxes]
+    shown = [g for g in graph.groups if g.prunable and g.name in colours][: 2 * rows]
+    width = 2.7 * sum(wide) + 3.2
+    figure, axes = _figure((width, max(0.52 * rows, 0.24 * len(shown)) + 0.9))
+    for number, box in enumerate(boxes):
+        for parent in box.parents:
+            gutter = sum(wide[: box.row // ROWS]) - 0.5
+            _arrow(axes, spots[parent], spots[number], box.row - boxes[parent].row, gutter)
+    for spot, box in zip(spots, boxes, strict=True):
+        _box(axes, spot, box, [colours.get(g.name, ALONE) for g in box.groups])
+    axes.set_xlim(-0.55, sum(wide) - 0.45)
+    axes.set_ylim(-rows + 0.4, 0.6)
+    handles = [_patch(colours[group.name], _legend(group)) for group in shown]
+    rest = [g for g in graph.groups if g.name not in colours and g.prunable]
+    if rest:
+        handles.append(_patch(ALONE, f"channels of one layer alone ({len(rest)} groups)"))
+    handles.append(_patch(PROTECTED, "channels that stay"))
+    if any(box.unknown for box in boxes):
+        handles.append(_patch(PLAIN, "a layer without a rule", linestyle=":"))
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+    axes.set_title(f"{graph.program.model.name}: channels of one colour are tied", loc="left")
+    return figure
+
+
+def boxes_of(graph: ChannelGraph) -> list[Box]:
+    """The boxes of a model's picture, parents before children."""
+    program = graph.program
+    makers: dict[str, list[ChannelGroup]] = {}
+    for group in graph.groups:
+        for path in group.producers:
+            makers.setdefault(path.split(":")[0], []).append(group)
+    unknown = {path for path, _ in graph.kept}
+    detailed = len(program.calls) <= DETAILED
+    boxes = [Box("input", [], []) for _ in program.inputs]
+    owner = {ref.index: number for number, ref in enumerate(program.inputs)}
+    for call in program.calls:
+        if type(call.operation).__name__ == "InputLayer":
+            continue
+        parents = list(dict.fromkeys(owner[ref.index] for ref in call.inputs))
+        passes = call.path not in makers and call.path not in unknown
+        if passes and len(parents) == 1 and not detailed and boxes[parents[0]].name != "input":
+            boxes[parents[0]].passed.append(call.path)
+            owner.update({ref.index: parents[0] for ref in call.outputs})
+            continue
+        carried = [g for number in parents for g in boxes[number].groups] if passes else []
+        groups = list({g.name: g for g in [*makers.get(call.path, []), *carried]}.values())
+        owner.update({ref.index: len(boxes) for ref in call.outputs})
+        boxes.append(Box(call.path, groups, parents, unknown=call.path in unknown))
+    return boxes
+
+
+def arrange(boxes: list[Box]) -> None:
+    """Gives each box a row below its parents and a place in it near them.
+
+    Rows by the longest path, places by the mean of the parents', as in Sugiyama, Tagawa & Toda
+    1981 (Methods for visual understanding of hierarchical system structures, section 4).
+    """
+    rows: dict[int, list[Box]] = {}
+    for box in boxes:
+        box.row = max((boxes[parent].row + 1 for parent in box.parents), default=0)
+        rows.setdefault(box.row, []).append(box)
+    for row in range(len(rows)):
+        members = rows[row]
+        wanted = {
+            id(box): sum(boxes[p].place for p in box.parents) / max(len(box.parents), 1)
+            for box in members
+        }
+        members.sort(key=lambda box: wanted[id(box)])
+        for place, box in enumerate(members):
+            box.place = place - (len(members) - 1) / 2
+
+
+def colours_of(graph: ChannelGraph) -> dict[str, str]:
+    """A colour for each group that gets one of its own, by name.
+
+    Groups of several layers come first; those of one layer share a colour where there are many.
+    """
+    prunable = [group for group in graph.groups if group.prunable]
+    tied = [group for group in prunable if len(group.producers) > 1]
+    own = prunable if len(prunable) <= len(PALETTE) else tied
+    colours = {g.name: PALETTE[i % len(PALETTE)] for i, g in enumerate(own)}
+    protected = {group.name: PROTECTED for group in graph.groups if not group.prunable}
+    return colours | protected
+
+
+def _legend(group: ChannelGroup) -> str:
+    more = f" + {len(group.producers) - 1}" if len(group.producers) > 1 else ""
+    return f"{group.name}{more}: {int(group.removable.sum())} of {group.size} removable"
+
+
+def _short(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Pictures need matplotlib: pip install sgdap[plots]") from error
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _patch(colour: str, label: str, linestyle: Any = "-") -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(
+        facecolor=colour, edgecolor="#555555", linewidth=0.7, label=label, linestyle=linestyle
+    )
+
+
+def _box(axes: Any, spot: tuple[float, float], box: Box, colours: list[str]) -> None:
+    from matplotlib.patches import Rectangle
+
+    x, y = spot
+    width, height = WIDTH, HEIGHT
+    shares = list(dict.fromkeys(colours)) or [PLAIN]
+    for number, colour in enumerate(shares):
+        start = x - width / 2 + number * width / len(shares)
+        corner = (start, y - height / 2)
+        stripe = Rectangle(corner, width / len(shares), height, color=colour, lw=0, zorder=2)
+        axes.add_patch(stripe)
+    axes.add_patch(
+        Rectangle(
+            (x - width / 2, y - height / 2),
+            width,
+            height,
+            fill=False,
+            ec="#555555",
+            lw=0.7,
+            ls=":" if box.unknown else "-",
+            zorder=3,
+        )
+    )
+    extra = f" +{len(box.passed)}" if box.passed else ""
+    axes.text(
+        x,
+        y,
+        _short(box.name, 26) + extra,
+        ha="center",
+        va="center",
+        fontsize=7.5,
+        zorder=4,
+        color="white" if shares[len(shares) // 2] in DARK else "black",
+    )
+
+
+def _arrow(
+    axes: Any, start: tuple[float, float], end: tuple[float, float], rows: int, gutter: float
+) -> None:
+    """An arrow down to the next row, round the boxes between, or up to the next column."""
+    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.path import Path
+
+    (x, y), (to_x, to_y) = start, end
+    half = HEIGHT / 2
+    if to_y == y - rows and rows == 1:
+        points, codes = [(x, y - half), (to_x, to_y + half)], [Path.MOVETO, Path.LINETO]
+    elif to_y == y - rows:
+        out = max(x, to_x) + WIDTH / 2 + min(0.04 + 0.02 * rows, 0.16)
+        points = [(x + WIDTH / 2, y), (out, y), (out, to_y), (to_x + WIDTH / 2, to_y)]
+        codes = [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4]
+    else:
+        above = to_y + half + 0.12
+        points = [
+            (x + WIDTH / 2, y),
+            (gutter, y),
+            (gutter, above),
+            (to_x, above),
+            (to_x, to_y + half),
+        ]
+        codes = [Path.MOVETO, *[Path.LINETO] * 4]
+    path = Path(points, codes)
+    axes.add_patch(
+        FancyArrowPatch(
+            path=path, arrowstyle="-|>", mutation_scale=8, color="#888888", linewidth=0.8, zorder=1
+        )
+    )
