@@ -49,7 +49,8 @@ def plan(
             `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator. Targets are not needed.
         budget: What the slim model may cost.
         guidance: A criterion by name or object: `"lasso"`, `"second_order"`, `"magnitude"`,
-            `"activation"`, `"correlation"`, `"random"`.
+            `"activation"`, `"taylor"`, `"fpgm"`, `"batch_norm_scale"`, `"correlation"`,
+            `"random"`.
         allocation: `"global"`: channels leave where the loss rises least for what is saved;
             `"layerwise"`: the same share of every group.
         reconstruction: Whether the consumers' weights are refitted to the channels that stay.

@@ -32,11 +32,14 @@ class ConsumerStatistics:
             activation) of the model's own negative log likelihood, `(outputs, outputs)`; None
             where it was not collected. Half of it times an output error's second moment is the
             expected loss of that error.
+        taylor: Mean over the samples of `|Σ_positions a ∂L/∂a|` for each distinct channel among
+            the features (in the order of its number), L the same likelihood; None likewise.
     """
 
     linear: Linear
     moments: Moments
     sensitivity: Array | None
+    taylor: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +109,7 @@ def collect_statistics(
     step = _make_step(graph, linears, folds, positions, sensitivity)
     accumulators: dict[str, MomentAccumulator] = {}
     fisher: dict[str, Array] = {}
+    taylor: dict[str, Array] = {}
     shifts: dict[str, Any] = {
         path: tf.zeros([len(calls[0].features)]) for path, calls in linears.items()
     }
@@ -125,7 +129,8 @@ def collect_statistics(
             values = {key: value.numpy() for key, value in sums.items()}
             _check_finite(path, values)
             if sensitivity:
-                fisher[path] = fisher.get(path, 0.0) + values.pop("sensitivity").astype(np.float64)
+                for sums_of, name in ((fisher, "sensitivity"), (taylor, "taylor")):
+                    sums_of[path] = sums_of.get(path, 0.0) + values.pop(name).astype(np.float64)
             accumulators[path].add(**values)
         seen += int(inputs[0].shape[0])
         if progress is not None:
@@ -142,6 +147,7 @@ def collect_statistics(
                 calls[0],
                 accumulators[path].result(),
                 fisher[path] / seen if sensitivity else None,
+                taylor[path] / seen if sensitivity else None,
             )
             for path, calls in linears.items()
         },
@@ -247,10 +253,18 @@ def _make_step(
     @tf.function(autograph=False)
     def step(x: list[Any], seed: Any, first: Any, shifts: Any) -> Any:
         rows: dict[str, list[Any]] = {}
+        given: dict[str, list[Any]] = {}
         outputs: dict[str, list[Any]] = {}
+        tape = tf.GradientTape(watch_accessed_variables=False)
+
+        def watched(seen: dict[str, list[Any]], path: str, tensor: Any) -> None:
+            if sensitivity:
+                tape.watch(tensor)
+            seen.setdefault(path, []).append(tensor)
 
         def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
             linear = by_call[program.calls.index(call)]
+            watched(given, call.path, inputs[0])
             rows.setdefault(call.path, []).append(
                 tf.cast(linear.patches.extract(inputs[0], positions, seed), tf.float32)
             )
@@ -261,14 +275,14 @@ def _make_step(
                 before = compute()
             finally:
                 layer.activation = activation
-            outputs.setdefault(call.path, []).append(before)
+            watched(outputs, call.path, before)
             after = activation(before)
             _keras.copy_mask(before, after)
             return after
 
         taps = dict.fromkeys(by_call, tap)
         if sensitivity:
-            with tf.GradientTape() as tape:
+            with tape:
                 predictions = program.run_flat(x, taps)
                 likelihood = tf.add_n(
                     [
@@ -277,11 +291,11 @@ def _make_step(
                     ]
                 )
             gradients = tape.gradient(
-                likelihood, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO
+                likelihood, [given, outputs], unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
         else:
             program.run_flat(x, taps)
-            gradients = {}
+            gradients = []
         results = {}
         for path, parts in rows.items():
             sums = [_sums(part, shifts[path], folds, first) for part in parts]
@@ -289,7 +303,14 @@ def _make_step(
             if sensitivity:
                 patches = linears[path][0].patches
                 axis = patches.steps + 1 if patches.channels_first else -1
-                result["sensitivity"] = tf.add_n([_outer(g, axis) for g in gradients[path]])
+                at_inputs, at_outputs = (of_place[path] for of_place in gradients)
+                result["sensitivity"] = tf.add_n([_outer(g, axis) for g in at_outputs])
+                result["taylor"] = tf.add_n(
+                    [
+                        _first_order(x, g, axis, linears[path][0])
+                        for x, g in zip(given[path], at_inputs, strict=True)
+                    ]
+                )
             results[path] = result
         return results
 
@@ -339,6 +360,23 @@ def _outer(gradient: Any, axis: int) -> Any:
     gradient = keras.ops.moveaxis(tf.cast(gradient, tf.float32), axis, -1)
     flat = tf.reshape(gradient, [-1, gradient.shape[-1]])
     return tf.matmul(flat, flat, transpose_a=True)
+
+
+def _first_order(x: Any, gradient: Any, axis: int, linear: Linear) -> Any:
+    """Sum over the samples of `|Σ_positions a ∂L/∂a|`, for each distinct channel of a consumer."""
+    import tensorflow as tf
+
+    product = tf.cast(x, tf.float32) * tf.cast(gradient, tf.float32)
+    product = keras.ops.moveaxis(product, axis, -1)
+    width = product.shape[-1]
+    change = tf.reduce_sum(tf.reshape(product, [tf.shape(x)[0], -1, width]), 1)
+    # The features of a kernel position are the input's channels; a depthwise part repeats each.
+    of_input = linear.features[:: len(linear.features) // width]
+    if linear.patches.depthwise is None:
+        of_input = linear.features[:width]
+    distinct, number = np.unique(of_input, return_inverse=True)
+    by_channel = tf.math.unsorted_segment_sum(tf.transpose(change), number, len(distinct))
+    return tf.reduce_sum(tf.abs(by_channel), 1)
 
 
 def _kind(graph: ChannelGraph, output: int) -> str:
