@@ -65,7 +65,7 @@ def collect_statistics(
 ) -> CalibrationStatistics:
     """Runs a model over calibration data in inference mode and gathers its consumers' moments.
 
-    Each batch deals its samples to the folds in turn; all patches of a sample are in one fold.
+    Samples are dealt to the folds in turn; all patches of a sample are in one fold.
     Memory does not grow with the number of batches: `folds · features²` float64 numbers for each
     consumer, where features are kernel positions × input channels.
 
@@ -78,7 +78,8 @@ def collect_statistics(
         sensitivity: Whether to gather the sensitivity of the loss too. It needs no targets: they
             are drawn from the model's own prediction, which gives the Fisher information
             (Martens & Grosse 2015, arXiv 1503.05671 section 2).
-        batch_size: Samples in a batch, where `data` does not come in batches.
+        batch_size: Samples in a batch, where `data` does not come in batches. A model built for a
+            batch size of its own gets that, and what does not fill a batch is left out.
         seed: Of the sampled positions and targets.
         progress: Called with the number of samples seen after each batch.
 
@@ -106,25 +107,34 @@ def collect_statistics(
     }
     seen = 0
     _check_weights(graph)
-    for number, (x, _, _) in enumerate(batches(data, batch_size, samples)):
-        x = keras.tree.map_structure(tf.convert_to_tensor, x)
-        _check_inputs(x)
-        random = tf.constant([seed, number], tf.int32)
-        if not seen:
-            for path, sums in step(x, random, shifts).items():
-                mean = sums["total"].numpy().sum(0) / max(float(sums["count"].numpy().sum()), 1.0)
-                shifts[path] = tf.constant(mean, tf.float32)
-                accumulators[path] = MomentAccumulator(folds, mean.astype(np.float64))
-                accumulators[path].shift = shifts[path].numpy().astype(np.float64)
-        for path, sums in step(x, random, shifts).items():
-            values = {key: value.numpy() for key, value in sums.items()}
-            _check_finite(path, values)
-            if sensitivity:
-                fisher[path] = fisher.get(path, 0.0) + values.pop("sensitivity").astype(np.float64)
-            accumulators[path].add(**values)
-        seen += int(keras.tree.flatten(x)[0].shape[0])
-        if progress is not None:
-            progress(seen)
+    fixed = graph.program.shapes[graph.program.inputs[0].index][0]
+    with _keras.recurrent_states_kept(graph.program.model):
+        for number, (x, _, _) in enumerate(batches(data, fixed or batch_size, samples)):
+            x = keras.tree.map_structure(tf.convert_to_tensor, x)
+            if fixed is not None and int(keras.tree.flatten(x)[0].shape[0]) != fixed:
+                continue
+            _check_inputs(x)
+            random = tf.constant([seed, number], tf.int32)
+            first = tf.constant(seen % folds)
+            if not seen:
+                for path, sums in step(x, random, first, shifts).items():
+                    mean = sums["total"].numpy().sum(0) / max(
+                        float(sums["count"].numpy().sum()), 1.0
+                    )
+                    shifts[path] = tf.constant(mean, tf.float32)
+                    accumulators[path] = MomentAccumulator(folds, mean.astype(np.float64))
+                    accumulators[path].shift = shifts[path].numpy().astype(np.float64)
+            for path, sums in step(x, random, first, shifts).items():
+                values = {key: value.numpy() for key, value in sums.items()}
+                _check_finite(path, values)
+                if sensitivity:
+                    fisher[path] = fisher.get(path, 0.0) + values.pop("sensitivity").astype(
+                        np.float64
+                    )
+                accumulators[path].add(**values)
+            seen += int(keras.tree.flatten(x)[0].shape[0])
+            if progress is not None:
+                progress(seen)
     if seen < folds:
         raise ValueError(
             f"Calibration needs at least one sample for each of the {folds} folds. "
@@ -193,7 +203,7 @@ def _make_step(
     by_call = {linear.call: linear for calls in linears.values() for linear in calls}
 
     @tf.function(reduce_retracing=True, autograph=False)
-    def step(x: Any, seed: Any, shifts: Any) -> Any:
+    def step(x: Any, seed: Any, first: Any, shifts: Any) -> Any:
         rows: dict[str, list[Any]] = {}
         outputs: dict[str, list[Any]] = {}
 
@@ -232,7 +242,7 @@ def _make_step(
             gradients = {}
         results = {}
         for path, parts in rows.items():
-            sums = [_sums(part, shifts[path], folds) for part in parts]
+            sums = [_sums(part, shifts[path], folds, first) for part in parts]
             result = {key: tf.add_n([s[key] for s in sums]) for key in sums[0]}
             if sensitivity:
                 patches = linears[path][0].patches
@@ -244,11 +254,14 @@ def _make_step(
     return step
 
 
-def _sums(rows: Any, shift: Any, folds: int) -> dict[str, Any]:
-    """Sums of one batch's rows `(batch, positions, features)` about `shift`, for each fold."""
+def _sums(rows: Any, shift: Any, folds: int, first: Any) -> dict[str, Any]:
+    """Sums of one batch's rows `(batch, positions, features)` about `shift`, for each fold.
+
+    `first` is the fold of the first sample.
+    """
     import tensorflow as tf
 
-    parts = [rows[fold::folds] for fold in range(folds)]
+    parts = [rows[(fold - first) % folds :: folds] for fold in range(folds)]
     features = rows.shape[-1]
     centred = [tf.reshape(part - shift, [-1, features]) for part in parts]
     return {
