@@ -191,9 +191,14 @@ def operation_class(function: Any, *arguments: Any) -> type:
     return type(record[0])
 
 
+def mask_of(tensor: Any) -> Any:
+    """Returns the mask that Keras attached to a tensor, or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
 def copy_mask(source: Any, target: Any) -> None:
     """Gives a tensor the mask that Keras attached to another one, if any."""
-    mask = getattr(source, "_keras_mask", None)
+    mask = mask_of(source)
     if mask is not None:
         target._keras_mask = mask
 

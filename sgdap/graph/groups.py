@@ -12,16 +12,8 @@ from scipy.sparse import csgraph
 
 from sgdap.graph import rules as _rules  # noqa: F401  (registers the rules)
 from sgdap.graph.channels import Channels, Settled, Symbol, plain
-from sgdap.graph.registry import (
-    Axis,
-    Linear,
-    Record,
-    Resize,
-    RuleCall,
-    Scale,
-    Work,
-    apply_rule,
-)
+from sgdap.graph.record import Axis, Linear, Record, Resize, Scale, Work
+from sgdap.graph.registry import RuleCall, apply_rule
 from sgdap.graph.trace import Program, trace
 
 

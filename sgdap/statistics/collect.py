@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph
-from sgdap.graph.registry import Linear
+from sgdap.graph.record import Linear
 from sgdap.graph.trace import Call
 from sgdap.statistics.data import batches
 from sgdap.statistics.moments import MomentAccumulator, Moments

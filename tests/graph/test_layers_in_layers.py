@@ -284,6 +284,17 @@ def test_an_attention_mask_given_as_a_tensor_keeps_its_channels():
     assert not group(model, "mask").prunable
 
 
+@pytest.mark.parametrize("kind", [layers.MultiHeadAttention, layers.GroupQueryAttention])
+def test_an_attention_of_the_users_own_keeps_its_channels(kind):
+    class Own(kind):
+        pass
+
+    sizes = (2, 4) if kind is layers.MultiHeadAttention else (4, 2, 2)
+    model = model_of(lambda x: Own(*sizes, name="own")(x, x))
+    assert not group(model, "first").prunable
+    assert "no rule for Own" in group(model, "first").reasons[0]
+
+
 # Recurrent layers
 
 
