@@ -93,14 +93,30 @@ def layer_variables(layer: Any) -> list[Any]:
     which Keras does not count among a layer's variables.
     """
     seen = {id(v) for v in layer.weights}
-    states = [
+    others = [v for v in layer.variables if id(v) not in seen]
+    return [*layer.weights, *others, *_recurrent_states(layer)]
+
+
+def _recurrent_states(layer: Any) -> list[Any]:
+    return [
         state
         for inner in layer._flatten_layers()
         if isinstance(inner, keras.layers.RNN)
         for state in keras.tree.flatten(inner.states)
         if state is not None
     ]
-    return [*layer.weights, *(v for v in layer.variables if id(v) not in seen), *states]
+
+
+@contextlib.contextmanager
+def recurrent_states_kept(model: Any) -> Iterator[None]:
+    """Within, a model can be run without leaving a trace in its stateful recurrent layers."""
+    states = _recurrent_states(model)
+    before = [state.numpy() for state in states]
+    try:
+        yield
+    finally:
+        for state, value in zip(states, before, strict=True):
+            state.assign(value)
 
 
 def copy_trainable(old: Any, new: Any) -> None:
@@ -183,9 +199,14 @@ def operation_class(function: Any, *arguments: Any) -> type:
     return type(record[0])
 
 
+def mask_of(tensor: Any) -> Any:
+    """Returns the mask that Keras attached to a tensor, or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
 def copy_mask(source: Any, target: Any) -> None:
     """Gives a tensor the mask that Keras attached to another one, if any."""
-    mask = getattr(source, "_keras_mask", None)
+    mask = mask_of(source)
     if mask is not None:
         target._keras_mask = mask
 

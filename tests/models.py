@@ -423,8 +423,8 @@ def is_small(x: keras.KerasTensor) -> bool:
 
 _spatial("max_pooling", lambda layer, n: layer(2, padding="same", strides=1 + n % 2))
 _spatial("average_pooling", lambda layer, n: layer(2, padding="same", strides=1 + n % 2))
-_spatial("adaptive_max_pooling", lambda layer, n: layer(2))
-_spatial("adaptive_average_pooling", lambda layer, n: layer(2))
+_spatial("adaptive_max_pooling", lambda layer, n: layer(2), lambda x: min(x.shape[1:-1]) > 1)
+_spatial("adaptive_average_pooling", lambda layer, n: layer(2), lambda x: min(x.shape[1:-1]) > 1)
 _spatial("global_max_pooling", lambda layer, n: layer(keepdims=n % 2 == 0))
 _spatial("global_average_pooling", lambda layer, n: layer(keepdims=n % 2 == 0))
 _spatial("zero_padding", lambda layer, n: layer(1), is_small)
@@ -687,7 +687,7 @@ def assemble(spatial: int, recipe: Sequence[tuple[str, int]]) -> keras.Model:
     first = "convolution" if spatial else "dense"
     for name, number in [(first, 1), *recipe, ("dense", 1)]:
         made = STEPS[name](tensors, number)
-        if made is not None and math.prod(made.shape[1:]) <= 3000:
+        if made is not None and 0 < math.prod(made.shape[1:]) <= 3000:
             tensors.append(made)
     model = keras.Model(tensors[0], layers.Dense(2, name="end")(tensors[-1]))
     randomise(model, len(recipe))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import keras
@@ -13,6 +12,7 @@ import numpy as np
 from sgdap import _keras
 from sgdap.graph.channels import Channels, Ledger, Symbol, plain
 from sgdap.graph.patches import Patches
+from sgdap.graph.record import Axis, Key, Linear, Record, Resize, Rewrite, Scale, Work
 from sgdap.graph.trace import Call, Ref, Shape
 
 Rule = Callable[[Any, "RuleCall"], "Symbol | Sequence[Symbol]"]
@@ -110,123 +110,23 @@ def _unlike_its_config(operation: Any) -> str | None:
     return None
 
 
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """A linear layer's view of its input: the place where the next layer's need is measured.
+@dataclass(frozen=True)
+class _Inside:
+    """Where a layer inside a layer is.
 
     Attributes:
-        path: Path of the layer.
-        call: Number of the call.
-        kernel: Number of the kernel among the layer's variables; its leading axes are features,
-            its last axis is outputs.
-        bias: Number of the bias, or None.
-        patches: How the layer reads its input.
-        features: For each row of the kernel (as two axes) its channel, `(features,)`.
-        outputs: The channels of its outputs, `(outputs,)`.
-        inside: The attributes that lead to it where it is a layer inside the layer.
+        layer: The inner layer.
+        names: Names of the layers on the way to it, its own the last.
+        entries: What leads to its config in the outer layer's.
+        attributes: The attributes that lead to it.
+        steps: How often each layer around it calls what is inside, for one sample.
     """
 
-    path: str
-    call: int
-    kernel: int
-    bias: int | None
-    patches: Patches
-    features: Channels
-    outputs: Channels
-    inside: tuple[str, ...] = ()
-
-    def layer_of(self, operation: Any) -> Any:
-        """The layer whose kernel it is: that of the call, or the one inside it."""
-        for attribute in self.inside:
-            operation = getattr(operation, attribute)
-        return operation
-
-
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """One axis of one variable of a layer and the channels along it.
-
-    `role` is `"producer"` where the layer makes the channels, `"consumer"` where its kernel reads
-    them and `"follower"` where it only goes along.
-    """
-
-    path: str
-    variable: int
-    axis: int
-    channels: Channels
-    role: str
-
-
-Key = str | tuple[str | int, ...]
-"""The name of an entry of a config, or the names and positions that lead to a nested one."""
-
-
-@dataclass(frozen=True, eq=False)
-class Resize:
-    """An entry of a layer's config that says how many channels it has.
-
-    `key` is the entry's name, or the way to it where it is nested: `("target_shape", 1)`,
-    `("layer", "config", "units")`. An entry that is None (the layer takes the width of its input,
-    say) is written out when the layer is rebuilt.
-    """
-
-    path: str
-    key: Key
-    channels: Channels
-
-
-@dataclass(frozen=True, eq=False)
-class Scale:
-    """A variable that is multiplied with `(kept / all) ** power` when some of the channels leave.
-
-    So a layer that divides by the root of its width still divides by that of the old one.
-    """
-
-    path: str
-    variable: int
-    power: float
-    channels: Channels
-
-
-@dataclass(frozen=True, eq=False)
-class Work:
-    """Floating point operations for one sample: `factor` times the width of every axis."""
-
-    path: str
-    factor: float
-    axes: tuple[Channels, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Rewrite:
-    """A call of an operation whose sizes, bounds or indices follow the channels.
-
-    Attributes:
-        path: Path of the operation.
-        call: Number of the call.
-        inputs: Its input tensors.
-        outputs: Its output tensors.
-    """
-
-    path: str
-    call: int
-    inputs: tuple[Symbol, ...]
-    outputs: tuple[Symbol, ...]
-
-
-@dataclass
-class Record:
-    """Everything that the rules said about a model."""
-
-    ledger: Ledger = field(default_factory=Ledger)
-    born: dict[tuple[str, str], Channels] = field(default_factory=dict)
-    axes: dict[tuple[str, int, int], Axis] = field(default_factory=dict)
-    resizes: dict[tuple[str, Key], Resize] = field(default_factory=dict)
-    scales: dict[tuple[str, int], Scale] = field(default_factory=dict)
-    rewrites: dict[str, Rewrite] = field(default_factory=dict)
-    work: list[Work] = field(default_factory=list)
-    linears: list[Linear] = field(default_factory=list)
-    kept: list[tuple[str, str]] = field(default_factory=list)
+    layer: Any
+    names: tuple[str, ...] = ()
+    entries: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    steps: tuple[float, ...] = ()
 
 
 class RuleCall:
@@ -248,6 +148,7 @@ class RuleCall:
         inputs: Sequence[Symbol],
         output_shapes: Sequence[Shape],
         input_dtypes: Sequence[str] = (),
+        place: _Inside | None = None,
     ) -> None:
         self.inputs = tuple(inputs)
         self.output_shapes = tuple(output_shapes)
@@ -257,14 +158,12 @@ class RuleCall:
         self._record = record
         self._call = call
         self._number = number
-        self._layer = call.operation
-        self._names: tuple[str, ...] = ()
-        self._entries: tuple[str | int, ...] = ()
-        self._attributes: tuple[str, ...] = ()
-        self._steps: tuple[float, ...] = ()
-        self._symbols = {
-            ref.index: symbol for ref, symbol in zip(call.inputs, self.inputs, strict=True)
-        }
+        self._place = place or _Inside(call.operation)
+        self._symbols = (
+            {ref.index: symbol for ref, symbol in zip(call.inputs, self.inputs, strict=True)}
+            if place is None
+            else {}
+        )
         self._variables = (
             {id(v): i for i, v in enumerate(_keras.layer_variables(call.operation))}
             if hasattr(call.operation, "weights")
@@ -314,7 +213,7 @@ class RuleCall:
             count: How many.
             name: Tells several kinds of channels of one layer apart.
         """
-        inner = "/".join(self._names)
+        inner = "/".join(self._place.names)
         key = (self._call.path, f"{inner}:{name}")
         if key not in self._record.born:
             origin = f"{self._call.path}/{inner}" if inner else self._call.path
@@ -346,16 +245,18 @@ class RuleCall:
         Returns:
             The channels of the inner layer's outputs.
         """
-        inner = copy.copy(self)
-        inner._layer = getattr(self._layer, attribute)
-        inner.inputs, inner.output_shapes = tuple(inputs), tuple(output_shapes)
+        outer = self._place
+        layer = getattr(outer.layer, attribute)
+        place = _Inside(
+            layer,
+            (*outer.names, layer.name),
+            (*outer.entries, entry, "config"),
+            (*outer.attributes, attribute),
+            (*outer.steps, positions(self.input.shape[1:2])) if each_step else outer.steps,
+        )
+        inner = RuleCall(self._record, self._call, self._number, inputs, output_shapes, (), place)
         inner.args, inner.kwargs = (), dict(arguments or {})
-        inner._names = (*self._names, inner._layer.name)
-        inner._entries = (*self._entries, entry, "config")
-        inner._attributes = (*self._attributes, attribute)
-        if each_step:
-            inner._steps = (*self._steps, positions(self.input.shape[1:2]))
-        return apply_rule(inner._layer, inner)
+        return apply_rule(layer, inner)
 
     def fixed(self, count: int) -> Channels:
         """Channels that can't be removed, to stand for an axis that has none."""
@@ -431,8 +332,8 @@ class RuleCall:
             channels: The channels that it counts.
         """
         path = self._call.path
-        if self._entries:
-            key = (*self._entries, *([key] if isinstance(key, str) else key))
+        if self._place.entries:
+            key = (*self._place.entries, *([key] if isinstance(key, str) else key))
         known = self._record.resizes.setdefault((path, key), Resize(path, key, channels))
         if known.channels is not channels:
             self.ledger.tie(known.channels, channels)
@@ -479,10 +380,10 @@ class RuleCall:
                 self._number,
                 self._variables[id(kernel)],
                 None if bias is None else self._variables[id(bias)],
-                replace(patches, steps=len(self._steps)),
+                replace(patches, steps=len(self._place.steps)),
                 features,
                 outputs,
-                self._attributes,
+                self._place.attributes,
             )
         )
 
@@ -491,7 +392,7 @@ class RuleCall:
 
         One multiply-add counts as 2 FLOPs.
         """
-        times = float(np.prod(self._steps))
+        times = float(np.prod(self._place.steps))
         self._record.work.append(Work(self._call.path, float(factor) * times, axes))
 
     def tie(self, first: Channels, second: Channels) -> None:

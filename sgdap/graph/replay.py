@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.channels import Channels, Ledger, Settled, Symbol
-from sgdap.graph.registry import Axis, Rewrite
+from sgdap.graph.record import Axis, Rewrite
 from sgdap.graph.rewriting import Written, rewritten
 from sgdap.graph.trace import Code, Program, Ref, replayed
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap._arguments import check_integer
 from sgdap.graph.groups import ChannelGraph
-from sgdap.graph.registry import Linear
+from sgdap.graph.record import Linear
 from sgdap.graph.trace import Call
 from sgdap.statistics.data import batches
 from sgdap.statistics.moments import MomentAccumulator, Moments
@@ -82,7 +82,8 @@ def collect_statistics(
         sensitivity: Whether to gather the sensitivity of the loss too. It needs no targets: they
             are drawn from the model's own prediction, which gives the Fisher information
             (Martens & Grosse 2015, arXiv 1503.05671 section 2).
-        batch_size: Samples in a batch, where `data` does not come in batches.
+        batch_size: Samples in a batch, where `data` does not come in batches. A model built for a
+            batch size of its own gets that, and what does not fill a batch is left out.
         seed: Of the sampled positions and targets.
         progress: Called with the number of samples seen after each batch.
 
@@ -115,26 +116,32 @@ def collect_statistics(
     }
     seen = 0
     _check_weights(graph)
-    for number, (x, _, _) in enumerate(batches(data, batch_size, samples)):
-        inputs = _checked_inputs(graph, x)
-        random = tf.constant([seed, number], tf.int32)
-        first = tf.constant(seen % folds)  # the fold of the batch's first sample
-        if not seen:
+    fixed = graph.program.shapes[graph.program.inputs[0].index][0]
+    with _keras.recurrent_states_kept(graph.program.model):
+        for number, (x, _, _) in enumerate(batches(data, fixed or batch_size, samples)):
+            inputs = _checked_inputs(graph, x)
+            if fixed is not None and int(inputs[0].shape[0]) != fixed:
+                continue
+            random = tf.constant([seed, number], tf.int32)
+            first = tf.constant(seen % folds)  # the fold of the batch's first sample
+            if not seen:
+                for path, sums in step(inputs, random, first, shifts).items():
+                    mean = sums["total"].numpy().sum(0)
+                    mean = mean / max(float(sums["count"].numpy().sum()), 1.0)
+                    shifts[path] = tf.constant(mean, tf.float32)
+                    accumulators[path] = MomentAccumulator(folds, mean.astype(np.float64))
+                    accumulators[path].shift = shifts[path].numpy().astype(np.float64)
             for path, sums in step(inputs, random, first, shifts).items():
-                mean = sums["total"].numpy().sum(0) / max(float(sums["count"].numpy().sum()), 1.0)
-                shifts[path] = tf.constant(mean, tf.float32)
-                accumulators[path] = MomentAccumulator(folds, mean.astype(np.float64))
-                accumulators[path].shift = shifts[path].numpy().astype(np.float64)
-        for path, sums in step(inputs, random, first, shifts).items():
-            values = {key: value.numpy() for key, value in sums.items()}
-            _check_finite(path, values)
-            if sensitivity:
-                for sums_of, name in ((fisher, "sensitivity"), (taylor, "taylor")):
-                    sums_of[path] = sums_of.get(path, 0.0) + values.pop(name).astype(np.float64)
-            accumulators[path].add(**values)
-        seen += int(inputs[0].shape[0])
-        if progress is not None:
-            progress(seen)
+                values = {key: value.numpy() for key, value in sums.items()}
+                _check_finite(path, values)
+                if sensitivity:
+                    for sums_of, name in ((fisher, "sensitivity"), (taylor, "taylor")):
+                        added = values.pop(name).astype(np.float64)
+                        sums_of[path] = sums_of.get(path, 0.0) + added
+                accumulators[path].add(**values)
+            seen += int(inputs[0].shape[0])
+            if progress is not None:
+                progress(seen)
     if seen < folds:
         raise ValueError(
             f"Calibration needs at least one sample for each of the {folds} folds. "

@@ -20,6 +20,8 @@ def multi_head_attention(layer: Any, call: RuleCall) -> list[Symbol]:
     The layer divides by the root of the number of key dimensions, so the query projection is
     scaled when that number falls.
     """
+    if (reason := _own_attention(layer)) is not None:
+        return call.keep_all(reason)
     query, value, key = _arguments(layer, call)
     parts = _projections(layer)
     heads = call.new_channels(layer.num_heads, "heads")
@@ -54,6 +56,8 @@ def grouped_query_attention(layer: Any, call: RuleCall) -> list[Symbol]:
 
     Query, value and output must be equally wide, so they lose the same channels.
     """
+    if (reason := _own_attention(layer)) is not None:
+        return call.keep_all(reason)
     query, value, key = _arguments(layer, call)
     parts = _projections(layer)
     if layer.num_key_value_heads == 1:
@@ -87,6 +91,8 @@ def grouped_query_attention(layer: Any, call: RuleCall) -> list[Symbol]:
 @register_rule(layers.Attention, layers.AdditiveAttention)
 def attention(layer: Any, call: RuleCall) -> list[Symbol]:
     """Query and key meet channel by channel; the output has the channels of the value."""
+    if (reason := _own_attention(layer)) is not None:
+        return call.keep_all(reason)
     query, value, *rest = given = call.argument("inputs", 0)
     key = rest[0] if rest else value
     _keep_all_but_last(layer, call, given)
@@ -118,6 +124,20 @@ def dot(layer: Any, call: RuleCall) -> Symbol:
     rest += [size for axis, size in enumerate(second.shape) if axis not in (0, b)]
     call.work(2 * positions(rest), call.along(first, a))
     return output
+
+
+def _own_attention(layer: Any) -> str | None:
+    """Why a layer may attend otherwise than Keras' do: those invite to override single steps."""
+    known = (
+        layers.MultiHeadAttention,
+        layers.GroupQueryAttention,
+        layers.Attention,
+        layers.AdditiveAttention,
+    )
+    name = type(layer).__name__
+    if type(layer) in known:
+        return None
+    return f"no rule for {name}, an attention of its own; register one with sgdap.register_rule"
 
 
 def _arguments(layer: Any, call: RuleCall) -> tuple[Symbol, Symbol, Symbol]:

@@ -40,6 +40,17 @@ from sgdap.graph.rules.convolution import channel_axis
     layers.UpSampling1D,
     layers.UpSampling2D,
     layers.UpSampling3D,
+)
+def spatial(layer: Any, call: RuleCall) -> Symbol:
+    """Works along the spatial axes; the channel axis passes."""
+    first = getattr(layer, "data_format", None) == "channels_first"
+    axis = 1 if first else call.input.rank - 1
+    call.keep_positions(axis, layer.name)
+    target = axis if axis < len(call.output_shape) else len(call.output_shape) - 1
+    return plain(call.output_shape).with_axis(target, call.input.axes[axis])
+
+
+@register_rule(
     layers.CenterCrop,
     layers.Resizing,
     layers.RandomBrightness,
@@ -50,13 +61,11 @@ from sgdap.graph.rules.convolution import channel_axis
     layers.RandomTranslation,
     layers.RandomZoom,
 )
-def spatial(layer: Any, call: RuleCall) -> Symbol:
-    """Works along the spatial axes; the channel axis passes."""
-    first = getattr(layer, "data_format", None) == "channels_first"
-    axis = 1 if first else call.input.rank - 1
-    call.keep_positions(axis, layer.name)
-    target = axis if axis < len(call.output_shape) else len(call.output_shape) - 1
-    return plain(call.output_shape).with_axis(target, call.input.axes[axis])
+def image(layer: Any, call: RuleCall) -> list[Symbol]:
+    """Moves or rescales images, every channel by itself."""
+    if len(call.inputs) > 1 or call.input.rank != 4:
+        return call.keep_all(f"'{layer.name}' takes more than a batch of images")
+    return [spatial(layer, call)]
 
 
 @register_rule(layers.Flatten)
