@@ -339,14 +339,15 @@ class _Tracer:
         operation = node.operation
         path = self._paths.setdefault(id(operation), prefix + operation.name)
         inner = _keras.functional_of(operation) if isinstance(operation, keras.Model) else None
-        if inner is None and has_code(operation) and self._prefixes:
+        enters = inner is None and has_code(operation) and not self._masks()
+        if enters and self._prefixes:
             given, named = self._tensors((args, kwargs))
             made = _leaves(self._layer_with_code(operation, path, given, named))
             for tensor, part in zip(node.outputs, made, strict=True):
                 known[id(tensor)] = self.ref(part)
                 self.symbols.append((tensor, self.ref(part)))
             return
-        if inner is None and has_code(operation):
+        if enters:
             start = len(self.calls)
             try:
                 made = self._outputs_of_code(operation, path, args, kwargs)
@@ -427,7 +428,7 @@ class _Tracer:
             made = [self._tensor(ref) for ref in refs]
             self.bind(made, refs)
             return keras.tree.pack_sequence_as(inner.output, made)
-        if has_code(layer):
+        if has_code(layer) and not self._masks():
             return self._layer_with_code(layer, path, args, kwargs)
         return self._leaf_called(layer, path, args, kwargs)
 
@@ -490,6 +491,14 @@ class _Tracer:
             made = [self._tensor(ref) for ref in refs]
         self.bind(made, refs)
         return keras.tree.pack_sequence_as(specs, made)
+
+    def _masks(self) -> bool:
+        """Whether a layer so far hands masks on, which a `call` may read unseen."""
+        return any(
+            getattr(call.operation, "mask_zero", False)
+            or isinstance(call.operation, keras.layers.Masking)
+            for call in self.calls
+        )
 
     def _note_lines(self) -> None:
         new = len(self.calls) - self._start - len(self._lines)

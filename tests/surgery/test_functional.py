@@ -230,6 +230,31 @@ def random_plan_of(graph) -> sgdap.Plan:
     return sgdap.plan(graph.program.model, x, budget, guidance="random", reconstruction=False)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Pooling(layers.Layer):
+    """Reads the mask that comes with its input."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4, name="inner")
+        self.supports_masking = True
+
+    def call(self, x, mask=None):
+        x = self.dense(x)
+        return ops.sum(x * ops.cast(mask, x.dtype)[:, :, None], 1) if mask is not None else x[:, 0]
+
+
+def test_a_layer_behind_a_mask_is_left_whole():
+    inputs = keras.Input((5,))
+    x = Pooling(name="pooling")(layers.Embedding(7, 6, mask_zero=True, name="table")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    graph = sgdap.channel_graph(model)
+    assert "pooling" in dict(graph.kept)
+    assert not graph.group("table").prunable
+    x = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 0, 0]])
+    np.testing.assert_allclose(outputs(sgdap.functional(model), x), outputs(model, x), atol=1e-6)
+
+
 class Scaled(keras.Model):
     """Reads a weight of its own."""
 
