@@ -361,6 +361,67 @@ def nested(tensors, n):
     return inner(inner(x)) if n % 2 and n % 3 else inner(x)
 
 
+# Code of the user's own
+
+
+@keras.saving.register_keras_serializable("tests")
+class Composite(layers.Layer):
+    """Layers of the user's own in a `call` of the user's own: a tail, a residual, or neither."""
+
+    def __init__(self, kind: str, width: int, **kwargs):
+        super().__init__(**kwargs)
+        self.kind, self.width = kind, width
+        self.parts = [layers.BatchNormalization(name="norm")]
+        if kind != "passing":
+            self.parts += [layers.Dense(5, "relu", name="in"), layers.Dense(width, name="out")]
+
+    def call(self, x, training=None):
+        y = x
+        for part in self.parts:
+            y = part(y, training=training) if part.name == "norm" else part(y)
+        if self.kind == "residual":
+            return ops.relu(x + y)
+        return ops.reshape(y, (ops.shape(x)[0], *y.shape[1:-1], y.shape[-1]))
+
+    def get_config(self):
+        return {**super().get_config(), "kind": self.kind, "width": self.width}
+
+
+@keras.saving.register_keras_serializable("tests")
+class OwnModel(keras.Model):
+    """A model with a `call` of its own: some model or layer, then dense layers in a list."""
+
+    def __init__(self, body=None, **kwargs):
+        super().__init__(**kwargs)
+        self.body = body or layers.Dense(4, "tanh", name="before")
+        self.parts = [
+            self.body,
+            layers.Dense(6, "relu", name="after"),
+            layers.Dense(3, name="last"),
+        ]
+
+    def call(self, x, training=False):
+        for part in self.parts:
+            x = part(x)
+        if training:
+            x = x + 0.0
+        return x / ops.sqrt(float(x.shape[-1]))
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+@step
+def composite(tensors, n):
+    x = tensors[-1]
+    return Composite(pick(("passing", "tail", "residual"), n), x.shape[-1])(x)
+
+
+@step
+def own_model(tensors, n):
+    return OwnModel()(tensors[-1])
+
+
 # Layers that channels pass
 
 
@@ -773,8 +834,14 @@ def outputs(model: keras.Model, x) -> np.ndarray:
 
 def all_layers(model: keras.Model) -> Iterator[layers.Layer]:
     """All layers, those of nested models too, in a fixed order."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
+    for layer in [model] if isinstance(model, OwnModel) else model.layers:
+        if isinstance(layer, Composite):
+            yield from layer.parts
+        elif isinstance(layer, OwnModel):
+            whole = isinstance(layer.body, keras.Model)
+            yield from all_layers(layer.body) if whole else [layer.body]
+            yield from layer.parts[1:]
+        elif isinstance(layer, keras.Model):
             yield from all_layers(layer)
         else:
             yield layer

@@ -152,6 +152,15 @@ def test_optimizers_tell_the_variables_that_they_update(wrapped):
     assert len(_keras.optimizer_parts(model.optimizer)) == 1 + wrapped
 
 
+def test_a_nodes_arguments_can_be_written_anew():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, inputs[:, :2])
+    (operation,) = (x for x in model.operations if not isinstance(x, layers.Layer))
+    node = _keras.node_of(operation, 0)
+    _keras.write_node_arguments(node, (inputs, (slice(None), slice(1, 3))), {})
+    np.testing.assert_array_equal(model(np.arange(4.0)[None]), [[1, 2]])
+
+
 def test_classes_without_a_public_name_are_found():
     tensor = keras.KerasTensor((None, 2))
     assert _keras.operation_class(keras.ops.add, tensor, tensor).__name__ == "Add"

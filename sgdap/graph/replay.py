@@ -134,7 +134,8 @@ def _first_difference(
         call = program.calls[number]
         again = calls[number - code.start] if number - code.start < len(calls) else None
         same = again is not None and type(again.operation) is type(call.operation)
-        if again is not None and same and not isinstance(call.operation, keras.Layer):
+        in_code = call.node is None and not isinstance(call.operation, keras.Layer)
+        if again is not None and same and in_code:
             now = Written(again.operation.get_config(), again.args, again.kwargs)
             before = Written(call.operation.get_config(), call.args, call.kwargs)
             same = now.same_as(operations.get(call.path, before))

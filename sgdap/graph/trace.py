@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -237,17 +238,28 @@ def _keras_inputs(model: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if None in shapes.values():
         raise ValueError(
             f"Model '{model.name}' is not built, so its widths are not known yet. Call it once on "
-            "a batch of data."
+            "a batch of data; where that does not help, give its class a "
+            "`build(self, input_shape)`."
         )
 
     def tensor(shape: Any) -> keras.KerasTensor:
         return keras.KerasTensor((None, *shape[1:]), dtype=model.input_dtype or "float32")
 
     made = {
-        name.removesuffix("_shape"): keras.tree.map_shape_structure(tensor, shape)
+        name.removesuffix("_shape"): keras.tree.map_shape_structure(tensor, _plain(shape))
         for name, shape in shapes.items()
     }
     return ((made[""],), {}) if "" in made else ((), made)
+
+
+def _plain(shapes: Any) -> Any:
+    """Shapes in the containers that a user would pass; Keras keeps them in ones of its own."""
+    if isinstance(shapes, Mapping):
+        return {key: _plain(shape) for key, shape in shapes.items()}
+    if isinstance(shapes, (list, tuple)):
+        kind = tuple if isinstance(shapes, tuple) else list
+        return kind(_plain(shape) for shape in shapes)
+    return shapes
 
 
 def fill(call: Call, values: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -278,6 +290,7 @@ class _Tracer:
         self._known: dict[int, tuple[keras.KerasTensor, Ref]] = {}
         self._lines: list[str] = []
         self._start = 0
+        self._counts: Counter[str] = Counter()
         self._paths: dict[int, str] = {}
         self._prefixes: list[str] = []
 
@@ -303,7 +316,8 @@ class _Tracer:
     def new(self, tensor: keras.KerasTensor, own: bool = True) -> Ref:
         """Numbers a symbolic tensor; `own`: one that belongs to the model."""
         ref = Ref(len(self.shapes))
-        self.shapes.append(tuple(tensor.shape))
+        slim = own and self.slim is not None
+        self.shapes.append(self.slim[0][ref.index] if slim and self.slim else tuple(tensor.shape))
         self.dtypes.append(tensor.dtype)
         if own:
             self.symbols.append((tensor, ref))
@@ -325,7 +339,15 @@ class _Tracer:
         operation = node.operation
         path = self._paths.setdefault(id(operation), prefix + operation.name)
         inner = _keras.functional_of(operation) if isinstance(operation, keras.Model) else None
-        if inner is None and has_code(operation):
+        enters = inner is None and has_code(operation) and not self._masks()
+        if enters and self._prefixes:
+            given, named = self._tensors((args, kwargs))
+            made = _leaves(self._layer_with_code(operation, path, given, named))
+            for tensor, part in zip(node.outputs, made, strict=True):
+                known[id(tensor)] = self.ref(part)
+                self.symbols.append((tensor, self.ref(part)))
+            return
+        if enters:
             start = len(self.calls)
             try:
                 made = self._outputs_of_code(operation, path, args, kwargs)
@@ -354,15 +376,21 @@ class _Tracer:
     def _outputs_of_code(
         self, layer: Any, path: str, args: tuple[Any, ...], kwargs: Any
     ) -> list[Ref]:
+        given, named = self._tensors((args, kwargs))
+        return [self.ref(leaf) for leaf in _leaves(self.code(layer, path, given, named))]
+
+    def _tensors(self, arguments: tuple[tuple[Any, ...], Any]) -> Any:
+        """Arguments with new symbolic tensors in the place of their numbers."""
+
         def tensor(leaf: Any) -> Any:
             if not isinstance(leaf, Ref):
                 return leaf
-            made = keras.KerasTensor(self.shapes[leaf.index], dtype=self.dtypes[leaf.index])
+            made = self._tensor(leaf)
             self.bind([made], [leaf])
             return made
 
-        given, named = keras.tree.map_structure(tensor, (args, dict(kwargs)))
-        return [self.ref(leaf) for leaf in _leaves(self.code(layer, path, given, named))]
+        args, kwargs = arguments
+        return keras.tree.map_structure(tensor, (args, dict(kwargs)))
 
     def code(self, layer: Any, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Runs a `call` of the user's own on symbolic tensors and takes down what it calls."""
@@ -379,6 +407,8 @@ class _Tracer:
                 f"{str(error).splitlines()[0] if str(error) else ''} Use keras.layers and "
                 "keras.ops there, and no `if` or loop on the values of tensors."
             ) from error
+        finally:
+            self._prefixes = []
         given, named = self.substituted((args, dict(kwargs)))
         stop, lines = len(self.calls), tuple(self._lines)
         self.codes.append(Code(path, layer, given, named, start, stop, lines))
@@ -393,13 +423,12 @@ class _Tracer:
             given = [self.ref(t) for t in _leaves((args, kwargs)) if _is_symbolic(t)]
             self.symbols.extend(zip(inner.inputs, given, strict=True))
             bound = dict(zip(map(id, inner.inputs), given, strict=True))
-            count = len(self.calls)
             refs = self.graph(inner.outputs, bound, f"{path}/")
-            self._lines += [user_line(None)] * (len(self.calls) - count)
+            self._note_lines()
             made = [self._tensor(ref) for ref in refs]
             self.bind(made, refs)
             return keras.tree.pack_sequence_as(inner.output, made)
-        if has_code(layer):
+        if has_code(layer) and not self._masks():
             return self._layer_with_code(layer, path, args, kwargs)
         return self._leaf_called(layer, path, args, kwargs)
 
@@ -436,7 +465,10 @@ class _Tracer:
         if isinstance(newshape, tuple) and None in newshape:  # `ops.shape(x)[0]`, say
             sizes = tuple(-1 if size is None else size for size in made.shape)
             operation = type(operation)(sizes, name=operation.name)
-        path = self._paths.setdefault(id(operation), self._prefixes[-1] + operation.name)
+        # Keras numbers operations over all models; a path must be the same at each trace.
+        base = f"{self._prefixes[-1]}ops.{type(operation).__name__.lower()}"
+        self._counts[base] += 1
+        path = base if self._counts[base] == 1 else f"{base}_{self._counts[base] - 1}"
         return self._take_down(operation, path, args, kwargs, made)
 
     def _as_before(self, layer: Any, path: str, args: Any, kwargs: Any) -> Any:
@@ -453,12 +485,24 @@ class _Tracer:
         given, named = self.substituted((args, dict(kwargs)))
         structure = keras.tree.pack_sequence_as(specs, refs)
         self.calls.append(Call(operation, path, given, named, refs, made=structure))
-        self._lines.append(user_line(None))
+        self._note_lines()
         made = flat
         if isinstance(operation, keras.Layer):
             made = [self._tensor(ref) for ref in refs]
         self.bind(made, refs)
         return keras.tree.pack_sequence_as(specs, made)
+
+    def _masks(self) -> bool:
+        """Whether a layer so far hands masks on, which a `call` may read unseen."""
+        return any(
+            getattr(call.operation, "mask_zero", False)
+            or isinstance(call.operation, keras.layers.Masking)
+            for call in self.calls
+        )
+
+    def _note_lines(self) -> None:
+        new = len(self.calls) - self._start - len(self._lines)
+        self._lines += [user_line(None)] * new
 
     def _tensor(self, ref: Ref) -> Any:
         shapes, dtypes = (self.shapes, self.dtypes) if self.slim is None else self.slim

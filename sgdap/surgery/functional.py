@@ -106,11 +106,18 @@ def functional_program(program: Program) -> Program:
 
 def _names(program: Program) -> dict[str, str]:
     """A name for each layer: its own where that is the only one, else with those around it."""
-    own = {path: layer.name for path, layer in program.layers().items()}
-    taken = Counter(own.values())
-    return {
-        path: name if taken[name] == 1 else path.replace("/", "_") for path, name in own.items()
+    own = {
+        path: layer.name if isinstance(layer, keras.Layer) else path.split("/")[-1].split(".")[-1]
+        for path, layer in program.layers().items()
     }
+    taken = Counter([*own.values(), *map(str, _input_names(program))])
+    names: dict[str, str] = {}
+    for path, name in own.items():
+        wanted = name if taken[name] == 1 else path.replace("/", "_").replace("ops.", "")
+        while (taken[wanted] and wanted != name) or wanted in names.values() or taken[wanted] > 1:
+            wanted += "_1"
+        names[path] = wanted
+    return names
 
 
 def _input_names(program: Program) -> list[str | None]:

@@ -33,6 +33,7 @@ EVERYWHERE = [
 ]
 VARIED = ("dense", "convolution", "shared", "nested", "reshape", "add", "multiply", "concatenate")
 CHOICES = [(name, 2, number) for name in VARIED for number in range(6) if number != 2]
+CHOICES += [("composite", 2, number) for number in (0, 1)]
 CHOICES += [("recurrent", 1, number) for number in (0, 2, 3, 4)]
 CHOICES += [("cells", 1, number) for number in range(5)]
 CHOICES += [("bidirectional", 1, number) for number in (0, 2, 3, 4, 6, 9, 11)]
@@ -65,6 +66,7 @@ MIXING = {
     "masking",
     "dot",
     "permute",
+    "composite",
     "ops_any",
     "ops_argmax",
     "ops_array_split",
@@ -73,6 +75,7 @@ MIXING = {
     "ops_constant_product",
     "ops_reduce_channels",
     "ops_roll",
+    "ops_slice_channels",
     "ops_softmax",
     "ops_sort",
     "ops_swapaxes",
@@ -81,7 +84,9 @@ MIXING = {
 """Steps that protect the channels they get, or lead them to the output, for some numbers."""
 
 
-@pytest.mark.parametrize("name", [name for name in STEPS if name.startswith("ops_")])
+@pytest.mark.parametrize(
+    "name", ["composite", "own_model", *(name for name in STEPS if name.startswith("ops_"))]
+)
 @pytest.mark.parametrize("number", [0, 1])
 def test_slim_operations_are_saved_and_reloaded_as_they_run(name, number, tmp_path):
     slim = pruned(assemble(1, [(name, number)]))
