@@ -51,6 +51,12 @@ def collect_evidence(evidence: list[Evidence]) -> Callable[[Evidence], None]:
     return evidence.append
 
 
+@pytest.fixture(scope="session", autouse=True)
+def leave_modules_alone() -> None:
+    """Spares the garbage collector what was imported, of which nothing is ever freed."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def free_memory(tmp_path: Path) -> Iterator[None]:
     """Leaves neither models nor files of them to the next test."""
