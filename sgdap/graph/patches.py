@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,7 +58,7 @@ class Patches:
         import tensorflow as tf
 
         if self.steps:
-            return self._of_steps(x, limit, seed)
+            return self._of_steps(x, limit, seed, Patches.extract)
         if self.depthwise is not None:
             x = keras.ops.depthwise_conv(
                 tf.cast(x, self.depthwise.compute_dtype),
@@ -70,10 +71,7 @@ class Patches:
         if self.depthwise is not None and self.channels_first:
             x = tf.transpose(x, [0, *range(2, len(x.shape)), 1])
         if not self.kernel_size or self.depthwise is not None:
-            rows = tf.reshape(x, [tf.shape(x)[0], -1, x.shape[-1]])
-            places = x.shape[1:-1]
-            count = tf.shape(rows)[1] if None in places else math.prod(places)
-            return tf.gather(rows, _sample(count, limit, seed), axis=1)
+            return _sampled_rows(x, limit, seed)
         if self.channels_first:
             rank = len(x.shape)
             x = tf.transpose(x, [0, *range(2, rank), 1])
@@ -91,7 +89,26 @@ class Patches:
         rows = tf.gather(flat, index, axis=1)
         return tf.reshape(rows, [tf.shape(x)[0], -1, len(offsets) * channels])
 
-    def _of_steps(self, x: Any, limit: int, seed: Any) -> Any:
+    def at_positions(self, y: Any, limit: int, seed: Any) -> Any:
+        """Returns what the layer makes of the rows that `extract` returns.
+
+        Args:
+            y: The layer's output, `(batch, …, outputs)`.
+            limit: As for `extract`.
+            seed: As for `extract`.
+
+        Returns:
+            Tensor `(batch, positions, outputs)`.
+        """
+        import tensorflow as tf
+
+        if self.steps:
+            return self._of_steps(y, limit, seed, Patches.at_positions)
+        if self.channels_first:
+            y = tf.transpose(y, [0, *range(2, len(y.shape)), 1])
+        return _sampled_rows(y, limit, seed)
+
+    def _of_steps(self, x: Any, limit: int, seed: Any, read: Callable[..., Any]) -> Any:
         import tensorflow as tf
 
         count = tf.shape(x)[1] if x.shape[1] is None else int(x.shape[1])
@@ -100,7 +117,7 @@ class Patches:
         flat = tf.reshape(x, tf.concat([[shape[0] * shape[1]], shape[2:]], 0))
         flat = tf.ensure_shape(flat, [None, *x.shape[2:]])
         each = limit // min(count, limit) if isinstance(count, int) else 1
-        rows = replace(self, steps=self.steps - 1).extract(flat, each, seed)
+        rows = read(replace(self, steps=self.steps - 1), flat, each, seed)
         return tf.reshape(rows, [shape[0], -1, rows.shape[-1]])
 
     def _geometry(self, spatial: list[int]) -> tuple[list[tuple[int, int]], list[int]]:
@@ -119,6 +136,16 @@ class Patches:
             padding.append((low, high))
             out.append((size + low + high - extent) // stride + 1)
         return padding, out
+
+
+def _sampled_rows(x: Any, limit: int, seed: Any) -> Any:
+    """The channels at some positions of a tensor, `(batch, positions, channels)`."""
+    import tensorflow as tf
+
+    rows = tf.reshape(x, [tf.shape(x)[0], -1, x.shape[-1]])
+    places = x.shape[1:-1]
+    count = tf.shape(rows)[1] if None in places else math.prod(places)
+    return tf.gather(rows, _sample(count, limit, seed), axis=1)
 
 
 def _grid(counts: Any, steps: Any) -> Any:

@@ -128,12 +128,14 @@ class Program:
         Returns:
             The model's outputs, flattened.
         """
+        return self.run_flat(self.flat_inputs(inputs), taps)
+
+    def flat_inputs(self, inputs: Any) -> list[Any]:
+        """Returns what the model takes as the flat list of its input tensors."""
         if self.functional is not None:
-            flat = _keras.standardize_inputs(self.functional, inputs)
-        else:
-            dtypes = [self.dtypes[ref.index] for ref in self.inputs]
-            flat = list(map(keras.ops.cast, keras.tree.flatten(inputs), dtypes))
-        return self.run_flat(flat, taps)
+            return _keras.standardize_inputs(self.functional, inputs)
+        dtypes = [self.dtypes[ref.index] for ref in self.inputs]
+        return list(map(keras.ops.cast, keras.tree.flatten(inputs), dtypes))
 
     def run_flat(
         self,

@@ -39,9 +39,21 @@ def reconstruct(
     gone = weights[leave]
     if not len(stay):
         return weights[stay], mean[leave] @ gone
-    block = second[np.ix_(stay, stay)]
     added = ridge * max(float(np.diag(second).mean()), np.finfo(float).tiny)
-    change = linalg.solve(
-        block + added * np.eye(len(stay)), second[np.ix_(stay, leave)] @ gone, assume_a="pos"
-    )
+    change = ridge_fit(second[np.ix_(stay, stay)], second[np.ix_(stay, leave)] @ gone, added)
     return weights[stay] + change, mean[leave] @ gone - mean[stay] @ change
+
+
+def ridge_fit(second: Array, cross: Array, added: float) -> Array:
+    """The change D of weights that minimises `E‖r − Dᵀx‖² + added ‖D‖²`.
+
+    Args:
+        second: Second moment of the features x, `(features, features)`.
+        cross: Moment of the features and what the outputs lack, `E[x rᵀ]`, `(features, outputs)`.
+        added: What is added to each feature's second moment.
+
+    Returns:
+        `(M + added I)⁻¹ E[x rᵀ]`, `(features, outputs)`.
+    """
+    change: Array = linalg.solve(second + added * np.eye(len(second)), cross, assume_a="pos")
+    return change

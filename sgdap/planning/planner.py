@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph, ChannelGroup, channel_graph
 from sgdap.guidance.base import Guidance, get_guidance
 from sgdap.guidance.elimination import ErrorCurve
-from sgdap.guidance.reconstruction import reconstruct
-from sgdap.guidance.score import kernel_matrix, score_groups
+from sgdap.guidance.score import score_groups
 from sgdap.planning.allocation import allocate
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.planning.cost import cost_model, input_shapes
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
+from sgdap.planning.refit import Weights, reconstructed_weights, refitted_weights
 from sgdap.planning.widths import WidthRules, fits, width_rules
 from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
+from sgdap.statistics.data import reusable
 
 Mask = npt.NDArray[np.bool_]
 
@@ -86,6 +86,7 @@ def plan(
     groups = prunable_groups(graph, layers)
     rules = width_rules(groups, min_channels, round_to, overrides)
     check_budget_can_be_met(graph, groups, budget, rules)
+    data = reusable(data, samples)
     statistics = collect_statistics(
         graph, data, folds=folds, samples=samples, positions=positions, seed=seed
     )
@@ -98,6 +99,9 @@ def plan(
         allocation=allocation,
         reconstruction=reconstruction,
         rules=rules,
+        data=data,
+        samples=samples,
+        seed=seed,
     )
 
 
@@ -111,6 +115,9 @@ def plan_from_statistics(
     allocation: str = "global",
     reconstruction: bool = True,
     rules: WidthRules | None = None,
+    data: Any = None,
+    samples: int | None = None,
+    seed: int = 0,
     curves: Mapping[str, ErrorCurve] | None = None,
 ) -> Plan:
     """Makes a plan from a calibration pass that was run already.
@@ -124,6 +131,10 @@ def plan_from_statistics(
         allocation: `"global"` or `"layerwise"`.
         reconstruction: Whether the consumers' weights are refitted.
         rules: Which widths the groups may have; None: any.
+        data: Inputs on which the consumers are refitted one after another to what those before
+            them lost; None: each is fitted by itself.
+        samples: How many of them are looked at; None takes all.
+        seed: Of sampled positions.
         curves: The groups' error curves where they are known already.
 
     Returns:
@@ -147,7 +158,11 @@ def plan_from_statistics(
         rules=rules,
     )
     after = model.cost(model.lengths(kept))
-    weights = reconstructed_weights(graph, statistics, kept) if reconstruction else {}
+    weights: Weights = {}
+    if reconstruction:
+        weights = reconstructed_weights(graph, statistics, kept)
+        if data is not None:
+            weights = refitted_weights(graph, statistics, kept, weights, data, samples, seed)
     return Plan(
         model=model_fingerprint(graph),
         guidance=guidance.name or type(guidance).__name__,
@@ -221,43 +236,6 @@ def check_budget_can_be_met(
     model = cost_model(graph)
     full = model.cost(model.lengths(np.ones(graph.count, bool)))
     allocate(groups, curves, model, budget, full=full, rules=rules)
-
-
-def reconstructed_weights(
-    graph: ChannelGraph, statistics: CalibrationStatistics, kept: Mask
-) -> dict[tuple[str, int], npt.NDArray[np.float32]]:
-    """The slim kernels and biases of all consumers that lose features, fitted to the others.
-
-    Args:
-        graph: The model's channels.
-        statistics: The result of a calibration pass over the same model.
-        kept: Which channels stay, `(channels,)`.
-
-    Returns:
-        New values by path of the layer and number of the variable.
-    """
-    updates: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
-    layers = graph.program.layers()
-    for path, own in statistics.consumers.items():
-        linear = own.linear
-        stays = kept[linear.features]
-        if stays.all():
-            continue
-        total = own.moments.total()
-        second = total.second[0] / max(float(total.count[0]), 1.0)
-        outputs = kept[linear.outputs]
-        kernel = kernel_matrix(layers[path], own)[:, outputs]
-        if linear.bias is None:
-            second = second + np.outer(total.mean[0], total.mean[0])
-        fitted, offset = reconstruct(second, total.mean[0], kernel, stays)
-        variables = _keras.layer_variables(layers[path])
-        spatial = tuple(variables[linear.kernel].shape[:-2])
-        shape = (*spatial, len(fitted) // int(np.prod(spatial, initial=1)), fitted.shape[1])
-        updates[(path, linear.kernel)] = fitted.reshape(shape).astype(np.float32)
-        if linear.bias is not None:
-            bias = variables[linear.bias].numpy()[outputs]
-            updates[(path, linear.bias)] = (bias + offset).astype(np.float32)
-    return updates
 
 
 def _group_plan(group: ChannelGroup, kept: Mask, curves: Mapping[str, ErrorCurve]) -> GroupPlan:

@@ -17,6 +17,7 @@ from sgdap.graph.record import Linear
 from sgdap.graph.trace import Call
 from sgdap.statistics.data import batches
 from sgdap.statistics.moments import MomentAccumulator, Moments
+from sgdap.statistics.taps import linear_outputs
 
 Array = npt.NDArray[np.float64]
 
@@ -119,7 +120,7 @@ def collect_statistics(
     fixed = graph.program.shapes[graph.program.inputs[0].index][0]
     with _keras.recurrent_states_kept(graph.program.model):
         for number, (x, _, _) in enumerate(batches(data, fixed or batch_size, samples)):
-            inputs = _checked_inputs(graph, x)
+            inputs = checked_inputs(graph, x)
             if fixed is not None and int(inputs[0].shape[0]) != fixed:
                 continue
             random = tf.constant([seed, number], tf.int32)
@@ -191,10 +192,10 @@ def check_calibration_data(graph: ChannelGraph, data: Any) -> None:
         TypeError: `data` is of an unknown kind.
     """
     for x, _, _ in batches(data, 32, 32):
-        _checked_inputs(graph, x)
+        checked_inputs(graph, x)
 
 
-def _checked_inputs(graph: ChannelGraph, x: Any) -> list[Any]:
+def checked_inputs(graph: ChannelGraph, x: Any) -> list[Any]:
     """Returns one batch of inputs as the flat list of tensors that the model's graph takes."""
     import tensorflow as tf
 
@@ -203,7 +204,7 @@ def _checked_inputs(graph: ChannelGraph, x: Any) -> list[Any]:
     expected = [program.shapes[ref.index] for ref in program.inputs]
     received = [tuple(leaf.shape) for leaf in keras.tree.flatten(x)]
     try:
-        flat = _keras.standardize_inputs(program.functional, x)
+        flat = program.flat_inputs(x)
         shapes = [tuple(leaf.shape) for leaf in flat]
     except Exception:  # what Keras raises depends on the model's and the data's structure
         shapes = []
@@ -275,16 +276,8 @@ def _make_step(
             rows.setdefault(call.path, []).append(
                 tf.cast(linear.patches.extract(inputs[0], positions, seed), tf.float32)
             )
-            layer = linear.layer_of(call.operation)
-            activation = layer.activation
-            layer.activation = keras.activations.linear
-            try:
-                before = compute()
-            finally:
-                layer.activation = activation
+            before, after = linear_outputs(linear, call, compute)
             watched(outputs, call.path, before)
-            after = activation(before)
-            _keras.copy_mask(before, after)
             return after
 
         taps = dict.fromkeys(by_call, tap)

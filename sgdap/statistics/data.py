@@ -49,19 +49,19 @@ def batches(data: Any, batch_size: int, limit: int | None) -> Iterator[Batch]:
         )
 
 
-def reusable(data: Any, limit: int) -> Any:
+def reusable(data: Any, limit: int | None) -> Any:
     """Returns data that can be read again and again.
 
     Args:
         data: As `batches` takes it.
-        limit: How many samples of an iterator to read, which gives them only once.
+        limit: How many samples of an iterator to read, which gives them only once; None: all.
 
     Returns:
         `data` itself, or the inputs that an iterator gave, in a tuple.
     """
     if not hasattr(data, "__next__"):
         return data
-    read = [x for x, _, _ in batches(data, limit, limit)]
+    read = [x for x, _, _ in batches(data, limit or 1, limit)]
     return (keras.tree.map_structure(lambda *parts: np.concatenate(parts), *read),)
 
 

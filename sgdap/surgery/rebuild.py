@@ -15,6 +15,7 @@ from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph
 from sgdap.graph.replay import rewritten_operations
 from sgdap.graph.rewriting import Written
+from sgdap.graph.slices import sliced, variable_of, variable_slices
 from sgdap.graph.trace import Call, Program, fill
 from sgdap.surgery.optimizer import rebuild_optimizer
 
@@ -39,7 +40,7 @@ def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = No
     """
     slices = variable_slices(graph, kept)
     values = {
-        key: sliced(_variable(graph.program, key).numpy(), index) for key, index in slices.items()
+        key: sliced(variable_of(graph.program, key).numpy(), index) for key, index in slices.items()
     }
     values.update(updates or {})
     for scale in graph.scales:
@@ -129,33 +130,6 @@ def remake_functions(model: Any) -> None:
         model.make_test_function(force=True)
     if model.predict_function is not None:
         model.make_predict_function(force=True)
-
-
-def variable_slices(
-    graph: ChannelGraph, kept: Mask
-) -> dict[tuple[str, int], list[npt.NDArray[np.int64] | None]]:
-    """Returns, for each variable that shrinks, the indices that stay along each axis."""
-    slices: dict[tuple[str, int], list[npt.NDArray[np.int64] | None]] = {}
-    for axis in graph.axes:
-        stays = kept[axis.channels]
-        if stays.all():
-            continue
-        key = (axis.path, axis.variable)
-        rank = len(_variable(graph.program, key).shape)
-        slices.setdefault(key, [None] * rank)[axis.axis] = np.flatnonzero(stays)
-    return slices
-
-
-def sliced(array: npt.NDArray[Any], index: list[npt.NDArray[np.int64] | None]) -> npt.NDArray[Any]:
-    """Returns the entries of an array at some indices along each axis (None: all of them)."""
-    for axis, stays in enumerate(index):
-        if stays is not None:
-            array = np.take(array, stays, axis)
-    return array
-
-
-def _variable(program: Program, key: tuple[str, int]) -> Any:
-    return _keras.layer_variables(program.layers()[key[0]])[key[1]]
 
 
 def _entry(whole: Any, way: Sequence[str | int]) -> Any:

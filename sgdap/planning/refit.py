@@ -1,0 +1,174 @@
+"""The weights of a slim model's consumers, fitted to what the whole model makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap import _keras
+from sgdap.graph.groups import ChannelGraph
+from sgdap.graph.slices import variable_of, variable_slices
+from sgdap.guidance.elimination import RIDGE
+from sgdap.guidance.reconstruction import reconstruct, ridge_fit
+from sgdap.guidance.score import kernel_matrix
+from sgdap.statistics.collect import CalibrationStatistics
+from sgdap.statistics.residuals import collect_residuals
+
+Mask = npt.NDArray[np.bool_]
+Weights = dict[tuple[str, int], npt.NDArray[np.float32]]
+"""Slim values of variables by path of the layer and number of the variable."""
+
+PASSES = 8
+"""Most passes over the data in which consumers are refitted one after another."""
+
+
+def refitted_weights(
+    graph: ChannelGraph,
+    statistics: CalibrationStatistics,
+    kept: Mask,
+    weights: Mapping[tuple[str, int], npt.NDArray[np.float32]],
+    data: Any,
+    samples: int | None = None,
+    seed: int = 0,
+) -> Weights:
+    """Refits consumers, from the inputs to the outputs, to what those before them lost.
+
+    Each is fitted to the outputs that the whole model has there, on the inputs that it gets in the
+    slim model. Those of one pass do not see each other's changes.
+
+    Args:
+        graph: The model's channels.
+        statistics: The result of a calibration pass over the same model.
+        kept: Which channels stay, `(channels,)`.
+        weights: The slim weights, each consumer fitted by itself.
+        data: Inputs.
+        samples: How many of them are looked at; None takes all.
+        seed: Of sampled positions.
+
+    Returns:
+        The slim weights.
+
+    Reference:
+        He, Zhang, Sun, arXiv 1707.06168, section 3.2 (whole model pruning: the outputs of the
+        original model are the target, the inputs come from the pruned one).
+    """
+    fitted = dict(weights)
+    behind = _behind_changes(graph, {path for path, _ in weights})
+    paths = [path for path in statistics.consumers if path in behind]
+    paths.sort(key=lambda path: statistics.consumers[path].linear.call)
+    if not paths:
+        return fitted
+    shifts = {p: own.moments.total().mean[0] for p, own in statistics.consumers.items()}
+    for part in np.array_split(np.array(paths), min(len(paths), PASSES)):
+        found = collect_residuals(
+            graph,
+            data,
+            _in_full_size(graph, kept, fitted),
+            [str(path) for path in part],
+            kept,
+            shifts,
+            samples=samples,
+            seed=seed,
+        )
+        for path, own in found.items():
+            linear = statistics.consumers[path].linear
+            second, cross = own.second, own.cross
+            if linear.bias is None:
+                second = second + np.outer(own.mean, own.mean)
+                cross = cross + np.outer(own.mean, own.lacking)
+            added = RIDGE * max(float(np.trace(second)) / max(len(second), 1), np.finfo(float).tiny)
+            change = ridge_fit(second, cross, added)
+            for number, delta in (
+                (linear.kernel, change),
+                (linear.bias, own.lacking - own.mean @ change),
+            ):
+                if number is not None:
+                    before = _slim(graph, kept, fitted, (path, number))
+                    after = before + delta.reshape(before.shape)
+                    fitted[(path, number)] = after.astype(np.float32)
+    return fitted
+
+
+def _behind_changes(graph: ChannelGraph, changed: set[str]) -> set[str]:
+    """Paths of the layers whose inputs differ in the slim model, by more than what is removed."""
+    differing: set[int] = set()
+    behind: set[str] = set()
+    for call in graph.program.calls:
+        differs = any(ref.index in differing for ref in call.inputs)
+        if differs:
+            behind.add(call.path)
+        if differs or call.path in changed:
+            differing.update(ref.index for ref in call.outputs)
+    return behind
+
+
+def _slim(
+    graph: ChannelGraph, kept: Mask, fitted: Weights, key: tuple[str, int]
+) -> npt.NDArray[Any]:
+    if key in fitted:
+        return fitted[key]
+    value: npt.NDArray[Any] = variable_of(graph.program, key).numpy()
+    for axis, stays in enumerate(variable_slices(graph, kept).get(key, [])):
+        if stays is not None:
+            value = np.take(value, stays, axis)
+    return value
+
+
+def _in_full_size(graph: ChannelGraph, kept: Mask, fitted: Weights) -> Weights:
+    """The slim model's weights in the shapes of the whole model, 0 where something is removed."""
+    full: Weights = {}
+    for axis in graph.axes:
+        gone = ~kept[axis.channels]
+        if axis.role != "follower" and gone.any():
+            key = (axis.path, axis.variable)
+            value = full.setdefault(key, variable_of(graph.program, key).numpy().copy())
+            np.moveaxis(value, axis.axis, 0)[gone] = 0
+    slices = variable_slices(graph, kept)
+    for key, value in fitted.items():
+        whole = full.setdefault(key, variable_of(graph.program, key).numpy().copy())
+        index = [
+            np.arange(size) if stays is None else stays
+            for size, stays in zip(whole.shape, slices.get(key, [None] * whole.ndim), strict=True)
+        ]
+        whole[np.ix_(*index)] = value
+    return full
+
+
+def reconstructed_weights(
+    graph: ChannelGraph, statistics: CalibrationStatistics, kept: Mask
+) -> Weights:
+    """The slim kernels and biases of all consumers that lose features, fitted to the others.
+
+    Args:
+        graph: The model's channels.
+        statistics: The result of a calibration pass over the same model.
+        kept: Which channels stay, `(channels,)`.
+
+    Returns:
+        New values by path of the layer and number of the variable.
+    """
+    updates: Weights = {}
+    layers = graph.program.layers()
+    for path, own in statistics.consumers.items():
+        linear = own.linear
+        stays = kept[linear.features]
+        if stays.all():
+            continue
+        total = own.moments.total()
+        second = total.second[0] / max(float(total.count[0]), 1.0)
+        outputs = kept[linear.outputs]
+        kernel = kernel_matrix(layers[path], own)[:, outputs]
+        if linear.bias is None:
+            second = second + np.outer(total.mean[0], total.mean[0])
+        fitted, offset = reconstruct(second, total.mean[0], kernel, stays)
+        variables = _keras.layer_variables(layers[path])
+        spatial = tuple(variables[linear.kernel].shape[:-2])
+        shape = (*spatial, len(fitted) // int(np.prod(spatial, initial=1)), fitted.shape[1])
+        updates[(path, linear.kernel)] = fitted.reshape(shape).astype(np.float32)
+        if linear.bias is not None:
+            bias = variables[linear.bias].numpy()[outputs]
+            updates[(path, linear.bias)] = (bias + offset).astype(np.float32)
+    return updates

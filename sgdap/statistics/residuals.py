@@ -1,0 +1,172 @@
+"""What the outputs of slim consumers lack, in a pass over the data that runs both models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from sgdap import _keras
+from sgdap.graph.groups import ChannelGraph
+from sgdap.graph.slices import variable_of
+from sgdap.graph.trace import Call
+from sgdap.statistics.collect import checked_inputs
+from sgdap.statistics.data import batches
+from sgdap.statistics.taps import linear_outputs
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """Moments of a slim consumer's input rows x and of what its outputs lack, r = y − ỹ.
+
+    Attributes:
+        mean: Mean of x, `(features,)`.
+        second: Mean of `(x − mean)(x − mean)ᵀ`, `(features, features)`.
+        lacking: Mean of r, `(outputs,)`.
+        cross: Mean of `(x − mean)(r − lacking)ᵀ`, `(features, outputs)`.
+    """
+
+    mean: Array
+    second: Array
+    lacking: Array
+    cross: Array
+
+
+def collect_residuals(
+    graph: ChannelGraph,
+    data: Any,
+    values: Mapping[tuple[str, int], npt.NDArray[Any]],
+    paths: Sequence[str],
+    kept: Mask,
+    shifts: Mapping[str, Array],
+    *,
+    samples: int | None = None,
+    positions: int = 32,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> dict[str, Residuals]:
+    """Runs a model as it is and with other weights, and compares what consumers make.
+
+    Args:
+        graph: The model's channels.
+        data: Inputs, as for `collect_statistics`.
+        values: The variables that differ in the slim model, in full size: what is removed is 0.
+        paths: The consumers that are looked at.
+        kept: Which channels stay, `(channels,)`; features and outputs of others are left out.
+        shifts: For each consumer a point near the mean of its features, `(features,)`.
+        samples: Stop after this many samples; None takes all.
+        positions: Output positions of a convolution that are read of each sample at most.
+        batch_size: Samples in a batch, where `data` does not come in batches.
+        seed: Of the sampled positions.
+
+    Returns:
+        `Residuals` of each consumer over the features and outputs that stay.
+    """
+    import tensorflow as tf
+
+    step = _make_step(graph, values, paths, kept, shifts, positions)
+    sums: dict[str, dict[str, Array]] = {}
+    fixed = graph.program.shapes[graph.program.inputs[0].index][0]
+    with _keras.recurrent_states_kept(graph.program.model):
+        for number, (x, _, _) in enumerate(batches(data, fixed or batch_size, samples)):
+            inputs = checked_inputs(graph, x)
+            if fixed is not None and int(inputs[0].shape[0]) != fixed:
+                continue
+            for path, found in step(inputs, tf.constant([seed, number], tf.int32)).items():
+                known = sums.setdefault(path, dict.fromkeys(found, np.zeros(())))
+                for key, value in found.items():
+                    known[key] = known[key] + value.numpy().astype(np.float64)
+    result = {}
+    for path, total in sums.items():
+        mean, lacking = total["x"] / total["count"], total["r"] / total["count"]
+        stays = kept[_linear_of(graph, path).features]
+        result[path] = Residuals(
+            mean=mean + shifts[path][stays],
+            second=total["xx"] / total["count"] - np.outer(mean, mean),
+            lacking=lacking,
+            cross=total["xr"] / total["count"] - np.outer(mean, lacking),
+        )
+    return result
+
+
+def _linear_of(graph: ChannelGraph, path: str) -> Any:
+    return next(linear for linear in graph.linears if linear.path == path)
+
+
+def _make_step(
+    graph: ChannelGraph,
+    values: Mapping[tuple[str, int], npt.NDArray[Any]],
+    paths: Sequence[str],
+    kept: Mask,
+    shifts: Mapping[str, Array],
+    positions: int,
+) -> Any:
+    import tensorflow as tf
+
+    program = graph.program
+    by_call = {linear.call: linear for linear in graph.linears if linear.path in paths}
+    replaced = [(variable_of(program, key), value) for key, value in values.items()]
+
+    def run(x: list[Any], seed: Any) -> dict[str, list[tuple[Any, Any]]]:
+        """The rows that each consumer reads and the outputs that it makes of them."""
+        seen: dict[str, list[tuple[Any, Any]]] = {}
+
+        def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
+            linear = by_call[program.calls.index(call)]
+            before, after = linear_outputs(linear, call, compute)
+            rows = linear.patches.extract(inputs[0], positions, seed)
+            made = linear.patches.at_positions(before, positions, seed)
+            seen.setdefault(call.path, []).append((rows, made))
+            return after
+
+        program.run_flat(x, dict.fromkeys(by_call, tap))
+        return seen
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def step(x: list[Any], seed: Any) -> dict[str, dict[str, Any]]:
+        whole = run(x, seed)
+        mapping = [(v, tf.cast(tf.constant(value), v.dtype)) for v, value in replaced]
+        with keras.StatelessScope(state_mapping=mapping):
+            slim = run(x, seed)
+        found = {}
+        for path in paths:
+            linear = _linear_of(graph, path)
+            features = np.flatnonzero(kept[linear.features])
+            outputs = np.flatnonzero(kept[linear.outputs])
+            shift = tf.constant(shifts[path][features], tf.float32)
+            parts = []
+            for (_, target), (rows, made) in zip(whole[path], slim[path], strict=True):
+                rows = tf.reshape(
+                    tf.gather(tf.cast(rows, tf.float32), features, axis=-1), [-1, len(features)]
+                )
+                lack = tf.cast(target, tf.float32) - tf.cast(made, tf.float32)
+                lack = tf.reshape(tf.gather(lack, outputs, axis=-1), [-1, len(outputs)])
+                rows = rows - shift
+                parts.append(
+                    {
+                        "count": tf.cast(tf.shape(rows)[0], tf.float32),
+                        "x": tf.reduce_sum(rows, 0),
+                        "r": tf.reduce_sum(lack, 0),
+                        "xx": tf.matmul(rows, rows, transpose_a=True),
+                        "xr": tf.matmul(rows, lack, transpose_a=True),
+                    }
+                )
+            found[path] = {key: tf.add_n([part[key] for part in parts]) for key in parts[0]}
+        return found
+
+    return step
+
+
+def _kept_columns(x: Any, columns: npt.NDArray[np.int64]) -> Any:
+    """Some channels of a tensor `(…, channels)`, as rows."""
+    import tensorflow as tf
+
+    kept = tf.gather(tf.cast(x, tf.float32), columns, axis=-1)
+    return tf.reshape(kept, [-1, len(columns)])
