@@ -12,9 +12,10 @@ from scipy.sparse import csgraph
 
 from sgdap.graph import rules as _rules  # noqa: F401  (registers the rules)
 from sgdap.graph.channels import Channels, Settled, Symbol, plain
+from sgdap.graph.program import Program
 from sgdap.graph.registry import Axis, Linear, Record, Resize, Rewrite, RuleCall, Work, find_rule
 from sgdap.graph.replay import what_code_does_not_follow
-from sgdap.graph.trace import Program, trace
+from sgdap.graph.trace import trace
 
 
 @dataclass(frozen=True, eq=False)

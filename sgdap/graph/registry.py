@@ -12,7 +12,7 @@ import numpy as np
 from sgdap import _keras
 from sgdap.graph.channels import Channels, Ledger, Symbol, plain
 from sgdap.graph.patches import Patches
-from sgdap.graph.trace import Call, Shape
+from sgdap.graph.program import Call, Shape
 
 Rule = Callable[[Any, "RuleCall"], "Symbol | Sequence[Symbol]"]
 _Decorated = TypeVar("_Decorated", bound=Rule)

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap.graph.groups import ChannelGraph
+from sgdap.graph.program import Call
 from sgdap.graph.registry import Linear
-from sgdap.graph.trace import Call
 from sgdap.statistics.data import batches
 from sgdap.statistics.moments import MomentAccumulator, Moments
 
