@@ -12,10 +12,11 @@ from scipy.sparse import csgraph
 
 from sgdap.graph import rules as _rules  # noqa: F401  (registers the rules)
 from sgdap.graph.channels import Channels, Settled, Symbol, plain
+from sgdap.graph.program import Program
 from sgdap.graph.record import Axis, Linear, Record, Resize, Rewrite, Scale, Work
 from sgdap.graph.registry import RuleCall, apply_rule
 from sgdap.graph.replay import what_code_does_not_follow
-from sgdap.graph.trace import Program, trace
+from sgdap.graph.trace import trace
 
 
 @dataclass(frozen=True, eq=False)

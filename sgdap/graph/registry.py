@@ -12,8 +12,8 @@ import numpy as np
 from sgdap import _keras
 from sgdap.graph.channels import Channels, Ledger, Symbol, plain
 from sgdap.graph.patches import Patches
+from sgdap.graph.program import Call, Ref, Shape
 from sgdap.graph.record import Axis, Key, Linear, Record, Resize, Rewrite, Scale, Work
-from sgdap.graph.trace import Call, Ref, Shape
 
 Rule = Callable[[Any, "RuleCall"], "Symbol | Sequence[Symbol]"]
 _Decorated = TypeVar("_Decorated", bound=Rule)

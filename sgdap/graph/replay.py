@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.channels import Channels, Ledger, Settled, Symbol
+from sgdap.graph.program import Code, Program, Ref
 from sgdap.graph.record import Axis, Rewrite
 from sgdap.graph.rewriting import Written, rewritten
-from sgdap.graph.trace import Code, Program, Ref, replayed
+from sgdap.graph.trace import replayed
 
 Mask = npt.NDArray[np.bool_]
 

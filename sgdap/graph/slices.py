@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph
-from sgdap.graph.trace import Program
+from sgdap.graph.program import Program
 
 Mask = npt.NDArray[np.bool_]
 

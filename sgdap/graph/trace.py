@@ -1,169 +1,18 @@
-"""A model as a flat list of calls, nested models unrolled; it can be run on data and tapped."""
+"""Traces a model into a flat list of calls, nested models and code of the user's own unrolled."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from sgdap import _keras
 from sgdap.graph.interception import calls_intercepted, has_code, user_line
-
-Shape = tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class Ref:
-    """Stands for one tensor of a `Program`; `index` numbers the tensors in order of creation."""
-
-    index: int
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One call of a layer or operation.
-
-    Attributes:
-        operation: The layer or `keras.Operation`.
-        path: Its name, with those of the nested models around it: `"encoder/dense"`.
-        args: Positional arguments, a `Ref` in the place of each tensor.
-        kwargs: Keyword arguments, likewise.
-        outputs: The tensors it makes, flattened.
-        node: Keras' record of the call.
-        made: The tensors it makes, structured as it returns them.
-    """
-
-    operation: Any
-    path: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    outputs: tuple[Ref, ...]
-    node: Any = None
-    made: Any = None
-
-    @property
-    def inputs(self) -> tuple[Ref, ...]:
-        """All tensors it takes, flattened."""
-        return tuple(
-            leaf for leaf in _leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Ref)
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Code:
-    """A `call` of the user's own that was traced.
-
-    Attributes:
-        path: Path of the model or layer; empty for the whole model.
-        layer: The model or layer.
-        args: Positional arguments, a `Ref` in the place of each tensor.
-        kwargs: Keyword arguments, likewise.
-        start: Number of the first of its calls.
-        stop: Number after the last one.
-        lines: For each of its calls the place in the user's code that made it.
-    """
-
-    path: str
-    layer: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    start: int
-    stop: int
-    lines: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """A model unrolled into calls, in an order in which they can be run.
-
-    Attributes:
-        model: The Keras model it was traced from.
-        functional: The graph that standardises the model's inputs; None where the model has a
-            `call` of its own.
-        inputs: The model's input tensors, flattened.
-        outputs: The model's outputs, flattened.
-        calls: Every call, producers before consumers.
-        shapes: The symbolic shape of each tensor, batch axis first.
-        dtypes: The dtype of each tensor.
-        symbols: The model's own symbolic tensors and the `Ref` that each is.
-        codes: What was traced through a `call` of the user's own, outermost ones only.
-        structure: The arguments and outputs of a model with a `call` of its own.
-    """
-
-    model: Any
-    functional: Any
-    inputs: tuple[Ref, ...]
-    outputs: tuple[Ref, ...]
-    calls: tuple[Call, ...]
-    shapes: tuple[Shape, ...]
-    dtypes: tuple[str, ...]
-    symbols: tuple[tuple[keras.KerasTensor, Ref], ...]
-    codes: tuple[Code, ...] = ()
-    structure: tuple[Any, Any] | None = None
-
-    def layers(self) -> dict[str, Any]:
-        """The layers and operations by path, each once, in order of their first call."""
-        found: dict[str, Any] = {}
-        for call in self.calls:
-            found.setdefault(call.path, call.operation)
-        return found
-
-    def run(
-        self,
-        inputs: Any,
-        taps: Mapping[int, Callable[[Call, Callable[[], Any], list[Any]], Any]] | None = None,
-    ) -> list[Any]:
-        """Runs the program on data, in inference mode.
-
-        Args:
-            inputs: What the model takes: an array or tensor, or a list or dict of them.
-            taps: For calls by their number, a function `(call, compute, flat inputs)` that returns
-                the call's output; `compute()` calls the layer.
-
-        Returns:
-            The model's outputs, flattened.
-        """
-        return self.run_flat(self.flat_inputs(inputs), taps)
-
-    def flat_inputs(self, inputs: Any) -> list[Any]:
-        """Returns what the model takes as the flat list of its input tensors."""
-        if self.functional is not None:
-            return _keras.standardize_inputs(self.functional, inputs)
-        dtypes = [self.dtypes[ref.index] for ref in self.inputs]
-        return list(map(keras.ops.cast, keras.tree.flatten(inputs), dtypes))
-
-    def run_flat(
-        self,
-        inputs: list[Any],
-        taps: Mapping[int, Callable[[Call, Callable[[], Any], list[Any]], Any]] | None = None,
-    ) -> list[Any]:
-        """Runs the program as `run` does, on the flat list of its input tensors."""
-        values: dict[int, Any] = {}
-        for ref, value in zip(self.inputs, inputs, strict=True):
-            values[ref.index] = value
-        for number, call in enumerate(self.calls):
-            args, kwargs = fill(call, values)
-            if "training" not in kwargs and "training" in getattr(
-                call.operation, "call_signature_parameters", ()
-            ):
-                kwargs["training"] = False
-
-            def compute(call: Call = call, args: Any = args, kwargs: Any = kwargs) -> Any:
-                return call.operation(*args, **kwargs)
-
-            tap = (taps or {}).get(number)
-            if tap is None:
-                result = compute()
-            else:
-                result = tap(call, compute, [values[ref.index] for ref in call.inputs])
-            for ref, value in zip(call.outputs, _leaves(result), strict=True):
-                values[ref.index] = value
-        return [values[ref.index] for ref in self.outputs]
+from sgdap.graph.program import Call, Code, Program, Ref, Shape, leaves_of
 
 
 def trace(model: Any) -> Program:
@@ -214,11 +63,11 @@ def trace(model: Any) -> Program:
 def _trace_own(model: Any) -> Program:
     tracer = _Tracer()
     args, kwargs = _keras_inputs(model)
-    leaves = _leaves((args, kwargs))
+    leaves = leaves_of((args, kwargs))
     inputs = tuple(tracer.new(tensor) for tensor in leaves)
     tracer.bind(leaves, inputs)
     outputs = tracer.code(model, "", args, kwargs)
-    flat = [leaf for leaf in _leaves(outputs) if isinstance(leaf, keras.KerasTensor)]
+    flat = [leaf for leaf in leaves_of(outputs) if isinstance(leaf, keras.KerasTensor)]
     return Program(
         model=model,
         functional=None,
@@ -262,20 +111,6 @@ def _plain(shapes: Any) -> Any:
         kind = tuple if isinstance(shapes, tuple) else list
         return kind(_plain(shape) for shape in shapes)
     return shapes
-
-
-def fill(call: Call, values: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns a call's arguments with `values` (by number of the tensor) in the place of `Ref`s."""
-
-    def value(leaf: Any) -> Any:
-        return values[leaf.index] if isinstance(leaf, Ref) else leaf
-
-    args, kwargs = keras.tree.map_structure(value, (call.args, dict(call.kwargs)))
-    return args, kwargs
-
-
-def _leaves(structure: Any) -> list[Any]:
-    return list(keras.tree.flatten(structure))
 
 
 class _Tracer:
@@ -344,7 +179,7 @@ class _Tracer:
         enters = inner is None and has_code(operation) and not self._masks()
         if enters and self._prefixes:
             given, named = self._tensors((args, kwargs))
-            made = _leaves(self._layer_with_code(operation, path, given, named))
+            made = leaves_of(self._layer_with_code(operation, path, given, named))
             for tensor, part in zip(node.outputs, made, strict=True):
                 known[id(tensor)] = self.ref(part)
                 self.symbols.append((tensor, self.ref(part)))
@@ -361,7 +196,7 @@ class _Tracer:
                     self.symbols.append((tensor, ref))
                 return
         if inner is not None:
-            given = _leaves(args[0] if args else kwargs["inputs"])
+            given = leaves_of(args[0] if args else kwargs["inputs"])
             bound = dict(zip(map(id, inner.inputs), given, strict=True))
             self.symbols.extend(zip(inner.inputs, given, strict=True))
             made = self.graph(inner.outputs, bound, f"{path}/")
@@ -379,7 +214,7 @@ class _Tracer:
         self, layer: Any, path: str, args: tuple[Any, ...], kwargs: Any
     ) -> list[Ref]:
         given, named = self._tensors((args, kwargs))
-        return [self.ref(leaf) for leaf in _leaves(self.code(layer, path, given, named))]
+        return [self.ref(leaf) for leaf in leaves_of(self.code(layer, path, given, named))]
 
     def _tensors(self, arguments: tuple[tuple[Any, ...], Any]) -> Any:
         """Arguments with new symbolic tensors in the place of their numbers."""
@@ -422,7 +257,7 @@ class _Tracer:
         path = self._paths.setdefault(id(layer), self._prefixes[-1] + layer.name)
         inner = _keras.functional_of(layer) if isinstance(layer, keras.Model) else None
         if inner is not None:
-            given = [self.ref(t) for t in _leaves((args, kwargs)) if _is_symbolic(t)]
+            given = [self.ref(t) for t in leaves_of((args, kwargs)) if _is_symbolic(t)]
             self.symbols.extend(zip(inner.inputs, given, strict=True))
             bound = dict(zip(map(id, inner.inputs), given, strict=True))
             refs = self.graph(inner.outputs, bound, f"{path}/")
@@ -482,7 +317,7 @@ class _Tracer:
         return self._take_down(layer, path, args, kwargs, specs)
 
     def _take_down(self, operation: Any, path: str, args: Any, kwargs: Any, specs: Any) -> Any:
-        flat = _leaves(specs)
+        flat = leaves_of(specs)
         refs = tuple(self.new(tensor, own=False) for tensor in flat)
         given, named = self.substituted((args, dict(kwargs)))
         structure = keras.tree.pack_sequence_as(specs, refs)

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap._arguments import check_integer
 from sgdap.graph.groups import ChannelGraph
+from sgdap.graph.program import Call
 from sgdap.graph.record import Linear
-from sgdap.graph.trace import Call
 from sgdap.statistics.data import batches
 from sgdap.statistics.moments import MomentAccumulator, Moments
 from sgdap.statistics.taps import linear_outputs

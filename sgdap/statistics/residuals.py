@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph
+from sgdap.graph.program import Call
 from sgdap.graph.slices import variable_of
-from sgdap.graph.trace import Call
 from sgdap.statistics.collect import checked_inputs
 from sgdap.statistics.data import batches
 from sgdap.statistics.taps import linear_outputs

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 
 from sgdap import _keras
+from sgdap.graph.program import Call
 from sgdap.graph.record import Linear
-from sgdap.graph.trace import Call
 
 
 def linear_outputs(linear: Linear, call: Call, compute: Callable[[], Any]) -> tuple[Any, Any]:

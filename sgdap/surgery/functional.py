@@ -10,7 +10,8 @@ from typing import Any
 import keras
 
 from sgdap import _keras
-from sgdap.graph.trace import Call, Program, Ref, fill, trace
+from sgdap.graph.program import Call, Program, Ref, fill
+from sgdap.graph.trace import trace
 from sgdap.surgery.rebuild import without_build_config
 
 

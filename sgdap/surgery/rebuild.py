@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph
+from sgdap.graph.program import Call, Program, fill
 from sgdap.graph.replay import rewritten_operations
 from sgdap.graph.rewriting import Written
 from sgdap.graph.slices import sliced, variable_of, variable_slices
-from sgdap.graph.trace import Call, Program, fill
 from sgdap.surgery.optimizer import rebuild_optimizer
 
 Mask = npt.NDArray[np.bool_]

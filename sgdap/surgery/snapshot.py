@@ -10,8 +10,9 @@ import keras
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap.graph.program import Program
 from sgdap.graph.rewriting import Written
-from sgdap.graph.trace import Program, trace
+from sgdap.graph.trace import trace
 from sgdap.surgery.rebuild import rebuild, without_build_config
 
 

@@ -46,7 +46,7 @@ CHOICES += [("attention", 1, number) for number in (0, 2, 3, 4)]
 CHOICES += [("dot", 1, number) for number in (0, 2)]
 CHOICES += [("image", 2, number) for number in range(9) if number != 2]
 CHOICES += [("reversible_embedding", 1, number) for number in (0, 2, 4)]
-CHOICES += [(name, 2, number) for name in STEPS if name[:4] == "ops_" for number in (0, 3)]
+CHOICES += [(name, 2, number) for name in STEPS if name[:4] == "ops_" for number in (3,)]
 CHOICES += [("ops_product", 1, number) for number in range(3)]
 CHOICES += [("operator", 2, number) for number in range(9) if number != 2]
 MIXING = {
@@ -87,7 +87,7 @@ MIXING = {
 @pytest.mark.parametrize(
     "name", ["composite", "own_model", *(name for name in STEPS if name.startswith("ops_"))]
 )
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [1])
 def test_slim_operations_are_saved_and_reloaded_as_they_run(name, number, tmp_path):
     slim = pruned(assemble(1, [(name, number)]))
     slim.save(tmp_path / "slim.keras")

@@ -242,10 +242,10 @@ WRONG = {
         ValueError,
         "'raw' is not built.*keras.Input",
     ),
-    "a model with its own call": (
+    "a model that was never called": (
         lambda: (unreadable(), x, HALF),
         ValueError,
-        r"'own' \(of class Own\) has its own `call`.*functional API",
+        "'own' is not built.*Call it once",
     ),
     "no model": (lambda: ("model.keras", x, HALF), TypeError, "keras.Model. Received: 'model.ker"),
     "no budget": (lambda: (convnet(), x, 0.5), TypeError, r"sgdap.Budget\(flops=0.5\).*: 0.5"),

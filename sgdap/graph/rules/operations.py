@@ -13,9 +13,9 @@ import numpy as np
 from sgdap import _keras
 from sgdap.graph.channels import Channels, Symbol, plain
 from sgdap.graph.probing import Array, classes_of, line_of, random_inputs, sources, taken
+from sgdap.graph.program import Ref
 from sgdap.graph.registry import RuleCall, positions, register_default, register_rule
 from sgdap.graph.rewriting import Mask, Written, rewritten
-from sgdap.graph.trace import Ref
 
 _MIXES = "mixes them"
 _FIXED = "can't do without some of them"

@@ -1,0 +1,177 @@
+"""A model as a flat list of calls that can be run on data and tapped; plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from sgdap import _keras
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands for one tensor of a `Program`; `index` numbers the tensors in order of creation."""
+
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a layer or operation.
+
+    Attributes:
+        operation: The layer or `keras.Operation`.
+        path: Its name, with those of the nested models around it: `"encoder/dense"`.
+        args: Positional arguments, a `Ref` in the place of each tensor.
+        kwargs: Keyword arguments, likewise.
+        outputs: The tensors it makes, flattened.
+        node: Keras' record of the call.
+        made: The tensors it makes, structured as it returns them.
+    """
+
+    operation: Any
+    path: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[Ref, ...]
+    node: Any = None
+    made: Any = None
+
+    @property
+    def inputs(self) -> tuple[Ref, ...]:
+        """All tensors it takes, flattened."""
+        return tuple(
+            leaf for leaf in leaves_of((self.args, dict(self.kwargs))) if isinstance(leaf, Ref)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """A `call` of the user's own that was traced.
+
+    Attributes:
+        path: Path of the model or layer; empty for the whole model.
+        layer: The model or layer.
+        args: Positional arguments, a `Ref` in the place of each tensor.
+        kwargs: Keyword arguments, likewise.
+        start: Number of the first of its calls.
+        stop: Number after the last one.
+        lines: For each of its calls the place in the user's code that made it.
+    """
+
+    path: str
+    layer: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    start: int
+    stop: int
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A model unrolled into calls, in an order in which they can be run.
+
+    Attributes:
+        model: The Keras model it was traced from.
+        functional: The graph that standardises the model's inputs; None where the model has a
+            `call` of its own.
+        inputs: The model's input tensors, flattened.
+        outputs: The model's outputs, flattened.
+        calls: Every call, producers before consumers.
+        shapes: The symbolic shape of each tensor, batch axis first.
+        dtypes: The dtype of each tensor.
+        symbols: The model's own symbolic tensors and the `Ref` that each is.
+        codes: What was traced through a `call` of the user's own, outermost ones only.
+        structure: The arguments and outputs of a model with a `call` of its own.
+    """
+
+    model: Any
+    functional: Any
+    inputs: tuple[Ref, ...]
+    outputs: tuple[Ref, ...]
+    calls: tuple[Call, ...]
+    shapes: tuple[Shape, ...]
+    dtypes: tuple[str, ...]
+    symbols: tuple[tuple[keras.KerasTensor, Ref], ...]
+    codes: tuple[Code, ...] = ()
+    structure: tuple[Any, Any] | None = None
+
+    def layers(self) -> dict[str, Any]:
+        """The layers and operations by path, each once, in order of their first call."""
+        found: dict[str, Any] = {}
+        for call in self.calls:
+            found.setdefault(call.path, call.operation)
+        return found
+
+    def run(
+        self,
+        inputs: Any,
+        taps: Mapping[int, Callable[[Call, Callable[[], Any], list[Any]], Any]] | None = None,
+    ) -> list[Any]:
+        """Runs the program on data, in inference mode.
+
+        Args:
+            inputs: What the model takes: an array or tensor, or a list or dict of them.
+            taps: For calls by their number, a function `(call, compute, flat inputs)` that returns
+                the call's output; `compute()` calls the layer.
+
+        Returns:
+            The model's outputs, flattened.
+        """
+        return self.run_flat(self.flat_inputs(inputs), taps)
+
+    def flat_inputs(self, inputs: Any) -> list[Any]:
+        """Returns what the model takes as the flat list of its input tensors."""
+        if self.functional is not None:
+            return _keras.standardize_inputs(self.functional, inputs)
+        dtypes = [self.dtypes[ref.index] for ref in self.inputs]
+        return list(map(keras.ops.cast, keras.tree.flatten(inputs), dtypes))
+
+    def run_flat(
+        self,
+        inputs: list[Any],
+        taps: Mapping[int, Callable[[Call, Callable[[], Any], list[Any]], Any]] | None = None,
+    ) -> list[Any]:
+        """Runs the program as `run` does, on the flat list of its input tensors."""
+        values: dict[int, Any] = {}
+        for ref, value in zip(self.inputs, inputs, strict=True):
+            values[ref.index] = value
+        for number, call in enumerate(self.calls):
+            args, kwargs = fill(call, values)
+            if "training" not in kwargs and "training" in getattr(
+                call.operation, "call_signature_parameters", ()
+            ):
+                kwargs["training"] = False
+
+            def compute(call: Call = call, args: Any = args, kwargs: Any = kwargs) -> Any:
+                return call.operation(*args, **kwargs)
+
+            tap = (taps or {}).get(number)
+            if tap is None:
+                result = compute()
+            else:
+                result = tap(call, compute, [values[ref.index] for ref in call.inputs])
+            for ref, value in zip(call.outputs, leaves_of(result), strict=True):
+                values[ref.index] = value
+        return [values[ref.index] for ref in self.outputs]
+
+
+def fill(call: Call, values: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns a call's arguments with `values` (by number of the tensor) in the place of `Ref`s."""
+
+    def value(leaf: Any) -> Any:
+        return values[leaf.index] if isinstance(leaf, Ref) else leaf
+
+    args, kwargs = keras.tree.map_structure(value, (call.args, dict(call.kwargs)))
+    return args, kwargs
+
+
+def leaves_of(structure: Any) -> list[Any]:
+    """Returns what a nested structure holds, flattened."""
+    return list(keras.tree.flatten(structure))
