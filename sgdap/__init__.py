@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from sgdap.graph import channel_graph as channel_graph
     from sgdap.graph import register_rule as register_rule
     from sgdap.guidance import ActivationGuidance as ActivationGuidance
+    from sgdap.guidance import BatchNormScaleGuidance as BatchNormScaleGuidance
     from sgdap.guidance import CorrelationGuidance as CorrelationGuidance
+    from sgdap.guidance import FPGMGuidance as FPGMGuidance
     from sgdap.guidance import Guidance as Guidance
     from sgdap.guidance import LassoGuidance as LassoGuidance
     from sgdap.guidance import MagnitudeGuidance as MagnitudeGuidance
     from sgdap.guidance import RandomGuidance as RandomGuidance
     from sgdap.guidance import SecondOrderGuidance as SecondOrderGuidance
+    from sgdap.guidance import TaylorGuidance as TaylorGuidance
     from sgdap.guidance import register_guidance as register_guidance
     from sgdap.planning import Budget as Budget
     from sgdap.planning import Plan as Plan
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from sgdap.statistics import activation_statistics as activation_statistics
     from sgdap.statistics import collect_statistics as collect_statistics
     from sgdap.surgery import apply as apply  # type: ignore[no-redef]  # its module's name too
+    from sgdap.surgery import functional as functional  # type: ignore[no-redef]  # likewise
 
 __version__ = "0.1.0"
 
@@ -48,12 +52,15 @@ _HOMES = {
     "graph": ["ChannelGraph", "ChannelGroup", "channel_graph", "register_rule"],
     "guidance": [
         "ActivationGuidance",
+        "BatchNormScaleGuidance",
         "CorrelationGuidance",
+        "FPGMGuidance",
         "Guidance",
         "LassoGuidance",
         "MagnitudeGuidance",
         "RandomGuidance",
         "SecondOrderGuidance",
+        "TaylorGuidance",
         "register_guidance",
     ],
     "planning": ["Budget", "Plan", "plan"],
@@ -65,7 +72,7 @@ _HOMES = {
         "activation_statistics",
         "collect_statistics",
     ],
-    "surgery": ["apply"],
+    "surgery": ["apply", "functional"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -28,6 +28,11 @@ def node_of(operation: Any, index: int) -> Any:
 def node_arguments(node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns the positional and keyword arguments that a node's operation was called with."""
     return node.arguments.args, node.arguments.kwargs
+
+
+def write_node_arguments(node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Gives a node other arguments; its tensors must be the same."""
+    node.arguments = type(node.arguments)(*args, **kwargs)
 
 
 def functional_of(model: Any) -> Any | None:
@@ -62,14 +67,17 @@ def set_shape(tensor: keras.KerasTensor, shape: tuple[int | None, ...]) -> None:
         record[0]._batch_shape = shape
 
 
-def forget_build_shapes(model: Any) -> None:
-    """Drops the input shapes that the models inside a model were once built with.
+def forget_build_shapes(model: Any, composites: Iterable[Any] = ()) -> None:
+    """Drops the input shapes that the models and `composites` in a model were once built with.
 
     They would be saved and used to build the loaded model, whose widths differ by now; Keras
     reads the shapes of these models from their input layers as well.
     """
     for layer in model._flatten_layers():
         if isinstance(layer, keras.Model) and layer is not model:
+            layer._build_shapes_dict = None
+    for layer in composites:
+        if layer is not model:
             layer._build_shapes_dict = None
 
 
@@ -79,9 +87,44 @@ def flatten_layers(layer: Any) -> Iterator[Any]:
 
 
 def layer_variables(layer: Any) -> list[Any]:
-    """Returns all variables of a layer in a fixed order: weights, then random seeds' states."""
+    """Returns all variables of a layer in a fixed order.
+
+    First its weights, then the states of random seeds, then those of stateful recurrent layers,
+    which Keras does not count among a layer's variables.
+    """
     seen = {id(v) for v in layer.weights}
-    return [*layer.weights, *(v for v in layer.variables if id(v) not in seen)]
+    others = [v for v in layer.variables if id(v) not in seen]
+    return [*layer.weights, *others, *_recurrent_states(layer)]
+
+
+def _recurrent_states(layer: Any) -> list[Any]:
+    return [
+        state
+        for inner in layer._flatten_layers()
+        if isinstance(inner, keras.layers.RNN)
+        for state in keras.tree.flatten(inner.states)
+        if state is not None
+    ]
+
+
+@contextlib.contextmanager
+def recurrent_states_kept(model: Any) -> Iterator[None]:
+    """Within, a model can be run without leaving a trace in its stateful recurrent layers."""
+    states = _recurrent_states(model)
+    before = [state.numpy() for state in states]
+    try:
+        yield
+    finally:
+        for state, value in zip(states, before, strict=True):
+            state.assign(value)
+
+
+def copy_trainable(old: Any, new: Any) -> None:
+    """Freezes in `new` the inner layers that are frozen in `old`; configs do not tell of all."""
+    before, after = list(old._flatten_layers()), list(new._flatten_layers())
+    for one, other in zip(before, after, strict=True):
+        if one.trainable != other.trainable:
+            other.trainable = one.trainable
 
 
 _KEPT_ATTRIBUTES = ("name", "_name", "_inbound_nodes", "_outbound_nodes", "_path", "_parent_path")
@@ -154,6 +197,18 @@ def operation_class(function: Any, *arguments: Any) -> type:
     record = history(outputs[0])
     assert record is not None
     return type(record[0])
+
+
+def mask_of(tensor: Any) -> Any:
+    """Returns the mask that Keras attached to a tensor, or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def copy_mask(source: Any, target: Any) -> None:
+    """Gives a tensor the mask that Keras attached to another one, if any."""
+    mask = mask_of(source)
+    if mask is not None:
+        target._keras_mask = mask
 
 
 def application_layers() -> tuple[type, type]:

@@ -24,6 +24,7 @@ from sgdap.planning.planner import (
     prunable_groups,
 )
 from sgdap.planning.schedule import Schedule, StepSchedule, get_schedule
+from sgdap.planning.widths import width_rules
 from sgdap.statistics.collect import check_calibration_data, collect_statistics
 from sgdap.statistics.data import reusable
 from sgdap.statistics.reservoir import Reservoir
@@ -118,6 +119,9 @@ class SGDAPCallback(keras.callbacks.Callback):
         reconstruction: Whether the weights of the next layers are refitted.
         layers: Names or patterns of the layers whose channels may leave; None: all.
         min_channels: No group gets narrower than this.
+        round_to: Groups that shrink get a multiple of this many channels.
+        overrides: For names or patterns of layers the share of their channels to keep, as in
+            `sgdap.plan`.
         jit_compile: `"auto"` measures after the first round whether XLA pays for itself in the
             steps that are left (a model compiled with XLA stays so); True or False decide; None
             leaves the model's setting.
@@ -163,6 +167,8 @@ class SGDAPCallback(keras.callbacks.Callback):
         reconstruction: bool = True,
         layers: Sequence[str] | None = None,
         min_channels: int = 1,
+        round_to: int = 1,
+        overrides: Mapping[str, float] | None = None,
         jit_compile: str | bool | None = "auto",
         seed: int = 0,
         verbose: int = 1,
@@ -187,6 +193,7 @@ class SGDAPCallback(keras.callbacks.Callback):
             ("final_finetune_epochs", final_finetune_epochs, 0),
             ("samples", samples, 5),
             ("min_channels", min_channels, 1),
+            ("round_to", round_to, 1),
         ):
             check_integer(name, value, least)
         if mode not in ("auto", "min", "max"):
@@ -213,6 +220,8 @@ class SGDAPCallback(keras.callbacks.Callback):
         self.reconstruction = reconstruction
         self.layers = layers
         self.min_channels = min_channels
+        self.round_to = round_to
+        self.overrides = overrides
         self.jit_compile = jit_compile
         self.seed = seed
         self.verbose = verbose
@@ -233,7 +242,8 @@ class SGDAPCallback(keras.callbacks.Callback):
                 )
             self._steps = StepSchedule(self.schedule, self._last_round_epoch() * self._per_epoch())
         self._final = self.budget or Budget(flops=1 - self._steps.final if self._steps else None)
-        check_budget_can_be_met(graph, groups, self._final, self.min_channels)
+        self._rules = width_rules(groups, self.min_channels, self.round_to, self.overrides)
+        check_budget_can_be_met(graph, groups, self._final, self._rules)
         self._epochs = self._round_epochs()
         self._data: Any = None
         if self.calibration_data is not None:
@@ -403,7 +413,7 @@ class SGDAPCallback(keras.callbacks.Callback):
             groups=prunable_groups(graph, self.layers),
             allocation=self.allocation,
             reconstruction=self.reconstruction,
-            min_channels=self.min_channels,
+            rules=self._rules,
         )
         prune_by_plan(graph, self.plan)
         self._best = None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, ops
 
 from sgdap import _keras
 
@@ -25,6 +25,17 @@ SOME_RANKS = {
     "depthwise_convolution": (1, 2),
     "separable_convolution": (1, 2),
     "recurrent": (1,),
+    "cells": (1,),
+    "bidirectional": (1,),
+    "convolutional_recurrent": (2, 3),
+    "time_distributed": (1, 2, 3),
+    "multi_head_attention": (1, 2),
+    "grouped_query_attention": (1,),
+    "attention": (1,),
+    "dot": (1, 2),
+    "masking": (1,),
+    "image": (2,),
+    "reversible_embedding": (0, 1),
     "embedding": (0, 1),
     "repeat_vector": (0,),
 }
@@ -145,9 +156,169 @@ def recurrent(tensors, n):
 
 
 @step
+def cells(tensors, n):
+    x = tensors[-1]
+    if len(x.shape) != 3:
+        return None
+    made = [layers.LSTMCell(4), layers.GRUCell(3, reset_after=n % 2 > 0), layers.SimpleRNNCell(5)]
+    cell = pick((made[0], made[1], made[2], made, layers.StackedRNNCells(made[::-1])), n)
+    y = layers.RNN(cell, return_state=n % 3 == 0, return_sequences=n % 2 == 0)(x)
+    return y if n % 3 else layers.Concatenate()([y[-1], y[-2]])
+
+
+@step
+def bidirectional(tensors, n):
+    x = tensors[-1]
+    if len(x.shape) != 3:
+        return None
+    mode = pick(("concat", "sum", "mul", "ave", None), n)
+    inner = pick((layers.LSTM, layers.GRU, layers.SimpleRNN), n // 5)(
+        3 + n % 3, return_sequences=n % 2 == 0, return_state=n % 4 == 3
+    )
+    backward = None
+    if n % 3 == 1:
+        backward = type(inner).from_config({**inner.get_config(), "go_backwards": True})
+    y = layers.Bidirectional(inner, merge_mode=mode, backward_layer=backward)(x)
+    return layers.Add()(list(y[:2])) if mode is None else y[0] if n % 4 == 3 else y
+
+
+@step
+def convolutional_recurrent(tensors, n):
+    x = tensors[-1]
+    if spatial_rank(x) not in (2, 3) or not is_small(x):
+        return None
+    if spatial_rank(x) == 3 and n % 2:
+        x = layers.Reshape((1, *x.shape[1:]))(x)
+    layer = getattr(layers, f"ConvLSTM{spatial_rank(x) - 1}D")
+    return layer(3, 2, padding="same", strides=1 + n % 3 // 2, return_sequences=n % 4 > 1)(x)
+
+
+@step
+def time_distributed(tensors, n):
+    x = tensors[-1]
+    rank = spatial_rank(x)
+    if not 0 < rank < 4:
+        return None
+    inner = [layers.Dense(4, "relu"), layers.BatchNormalization()]
+    if rank > 1:
+        inner = [getattr(layers, f"Conv{rank - 1}D")(4, 2, activation="tanh"), *inner]
+        inner += [getattr(layers, f"DepthwiseConv{rank - 1}D")(2), layers.Flatten()]
+    if rank > 1 and min(x.shape[2:-1]) < 2:
+        inner = inner[1:3]
+    return layers.TimeDistributed(pick(inner, n))(x)
+
+
+@step
+def spectral_normalization(tensors, n):
+    x = tensors[-1]
+    layer = spatial_layer("Conv", x)
+    inner = layers.Dense(4, "relu") if layer is None or n % 2 else layer(4, 1)
+    if n % 3 == 2 and spatial_rank(x) in (1, 2):
+        inner = spatial_layer("DepthwiseConv", x)(1, depth_multiplier=2)
+    return layers.SpectralNormalization(inner)(x)
+
+
+@step
+def multi_head_attention(tensors, n):
+    x = tensors[-1]
+    if spatial_rank(x) not in (1, 2) or not is_small(x):
+        return None
+    layer = layers.MultiHeadAttention(
+        2 + n % 2,
+        4,
+        value_dim=pick((None, 3, 5), n),
+        use_bias=n % 4 > 0,
+        output_shape=pick((None, 5), n),
+        use_gate=n % 5 == 1,
+    )
+    other = pick((x, layers.Dense(5)(x)), n // 2)
+    y = layer(
+        x,
+        other,
+        pick((None, layers.Dense(3)(x)), n // 3),
+        use_causal_mask=len(x.shape) == 3 and n % 3 == 2,
+    )
+    return layers.Add()([x, y]) if y.shape == x.shape and n % 4 > 1 else y
+
+
+@step
+def grouped_query_attention(tensors, n):
+    x = tensors[-1]
+    if len(x.shape) != 3:
+        return None
+    layer = layers.GroupQueryAttention(
+        4, *pick(((6, 3), (4, 1), (3, 3)), n), use_bias=n % 2 > 0, use_gate=n % 4 == 1
+    )
+    if n % 3 == 2:
+        y, scores = layer(x, x, layers.Dense(5)(x), return_attention_scores=True)
+        return layers.Permute((2, 3, 1))(scores) if n % 2 else y
+    return layer(x, pick((x, layers.Dense(x.shape[-1])(x)), n // 2))
+
+
+@step
+def attention(tensors, n):
+    x = tensors[-1]
+    if len(x.shape) != 3:
+        return None
+    mode = pick(("dot", "concat"), n // 2)
+    layer = layers.Attention(use_scale=n % 3 > 0, score_mode=mode)
+    if n % 2:
+        layer = layers.AdditiveAttention(use_scale=n % 3 > 0)
+    key = layers.Dense(x.shape[-1])(x)
+    return layer([x, key] if n % 4 < 2 else [x, layers.Dense(4)(x), key])
+
+
+@step
+def dot(tensors, n):
+    x = tensors[-1]
+    if spatial_rank(x) not in (1, 2) or not is_small(x):
+        return None
+    if n % 3 == 1:
+        return layers.Dot((1, 1))([x, layers.Dense(3)(x)])
+    return layers.Dot(-1, normalize=n % 3 == 2)([x, layers.Dense(x.shape[-1])(x)])
+
+
+@step
+def image(tensors, n):
+    x = tensors[-1]
+    if spatial_rank(x) != 2 or min(x.shape[1:-1]) < 3:
+        return None
+    layer = pick(
+        (
+            layers.CenterCrop(3, 3),
+            layers.Resizing(4, 4),
+            layers.RandomBrightness(0.2),
+            layers.RandomContrast(0.2),
+            layers.RandomCrop(3, 3),
+            layers.RandomFlip(),
+            layers.RandomRotation(0.2),
+            layers.RandomTranslation(0.2, 0.2),
+            layers.RandomZoom(0.2),
+        ),
+        n,
+    )
+    return layer(x)
+
+
+@step
+def reversible_embedding(tensors, n):
+    x = tensors[-1]
+    if len(x.shape) > 3:
+        return None
+    layer = layers.ReversibleEmbedding(
+        5, 4, tie_weights=n % 2 > 0, logit_soft_cap=pick((None, 2), n)
+    )
+    if n % 3 == 1:
+        return layer(layers.Dense(4)(x), reverse=True)
+    tokens = keras.ops.cast(keras.ops.clip(keras.ops.abs(x) * 3, 0, 4), "int32")
+    y = layer(tokens)
+    return layers.Concatenate()([y, layer(y, reverse=True)]) if n % 3 == 2 else y
+
+
+@step
 def embedding(tensors, n):
     x = tensors[-1]
-    tokens = keras.ops.cast(keras.ops.clip(keras.ops.abs(x) * 3, 0, 4), "int32")
+    tokens = ops.cast(ops.clip(ops.abs(x) * 3, 0, 4), "int32")
     return layers.Embedding(5, 3 + n % 2)(tokens) if len(x.shape) < 4 else None
 
 
@@ -190,6 +361,67 @@ def nested(tensors, n):
     return inner(inner(x)) if n % 2 and n % 3 else inner(x)
 
 
+# Code of the user's own
+
+
+@keras.saving.register_keras_serializable("tests")
+class Composite(layers.Layer):
+    """Layers of the user's own in a `call` of the user's own: a tail, a residual, or neither."""
+
+    def __init__(self, kind: str, width: int, **kwargs):
+        super().__init__(**kwargs)
+        self.kind, self.width = kind, width
+        self.parts = [layers.BatchNormalization(name="norm")]
+        if kind != "passing":
+            self.parts += [layers.Dense(5, "relu", name="in"), layers.Dense(width, name="out")]
+
+    def call(self, x, training=None):
+        y = x
+        for part in self.parts:
+            y = part(y, training=training) if part.name == "norm" else part(y)
+        if self.kind == "residual":
+            return ops.relu(x + y)
+        return ops.reshape(y, (ops.shape(x)[0], *y.shape[1:-1], y.shape[-1]))
+
+    def get_config(self):
+        return {**super().get_config(), "kind": self.kind, "width": self.width}
+
+
+@keras.saving.register_keras_serializable("tests")
+class OwnModel(keras.Model):
+    """A model with a `call` of its own: some model or layer, then dense layers in a list."""
+
+    def __init__(self, body=None, **kwargs):
+        super().__init__(**kwargs)
+        self.body = body or layers.Dense(4, "tanh", name="before")
+        self.parts = [
+            self.body,
+            layers.Dense(6, "relu", name="after"),
+            layers.Dense(3, name="last"),
+        ]
+
+    def call(self, x, training=False):
+        for part in self.parts:
+            x = part(x)
+        if training:
+            x = x + 0.0
+        return x / ops.sqrt(float(x.shape[-1]))
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+@step
+def composite(tensors, n):
+    x = tensors[-1]
+    return Composite(pick(("passing", "tail", "residual"), n), x.shape[-1])(x)
+
+
+@step
+def own_model(tensors, n):
+    return OwnModel()(tensors[-1])
+
+
 # Layers that channels pass
 
 
@@ -229,6 +461,7 @@ _same_shape("alpha_dropout", lambda x, n: layers.AlphaDropout(0.5))
 _same_shape("gaussian_dropout", lambda x, n: layers.GaussianDropout(0.5))
 _same_shape("gaussian_noise", lambda x, n: layers.GaussianNoise(0.5))
 _same_shape("activity_regularization", lambda x, n: layers.ActivityRegularization(l2=1e-3))
+_same_shape("masking", lambda x, n: layers.Masking())
 _same_shape("identity", lambda x, n: layers.Identity())
 
 
@@ -251,6 +484,8 @@ def is_small(x: keras.KerasTensor) -> bool:
 
 _spatial("max_pooling", lambda layer, n: layer(2, padding="same", strides=1 + n % 2))
 _spatial("average_pooling", lambda layer, n: layer(2, padding="same", strides=1 + n % 2))
+_spatial("adaptive_max_pooling", lambda layer, n: layer(2), lambda x: min(x.shape[1:-1]) > 1)
+_spatial("adaptive_average_pooling", lambda layer, n: layer(2), lambda x: min(x.shape[1:-1]) > 1)
 _spatial("global_max_pooling", lambda layer, n: layer(keepdims=n % 2 == 0))
 _spatial("global_average_pooling", lambda layer, n: layer(keepdims=n % 2 == 0))
 _spatial("zero_padding", lambda layer, n: layer(1), is_small)
@@ -306,6 +541,198 @@ def operator(tensors, n):
     return pick((lambda: x + other, lambda: x * other, lambda: other - x), n // 3)()
 
 
+# keras.ops on symbolic tensors
+
+
+def _operation(name: str, make: Callable) -> None:
+    STEPS[f"ops_{name}"] = lambda tensors, n: make(tensors[-1], n)
+
+
+def _inner(x: keras.KerasTensor) -> tuple[int, ...]:
+    return tuple(x.shape[1:])
+
+
+def _rolled(x: keras.KerasTensor, n: int) -> list[int]:
+    axes = list(range(1, len(x.shape)))
+    return [0, *axes[n % len(axes) :], *axes[: n % len(axes)]]
+
+
+def _split(x, n):
+    half = x.shape[-1] // 2
+    whole = ops.split(x, 2, -1) if x.shape[-1] % 2 == 0 and n % 2 else ops.split(x, [half], -1)
+    if half == 0:
+        return None
+    return pick((ops.concatenate(whole[::-1], -1), whole[0], whole[-1]), n // 2)
+
+
+def _spatial_sizes(x: keras.KerasTensor, n: int):
+    if spatial_rank(x) != 2 or not is_small(x):
+        return None
+    return ops.image.resize(x, (5, 3 + n % 2), "nearest" if n % 2 else "bilinear")
+
+
+UNARY = (
+    "relu6 gelu exp tanh square abs negative sigmoid silu softplus leaky_relu elu sign sin "
+    "cbrt floor stop_gradient log_sigmoid hard_tanh arctan log1p"
+).split()
+"""Operations that keep the shape."""
+REDUCTIONS = "mean sum max min var std prod logsumexp median norm".split()
+
+_operation("unary", lambda x, n: getattr(ops, pick(UNARY, n))(x / 3))
+_operation("more_unary", lambda x, n: getattr(ops, pick(UNARY[12:], n))(ops.abs(x)))
+_operation("clip", lambda x, n: ops.clip(x, -1, 1 + n))
+_operation("power", lambda x, n: pick((lambda: x**2, lambda: -x, lambda: 1 / (3 + x**2)), n)())
+_operation(
+    "reshape_all",
+    lambda x, n: (
+        ops.reshape(x, (-1, *pick(((math.prod(_inner(x)),), (*_inner(x), 1), (1, *_inner(x))), n)))
+        if n % 3 == 0 or len(x.shape) < 5
+        else None
+    ),
+)
+_operation(
+    "reshape_split",
+    lambda x, n: (
+        ops.reshape(
+            x, (-1, *x.shape[1:-1], *pick(((2, x.shape[-1] // 2), (x.shape[-1] // 2, 2)), n))
+        )
+        if x.shape[-1] % 2 == 0 and len(x.shape) < 5
+        else None
+    ),
+)
+_operation("transpose", lambda x, n: ops.transpose(x, _rolled(x, n)))
+_operation("swapaxes", lambda x, n: ops.swapaxes(x, 1, -1) if n % 2 else ops.moveaxis(x, -1, 1))
+_operation("expand", lambda x, n: ops.squeeze(ops.expand_dims(x, 1 + n % 2), 1 + n % 2))
+_operation(
+    "stack",
+    lambda x, n: (
+        ops.stack([x, pick((x * 2, layers.Dense(x.shape[-1])(x)), n)], 1 + n % 2)
+        if len(x.shape) < 5
+        else None
+    ),
+)
+_operation("concatenate", lambda x, n: ops.concatenate([x, layers.Dense(3)(x)], -1))
+_operation("split", _split)
+_operation("unstack", lambda x, n: ops.unstack(x, axis=1)[0] if len(x.shape) > 2 else None)
+_operation(
+    "array_split", lambda x, n: ops.array_split(x, 2, -1)[n % 2] if x.shape[-1] > 1 else None
+)
+_operation(
+    "slice_channels",
+    lambda x, n: (
+        pick(
+            (
+                lambda: x[..., : -1 - n % 2],
+                lambda: x[..., 1:],
+                lambda: x[..., ::-1],
+                lambda: x[..., ::2],
+                lambda: x[:, None, ..., -3:],
+            ),
+            n,
+        )()
+        if x.shape[-1] > 3 and len(x.shape) < 5
+        else None
+    ),
+)
+_operation(
+    "slice_positions",
+    lambda x, n: (
+        pick((lambda: x[:, 0], lambda: x[:, ::2], lambda: x[:, 1:]), n)()
+        if len(x.shape) > 2 and x.shape[1] > 1
+        else None
+    ),
+)
+_operation(
+    "take",
+    lambda x, n: (
+        ops.take(x, pick(([0, 2], np.array([2, 1, 0])), n), -1 if n % 3 else 1)
+        if x.shape[-1] > 2 and x.shape[1] > 2
+        else None
+    ),
+)
+_operation("flip", lambda x, n: ops.flip(x, -1 if n % 2 else 1))
+_operation("roll", lambda x, n: ops.roll(x, 1, -1 if n % 2 else 1))
+_operation(
+    "repeat",
+    lambda x, n: ops.repeat(x, 2, -1) if n % 2 else ops.tile(x, (1,) * (len(x.shape) - 1) + (2,)),
+)
+_operation(
+    "pad",
+    lambda x, n: (
+        ops.pad(x, [(0, 0)] * (len(x.shape) - 2) + [(1, 0), (0, n % 2)])
+        if len(x.shape) > 2
+        else ops.pad(x, ((0, 0), (1, 1)))
+    ),
+)
+_operation(
+    "reduce",
+    lambda x, n: (
+        getattr(ops, pick(REDUCTIONS, n))(x / 2, axis=1, keepdims=n % 3 == 0)
+        if len(x.shape) > 2
+        else None
+    ),
+)
+_operation(
+    "reduce_channels",
+    lambda x, n: x * getattr(ops, pick(REDUCTIONS, n))(x / 4, axis=-1, keepdims=True),
+)
+_operation(
+    "any",
+    lambda x, n: ops.cast(pick((ops.any, ops.all), n)(x > 0, axis=1, keepdims=True), "float32") * x,
+)
+_operation(
+    "softmax",
+    lambda x, n: pick((ops.softmax, ops.log_softmax, ops.normalize), n)(x, axis=1 if n % 2 else -1),
+)
+_operation(
+    "where",
+    lambda x, n: ops.where(x > 0.1 * n, x, pick((0.0, x * 0.1, layers.Dense(x.shape[-1])(x)), n)),
+)
+_operation(
+    "compare",
+    lambda x, n: (
+        x * ops.cast(pick((ops.less, ops.greater_equal, ops.not_equal), n)(x, 0.3), "float32")
+    ),
+)
+_operation(
+    "max_pool",
+    lambda x, n: (
+        pick((ops.max_pool, ops.average_pool), n)(x, 2, 1 + n % 2, "same")
+        if 0 < spatial_rank(x) < 3
+        else None
+    ),
+)
+_operation("resize", _spatial_sizes)
+_operation(
+    "argmax", lambda x, n: ops.one_hot(ops.argmax(x, axis=-1), 4) if len(x.shape) < 5 else None
+)
+_operation("sort", lambda x, n: pick((ops.sort, ops.cumsum), n)(x, axis=1 if n % 4 < 2 else -1))
+_operation("broadcast", lambda x, n: ops.max(x, 0, keepdims=True) * 0.1 + x)
+_operation("constant", lambda x, n: x + np.arange(x.shape[-1], dtype="float32"))
+
+
+@step
+def ops_product(tensors, n):
+    """Attention by hand: contracted channels, channels that pass."""
+    x = tensors[-1]
+    if len(x.shape) != 3:
+        return None
+    q, k, v = (layers.Dense(4 + (part == 2))(x) for part in range(3))
+    if n % 3 == 0:
+        return ops.softmax(q @ ops.swapaxes(k, 1, 2)) @ v
+    scores = ops.einsum("bqc,bkc->bqk", q, k)
+    if n % 3 == 1:
+        return ops.einsum("bqk,bkc->bqc", scores, v)
+    return ops.matmul(ops.transpose(v, (0, 2, 1)), q)
+
+
+@step
+def ops_constant_product(tensors, n):
+    x = tensors[-1]
+    matrix = np.random.default_rng(n).normal(size=(x.shape[-1], 4)).astype("float32")
+    return pick((ops.matmul, ops.dot), n)(x, matrix) if n % 3 else ops.tensordot(x, matrix, 1)
+
+
 @step
 def concatenate(tensors, n):
     x = tensors[-1]
@@ -321,7 +748,7 @@ def assemble(spatial: int, recipe: Sequence[tuple[str, int]]) -> keras.Model:
     first = "convolution" if spatial else "dense"
     for name, number in [(first, 1), *recipe, ("dense", 1)]:
         made = STEPS[name](tensors, number)
-        if made is not None and math.prod(made.shape[1:]) <= 3000:
+        if made is not None and 0 < math.prod(made.shape[1:]) <= 3000:
             tensors.append(made)
     model = keras.Model(tensors[0], layers.Dense(2, name="end")(tensors[-1]))
     randomise(model, len(recipe))
@@ -407,8 +834,14 @@ def outputs(model: keras.Model, x) -> np.ndarray:
 
 def all_layers(model: keras.Model) -> Iterator[layers.Layer]:
     """All layers, those of nested models too, in a fixed order."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
+    for layer in [model] if isinstance(model, OwnModel) else model.layers:
+        if isinstance(layer, Composite):
+            yield from layer.parts
+        elif isinstance(layer, OwnModel):
+            whole = isinstance(layer.body, keras.Model)
+            yield from all_layers(layer.body) if whole else [layer.body]
+            yield from layer.parts[1:]
+        elif isinstance(layer, keras.Model):
             yield from all_layers(layer)
         else:
             yield layer

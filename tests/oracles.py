@@ -9,9 +9,11 @@ import numpy as np
 from keras import layers
 
 from sgdap import _keras
-from tests.models import outputs
+from tests.models import all_layers, outputs
 
-RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
+CELLS = (layers.SimpleRNNCell, layers.LSTMCell, layers.GRUCell)
+CONVOLVING = (layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D)
+RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN, layers.RNN, *CONVOLVING)
 TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 LINEAR = (
@@ -21,26 +23,77 @@ LINEAR = (
     layers.Conv3D,
     layers.EinsumDense,
     layers.Embedding,
+    layers.ReversibleEmbedding,
     *RECURRENT,
     *TRANSPOSED,
     *SEPARABLE,
 )
 """What makes channels or reads them."""
 
+HEADED = (layers.MultiHeadAttention, layers.GroupQueryAttention)
+"""Its projections are layers in it."""
+
+MEETING = (layers.Attention, layers.AdditiveAttention, layers.Dot)
+"""What reads the channels of two tensors against each other."""
+
+
+def every_layer(model: keras.Model) -> Iterator[layers.Layer]:
+    """All layers, those in wrappers and attention layers too, in a fixed order."""
+    for layer in all_layers(model):
+        yield from _keras.flatten_layers(layer)
+
+
+def _product_classes() -> tuple[type, ...]:
+    x = keras.Input(batch_shape=(2, 2))
+    calls = (keras.ops.matmul, keras.ops.dot, lambda a, b: keras.ops.tensordot(a, b, 1))
+    made = [call(x, x) for call in calls] + [keras.ops.einsum("ab,bc->ac", x, x)]
+    return tuple(type(keras.Model(x, y).operations[-1]) for y in made)
+
+
+PRODUCTS = _product_classes()
+"""Operations that contract axes of two tensors."""
+
 
 @contextmanager
-def each_linear_call(watch: Callable) -> Iterator[None]:
-    """Within, `watch(layer, x, compute)` stands in for each call of a Dense or convolution."""
+def each_product(watch: Callable) -> Iterator[None]:
+    """Within, `watch(x, y, axis of y, compute)` stands in for each contraction of x's last axis."""
 
     def watched(original: Callable) -> Callable:
-        def call(self, inputs, *args, **kwargs):
-            return watch(self, inputs, lambda x: original(self, x, *args, **kwargs))
+        def call(self, *operands):
+            second = -1 if "kc->bqk" in getattr(self, "subscripts", "") else -2
+            return watch(*operands, second, lambda x, y: original(self, x, y))
 
         return call
 
     with ExitStack() as stack:
-        for layer_class in LINEAR:
-            stack.enter_context(mock.patch.object(layer_class, "call", watched(layer_class.call)))
+        for operation_class in PRODUCTS:
+            stack.enter_context(
+                mock.patch.object(operation_class, "call", watched(operation_class.call))
+            )
+        yield
+
+
+@contextmanager
+def each_call(watch: Callable) -> Iterator[None]:
+    """Within, `watch(layer, inputs, compute, kwargs)` stands in for calls of these layers."""
+    running: list[int] = []
+
+    def watched(original: Callable) -> Callable:
+        def call(self, inputs, *args, **kwargs):
+            if id(self) in running:  # a class that calls the one it is derived from
+                return original(self, inputs, *args, **kwargs)
+            running.append(id(self))
+            try:
+                return watch(self, inputs, lambda x: original(self, x, *args, **kwargs), kwargs)
+            finally:
+                running.pop()
+
+        return call
+
+    with ExitStack() as stack:
+        originals = {layer_class: layer_class.call for layer_class in (*LINEAR, *MEETING, *HEADED)}
+        for layer_class, original in originals.items():
+            stack.enter_context(mock.patch.object(layer_class, "call", watched(original)))
         yield
 
 
@@ -50,44 +103,175 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
     Which filters are gone is seen in the kernels; what reads them, by disturbing them and watching
     which inputs of the other layers change.
     """
-    pairs = zip(_keras.flatten_layers(model), _keras.flatten_layers(slim), strict=True)
-    lost = {id(old): lost_filters(old, new) for old, new in pairs if isinstance(old, LINEAR)}
-    clean: list[tuple[np.ndarray, np.ndarray]] = []
+    lost, inner = lost_channels(model, slim)
+    clean: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
+    products: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def record(layer, inputs, compute):
+    def record(layer, inputs, compute, kwargs):
         result = compute(inputs)
-        clean.append((inputs.numpy(), result.numpy()))
+        if isinstance(layer, HEADED):
+            return result
+        clean.append((arrays(inputs), arrays(result)))
         return result
 
-    with each_linear_call(record):
+    def record_product(first, second, axis, compute):
+        products.append((np.array(first), np.array(second)))
+        return compute(first, second)
+
+    with each_call(record), each_product(record_product):
         expected = outputs(model, x)
 
-    def touched_by(disturbance: Callable) -> list[np.ndarray]:
+    def touched_by(disturbance: Callable) -> tuple[list[np.ndarray], list[np.ndarray]]:
         touched: list[np.ndarray] = []
+        contracted: list[np.ndarray] = []
 
-        def disturb(layer, inputs, compute):
-            before, result = clean[len(touched)]
-            changed = before != inputs.numpy()
-            touched.append(changed.any(axis=tuple(range(changed.ndim - 1))))
-            return keras.ops.where(lost[id(layer)], disturbance(result), result)
+        def disturb(layer, inputs, compute, kwargs):
+            if isinstance(layer, HEADED):
+                result = compute(inputs)
+                if not kwargs.get("return_attention_scores"):
+                    return result
+                scores, heads = result[1], lost[id(layer)][:, None, None]
+                return result[0], keras.ops.where(heads, disturbance(scores.numpy()), scores)
+            before, results = clean[len(touched)]
+            axes = read_axes(layer, before)
+            # Along an axis of positions, a channel that is lost changes a part of each index.
+            whole = np.all if isinstance(layer, layers.Dot) else np.any
+            changed = [
+                whole(one != other, axis=tuple(i for i in range(one.ndim) if i != axis % one.ndim))
+                for one, other, axis in zip(before, arrays(inputs), axes, strict=True)
+                if axis is not None
+            ]
+            touched.append(np.logical_or.reduce(changed))
+            if isinstance(layer, MEETING):
+                return compute(
+                    [
+                        y if axis is None else replaced(y, one, touched[-1], axis)
+                        for y, one, axis in met(layer, inputs, before)
+                    ]
+                )
+            masks = lost_of_results(layer, lost, results, kwargs)
+            disturbed = [
+                keras.ops.where(mask, disturbance(y), y)
+                for mask, y in zip(masks, results, strict=True)
+            ]
+            return disturbed[0] if len(disturbed) == 1 else tuple(disturbed)
 
-        with each_linear_call(disturb):
+        def disturb_product(first, second, axis, compute):
+            before = products[len(contracted)]
+            changed = before[0] != np.array(first)
+            gone = changed.all(axis=tuple(range(changed.ndim - 1)))
+            contracted.append(gone)
+            along = gone if axis == -1 else gone[:, None]
+            return compute(
+                keras.ops.where(gone, before[0], first), keras.ops.where(along, before[1], second)
+            )
+
+        with each_call(disturb), each_product(disturb_product):
             found = outputs(model, x)
         np.testing.assert_array_equal(found, expected, "a removed channel is an output")
-        return touched
+        return touched, contracted
 
     # Noise does not show behind a unit that is dead, NaN not behind a maximum.
-    touched = list(map(np.logical_or, touched_by(noisy), touched_by(lambda y: y * np.nan)))
+    by_noise, by_nan = touched_by(noisy), touched_by(lambda y: y * np.nan)
+    touched, contracted = (
+        list(map(np.logical_or, one, other)) for one, other in zip(by_noise, by_nan, strict=True)
+    )
 
-    def mask(layer, inputs, compute):
-        stays = ~touched.pop(0)
-        if not isinstance(layer, layers.Embedding):
-            inputs = inputs * keras.ops.cast(stays, inputs.dtype)
-        with state_masked(layer, lost[id(layer)]):
+    def mask(layer, inputs, compute, kwargs):
+        if isinstance(layer, HEADED):
             return compute(inputs)
+        gone = touched.pop(0)
+        if isinstance(layer, MEETING):
+            before = arrays(inputs)
+            return compute(
+                [
+                    y if axis is None else replaced(y, np.zeros_like(one), gone, axis)
+                    for y, one, axis in met(layer, inputs, before)
+                ]
+            )
+        before_it, after_it = inner.get(id(layer), (None, None))
+        if before_it is not None:
+            inputs = inputs * ~before_it
+        elif not isinstance(layer, layers.Embedding) or kwargs.get("reverse"):
+            inputs = inputs * (~gone).astype("float32")
+        with state_masked(layer, lost):
+            result = compute(inputs)
+        return result if after_it is None else result * ~after_it
 
-    with each_linear_call(mask):
+    def mask_product(first, second, axis, compute):
+        return compute(first * (~contracted.pop(0)).astype("float32"), second)
+
+    with each_call(mask), each_product(mask_product):
         return outputs(model, x)
+
+
+def arrays(tensors) -> list[np.ndarray]:
+    return [np.asarray(tensor) for tensor in keras.tree.flatten(tensors)]
+
+
+def read_axes(layer: layers.Layer, inputs: list) -> list[int | None]:
+    """The axis of each input that the layer sums over; None: what is there passes."""
+    if isinstance(layer, layers.Dot):
+        return [layer.axes] * 2 if isinstance(layer.axes, int) else list(layer.axes)
+    if isinstance(layer, MEETING):  # query, value and key; a value alone is the key too
+        return [-1, -1] if len(inputs) == 2 else [-1, None, -1]
+    return [-1] * len(inputs)
+
+
+def met(layer: layers.Layer, inputs: list, before: list) -> list[tuple]:
+    """The inputs with what they were and the axes that are summed over, value and key apart."""
+    if isinstance(layer, layers.Dot):
+        return list(zip(inputs, before, read_axes(layer, inputs), strict=True))
+    query, value, *key = zip(inputs, before, strict=True)
+    return [(*query, -1), (*value, None), (*(key[0] if key else value), -1)]
+
+
+def replaced(tensor, other: np.ndarray, where: np.ndarray, axis: int) -> np.ndarray:
+    """A tensor with the values of another one at some indices along an axis."""
+    shape = [1] * other.ndim
+    shape[axis] = len(where)
+    return keras.ops.where(where.reshape(shape), other, tensor)
+
+
+def lost_channels(model: keras.Model, slim: keras.Model) -> tuple[dict, dict]:
+    """What `slim` lacks: channels by id of the layer, and what is lost inside attention layers.
+
+    For a projection inside an attention layer, the second holds what to mask of its input and of
+    its output.
+    """
+    lost: dict[int, np.ndarray] = {}
+    inner: dict[int, tuple] = {}
+    for old, new in zip(every_layer(model), every_layer(slim), strict=True):
+        if isinstance(old, HEADED):
+            mine, other = ({x.name: x for x in _keras.flatten_layers(y)} for y in (old, new))
+            # The query's weights are scaled where key dimensions left, so the key's tell.
+            keys = lost_along(mine["key"].kernel, other["key"].kernel, -1)
+            values = lost_along(mine["value"].kernel, other["value"].kernel, -1)
+            heads = lost_along(mine["attention_output"].kernel, other["attention_output"].kernel, 0)
+            for name in {"query", "key", "value", "gate"} & set(mine):
+                lost[id(mine[name])] = np.zeros(1, bool)
+            lost[id(old)] = heads
+            inner[id(mine["query"])] = (None, keys)
+            inner[id(mine["attention_output"])] = (heads[:, None] | values, None)
+        elif isinstance(old, (*LINEAR, *CELLS)) and id(old) not in lost and not is_stack(old):
+            lost[id(old)] = lost_filters(old, new)
+    return lost, inner
+
+
+def is_stack(layer: layers.Layer) -> bool:
+    """Whether it is a recurrent layer of several cells, each of which tells for itself."""
+    return isinstance(getattr(layer, "cell", None), layers.StackedRNNCells)
+
+
+def lost_of_results(layer, lost: dict, results: list, kwargs: dict) -> list[np.ndarray]:
+    """Which channels, along the last axis, each result of a layer has lost."""
+    if kwargs.get("reverse"):
+        return [np.zeros(1, bool)]
+    if is_stack(layer):
+        cells = layer.cell.cells
+        states = [lost[id(cell)] for cell in cells for _ in keras.tree.flatten(cell.state_size)]
+        return [lost[id(cells[-1])], *states][: len(results)]
+    return [lost[id(layer)]] * len(results)
 
 
 def noisy(result: np.ndarray) -> np.ndarray:
@@ -98,12 +282,20 @@ def noisy(result: np.ndarray) -> np.ndarray:
 
 
 def lost_filters(old: layers.Layer, new: layers.Layer) -> np.ndarray:
-    """Which filters of a layer its slim version lacks; each is known by its random weights.
+    """Which filters of a layer its slim version lacks; each is known by its random weights."""
+    return lost_along(filters_of(old), filters_of(new), 0)
+
+
+def lost_along(before, after, axis: int) -> np.ndarray:
+    """Which indices along an axis of some weights are not there in the slim weights.
 
     A row of the slim weights is a row of the old ones without the lost filters. A few rows tell:
     two filters do not share their weights in all of them.
     """
-    before, after = (filters.reshape(len(filters), -1) for filters in map(filters_of, (old, new)))
+    before, after = (
+        np.moveaxis(np.asarray(weights), axis, 0).reshape(weights.shape[axis], -1)
+        for weights in (before, after)
+    )
     if before.shape == after.shape:
         return np.zeros(len(before), bool)
     stays = np.ones(len(before), bool)
@@ -118,9 +310,11 @@ def lost_filters(old: layers.Layer, new: layers.Layer) -> np.ndarray:
 
 def filters_of(layer: layers.Layer) -> np.ndarray:
     """The weights that make each of a layer's channels, the channels' axis first."""
-    if isinstance(layer, RECURRENT):
-        kernel = layer.cell.kernel.numpy()
-        return np.moveaxis(kernel.reshape(len(kernel), -1, layer.units), -1, 0)
+    if isinstance(layer, (*RECURRENT, *CELLS)):
+        cell = getattr(layer, "cell", layer)
+        units = cell.filters if isinstance(layer, CONVOLVING) else cell.units
+        kernel = cell.kernel.numpy().reshape(-1, cell.kernel.shape[-1])
+        return np.moveaxis(kernel.reshape(len(kernel), -1, units), -1, 0)
     if isinstance(layer, TRANSPOSED):
         return np.moveaxis(layer.kernel.numpy(), -2, 0)
     if isinstance(layer, SEPARABLE):
@@ -130,15 +324,21 @@ def filters_of(layer: layers.Layer) -> np.ndarray:
 
 
 @contextmanager
-def state_masked(layer: layers.Layer, lost: np.ndarray) -> Iterator[None]:
+def state_masked(layer: layers.Layer, lost: dict) -> Iterator[None]:
     """Within, a recurrent layer does not read its lost units at the next step."""
     if not isinstance(layer, RECURRENT):
         yield
         return
-    whole = layer.cell.recurrent_kernel.numpy()
-    layer.cell.recurrent_kernel.assign(np.where(lost[:, None], 0, whole))
+    cells = layer.cell.cells if is_stack(layer) else [layer.cell]
+    gone = [lost[id(cell if is_stack(layer) else layer)] for cell in cells]
+    read = [(cell.recurrent_kernel, mask) for cell, mask in zip(cells, gone, strict=True)]
+    read += [(cell.kernel, mask) for cell, mask in zip(cells[1:], gone[:-1], strict=True)]
+    whole = [kernel.numpy() for kernel, _ in read]
+    for (kernel, mask), value in zip(read, whole, strict=True):
+        kernel.assign(np.where(mask[:, None], 0, value))
     yield
-    layer.cell.recurrent_kernel.assign(whole)
+    for (kernel, _), value in zip(read, whole, strict=True):
+        kernel.assign(value)
 
 
 def random_removal(graph, seed: int = 0) -> np.ndarray:

@@ -130,6 +130,13 @@ def test_jit_compile_is_set_as_told(jit_compile):
     assert model.get_layer("hidden_1").units < 12
 
 
+def test_overrides_hold_for_the_whole_run():
+    model = network()
+    fit(model, pruner(sgdap.Budget(flops=0.5), overrides={"hidden_2": 0.5}, round_to=5))
+    assert model.get_layer("hidden_2").units == 5
+    assert model.get_layer("hidden_1").units % 5 == 0
+
+
 def test_fit_needs_no_validation_data():
     model = network()
     flops = cost(model)[1]

@@ -98,6 +98,30 @@ def test_variables_hold_weights_first_then_seeds():
     assert len(variables) == len(layer.variables) > len(layer.weights)
 
 
+def test_masks_travel_with_tensors_and_a_frozen_inner_layer_is_copied():
+    tokens = keras.ops.convert_to_tensor([[1, 0]])
+    embedded = layers.Embedding(3, 2, mask_zero=True)(tokens)
+    other = embedded * 2
+    _keras.copy_mask(embedded, other)
+    assert _keras.mask_of(other).numpy().tolist() == [[True, False]]
+    old, new = (layers.TimeDistributed(layers.Dense(2)) for _ in range(2))
+    old.layer.trainable = False
+    _keras.copy_trainable(old, new)
+    assert not new.layer.trainable
+    assert new.trainable
+
+
+def test_states_of_recurrent_layers_are_found_and_kept():
+    x = keras.Input(batch_shape=(2, 3, 4))
+    model = keras.Model(x, layers.LSTM(5, stateful=True)(x))
+    layer = model.layers[1]
+    assert _keras.layer_variables(layer)[-2:] == list(layer.states)
+    with _keras.recurrent_states_kept(model):
+        model(np.ones((2, 3, 4), "float32"))
+        assert np.any(layer.states[0])
+    assert not np.any(layer.states[0])
+
+
 @pytest.mark.compiled
 def test_compile_state_and_build_shapes_are_forgotten():
     model = keras.Sequential(
@@ -126,6 +150,15 @@ def test_optimizers_tell_the_variables_that_they_update(wrapped):
     mine = _keras.optimizer_variables(model.optimizer)
     assert [id(v) for v in mine] == [id(v) for v in model.trainable_variables]
     assert len(_keras.optimizer_parts(model.optimizer)) == 1 + wrapped
+
+
+def test_a_nodes_arguments_can_be_written_anew():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, inputs[:, :2])
+    (operation,) = (x for x in model.operations if not isinstance(x, layers.Layer))
+    node = _keras.node_of(operation, 0)
+    _keras.write_node_arguments(node, (inputs, (slice(None), slice(1, 3))), {})
+    np.testing.assert_array_equal(model(np.arange(4.0)[None]), [[1, 2]])
 
 
 def test_classes_without_a_public_name_are_found():

@@ -12,7 +12,10 @@ from sgdap.surgery.apply import copy_model
 from tests.models import STEPS, assemble, outputs, samples
 from tests.oracles import masked_outputs, random_removal
 
-pytestmark = pytest.mark.compiled  # grouped convolutions need XLA on CPUs
+pytestmark = [
+    pytest.mark.compiled,  # grouped convolutions need XLA on CPUs
+    pytest.mark.filterwarnings("ignore:Layer .* does not support masking:UserWarning"),
+]
 
 RECIPES = st.lists(
     st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 11)), min_size=2, max_size=8

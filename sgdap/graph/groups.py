@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from scipy.sparse import csgraph
 
 from sgdap.graph import rules as _rules  # noqa: F401  (registers the rules)
 from sgdap.graph.channels import Channels, Settled, Symbol, plain
-from sgdap.graph.registry import Axis, Linear, Record, Resize, RuleCall, Work, find_rule
+from sgdap.graph.record import Axis, Linear, Record, Resize, Rewrite, Scale, Work
+from sgdap.graph.registry import RuleCall, apply_rule
+from sgdap.graph.replay import what_code_does_not_follow
 from sgdap.graph.trace import Program, trace
 
 
@@ -70,6 +72,8 @@ class ChannelGraph:
         count: The number of channels of the whole model.
         axes: Every axis of a variable that has channels.
         resizes: Every entry of a layer's config that counts channels.
+        scales: Every variable that changes its size with the number of channels.
+        rewrites: Every operation whose sizes, bounds or indices follow the channels.
         work: What the layers compute.
         linears: Every place where a linear layer reads channels.
         kept: What no rule covers: path and reason.
@@ -80,6 +84,8 @@ class ChannelGraph:
     count: int
     axes: tuple[Axis, ...]
     resizes: tuple[Resize, ...]
+    scales: tuple[Scale, ...]
+    rewrites: tuple[Rewrite, ...]
     work: tuple[Work, ...]
     linears: tuple[Linear, ...]
     kept: tuple[tuple[str, str], ...]
@@ -106,7 +112,7 @@ def channel_graph(model: Any) -> ChannelGraph:
     """Reads which channels of a model are tied together.
 
     Args:
-        model: A built `keras.Sequential` or functional `keras.Model`.
+        model: A built `keras.Model`: sequential, functional or with a `call` of its own.
 
     Returns:
         The model's `ChannelGraph`.
@@ -128,30 +134,42 @@ def channel_graph(model: Any) -> ChannelGraph:
     symbols: dict[int, Symbol] = {
         ref.index: plain(program.shapes[ref.index]) for ref in program.inputs
     }
-    kept: list[tuple[str, str]] = []
     for number, call in enumerate(program.calls):
         inputs = [symbols[ref.index] for ref in call.inputs]
         shapes = [program.shapes[ref.index] for ref in call.outputs]
-        rule = find_rule(call.operation)
-        if rule is None:
-            name = type(call.operation).__name__
-            reason = f"no rule for {name}; register one with sgdap.register_rule"
-            kept.append((call.path, reason))
-            for symbol in inputs:
-                for channels in symbol.all_channels():
-                    record.ledger.protect(channels, reason)
-            made = [plain(shape) for shape in shapes]
-        else:
-            result = rule(call.operation, RuleCall(record, call, number, inputs, shapes))
-            made = [result] if isinstance(result, Symbol) else list(result)
+        dtypes = [program.dtypes[ref.index] for ref in call.inputs]
+        made = apply_rule(call.operation, RuleCall(record, call, number, inputs, shapes, dtypes))
         symbols.update({ref.index: symbol for ref, symbol in zip(call.outputs, made, strict=True)})
     for ref in program.outputs:
         for channels in symbols[ref.index].all_channels():
             record.ledger.protect(channels, "model output")
-    return _assemble(program, record, kept)
+    _keep_inside_configs(program, record)
+    while True:
+        graph = _assemble(program, record)
+        stays = what_code_does_not_follow(
+            program, graph.rewrites, graph.axes, symbols, record.ledger
+        )
+        if not stays:
+            return graph
+        for channels, reason in stays:
+            record.ledger.protect(channels, reason)
 
 
-def _assemble(program: Program, record: Record, kept: list[tuple[str, str]]) -> ChannelGraph:
+def _keep_inside_configs(program: Program, record: Record) -> None:
+    """Protects what layers of the user's own make inside, in a model that is saved by configs."""
+    for code in program.codes:
+        if not code.path:
+            continue
+        reason = (
+            f"made inside '{code.path}' (of class {type(code.layer).__name__}), whose config "
+            "fixes their number; register a rule with sgdap.register_rule"
+        )
+        for (path, _), channels in record.born.items():
+            if path.startswith(f"{code.path}/"):
+                record.ledger.protect(channels, reason)
+
+
+def _assemble(program: Program, record: Record) -> ChannelGraph:
     settled = record.ledger.settle()
     classes = settled.classes
 
@@ -159,27 +177,32 @@ def _assemble(program: Program, record: Record, kept: list[tuple[str, str]]) -> 
         Axis(a.path, a.variable, a.axis, classes[a.channels], a.role) for a in record.axes.values()
     )
     linears = tuple(
-        Linear(
-            x.path,
-            x.call,
-            x.kernel,
-            x.bias,
-            x.patches,
-            classes[x.features],
-            classes[x.outputs],
-        )
-        for x in record.linears
+        replace(x, features=classes[x.features], outputs=classes[x.outputs]) for x in record.linears
     )
     return ChannelGraph(
         program=program,
         groups=_groups(program, record, settled, axes),
         count=len(settled.removable),
         axes=axes,
-        resizes=tuple(Resize(r.path, r.key, classes[r.channels]) for r in record.resizes.values()),
+        resizes=tuple(replace(r, channels=classes[r.channels]) for r in record.resizes.values()),
+        scales=tuple(replace(s, channels=classes[s.channels]) for s in record.scales.values()),
+        rewrites=tuple(
+            Rewrite(
+                r.path,
+                r.call,
+                tuple(_in_classes(symbol, classes) for symbol in r.inputs),
+                tuple(_in_classes(symbol, classes) for symbol in r.outputs),
+            )
+            for r in record.rewrites.values()
+        ),
         work=tuple(Work(w.path, w.factor, tuple(classes[c] for c in w.axes)) for w in record.work),
         linears=linears,
-        kept=tuple(kept),
+        kept=tuple(record.kept),
     )
+
+
+def _in_classes(symbol: Symbol, classes: Channels) -> Symbol:
+    return Symbol(symbol.shape, tuple(None if c is None else classes[c] for c in symbol.axes))
 
 
 def _groups(

@@ -27,6 +27,7 @@ class Patches:
         channels_first: Whether the channel axis comes before the spatial ones.
         depthwise: A separable convolution, whose depthwise part is applied first; the rows are
             then what its pointwise kernel multiplies.
+        steps: Number of axes after the batch axis along which the layer is applied anew.
     """
 
     kernel_size: tuple[int, ...] = ()
@@ -35,6 +36,7 @@ class Patches:
     padding: str = "valid"
     channels_first: bool = False
     depthwise: Any = None
+    steps: int = 0
 
     def after(self, layer: Any) -> Patches:
         """Rows of what the depthwise part of a separable convolution makes of the input."""
@@ -54,6 +56,8 @@ class Patches:
         """
         import tensorflow as tf
 
+        if self.steps:
+            return self._of_steps(x, limit, seed)
         if self.depthwise is not None:
             x = keras.ops.depthwise_conv(
                 tf.cast(x, self.depthwise.compute_dtype),
@@ -86,6 +90,18 @@ class Patches:
         flat = tf.reshape(x, [tf.shape(x)[0], math.prod(padded), channels])
         rows = tf.gather(flat, index, axis=1)
         return tf.reshape(rows, [tf.shape(x)[0], -1, len(offsets) * channels])
+
+    def _of_steps(self, x: Any, limit: int, seed: Any) -> Any:
+        import tensorflow as tf
+
+        count = tf.shape(x)[1] if x.shape[1] is None else int(x.shape[1])
+        x = tf.gather(x, _sample(count, limit, seed), axis=1)
+        shape = tf.shape(x)
+        flat = tf.reshape(x, tf.concat([[shape[0] * shape[1]], shape[2:]], 0))
+        flat = tf.ensure_shape(flat, [None, *x.shape[2:]])
+        each = limit // min(count, limit) if isinstance(count, int) else 1
+        rows = replace(self, steps=self.steps - 1).extract(flat, each, seed)
+        return tf.reshape(rows, [shape[0], -1, rows.shape[-1]])
 
     def _geometry(self, spatial: list[int]) -> tuple[list[tuple[int, int]], list[int]]:
         padding, out = [], []

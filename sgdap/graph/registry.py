@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import keras
 import numpy as np
 
 from sgdap import _keras
 from sgdap.graph.channels import Channels, Ledger, Symbol, plain
 from sgdap.graph.patches import Patches
-from sgdap.graph.trace import Call, Shape
+from sgdap.graph.record import Axis, Key, Linear, Record, Resize, Rewrite, Scale, Work
+from sgdap.graph.trace import Call, Ref, Shape
 
 Rule = Callable[[Any, "RuleCall"], "Symbol | Sequence[Symbol]"]
 _Decorated = TypeVar("_Decorated", bound=Rule)
 
 _RULES: dict[type, Rule] = {}
+_DEFAULT: list[Rule] = []
 
 
 def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
@@ -56,6 +59,12 @@ def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
     return decorate
 
 
+def register_default(rule: _Decorated) -> _Decorated:
+    """Registers the rule of all `keras.Operation` classes that are no layers and have none."""
+    _DEFAULT[:] = [rule]
+    return rule
+
+
 def find_rule(operation: Any) -> Rule | None:
     """Returns the rule of a layer, or None where there is none that holds for its class."""
     layer_class = type(operation)
@@ -67,79 +76,57 @@ def find_rule(operation: Any) -> Rule | None:
                 for name in ("call", "build")
             )
             return rule if same else None
+    return None if isinstance(operation, keras.Layer) else _DEFAULT[0]
+
+
+def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
+    """Returns the channels of a call's outputs, as the rule of its layer says.
+
+    Where there is no rule, or the layer's variables are not what its rule speaks of (LoRA,
+    quantization), the channels of the inputs stay, and the reason is noted.
+    """
+    rule = find_rule(operation)
+    reason = _unlike_its_config(operation)
+    if rule is None:
+        name = type(operation).__name__
+        reason = f"no rule for {name}; register one with sgdap.register_rule"
+    if reason is None:
+        assert rule is not None
+        result = rule(operation, call)
+        return [result] if isinstance(result, Symbol) else list(result)
+    return call.keep_all(reason)
+
+
+def _unlike_its_config(operation: Any) -> str | None:
+    """Why the variables of a layer are others than its class makes, or None."""
+    if not isinstance(operation, keras.Layer):
+        return None
+    for layer in _keras.flatten_layers(operation):
+        if getattr(layer, "lora_enabled", False):
+            return f"'{layer.name}' has LoRA enabled; prune first, then enable it"
+        if layer.quantization_mode is not None:
+            mode = layer.quantization_mode
+            return f"'{layer.name}' is quantized to {mode}; prune first, then quantize"
     return None
 
 
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """A linear layer's view of its input: the place where the next layer's need is measured.
+@dataclass(frozen=True)
+class _Inside:
+    """Where a layer inside a layer is.
 
     Attributes:
-        path: Path of the layer.
-        call: Number of the call.
-        kernel: Number of the kernel among the layer's variables; its leading axes are features,
-            its last axis is outputs.
-        bias: Number of the bias, or None.
-        patches: How the layer reads its input.
-        features: For each row of the kernel (as two axes) its channel, `(features,)`.
-        outputs: The channels of its outputs, `(outputs,)`.
+        layer: The inner layer.
+        names: Names of the layers on the way to it, its own the last.
+        entries: What leads to its config in the outer layer's.
+        attributes: The attributes that lead to it.
+        steps: How often each layer around it calls what is inside, for one sample.
     """
 
-    path: str
-    call: int
-    kernel: int
-    bias: int | None
-    patches: Patches
-    features: Channels
-    outputs: Channels
-
-
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """One axis of one variable of a layer and the channels along it.
-
-    `role` is `"producer"` where the layer makes the channels, `"consumer"` where its kernel reads
-    them and `"follower"` where it only goes along.
-    """
-
-    path: str
-    variable: int
-    axis: int
-    channels: Channels
-    role: str
-
-
-@dataclass(frozen=True, eq=False)
-class Resize:
-    """An entry of a layer's config that says how many channels it has.
-
-    `key` is the entry's name, or (name, position) for one of several sizes in it.
-    """
-
-    path: str
-    key: str | tuple[str, int]
-    channels: Channels
-
-
-@dataclass(frozen=True, eq=False)
-class Work:
-    """Floating point operations for one sample: `factor` times the width of every axis."""
-
-    path: str
-    factor: float
-    axes: tuple[Channels, ...]
-
-
-@dataclass
-class Record:
-    """Everything that the rules said about a model."""
-
-    ledger: Ledger = field(default_factory=Ledger)
-    born: dict[tuple[str, str], Channels] = field(default_factory=dict)
-    axes: dict[tuple[str, int, int], Axis] = field(default_factory=dict)
-    resizes: dict[tuple[str, str | tuple[str, int]], Resize] = field(default_factory=dict)
-    work: list[Work] = field(default_factory=list)
-    linears: list[Linear] = field(default_factory=list)
+    layer: Any
+    names: tuple[str, ...] = ()
+    entries: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    steps: tuple[float, ...] = ()
 
 
 class RuleCall:
@@ -148,6 +135,7 @@ class RuleCall:
     Attributes:
         inputs: The input tensors, flattened.
         output_shapes: Shapes of the output tensors, flattened.
+        input_dtypes: The dtypes of the input tensors.
         args: The call's positional arguments (a `Ref` for each tensor).
         kwargs: The call's keyword arguments, likewise.
     """
@@ -159,14 +147,23 @@ class RuleCall:
         number: int,
         inputs: Sequence[Symbol],
         output_shapes: Sequence[Shape],
+        input_dtypes: Sequence[str] = (),
+        place: _Inside | None = None,
     ) -> None:
         self.inputs = tuple(inputs)
         self.output_shapes = tuple(output_shapes)
+        self.input_dtypes = tuple(input_dtypes)
         self.args = call.args
         self.kwargs = call.kwargs
         self._record = record
         self._call = call
         self._number = number
+        self._place = place or _Inside(call.operation)
+        self._symbols = (
+            {ref.index: symbol for ref, symbol in zip(call.inputs, self.inputs, strict=True)}
+            if place is None
+            else {}
+        )
         self._variables = (
             {id(v): i for i, v in enumerate(_keras.layer_variables(call.operation))}
             if hasattr(call.operation, "weights")
@@ -192,6 +189,23 @@ class RuleCall:
         """An output of which nothing can be removed."""
         return plain(self.output_shape)
 
+    def argument(self, name: str, position: int) -> Any:
+        """One of the call's arguments, a `Symbol` in the place of each tensor.
+
+        Args:
+            name: Its name in the layer's `call`.
+            position: Its position there, the inputs being 0.
+
+        Returns:
+            The argument, None where it is not given.
+        """
+        given = self.args[position] if position < len(self.args) else self.kwargs.get(name)
+
+        def symbol(leaf: Any) -> Any:
+            return self._symbols[leaf.index] if isinstance(leaf, Ref) else leaf
+
+        return keras.tree.map_structure(symbol, given)
+
     def new_channels(self, count: int, name: str = "") -> Channels:
         """Channels that this layer makes; the same ones at each call of a shared layer.
 
@@ -199,11 +213,50 @@ class RuleCall:
             count: How many.
             name: Tells several kinds of channels of one layer apart.
         """
-        key = (self._call.path, name)
+        inner = "/".join(self._place.names)
+        key = (self._call.path, f"{inner}:{name}")
         if key not in self._record.born:
-            origin = f"{self._call.path}:{name}" if name else self._call.path
+            origin = f"{self._call.path}/{inner}" if inner else self._call.path
+            origin = f"{origin}:{name}" if name else origin
             self._record.born[key] = self.ledger.new(origin, count)
         return self._record.born[key]
+
+    def inside(
+        self,
+        attribute: str,
+        entry: str,
+        inputs: Sequence[Symbol],
+        output_shapes: Sequence[Shape],
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        each_step: bool = False,
+    ) -> list[Symbol]:
+        """Lets the own rule of a layer inside this layer speak.
+
+        Args:
+            attribute: The attribute that holds the inner layer.
+            entry: The entry of this layer's config that holds the inner layer's.
+            inputs: The tensors that the inner layer is called on.
+            output_shapes: Shapes of the tensors that it makes.
+            arguments: Other arguments of its call by name, with symbols for tensors.
+            each_step: Whether it is called for every index along axis 1 of this layer's input;
+                `inputs` and `output_shapes` are then without that axis.
+
+        Returns:
+            The channels of the inner layer's outputs.
+        """
+        outer = self._place
+        layer = getattr(outer.layer, attribute)
+        place = _Inside(
+            layer,
+            (*outer.names, layer.name),
+            (*outer.entries, entry, "config"),
+            (*outer.attributes, attribute),
+            (*outer.steps, positions(self.input.shape[1:2])) if each_step else outer.steps,
+        )
+        inner = RuleCall(self._record, self._call, self._number, inputs, output_shapes, (), place)
+        inner.args, inner.kwargs = (), dict(arguments or {})
+        return apply_rule(layer, inner)
 
     def fixed(self, count: int) -> Channels:
         """Channels that can't be removed, to stand for an axis that has none."""
@@ -212,6 +265,12 @@ class RuleCall:
             self._record.born[key] = self.ledger.new("", count)
             self.ledger.protect(self._record.born[key], "not made by a layer of the model")
         return self._record.born[key]
+
+    def constants(self, count: int) -> Channels:
+        """New channels that can't be removed: an operation puts constants there."""
+        made = self.ledger.new("", count)
+        self.ledger.protect(made, "constants lie beside them")
+        return made
 
     def along(self, symbol: Symbol, axis: int) -> Channels:
         """The channels along an axis; ones that can't be removed where it has none.
@@ -253,12 +312,50 @@ class RuleCall:
             if known.channels is not channels:
                 self.ledger.tie(known.channels, channels)
 
-    def resize(self, key: str | tuple[str, int], channels: Channels) -> None:
-        """Says that an entry of the layer's config counts these channels."""
+    def along_weight(self, variable: Any, axis: int) -> Channels | None:
+        """The channels that were said to lie along an axis of one of the layer's variables."""
+        number, axis = self._variables[id(variable)], axis % len(variable.shape)
+        known = self._record.axes.get((self._call.path, number, axis))
+        return None if known is None else known.channels
+
+    def scale(self, variable: Any, power: float, channels: Channels) -> None:
+        """Says that a variable is multiplied with `(kept / all) ** power` of these channels."""
+        if variable is not None:
+            path, number = self._call.path, self._variables[id(variable)]
+            self._record.scales[(path, number)] = Scale(path, number, power, channels)
+
+    def resize(self, key: Key, channels: Channels) -> None:
+        """Says that an entry of the layer's config counts these channels.
+
+        Args:
+            key: Name of the entry, or the names and positions that lead to a nested one.
+            channels: The channels that it counts.
+        """
         path = self._call.path
+        if self._place.entries:
+            key = (*self._place.entries, *([key] if isinstance(key, str) else key))
         known = self._record.resizes.setdefault((path, key), Resize(path, key, channels))
         if known.channels is not channels:
             self.ledger.tie(known.channels, channels)
+
+    def rewrite(self, outputs: Sequence[Symbol]) -> None:
+        """Says that the operation's sizes, bounds and indices follow the channels.
+
+        Args:
+            outputs: Its outputs.
+        """
+        path = self._call.path
+        new = Rewrite(path, self._number, self.inputs, tuple(outputs))
+        known = self._record.rewrites.setdefault(path, new)
+        pairs = zip((*known.inputs, *known.outputs), (*new.inputs, *new.outputs), strict=True)
+        for before, after in pairs:  # a model that is called twice is written once
+            for first, second in zip(before.axes, after.axes, strict=True):
+                if first is not None and second is not None:
+                    self.tie(first, second)
+                elif first is not None or second is not None:
+                    channels = first if first is not None else second
+                    assert channels is not None
+                    self.keep(channels, f"'{path}' is called on other channels too")
 
     def linear(
         self,
@@ -283,9 +380,10 @@ class RuleCall:
                 self._number,
                 self._variables[id(kernel)],
                 None if bias is None else self._variables[id(bias)],
-                patches,
+                replace(patches, steps=len(self._place.steps)),
                 features,
                 outputs,
+                self._place.attributes,
             )
         )
 
@@ -294,7 +392,8 @@ class RuleCall:
 
         One multiply-add counts as 2 FLOPs.
         """
-        self._record.work.append(Work(self._call.path, float(factor), axes))
+        times = float(np.prod(self._place.steps))
+        self._record.work.append(Work(self._call.path, float(factor) * times, axes))
 
     def tie(self, first: Channels, second: Channels) -> None:
         """Makes channels leave together, index by index."""
@@ -304,6 +403,19 @@ class RuleCall:
         """Protects channels from removal, `reason` tells people why."""
         for channels in what.all_channels() if isinstance(what, Symbol) else [what]:
             self.ledger.protect(channels, reason)
+
+    def keep_all(self, reason: str) -> list[Symbol]:
+        """Protects all channels of the inputs and notes that the layer is left as it is.
+
+        Returns:
+            Outputs of which nothing can be removed.
+        """
+        note = (self._call.path, reason)
+        if note not in self._record.kept:
+            self._record.kept.append(note)
+        for symbol in self.inputs:
+            self.keep(symbol, reason)
+        return [plain(shape) for shape in self.output_shapes]
 
     def keep_positions(self, axis: int, name: str) -> None:
         """Protects channels along all axes of the first input but its channel axis.

@@ -3,11 +3,14 @@
 from sgdap.guidance.base import GroupData, Guidance, get_guidance, register_guidance
 from sgdap.guidance.criteria import (
     ActivationGuidance,
+    BatchNormScaleGuidance,
     CorrelationGuidance,
+    FPGMGuidance,
     LassoGuidance,
     MagnitudeGuidance,
     RandomGuidance,
     SecondOrderGuidance,
+    TaylorGuidance,
 )
 from sgdap.guidance.elimination import ErrorCurve, eliminate
 from sgdap.guidance.lasso import LassoFit, Quadratic, lasso_cv
@@ -25,6 +28,9 @@ __all__ = [
     "MagnitudeGuidance",
     "Quadratic",
     "RandomGuidance",
+    "TaylorGuidance",
+    "FPGMGuidance",
+    "BatchNormScaleGuidance",
     "SecondOrderGuidance",
     "eliminate",
     "get_guidance",

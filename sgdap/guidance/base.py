@@ -29,6 +29,9 @@ class GroupData:
         moments: For each consumer the moments by fold.
         filters: For each producing weight the filters, `(channels, entries)`.
         activations: For each consumer the activation statistics of the channels.
+        scales: For each batch normalisation along the channels its γ, `(size,)`.
+        taylor: For each consumer the mean of `|Σ_positions a ∂L/∂a|` over the samples, `(size,)`;
+            empty where no gradients were collected.
     """
 
     name: str
@@ -38,6 +41,8 @@ class GroupData:
     moments: tuple[Moments, ...]
     filters: tuple[Array, ...]
     activations: tuple[ActivationStatistics, ...]
+    scales: tuple[Array, ...] = ()
+    taylor: tuple[Array, ...] = ()
 
 
 class Guidance:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.distance import cdist
 
 from sgdap.guidance.base import Array, GroupData, Guidance, Order, register_guidance
 from sgdap.guidance.elimination import channel_gram
@@ -132,6 +133,71 @@ class MagnitudeGuidance(Guidance):
         return scores
 
 
+class FPGMGuidance(Guidance):
+    """How far a channel's filter lies from all others of its group: filters amid them can go.
+
+    Reference:
+        He et al., "Filter Pruning via Geometric Median", arXiv 1811.00250, section 3.3:
+        `Σ_j ‖F_i − F_j‖`.
+    """
+
+    name: ClassVar[str] = "fpgm"
+
+    def scores(self, data: GroupData) -> Array:
+        """The sum of distances to the other filters, over all producing weights, `(size,)`."""
+        distances = sum(cdist(filters, filters).sum(axis=1) for filters in data.filters)
+        scores: Array = np.broadcast_to(distances, data.size).astype(float)
+        return scores
+
+
+class BatchNormScaleGuidance(Guidance):
+    """The scale |γ| of the batch normalisations along a channel.
+
+    A group that none follows is scored by the sum of magnitudes of its filters.
+
+    Reference:
+        Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", arXiv
+        1708.06519, section 3.
+    """
+
+    name: ClassVar[str] = "batch_norm_scale"
+
+    def scores(self, data: GroupData) -> Array:
+        """The sum of |γ| over the normalisations, `(size,)`."""
+        if not data.scales:
+            return MagnitudeGuidance(1).scores(data)
+        scores: Array = np.abs(np.stack(data.scales)).sum(axis=0)
+        return scores
+
+
+class TaylorGuidance(Guidance):
+    """How much the loss changes, to first order, when a channel is taken out.
+
+    No targets are needed: they are drawn from the model's own prediction. The channel's activation
+    times its gradient, summed over positions, is 0 on average then, and its magnitude is not.
+
+    Reference:
+        Molchanov et al., arXiv 1611.06440, section 2.2, equation 8: `|Σ_positions a ∂L/∂a|`, mean
+        over the samples.
+    """
+
+    name: ClassVar[str] = "taylor"
+
+    def scores(self, data: GroupData) -> Array:
+        """The mean magnitude of the change, summed over the consumers, `(size,)`.
+
+        Raises:
+            ValueError: The statistics were collected without sensitivity.
+        """
+        if not data.taylor:
+            raise ValueError(
+                "TaylorGuidance needs gradients, and the statistics were collected without: "
+                "collect_statistics(graph, data, sensitivity=True)."
+            )
+        scores: Array = np.sum(data.taylor, axis=0)
+        return scores
+
+
 _ACTIVATION_VALUES: dict[str, Callable[[ActivationStatistics], Array]] = {
     "mean": lambda a: np.abs(a.mean),
     "std": lambda a: a.std,
@@ -233,6 +299,9 @@ for _guidance in (
     LassoGuidance,
     SecondOrderGuidance,
     MagnitudeGuidance,
+    FPGMGuidance,
+    BatchNormScaleGuidance,
+    TaylorGuidance,
     ActivationGuidance,
     CorrelationGuidance,
     RandomGuidance,

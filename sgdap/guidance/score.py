@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import keras
 import numpy as np
 import numpy.typing as npt
 from joblib import Parallel, delayed
@@ -90,7 +91,7 @@ def group_data(
     local = np.full(graph.count, -1, np.int64)
     local[group.channels] = np.arange(group.size)
     layers = graph.program.layers()
-    consumers, moments, activations = [], [], []
+    consumers, moments, activations, taylor = [], [], [], []
     for own in statistics.consumers.values():
         channels = local[own.linear.features]
         if (channels < 0).all():
@@ -102,16 +103,23 @@ def group_data(
         consumers.append(Consumer(second, total.mean[0], _weighted(kernel, second, own), channels))
         moments.append(own.moments)
         activations.append(activation_statistics(own.moments, channels))
-    filters = []
+        if own.taylor is not None:
+            taylor.append(
+                _by_channel(own.taylor, local[np.unique(own.linear.features)], group.size)
+            )
+    filters, scales = [], []
     for axis in graph.axes:
         channels = local[axis.channels]
-        variable = _keras.layer_variables(layers[axis.path])[axis.variable]
+        layer = layers[axis.path]
+        variable = _keras.layer_variables(layer)[axis.variable]
+        if isinstance(layer, keras.layers.BatchNormalization) and variable is layer.gamma:
+            if (channels >= 0).any():
+                scales.append(_by_channel(np.abs(variable.numpy()), channels, group.size))
+            continue
         if axis.role != "producer" or (channels < 0).all() or len(variable.shape) < 2:
             continue
         rows = np.moveaxis(variable.numpy(), axis.axis, 0).reshape(len(channels), -1)
-        whole = np.zeros((group.size, rows.shape[1]))
-        np.add.at(whole, channels[channels >= 0], rows[channels >= 0])
-        filters.append(whole)
+        filters.append(_by_channel(rows, channels, group.size))
     return GroupData(
         name=group.name,
         size=group.size,
@@ -120,7 +128,16 @@ def group_data(
         moments=tuple(moments),
         filters=tuple(filters),
         activations=tuple(activations),
+        scales=tuple(scales),
+        taylor=tuple(taylor),
     )
+
+
+def _by_channel(values: Array, channels: npt.NDArray[np.int64], size: int) -> Array:
+    """Sums what belongs to each channel of a group, `(size, …)`; -1 belongs to none."""
+    whole = np.zeros((size, *values.shape[1:]))
+    np.add.at(whole, channels[channels >= 0], values[channels >= 0])
+    return whole
 
 
 def kernel_matrix(layer: object, statistics: ConsumerStatistics) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap._arguments import check_integer
 from sgdap.graph.groups import ChannelGraph, ChannelGroup, channel_graph
 from sgdap.guidance.base import Guidance, get_guidance
 from sgdap.guidance.elimination import ErrorCurve
@@ -20,6 +18,7 @@ from sgdap.planning.allocation import allocate
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.planning.cost import cost_model, input_shapes
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
+from sgdap.planning.widths import WidthRules, fits, width_rules
 from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
 
 Mask = npt.NDArray[np.bool_]
@@ -35,6 +34,8 @@ def plan(
     reconstruction: bool = True,
     layers: Sequence[str] | None = None,
     min_channels: int = 1,
+    round_to: int = 1,
+    overrides: Mapping[str, float] | None = None,
     samples: int | None = 4096,
     folds: int = 5,
     positions: int = 32,
@@ -48,12 +49,16 @@ def plan(
             `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator. Targets are not needed.
         budget: What the slim model may cost.
         guidance: A criterion by name or object: `"lasso"`, `"second_order"`, `"magnitude"`,
-            `"activation"`, `"correlation"`, `"random"`.
+            `"activation"`, `"taylor"`, `"fpgm"`, `"batch_norm_scale"`, `"correlation"`,
+            `"random"`.
         allocation: `"global"`: channels leave where the loss rises least for what is saved;
             `"layerwise"`: the same share of every group.
         reconstruction: Whether the consumers' weights are refitted to the channels that stay.
         layers: Names or patterns (`"conv*"`) of the layers whose channels may leave; None: all.
         min_channels: No group gets narrower than this.
+        round_to: Groups that shrink get a multiple of this many channels; 8 suits most hardware.
+        overrides: For names or patterns of layers the share of their channels to keep, whatever
+            the guidance says: `{"stem*": 1.0}`; the first that fits holds.
         samples: How many calibration samples are looked at; None takes all.
         folds: Folds of the cross-validation.
         positions: Output positions of a convolution that are read of each sample at most.
@@ -77,10 +82,10 @@ def plan(
     """
     check_budget(budget)
     criterion = get_guidance(guidance)
-    check_integer("min_channels", min_channels, 1)
     graph = channel_graph(model)
     groups = prunable_groups(graph, layers)
-    check_budget_can_be_met(graph, groups, budget, min_channels)
+    rules = width_rules(groups, min_channels, round_to, overrides)
+    check_budget_can_be_met(graph, groups, budget, rules)
     statistics = collect_statistics(
         graph, data, folds=folds, samples=samples, positions=positions, seed=seed
     )
@@ -92,7 +97,7 @@ def plan(
         groups=groups,
         allocation=allocation,
         reconstruction=reconstruction,
-        min_channels=min_channels,
+        rules=rules,
     )
 
 
@@ -105,7 +110,7 @@ def plan_from_statistics(
     groups: Sequence[ChannelGroup],
     allocation: str = "global",
     reconstruction: bool = True,
-    min_channels: int = 1,
+    rules: WidthRules | None = None,
     curves: Mapping[str, ErrorCurve] | None = None,
 ) -> Plan:
     """Makes a plan from a calibration pass that was run already.
@@ -118,7 +123,7 @@ def plan_from_statistics(
         groups: The groups that may shrink.
         allocation: `"global"` or `"layerwise"`.
         reconstruction: Whether the consumers' weights are refitted.
-        min_channels: No group gets narrower than this.
+        rules: Which widths the groups may have; None: any.
         curves: The groups' error curves where they are known already.
 
     Returns:
@@ -139,7 +144,7 @@ def plan_from_statistics(
         budget,
         full=full,
         allocation=allocation,
-        min_channels=min_channels,
+        rules=rules,
     )
     after = model.cost(model.lengths(kept))
     weights = reconstructed_weights(graph, statistics, kept) if reconstruction else {}
@@ -179,12 +184,12 @@ def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) ->
                 f"Received: {layers!r}"
             )
         for pattern in layers:
-            if not any(_fits(group, pattern) for group in graph.groups):
+            if not any(fits(group, pattern) for group in graph.groups):
                 raise ValueError(
                     f"No layer that makes channels is called '{pattern}'. There are: "
                     f"{', '.join(name for group in graph.groups for name in group.producers)}."
                 )
-        prunable = [g for g in prunable if any(_fits(g, pattern) for pattern in layers)]
+        prunable = [g for g in prunable if any(fits(g, pattern) for pattern in layers)]
     if not prunable:
         reasons = "; ".join(f"'{g.name}': {', '.join(g.reasons)}" for g in graph.groups[:5])
         raise ValueError(
@@ -194,7 +199,7 @@ def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) ->
 
 
 def check_budget_can_be_met(
-    graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget, min_channels: int
+    graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget, rules: WidthRules
 ) -> None:
     """Says whether a budget has a meaning for a model and can be met.
 
@@ -215,7 +220,7 @@ def check_budget_can_be_met(
     }
     model = cost_model(graph)
     full = model.cost(model.lengths(np.ones(graph.count, bool)))
-    allocate(groups, curves, model, budget, full=full, min_channels=min_channels)
+    allocate(groups, curves, model, budget, full=full, rules=rules)
 
 
 def reconstructed_weights(
@@ -253,10 +258,6 @@ def reconstructed_weights(
             bias = variables[linear.bias].numpy()[outputs]
             updates[(path, linear.bias)] = (bias + offset).astype(np.float32)
     return updates
-
-
-def _fits(group: ChannelGroup, pattern: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for name in group.producers)
 
 
 def _group_plan(group: ChannelGroup, kept: Mask, curves: Mapping[str, ErrorCurve]) -> GroupPlan:

@@ -163,10 +163,11 @@ def _timed(model: Any, batch_size: int) -> Callable[[], float]:
     graph = channel_graph(model)
     inputs = [
         tf.zeros(
-            (batch_size, *(size or 1 for size in graph.program.shapes[ref.index][1:])),
+            (shape[0] or batch_size, *(size or 1 for size in shape[1:])),
             graph.program.dtypes[ref.index],
         )
         for ref in graph.program.inputs
+        for shape in [graph.program.shapes[ref.index]]
     ]
     compiled = tf.function(lambda *x: graph.program.run_flat(list(x)))
 

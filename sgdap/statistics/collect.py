@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap._arguments import check_integer
 from sgdap.graph.groups import ChannelGraph
-from sgdap.graph.registry import Linear
+from sgdap.graph.record import Linear
 from sgdap.graph.trace import Call
 from sgdap.statistics.data import batches
 from sgdap.statistics.moments import MomentAccumulator, Moments
@@ -32,11 +32,14 @@ class ConsumerStatistics:
             activation) of the model's own negative log likelihood, `(outputs, outputs)`; None
             where it was not collected. Half of it times an output error's second moment is the
             expected loss of that error.
+        taylor: Mean over the samples of `|Σ_positions a ∂L/∂a|` for each distinct channel among
+            the features (in the order of its number), L the same likelihood; None likewise.
     """
 
     linear: Linear
     moments: Moments
     sensitivity: Array | None
+    taylor: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +82,8 @@ def collect_statistics(
         sensitivity: Whether to gather the sensitivity of the loss too. It needs no targets: they
             are drawn from the model's own prediction, which gives the Fisher information
             (Martens & Grosse 2015, arXiv 1503.05671 section 2).
-        batch_size: Samples in a batch, where `data` does not come in batches.
+        batch_size: Samples in a batch, where `data` does not come in batches. A model built for a
+            batch size of its own gets that, and what does not fill a batch is left out.
         seed: Of the sampled positions and targets.
         progress: Called with the number of samples seen after each batch.
 
@@ -106,30 +110,38 @@ def collect_statistics(
     step = _make_step(graph, linears, folds, positions, sensitivity)
     accumulators: dict[str, MomentAccumulator] = {}
     fisher: dict[str, Array] = {}
+    taylor: dict[str, Array] = {}
     shifts: dict[str, Any] = {
         path: tf.zeros([len(calls[0].features)]) for path, calls in linears.items()
     }
     seen = 0
     _check_weights(graph)
-    for number, (x, _, _) in enumerate(batches(data, batch_size, samples)):
-        inputs = _checked_inputs(graph, x)
-        random = tf.constant([seed, number], tf.int32)
-        first = tf.constant(seen % folds)  # the fold of the batch's first sample
-        if not seen:
+    fixed = graph.program.shapes[graph.program.inputs[0].index][0]
+    with _keras.recurrent_states_kept(graph.program.model):
+        for number, (x, _, _) in enumerate(batches(data, fixed or batch_size, samples)):
+            inputs = _checked_inputs(graph, x)
+            if fixed is not None and int(inputs[0].shape[0]) != fixed:
+                continue
+            random = tf.constant([seed, number], tf.int32)
+            first = tf.constant(seen % folds)  # the fold of the batch's first sample
+            if not seen:
+                for path, sums in step(inputs, random, first, shifts).items():
+                    mean = sums["total"].numpy().sum(0)
+                    mean = mean / max(float(sums["count"].numpy().sum()), 1.0)
+                    shifts[path] = tf.constant(mean, tf.float32)
+                    accumulators[path] = MomentAccumulator(folds, mean.astype(np.float64))
+                    accumulators[path].shift = shifts[path].numpy().astype(np.float64)
             for path, sums in step(inputs, random, first, shifts).items():
-                mean = sums["total"].numpy().sum(0) / max(float(sums["count"].numpy().sum()), 1.0)
-                shifts[path] = tf.constant(mean, tf.float32)
-                accumulators[path] = MomentAccumulator(folds, mean.astype(np.float64))
-                accumulators[path].shift = shifts[path].numpy().astype(np.float64)
-        for path, sums in step(inputs, random, first, shifts).items():
-            values = {key: value.numpy() for key, value in sums.items()}
-            _check_finite(path, values)
-            if sensitivity:
-                fisher[path] = fisher.get(path, 0.0) + values.pop("sensitivity").astype(np.float64)
-            accumulators[path].add(**values)
-        seen += int(inputs[0].shape[0])
-        if progress is not None:
-            progress(seen)
+                values = {key: value.numpy() for key, value in sums.items()}
+                _check_finite(path, values)
+                if sensitivity:
+                    for sums_of, name in ((fisher, "sensitivity"), (taylor, "taylor")):
+                        added = values.pop(name).astype(np.float64)
+                        sums_of[path] = sums_of.get(path, 0.0) + added
+                accumulators[path].add(**values)
+            seen += int(inputs[0].shape[0])
+            if progress is not None:
+                progress(seen)
     if seen < folds:
         raise ValueError(
             f"Calibration needs at least one sample for each of the {folds} folds. "
@@ -142,6 +154,7 @@ def collect_statistics(
                 calls[0],
                 accumulators[path].result(),
                 fisher[path] / seen if sensitivity else None,
+                taylor[path] / seen if sensitivity else None,
             )
             for path, calls in linears.items()
         },
@@ -243,31 +256,40 @@ def _make_step(
 
     program = graph.program
     by_call = {linear.call: linear for calls in linears.values() for linear in calls}
-    layers = program.layers()
 
     @tf.function(autograph=False)
     def step(x: list[Any], seed: Any, first: Any, shifts: Any) -> Any:
         rows: dict[str, list[Any]] = {}
+        given: dict[str, list[Any]] = {}
         outputs: dict[str, list[Any]] = {}
+        tape = tf.GradientTape(watch_accessed_variables=False)
+
+        def watched(seen: dict[str, list[Any]], path: str, tensor: Any) -> None:
+            if sensitivity:
+                tape.watch(tensor)
+            seen.setdefault(path, []).append(tensor)
 
         def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
             linear = by_call[program.calls.index(call)]
+            watched(given, call.path, inputs[0])
             rows.setdefault(call.path, []).append(
                 tf.cast(linear.patches.extract(inputs[0], positions, seed), tf.float32)
             )
-            layer = call.operation
+            layer = linear.layer_of(call.operation)
             activation = layer.activation
             layer.activation = keras.activations.linear
             try:
                 before = compute()
             finally:
                 layer.activation = activation
-            outputs.setdefault(call.path, []).append(before)
-            return activation(before)
+            watched(outputs, call.path, before)
+            after = activation(before)
+            _keras.copy_mask(before, after)
+            return after
 
         taps = dict.fromkeys(by_call, tap)
         if sensitivity:
-            with tf.GradientTape() as tape:
+            with tape:
                 predictions = program.run_flat(x, taps)
                 likelihood = tf.add_n(
                     [
@@ -276,18 +298,26 @@ def _make_step(
                     ]
                 )
             gradients = tape.gradient(
-                likelihood, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO
+                likelihood, [given, outputs], unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
         else:
             program.run_flat(x, taps)
-            gradients = {}
+            gradients = []
         results = {}
         for path, parts in rows.items():
             sums = [_sums(part, shifts[path], folds, first) for part in parts]
             result = {key: tf.add_n([s[key] for s in sums]) for key in sums[0]}
             if sensitivity:
-                last = 1 if getattr(layers[path], "data_format", "") == "channels_first" else -1
-                result["sensitivity"] = tf.add_n([_outer(g, last) for g in gradients[path]])
+                patches = linears[path][0].patches
+                axis = patches.steps + 1 if patches.channels_first else -1
+                at_inputs, at_outputs = (of_place[path] for of_place in gradients)
+                result["sensitivity"] = tf.add_n([_outer(g, axis) for g in at_outputs])
+                result["taylor"] = tf.add_n(
+                    [
+                        _first_order(x, g, axis, linears[path][0])
+                        for x, g in zip(given[path], at_inputs, strict=True)
+                    ]
+                )
             results[path] = result
         return results
 
@@ -334,11 +364,26 @@ def _sums(rows: Any, shift: Any, folds: int, first: Any) -> dict[str, Any]:
 def _outer(gradient: Any, axis: int) -> Any:
     import tensorflow as tf
 
-    gradient = tf.cast(gradient, tf.float32)
-    if axis == 1:
-        gradient = tf.transpose(gradient, [0, *range(2, len(gradient.shape)), 1])
+    gradient = keras.ops.moveaxis(tf.cast(gradient, tf.float32), axis, -1)
     flat = tf.reshape(gradient, [-1, gradient.shape[-1]])
     return tf.matmul(flat, flat, transpose_a=True)
+
+
+def _first_order(x: Any, gradient: Any, axis: int, linear: Linear) -> Any:
+    """Sum over the samples of `|Σ_positions a ∂L/∂a|`, for each distinct channel of a consumer."""
+    import tensorflow as tf
+
+    product = tf.cast(x, tf.float32) * tf.cast(gradient, tf.float32)
+    product = keras.ops.moveaxis(product, axis, -1)
+    width = product.shape[-1]
+    change = tf.reduce_sum(tf.reshape(product, [tf.shape(x)[0], -1, width]), 1)
+    # The features of a kernel position are the input's channels; a depthwise part repeats each.
+    of_input = linear.features[:: len(linear.features) // width]
+    if linear.patches.depthwise is None:
+        of_input = linear.features[:width]
+    distinct, number = np.unique(of_input, return_inverse=True)
+    by_channel = tf.math.unsorted_segment_sum(tf.transpose(change), number, len(distinct))
+    return tf.reduce_sum(tf.abs(by_channel), 1)
 
 
 def _kind(graph: ChannelGraph, output: int) -> str:
@@ -346,6 +391,8 @@ def _kind(graph: ChannelGraph, output: int) -> str:
     program = graph.program
     ref = program.outputs[output]
     maker = next((c.operation for c in program.calls if ref in c.outputs), None)
+    while isinstance(maker, keras.layers.Wrapper):
+        maker = maker.layer
     activation = getattr(maker, "activation", None)
     if isinstance(maker, keras.layers.Softmax) or activation is keras.activations.softmax:
         return "categorical"

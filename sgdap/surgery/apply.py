@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ import keras
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph, channel_graph
 from sgdap.planning.plan import Plan, kept_mask, reconstruction_fingerprint
+from sgdap.surgery.functional import functional_program, saves_by_its_graph
 from sgdap.surgery.rebuild import prune_in_place
 
 
@@ -21,7 +23,8 @@ def apply(model: Any, plan: Plan, *, in_place: bool = False) -> Any:
         plan: The plan.
         in_place: Whether `model` itself becomes slim, its optimizer's state with it. Otherwise a
             copy does, and `model` stays as it is; a compiled model's copy is compiled alike, with
-            a new optimizer.
+            a new optimizer. The copy of a model with a `call` or `get_config` of its own is an
+            ordinary functional model.
 
     Returns:
         The slim model, `model` itself where `in_place`.
@@ -44,8 +47,8 @@ def apply(model: Any, plan: Plan, *, in_place: bool = False) -> Any:
             "sgdap.plan, or one with reconstruction=False."
         )
     if not in_place:
-        model = copy_model(model)
-        graph = channel_graph(model)
+        graph = copied(graph)
+        model = graph.program.model
     prune_by_plan(graph, plan)
     return model
 
@@ -65,6 +68,17 @@ def prune_by_plan(graph: ChannelGraph, plan: Plan) -> None:
         path, number = key.rsplit(":", 1)
         updates[(path, int(number))] = value
     prune_in_place(graph, kept_mask(graph, plan), updates)
+
+
+def copied(graph: ChannelGraph) -> ChannelGraph:
+    """The channels of a copy of a graph's model that is saved and loaded without its class."""
+    model = graph.program.model
+    if graph.program.functional is not None and saves_by_its_graph(model):
+        return channel_graph(copy_model(model))
+    program = functional_program(graph.program)
+    if model.compiled:
+        _compile_alike(program.model, model)
+    return replace(graph, program=program)
 
 
 def copy_model(model: Any, *, compiled: bool = True) -> Any:
@@ -91,13 +105,17 @@ def copy_model(model: Any, *, compiled: bool = True) -> Any:
     for mine, other in zip(copy.variables, model.variables, strict=True):
         mine.assign(other)
     if model.compiled and compiled:
-        try:
-            copy.compile_from_config(model.get_compile_config())
-        except Exception as error:  # a loss or metric that Keras can't make from its config
-            warnings.warn(
-                f"The slim model is not compiled: the loss, metrics or optimizer of "
-                f"'{model.name}' can't be copied ({error}). Call slim.compile(...) before "
-                "training or evaluating it.",
-                stacklevel=3,
-            )
+        _compile_alike(copy, model)
     return copy
+
+
+def _compile_alike(copy: Any, model: Any) -> None:
+    try:
+        copy.compile_from_config(model.get_compile_config())
+    except Exception as error:  # a loss or metric that Keras can't make from its config
+        warnings.warn(
+            f"The slim model is not compiled: the loss, metrics or optimizer of "
+            f"'{model.name}' can't be copied ({error}). Call slim.compile(...) before "
+            "training or evaluating it.",
+            stacklevel=4,
+        )

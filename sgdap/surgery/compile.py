@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from sgdap import _keras
+
 
 def choose_jit_compile(
     model: Any, inputs: Any, steps: int, compiles: int, *, batch_size: int = 128
@@ -32,6 +34,7 @@ def choose_jit_compile(
         return True, "as the model was compiled"
     if model.run_eagerly:
         return False, "the model runs eagerly"
+    batch_size = model.inputs[0].shape[0] or batch_size
     x = next(iter(batches(inputs, batch_size, batch_size)))[0]
     x = keras.tree.map_structure(tf.convert_to_tensor, x)
 
@@ -41,13 +44,14 @@ def choose_jit_compile(
             loss = tf.add_n([tf.reduce_sum(tf.cast(y, tf.float32) ** 2) for y in outputs])
         return tape.gradient(loss, model.trainable_weights)
 
-    plain = _seconds(tf.function(gradients))[1]
-    if plain * steps < 60:
-        return False, f"the {steps} steps left are too few for a compile to pay"
-    try:
-        first, compiled = _seconds(tf.function(gradients, jit_compile=True))
-    except Exception as error:  # an operation that XLA does not know
-        return False, f"XLA can't compile this model: {type(error).__name__}"
+    with _keras.recurrent_states_kept(model):
+        plain = _seconds(tf.function(gradients))[1]
+        if plain * steps < 60:
+            return False, f"the {steps} steps left are too few for a compile to pay"
+        try:
+            first, compiled = _seconds(tf.function(gradients, jit_compile=True))
+        except Exception as error:  # an operation that XLA does not know
+            return False, f"XLA can't compile this model: {type(error).__name__}"
     gain = (plain - compiled) * steps - first * compiles
     ratio = compiled / plain
     return gain > 0, f"a step with XLA takes {ratio:.2f} times as long, its compile {first:.1f}s"

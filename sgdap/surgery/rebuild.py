@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -12,7 +13,9 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph
-from sgdap.graph.trace import Program, fill
+from sgdap.graph.replay import rewritten_operations
+from sgdap.graph.rewriting import Written
+from sgdap.graph.trace import Call, Program, fill
 from sgdap.surgery.optimizer import rebuild_optimizer
 
 Mask = npt.NDArray[np.bool_]
@@ -39,30 +42,42 @@ def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = No
         key: sliced(_variable(graph.program, key).numpy(), index) for key, index in slices.items()
     }
     values.update(updates or {})
+    for scale in graph.scales:
+        key = (scale.path, scale.variable)
+        factor = kept[scale.channels].mean() ** scale.power
+        if factor != 1:
+            values[key] = values[key] * np.asarray(factor, values[key].dtype)
+    rebuild(
+        graph.program,
+        _new_entries(graph, kept, {path for path, _ in slices}),
+        rewritten_operations(graph.program, graph.rewrites, kept),
+        values,
+        slices,
+    )
+
+
+def _new_entries(graph: ChannelGraph, kept: Mask, shrunk: set[str]) -> dict[str, dict[str, Any]]:
+    """The entries of layers' configs that count channels that leave."""
     configs: dict[str, dict[str, Any]] = {}
-    attributes: dict[str, dict[str, Any]] = {}
+    layers = graph.program.layers()
     for resize in graph.resizes:
         count = int(kept[resize.channels].sum())
-        if count == len(resize.channels):
+        if count == len(resize.channels) and resize.path not in shrunk:
             continue
-        layer = graph.program.layers()[resize.path]
-        target = configs if isinstance(layer, keras.Layer) else attributes
-        entries = target.setdefault(resize.path, {})
-        if isinstance(resize.key, tuple):
-            key, position = resize.key
-            sizes = entries.get(key) or (
-                layer.get_config()[key] if target is configs else getattr(layer, key)
-            )
-            entries[key] = _replaced(sizes, position, count)
-        else:
-            entries[resize.key] = count
-    rebuild(graph.program, configs, attributes, values, slices)
+        layer = layers[resize.path]
+        name, *way = [resize.key] if isinstance(resize.key, str) else resize.key
+        entries = configs.get(resize.path, {})
+        whole = entries[name] if name in entries else layer.get_config()[name]
+        if count == len(resize.channels) and _entry(whole, way) is not None:
+            continue
+        configs.setdefault(resize.path, {})[str(name)] = _replaced(whole, way, count)
+    return configs
 
 
 def rebuild(
     program: Program,
     configs: Mapping[str, Mapping[str, Any]],
-    attributes: Mapping[str, Mapping[str, Any]],
+    operations: Mapping[str, Written],
     values: Updates,
     slices: Mapping[tuple[str, int], list[npt.NDArray[np.int64] | None]],
 ) -> None:
@@ -71,7 +86,7 @@ def rebuild(
     Args:
         program: The calls of the model.
         configs: Entries of layers' configs that change, by path.
-        attributes: Attributes of operations (they have no config) that change, by path.
+        operations: How operations that are no layers are written, where that changes, by path.
         values: Values of variables that change.
         slices: For variables that shrink, the indices that stay along each axis.
 
@@ -80,21 +95,11 @@ def rebuild(
     """
     model = program.model
     touched = {*configs, *(path for path, _ in values)}
-    old_attributes = {
-        path: {key: getattr(program.layers()[path], key) for key in entries}
-        for path, entries in attributes.items()
-    }
     with _scope(model):
-        try:
-            for path, entries in attributes.items():
-                _set_attributes(program.layers()[path], entries)
-            rebuilt, shapes = _rebuild_layers(program, configs, touched)
-        except BaseException:
-            for path, entries in old_attributes.items():
-                _set_attributes(program.layers()[path], entries)
-            raise
+        rebuilt, shapes, new_operations = _rebuild_layers(program, configs, operations, touched)
         replaced: dict[int, tuple[Any, list[npt.NDArray[np.int64] | None]]] = {}
         for path, (old, new) in rebuilt.items():
+            _keras.copy_trainable(old, new)
             pairs = zip(_keras.layer_variables(old), _keras.layer_variables(new), strict=True)
             for number, (before, after) in enumerate(pairs):
                 after.assign(values.get((path, number), before))
@@ -102,11 +107,16 @@ def rebuild(
         optimizer = rebuild_optimizer(getattr(model, "optimizer", None), replaced)
         for old, new in rebuilt.values():
             _keras.exchange_inside(old, new)
+        for path, operation in new_operations.items():
+            _keras.exchange_inside(program.layers()[path], operation)
+        for call in program.calls:
+            if call.path in operations and call.node is not None:
+                _write_node(call, operations[call.path])
         for symbol, ref in program.symbols:
             _keras.set_shape(symbol, shapes[ref.index])
         if optimizer is not None:
             _keras.exchange_inside(model.optimizer, optimizer)
-        _keras.forget_build_shapes(model)
+        _keras.forget_build_shapes(model, [code.layer for code in program.codes])
         _keras.refresh_trainable_state(model)
         remake_functions(model)
 
@@ -148,15 +158,31 @@ def _variable(program: Program, key: tuple[str, int]) -> Any:
     return _keras.layer_variables(program.layers()[key[0]])[key[1]]
 
 
-def _replaced(sizes: Any, position: int, count: int) -> tuple[int, ...]:
-    new = list(sizes)
-    new[position] = count
-    return tuple(new)
+def _entry(whole: Any, way: Sequence[str | int]) -> Any:
+    for step in way:
+        whole = whole[step]
+    return whole
 
 
-def _set_attributes(operation: Any, entries: Mapping[str, Any]) -> None:
-    for key, value in entries.items():
-        setattr(operation, key, value)
+def _replaced(whole: Any, way: Sequence[str | int], count: int) -> Any:
+    """A copy of a nested config with `count` at the end of the way into it."""
+    if not way:
+        return count
+    first, *rest = way
+    if isinstance(whole, Mapping):
+        return {**whole, first: _replaced(whole[first], rest, count)}
+    new = list(whole)
+    new[int(first)] = _replaced(whole[int(first)], rest, count)
+    return new if isinstance(whole, list) else tuple(new)
+
+
+def _write_node(call: Call, written: Written) -> None:
+    """Gives Keras' record of a call the arguments that the operation is called with now."""
+    before = keras.tree.flatten(_keras.node_arguments(call.node))
+    tensors = [leaf for leaf in before if isinstance(leaf, keras.KerasTensor)]
+    known = {ref.index: tensor for ref, tensor in zip(call.inputs, tensors, strict=True)}
+    now = replace(call, args=written.args, kwargs=written.kwargs)
+    _keras.write_node_arguments(call.node, *fill(now, known))
 
 
 def _scope(model: Any) -> contextlib.AbstractContextManager[Any]:
@@ -165,8 +191,11 @@ def _scope(model: Any) -> contextlib.AbstractContextManager[Any]:
 
 
 def _rebuild_layers(
-    program: Program, configs: Mapping[str, Mapping[str, Any]], touched: set[str]
-) -> tuple[dict[str, tuple[Any, Any]], list[tuple[int | None, ...]]]:
+    program: Program,
+    configs: Mapping[str, Mapping[str, Any]],
+    operations: Mapping[str, Written],
+    touched: set[str],
+) -> tuple[dict[str, tuple[Any, Any]], list[tuple[int | None, ...]], dict[str, Any]]:
     """Builds new layers where a config or an input shape changed, following the graph."""
     shapes = list(program.shapes)
     tensors: dict[int, Any] = {}
@@ -177,14 +206,22 @@ def _rebuild_layers(
         return tensors[index]
 
     rebuilt: dict[str, tuple[Any, Any]] = {}
+    rewritten_ones: dict[str, Any] = {}
     for call in program.calls:
         moved = any(shapes[ref.index] != program.shapes[ref.index] for ref in call.inputs)
         is_layer = isinstance(call.operation, keras.Layer)
         if not moved and call.path not in touched and is_layer:
             continue
-        args, kwargs = fill(call, {ref.index: tensor(ref.index) for ref in call.inputs})
+        operation, now = call.operation, call
+        if call.path in operations:
+            written = operations[call.path]
+            now = replace(call, args=written.args, kwargs=written.kwargs)
+            operation = rewritten_ones.setdefault(
+                call.path, type(operation).from_config(dict(written.config))
+            )
+        args, kwargs = fill(now, {ref.index: tensor(ref.index) for ref in call.inputs})
         if not is_layer:
-            results = call.operation.compute_output_spec(*args, **kwargs)
+            results = operation.compute_output_spec(*args, **kwargs)
         elif call.path in rebuilt:
             results = rebuilt[call.path][1](*args, **kwargs)
         else:
@@ -193,13 +230,12 @@ def _rebuild_layers(
             rebuilt[call.path] = (call.operation, new)
         for ref, result in zip(call.outputs, keras.tree.flatten(results), strict=True):
             shapes[ref.index] = tuple(result.shape)
-    return rebuilt, shapes
+    return rebuilt, shapes, rewritten_ones
 
 
 def _from_config(layer: Any, path: str, entries: Mapping[str, Any]) -> Any:
     try:
-        config = without_build_config(layer.get_config())
-        config.update(entries)
+        config = without_build_config({**layer.get_config(), **entries})
         return type(layer).from_config(config)
     except Exception as error:
         raise ValueError(

@@ -10,7 +10,8 @@ import keras
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.graph.trace import trace
+from sgdap.graph.rewriting import Written
+from sgdap.graph.trace import Program, trace
 from sgdap.surgery.rebuild import rebuild, without_build_config
 
 
@@ -20,28 +21,25 @@ class Snapshot:
 
     Attributes:
         configs: The config of every layer by path.
-        attributes: The attributes of operations that are no layers, by path.
+        operations: How operations that are no layers are written, by path.
         variables: The values of all variables of each layer, by path.
         optimizer: The values of the optimizer's variables, or None where it has none.
     """
 
     configs: Mapping[str, Mapping[str, Any]]
-    attributes: Mapping[str, Mapping[str, Any]]
+    operations: Mapping[str, Written]
     variables: Mapping[str, list[npt.NDArray[Any]]]
     optimizer: list[npt.NDArray[Any]] | None
 
 
 def take_snapshot(model: Any) -> Snapshot:
     """Copies a model's architecture, weights and optimizer state to host memory."""
-    layers = trace(model).layers()
+    program = trace(model)
+    layers = program.layers()
     optimizer = getattr(model, "optimizer", None)
     return Snapshot(
         configs={p: x.get_config() for p, x in layers.items() if isinstance(x, keras.Layer)},
-        attributes={
-            path: _public(operation)
-            for path, operation in layers.items()
-            if not isinstance(operation, keras.Layer)
-        },
+        operations=_written(program),
         variables={
             path: [v.numpy() for v in _keras.layer_variables(layer)]
             for path, layer in layers.items()
@@ -69,12 +67,13 @@ def restore_snapshot(model: Any, snapshot: Snapshot) -> None:
         for path, config in snapshot.configs.items()
         if without_build_config(layers[path].get_config()) != without_build_config(config)
     }
-    attributes = {
-        path: entries
-        for path, entries in snapshot.attributes.items()
-        if _public(layers[path]) != entries
+    now = _written(program)
+    operations = {
+        path: written
+        for path, written in snapshot.operations.items()
+        if not written.same_as(now[path])
     }
-    if configs or attributes:
+    if configs or operations:
         values = {
             (path, number): value
             for path, variables in snapshot.variables.items()
@@ -85,7 +84,7 @@ def restore_snapshot(model: Any, snapshot: Snapshot) -> None:
             for key, value in values.items()
             if _keras.layer_variables(layers[key[0]])[key[1]].shape != value.shape
         }
-        rebuild(program, configs, attributes, changed, {})
+        rebuild(program, configs, operations, changed, {})
     for path, variables in snapshot.variables.items():
         for variable, value in zip(_keras.layer_variables(layers[path]), variables, strict=True):
             variable.assign(value)
@@ -95,5 +94,19 @@ def restore_snapshot(model: Any, snapshot: Snapshot) -> None:
                 slot.assign(value)
 
 
-def _public(operation: Any) -> dict[str, Any]:
-    return {k: v for k, v in vars(operation).items() if not k.startswith("_") and k != "name"}
+def _written(program: Program) -> dict[str, Written]:
+    found: dict[str, Written] = {}
+    for call in program.calls:
+        operation = call.operation
+        if not isinstance(operation, keras.Layer) and _has_config(operation):
+            found.setdefault(call.path, Written(operation.get_config(), call.args, call.kwargs))
+    return found
+
+
+def _has_config(operation: Any) -> bool:
+    """Whether an operation can say what it was made with; one that can't never changes."""
+    try:
+        operation.get_config()
+    except NotImplementedError:
+        return False
+    return True

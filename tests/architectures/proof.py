@@ -13,16 +13,21 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
+from sgdap import _keras
 from sgdap.planning.cost import cost_model
 from sgdap.surgery import prune_in_place
 from sgdap.surgery.apply import copy_model
 from tests.models import outputs, randomise
 from tests.oracles import (
+    HEADED,
+    MEETING,
     RECURRENT,
     SEPARABLE,
     TRANSPOSED,
-    each_linear_call,
-    lost_filters,
+    each_call,
+    every_layer,
+    lost_channels,
+    lost_of_results,
     masked_outputs,
     random_removal,
 )
@@ -122,16 +127,25 @@ def largest_difference(model: keras.Model, slim: keras.Model, x) -> float:
     Each is relative to the largest value there, so that nothing hides behind a layer that shrinks
     or drowns it.
     """
-    of_original: list[tuple[layers.Layer, np.ndarray]] = []
-    of_slim: list[tuple[layers.Layer, np.ndarray]] = []
+    lost, _ = lost_channels(model, slim)
+    inside = {
+        id(layer)
+        for whole in (model, slim)
+        for headed in every_layer(whole)
+        if isinstance(headed, HEADED)
+        for layer in _keras.flatten_layers(headed)
+    }
+    of_original: list[tuple] = []
+    of_slim: list[tuple] = []
 
     def recorded_in(record: list) -> object:
-        def watch(layer, inputs, compute):
+        def watch(layer, inputs, compute, kwargs):
             result = compute(inputs)
-            record.append((layer, result))
+            if id(layer) not in inside and not isinstance(layer, MEETING):
+                record.append((layer, keras.tree.flatten(result), kwargs))
             return result
 
-        return each_linear_call(watch)
+        return each_call(watch)
 
     with recorded_in(of_original):
         expected = masked_outputs(model, slim, x)
@@ -140,10 +154,11 @@ def largest_difference(model: keras.Model, slim: keras.Model, x) -> float:
     assert np.isfinite(expected).all() and expected.std() > 0
     differences = [relative_difference(found, expected)]
     masked_pass = of_original[-len(of_slim) :]
-    for (old, whole), (new, part) in zip(masked_pass, of_slim, strict=True):
-        for mine, other in zip(keras.tree.flatten(part), keras.tree.flatten(whole), strict=True):
-            stays = ~lost_filters(old, new)
-            differences.append(relative_difference(mine.numpy(), other.numpy()[..., stays]))
+    for (layer, whole, kwargs), (_, part, _) in zip(masked_pass, of_slim, strict=True):
+        masks = lost_of_results(layer, lost, whole, kwargs)
+        for mine, other, gone in zip(part, whole, masks, strict=True):
+            expected = other.numpy() if len(gone) == 1 else other.numpy()[..., ~gone]
+            differences.append(relative_difference(mine.numpy(), expected))
     return max(differences)
 
 

@@ -33,7 +33,21 @@ EVERYWHERE = [
 ]
 VARIED = ("dense", "convolution", "shared", "nested", "reshape", "add", "multiply", "concatenate")
 CHOICES = [(name, 2, number) for name in VARIED for number in range(6) if number != 2]
+CHOICES += [("composite", 2, number) for number in (0, 1)]
 CHOICES += [("recurrent", 1, number) for number in (0, 2, 3, 4)]
+CHOICES += [("cells", 1, number) for number in range(5)]
+CHOICES += [("bidirectional", 1, number) for number in (0, 2, 3, 4, 6, 9, 11)]
+CHOICES += [("convolutional_recurrent", 3, number) for number in (0, 1)]
+CHOICES += [("time_distributed", 2, number) for number in (0, 1, 3, 4)]
+CHOICES += [("spectral_normalization", 1, number) for number in (0, 2)]
+CHOICES += [("multi_head_attention", 1, number) for number in (0, 2, 3, 5, 6, 8)]
+CHOICES += [("grouped_query_attention", 1, number) for number in (0, 2, 4, 5, 9)]
+CHOICES += [("attention", 1, number) for number in (0, 2, 3, 4)]
+CHOICES += [("dot", 1, number) for number in (0, 2)]
+CHOICES += [("image", 2, number) for number in range(9) if number != 2]
+CHOICES += [("reversible_embedding", 1, number) for number in (0, 2, 4)]
+CHOICES += [(name, 2, number) for name in STEPS if name[:4] == "ops_" for number in (0, 3)]
+CHOICES += [("ops_product", 1, number) for number in range(3)]
 CHOICES += [("operator", 2, number) for number in range(9) if number != 2]
 MIXING = {
     "grouped_convolution",
@@ -48,9 +62,40 @@ MIXING = {
     "rescaling",
     "normalization",
     "embedding",
+    "reversible_embedding",
+    "masking",
+    "dot",
     "permute",
+    "composite",
+    "ops_any",
+    "ops_argmax",
+    "ops_array_split",
+    "ops_compare",
+    "ops_constant",
+    "ops_constant_product",
+    "ops_reduce_channels",
+    "ops_roll",
+    "ops_slice_channels",
+    "ops_softmax",
+    "ops_sort",
+    "ops_swapaxes",
+    "ops_transpose",
 }
 """Steps that protect the channels they get, or lead them to the output, for some numbers."""
+
+
+@pytest.mark.parametrize(
+    "name", ["composite", "own_model", *(name for name in STEPS if name.startswith("ops_"))]
+)
+@pytest.mark.parametrize("number", [0, 1])
+def test_slim_operations_are_saved_and_reloaded_as_they_run(name, number, tmp_path):
+    slim = pruned(assemble(1, [(name, number)]))
+    slim.save(tmp_path / "slim.keras")
+    loaded = keras.models.load_model(tmp_path / "slim.keras")
+    x = samples(slim)
+    np.testing.assert_array_equal(outputs(slim, x), outputs(loaded, x))
+    for layer in slim.layers:
+        assert tuple(layer.output.shape) == tuple(loaded.get_layer(layer.name).output.shape)
 
 
 def pruned(model: keras.Model) -> keras.Model:

@@ -3,14 +3,17 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import sgdap
 from sgdap.guidance import GroupData, get_guidance, register_guidance
-from sgdap.guidance.score import group_data
+from sgdap.guidance.score import group_data, score_groups
+from sgdap.statistics import collect
 from tests.models import convnet, digits_like, outputs, randomise, samples
 
 NAMES = ("lasso", "second_order", "magnitude", "activation", "correlation", "random")
+NAMES += ("fpgm", "batch_norm_scale", "taylor")
 
 
 def gathered(model: keras.Model, group: str, x: np.ndarray) -> GroupData:
@@ -195,3 +198,75 @@ def test_an_unknown_criterion_is_refused_with_the_names_there_are():
 def test_arguments_without_meaning_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_fpgm_is_the_sum_of_distances_to_the_other_filters():
+    model = two_branches()
+    kernels = [model.get_layer(name).kernel.numpy().T for name in ("left", "right")]
+    expected = [
+        sum(np.linalg.norm(kernel[i] - kernel[j]) for kernel in kernels for j in range(8))
+        for i in range(8)
+    ]
+    data = gathered(model, "left", samples(model, 32))
+    np.testing.assert_allclose(get_guidance("fpgm").scores(data), expected, rtol=1e-5)
+
+
+def test_batch_norm_scale_is_the_magnitude_of_gamma_where_there_is_one():
+    model, (x, _) = convnet(), digits_like(32)
+    guidance = get_guidance("batch_norm_scale")
+    gamma = model.get_layer("norm").gamma.numpy()
+    np.testing.assert_allclose(guidance.scores(gathered(model, "conv_1", x)), np.abs(gamma))
+    without = gathered(model, "conv_2", x)
+    np.testing.assert_allclose(
+        guidance.scores(without), sgdap.MagnitudeGuidance(1).scores(without), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["conv_1", "conv_2", "hidden"])
+def test_taylor_is_the_mean_magnitude_of_activation_times_gradient(name, monkeypatch):
+    model, (x, _) = convnet(), digits_like(24)
+    monkeypatch.setattr(collect, "_negative_log_likelihood", lambda kind, y, seed: -loss_of(y))
+    read = {"conv_1": "pool", "conv_2": "conv_2", "hidden": "hidden"}[name]
+    first = keras.Model(model.inputs[0], model.get_layer(read).output)
+    rest = keras.Sequential(model.layers[model.layers.index(model.get_layer(read)) + 1 :])
+    seen = tf.constant(first(x, training=False))
+    with tf.GradientTape() as tape:
+        tape.watch(seen)
+        loss = loss_of(rest(seen, training=False))
+    change = (seen * tape.gradient(loss, seen)).numpy()
+    expected = np.abs(change.reshape(24, -1, change.shape[-1]).sum(axis=1)).mean(axis=0)
+    data = gathered(model, name, x)
+    np.testing.assert_allclose(get_guidance("taylor").scores(data), expected, rtol=1e-3, atol=1e-6)
+
+
+def loss_of(predictions):
+    return tf.reduce_sum(tf.math.log(predictions[:, 0]))
+
+
+def test_taylor_without_gradients_says_how_to_get_them():
+    model, (x, _) = convnet(), digits_like(32)
+    graph = sgdap.channel_graph(model)
+    statistics = sgdap.collect_statistics(graph, x, sensitivity=False)
+    data = group_data(graph, graph.group("conv_1"), statistics)
+    with pytest.raises(ValueError, match="needs gradients.*sensitivity=True"):
+        get_guidance("taylor").scores(data)
+
+
+def test_layers_that_are_not_trained_are_scored_as_trained_ones():
+    model, (x, _) = convnet(), digits_like(32)
+    frozen = keras.models.clone_model(
+        model, clone_function=lambda layer: type(layer).from_config(layer.get_config() | FROZEN)
+    )
+    frozen.set_weights(model.get_weights())
+    for name in ("taylor", "second_order"):
+        curves = [
+            score_groups(g, sgdap.collect_statistics(g, x), get_guidance(name))
+            for g in map(sgdap.channel_graph, (model, frozen))
+        ]
+        for group in ("conv_1", "conv_2", "hidden"):
+            np.testing.assert_allclose(
+                curves[1][group].errors, curves[0][group].errors, rtol=1e-4, atol=1e-7
+            )
+
+
+FROZEN = {"trainable": False}

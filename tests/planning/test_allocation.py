@@ -13,6 +13,7 @@ import sgdap
 from sgdap.guidance import ErrorCurve
 from sgdap.planning.allocation import allocate, hull_slopes
 from sgdap.planning.cost import cost_model
+from sgdap.planning.widths import WidthRules
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +118,33 @@ def test_no_group_gets_narrower_than_min_channels(graph, allocation):
         convex_curves(graph, 0),
         sgdap.Budget(flops=0.4),
         allocation=allocation,
-        min_channels=3,
+        rules=WidthRules(min_channels=3),
     )
     assert min(map(len, kept.values())) >= 3
     assert len(kept["end"]) == 3
+
+
+@pytest.mark.parametrize("allocation", ["global", "layerwise"])
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+def test_widths_are_rounded_to_a_multiple(graph, allocation, share):
+    budget, rules = sgdap.Budget(flops=share), WidthRules(round_to=2)
+    curves = convex_curves(graph, 1)
+    kept = allocated(graph, curves, budget, allocation=allocation, rules=rules)
+    widths = tuple(len(kept[name]) for name in ("first", "second", "third"))
+    assert cost(widths)[1] <= share * FULL[1]
+    for width, whole in zip(widths, (7, 5, 6), strict=True):
+        assert width == whole or width % 2 == 0
+    for name, stays in kept.items():
+        order = curves[name].order
+        assert set(stays) == set(order[len(order) - len(stays) :])
+
+
+@pytest.mark.parametrize("allocation", ["global", "layerwise"])
+def test_settled_widths_are_kept_and_the_others_pay(graph, allocation):
+    budget, rules = sgdap.Budget(flops=0.6), WidthRules(fixed={"first": 7, "third": 2})
+    kept = allocated(graph, convex_curves(graph, 0), budget, allocation=allocation, rules=rules)
+    assert (len(kept["first"]), len(kept["third"])) == (7, 2)
+    assert cost((7, len(kept["second"]), 2))[1] <= 0.6 * FULL[1]
 
 
 @pytest.mark.parametrize("allocation", ["global", "layerwise"])

@@ -302,12 +302,38 @@ def test_what_cannot_work_is_refused(make, error, message):
     assert all(map(np.array_equal, before, after))
 
 
+def test_overrides_say_what_groups_keep_and_rounding_keeps_widths_even():
+    budget = sgdap.Budget(params=0.6)
+    overrides = {"conv_1": 1.0, "hid*": 0.5}
+    plan = sgdap.plan(convnet(), x, budget, overrides=overrides, round_to=2)
+    assert plan.widths["conv_1"] == 6
+    assert plan.widths["hidden"] == 4
+    assert plan.widths["conv_2"] in (2, 4, 5)
+
+
 OPTIONS = {
     "an unknown guidance": ({"guidance": "lazo"}, ValueError, "No guidance is called 'lazo'"),
     "an unknown layer": ({"layers": ["conv_9"]}, ValueError, "'conv_9'. There are: conv_1"),
     "a pattern that is no list": ({"layers": "conv*"}, TypeError, "layers must be a list"),
     "a protected layer": ({"layers": ["end"]}, ValueError, "No channel of model 'convnet'"),
     "no channels at all": ({"min_channels": 0}, ValueError, "min_channels must be an integer"),
+    "rounding to nothing": ({"round_to": 0}, ValueError, "round_to must be an integer of at"),
+    "an override of an unknown layer": (
+        {"overrides": {"stem*": 1.0}},
+        ValueError,
+        r"No layer whose channels may leave is called 'stem\*'.*There are: conv_1, conv_2, hidden",
+    ),
+    "an override that is no share": (
+        {"overrides": {"conv_1": 4}},
+        ValueError,
+        r"above 0 and up to 1. Received: \{'conv_1': 4\}",
+    ),
+    "overrides that are no dict": ({"overrides": ["conv_1"]}, TypeError, "must be a dict.*conv_1"),
+    "overrides against the budget": (
+        {"overrides": {"*": 1.0}},
+        ValueError,
+        "cannot be met: with .* and the widths that overrides sets the model still needs 1 of its",
+    ),
     "an unknown allocation": ({"allocation": "best"}, ValueError, "allocation must be 'global'"),
     "one fold": ({"folds": 1}, ValueError, "folds must be an integer of at least 2"),
     "folds in words": ({"folds": "five"}, ValueError, "Received: folds='five'"),

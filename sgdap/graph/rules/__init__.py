@@ -2,20 +2,28 @@
 
 from sgdap.graph.rules import (
     activation,
+    attention,
     convolution,
     dense,
     merging,
     normalization,
+    operations,
+    recurrent,
     sequence,
     shape,
+    wrapper,
 )
 
 __all__ = [
     "activation",
+    "attention",
     "convolution",
     "dense",
     "merging",
     "normalization",
+    "operations",
+    "recurrent",
     "sequence",
     "shape",
+    "wrapper",
 ]

@@ -1,10 +1,9 @@
-"""Embedding, recurrent layers and EinsumDense: layers of sequences."""
+"""Embedding, Masking and EinsumDense: layers of sequences."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from keras import layers
 
 from sgdap.graph.channels import Symbol, plain
@@ -23,30 +22,29 @@ def embedding(layer: Any, call: RuleCall) -> Symbol:
     return plain(call.output_shape).with_axis(-1, channels)
 
 
-@register_rule(layers.SimpleRNN, layers.LSTM, layers.GRU)
-def recurrent(layer: Any, call: RuleCall) -> list[Symbol]:
-    """Units are channels: of every gate, of the state, and read again at the next step."""
-    cell = layer.cell
+@register_rule(layers.ReversibleEmbedding)
+def reversible_embedding(layer: Any, call: RuleCall) -> Symbol:
+    """The same table, or one like it, read backwards makes a score for every row."""
+    channels = call.new_channels(layer.output_dim)
+    call.weight(layer.embeddings, None, channels)
+    if not layer.tie_weights:
+        call.weight(layer.reverse_embeddings, channels, None)
+    call.resize("output_dim", channels)
+    if not call.argument("reverse", 1):
+        call.keep(call.input, f"'{layer.name}' takes them for numbers of rows")
+        return plain(call.output_shape).with_axis(-1, channels)
     call.keep_positions(-1, layer.name)
-    features = call.along(call.input, -1)
-    units = call.new_channels(layer.units)
-    gates = cell.recurrent_kernel.shape[1] // layer.units
-    of_gates = np.tile(units, gates)
-    call.weight(cell.kernel, features, of_gates)
-    call.weight(cell.recurrent_kernel, units, of_gates)
-    if cell.bias is not None:
-        rank = len(cell.bias.shape)
-        call.weight(cell.bias, *[None] * (rank - 1), of_gates)
-    call.resize("units", units)
-    steps = positions(call.input.shape[1:-1])
-    call.work(2 * steps, features, of_gates)
-    call.work(2 * steps, units, of_gates)
-    functions = [layer.activation, getattr(layer, "recurrent_activation", layer.activation)]
-    if not all(is_elementwise(function) for function in functions):
-        call.keep(units, f"an activation of '{layer.name}' mixes the channels")
-    for state in call.inputs[1:]:  # an initial state is added to the units' own
-        call.tie(call.along(state, -1), units)
-    return [plain(shape).with_axis(-1, units) for shape in call.output_shapes]
+    call.tie(channels, call.along(call.input, -1))
+    rows = call.fixed(layer.input_dim)
+    call.work(2 * positions(call.input.shape[1:-1]), channels, rows)
+    return call.output()
+
+
+@register_rule(layers.Masking)
+def masking(layer: Any, call: RuleCall) -> Symbol:
+    """A step is masked when all its channels have one value, so each of them counts."""
+    call.keep(call.input, f"'{layer.name}' looks at all of them to mask a step")
+    return call.input
 
 
 @register_rule(layers.EinsumDense)

@@ -19,6 +19,12 @@ from sgdap.graph.rules.convolution import channel_axis
     layers.AveragePooling1D,
     layers.AveragePooling2D,
     layers.AveragePooling3D,
+    layers.AdaptiveMaxPooling1D,
+    layers.AdaptiveMaxPooling2D,
+    layers.AdaptiveMaxPooling3D,
+    layers.AdaptiveAveragePooling1D,
+    layers.AdaptiveAveragePooling2D,
+    layers.AdaptiveAveragePooling3D,
     layers.GlobalMaxPooling1D,
     layers.GlobalMaxPooling2D,
     layers.GlobalMaxPooling3D,
@@ -42,6 +48,24 @@ def spatial(layer: Any, call: RuleCall) -> Symbol:
     call.keep_positions(axis, layer.name)
     target = axis if axis < len(call.output_shape) else len(call.output_shape) - 1
     return plain(call.output_shape).with_axis(target, call.input.axes[axis])
+
+
+@register_rule(
+    layers.CenterCrop,
+    layers.Resizing,
+    layers.RandomBrightness,
+    layers.RandomContrast,
+    layers.RandomCrop,
+    layers.RandomFlip,
+    layers.RandomRotation,
+    layers.RandomTranslation,
+    layers.RandomZoom,
+)
+def image(layer: Any, call: RuleCall) -> list[Symbol]:
+    """Moves or rescales images, every channel by itself."""
+    if len(call.inputs) > 1 or call.input.rank != 4:
+        return call.keep_all(f"'{layer.name}' takes more than a batch of images")
+    return [spatial(layer, call)]
 
 
 @register_rule(layers.Flatten)

@@ -1,0 +1,134 @@
+"""Finds out on random numbers which inputs an operation's outputs depend on; knows no channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from scipy.sparse import csgraph
+
+Array = npt.NDArray[np.generic]
+Labels = npt.NDArray[np.int64]
+Run = Callable[[Sequence[Array]], "list[Array]"]
+"""Computes the flat outputs of an operation from its flat inputs."""
+
+
+def random_inputs(
+    shapes: Sequence[Sequence[int | None]], dtypes: Sequence[str], seed: int
+) -> list[Array]:
+    """Random arrays of some shapes; sizes that are not known become 8, or 2 of a large tensor."""
+    random = np.random.default_rng(seed)
+    large = any(math.prod(size or 1 for size in shape) > 100_000 for shape in shapes)
+    values: list[Array] = []
+    for shape, dtype in zip(shapes, dtypes, strict=True):
+        sizes = [(2 if large else 8) if size is None else size for size in shape]
+        if dtype == "bool":
+            values.append(random.integers(2, size=sizes).astype(bool))
+        elif "int" in dtype:
+            values.append(random.integers(4, size=sizes).astype(dtype))
+        else:
+            values.append(random.normal(0, 2, sizes).astype("float32"))
+    return values
+
+
+def sources(
+    run: Run,
+    values: Sequence[Array],
+    others: Sequence[Array],
+    number: int,
+    axis: int,
+    labels: Labels,
+) -> list[Labels] | None:
+    """Which label along an axis of one input each entry of the outputs depends on.
+
+    Entries are exchanged for other random numbers by the binary digits of their label, each digit
+    once where it is 0 and once where it is 1. An entry of an output that depends on one label
+    alone changes in exactly one of the two, and so spells the label: `2 log2(labels)` runs tell
+    what one run for each label would.
+
+    Args:
+        run: Computes the outputs.
+        values: The inputs.
+        others: Other inputs of the same shapes.
+        number: Which input is exchanged.
+        axis: Along which of its axes.
+        labels: The label of each index, `(size,)`, from 0.
+
+    Returns:
+        For each output an array of its shape: the label, or -1 where an entry depends on none.
+        None where an entry depends on several.
+    """
+    base = run(values)
+    found: list[Labels] = [np.zeros(np.shape(part), np.int64) for part in base]
+    seen = [np.zeros(np.shape(part), np.int64) for part in base]
+    digits = max(int(labels.max()).bit_length(), 1)
+    along = [1] * values[number].ndim
+    along[axis] = -1
+    for digit in range(digits):
+        changes = []
+        for side in (0, 1):
+            exchanged = ((labels >> digit) & 1 == side).reshape(along)
+            disturbed = list(values)
+            disturbed[number] = np.where(exchanged, others[number], values[number])
+            changes.append(list(map(_differs, base, run(disturbed))))
+        for part, (low, high) in enumerate(zip(*changes, strict=True)):
+            if (low & high).any():
+                return None
+            found[part] |= high.astype(np.int64) << digit
+            seen[part] += low | high
+    if any(((count > 0) & (count < digits)).any() for count in seen):
+        return None
+    if any((label > labels.max()).any() for label in found):
+        return None
+    return [np.where(count == digits, label, -1) for label, count in zip(found, seen, strict=True)]
+
+
+def _differs(first: Array, second: Array) -> npt.NDArray[np.bool_]:
+    both_nan = (first != first) & (second != second)
+    differs: npt.NDArray[np.bool_] = (first != second) & ~both_nan
+    return differs
+
+
+def line_of(source: Labels) -> tuple[int, Labels, Labels] | None:
+    """The axis of an output along which labels lie.
+
+    Args:
+        source: For each entry its label, or -1.
+
+    Returns:
+        The axis (the last where labels vary on several), the label of each index along it (-1
+        where none lies there) and pairs of labels `(pairs, 2)` that share an index. None where
+        labels vary on no axis.
+    """
+    top = source.max(initial=-1)
+    varying = []
+    for axis in range(source.ndim):
+        high = source.max(axis)
+        low = np.where(source < 0, top + 1, source).min(axis)
+        if ((low < high) & (high >= 0)).any():
+            varying.append(axis)
+    if not varying:
+        return None
+    axis = varying[-1]
+    rows = np.moveaxis(source, axis, 0).reshape(source.shape[axis], -1)
+    line = rows.max(1)
+    pairs = np.stack([rows, np.broadcast_to(line[:, None], rows.shape)], -1)[rows >= 0]
+    pairs = np.unique(pairs, axis=0)
+    return axis, line, pairs[pairs[:, 0] != pairs[:, 1]]
+
+
+def classes_of(count: int, pairs: Labels) -> Labels:
+    """The number of the class of each of `count` labels when the labels of each pair are tied."""
+    matrix = sparse.coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count))
+    return np.asarray(csgraph.connected_components(matrix, directed=False)[1], np.int64)
+
+
+def taken(values: Array, masks: Sequence[npt.NDArray[np.bool_] | None]) -> Array:
+    """The entries of an array at the indices that a mask holds along each axis (None: all)."""
+    for axis, mask in enumerate(masks):
+        if mask is not None:
+            values = np.compress(mask, values, axis)
+    return values

@@ -1,0 +1,263 @@
+"""The widths of a model while they are sought: which channels are kept, what that costs."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap._arguments import check_integer
+from sgdap.graph.groups import ChannelGroup
+from sgdap.guidance.elimination import ErrorCurve
+from sgdap.planning.cost import CostModel
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Step = tuple[int, ...]
+"""Channels that leave together, by their number in the model."""
+
+
+@dataclass(frozen=True)
+class WidthRules:
+    """Which widths groups may have.
+
+    Attributes:
+        min_channels: No group gets narrower than this.
+        round_to: Groups that shrink get a multiple of this many channels.
+        fixed: The widths of groups, by name, where they are settled beforehand.
+    """
+
+    min_channels: int = 1
+    round_to: int = 1
+    fixed: Mapping[str, int] = field(default_factory=dict)
+
+    def allowed(self, group: ChannelGroup) -> tuple[int, ...]:
+        """The widths that a group may have, the widest first."""
+        if group.name in self.fixed:
+            return (min(self.fixed[group.name], group.size),)
+        return (group.size, *_narrower(group.size, self.min_channels, self.round_to))
+
+
+def width_rules(
+    groups: Sequence[ChannelGroup],
+    min_channels: int = 1,
+    round_to: int = 1,
+    overrides: Mapping[str, float] | None = None,
+) -> WidthRules:
+    """Reads the rules for widths from what a user says.
+
+    Args:
+        groups: The groups that may shrink.
+        min_channels: No group gets narrower than this.
+        round_to: Groups that shrink get a multiple of this many channels.
+        overrides: For names or patterns (`"conv*"`) of layers the share of the channels that
+            their groups keep; the first that fits holds.
+
+    Raises:
+        TypeError: `overrides` is no dict of names and numbers.
+        ValueError: A number has no meaning, or a name fits no layer.
+    """
+    check_integer("min_channels", min_channels, 1)
+    check_integer("round_to", round_to, 1)
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise TypeError(
+            "overrides must be a dict of layer names or patterns and the share of channels to "
+            f"keep, for example {{'stem*': 1.0}}. Received: {overrides!r}"
+        )
+    fixed: dict[str, int] = {}
+    for pattern, share in (overrides or {}).items():
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise ValueError(
+                "overrides must give shares of channels to keep, above 0 and up to 1. "
+                f"Received: {{{pattern!r}: {share!r}}}"
+            )
+        fitting = [group for group in groups if fits(group, pattern)]
+        if not fitting:
+            raise ValueError(
+                f"No layer whose channels may leave is called '{pattern}', as overrides says. "
+                f"There are: {', '.join(name for group in groups for name in group.producers)}."
+            )
+        for group in fitting:
+            widths = (group.size, *_narrower(group.size, min_channels, round_to))
+            nearest = min(widths, key=lambda width: abs(width - share * group.size))  # noqa: B023
+            fixed.setdefault(group.name, nearest)
+    return WidthRules(min_channels, round_to, fixed)
+
+
+def fits(group: ChannelGroup, pattern: str) -> bool:
+    """Whether one of the layers that make a group's channels has a name of this pattern."""
+    return any(fnmatch.fnmatchcase(name, pattern) for name in group.producers)
+
+
+def _narrower(size: int, least: int, multiple: int) -> list[int]:
+    return [width for width in range(size - 1, least - 1, -1) if width % multiple == 0]
+
+
+@dataclass(eq=False)
+class Widths:
+    """Which channels are kept while widths are sought, and what that costs.
+
+    Attributes:
+        model: What any widths cost.
+        groups: The groups that may shrink.
+        curves: Their error curves by name.
+        rules: The widths that they may have.
+        kept: Which channels of the model are kept, `(channels,)`.
+        lengths: The width of every axis of the cost model.
+        removed: The steps taken in each group, in order.
+    """
+
+    model: CostModel
+    groups: Sequence[ChannelGroup]
+    curves: Mapping[str, ErrorCurve]
+    rules: WidthRules
+    kept: Mask
+    lengths: Array = field(init=False)
+    removed: dict[str, list[Step]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lengths = self.model.lengths(self.kept)
+        self.removed = {group.name: [] for group in self.groups}
+        self._gone = dict.fromkeys(self.removed, 0)
+        self.allowed = {group.name: self.rules.allowed(group) for group in self.groups}
+        self._matrix = self.model.widths
+        self._terms = [_TermTable(terms, len(self.lengths)) for terms in self.model.terms]
+        touched = {}
+        for group in self.groups:
+            axes = np.unique(self._matrix[:, group.channels].indices)
+            touched[group.name] = [table.touching(axes) for table in self._terms]
+        self._touched = touched
+        self._orders = {
+            g.name: [int(c) for c in g.channels[self.curves[g.name].order]] for g in self.groups
+        }
+        self._places = {name: {c: i for i, c in enumerate(o)} for name, o in self._orders.items()}
+        self._neighbours: dict[str, list[ChannelGroup]] = {}
+
+    def cost(self) -> Array:
+        """What the model costs now, by measure."""
+        return np.array([table.total(self.lengths) for table in self._terms])
+
+    def width(self, group: ChannelGroup) -> int:
+        """How many channels the group has left."""
+        return group.size - self._gone[group.name]
+
+    def next_step(self, group: ChannelGroup) -> Step | None:
+        """The channels that lead to the group's next allowed width; None: it has come to an end."""
+        width = self.width(group)
+        below = next((w for w in self.allowed[group.name] if w < width), width)
+        return self.step_to(group, below) if below < width else None
+
+    def step_to(self, group: ChannelGroup, width: int) -> Step | None:
+        """The channels that leave until the group has a width; None: some axis would be empty."""
+        wanted = self.width(group) - width
+        done = self.removed[group.name]
+        start = self._places[group.name][done[-1][-1]] + 1 if done else 0
+        lengths = self.lengths if wanted == 1 else self.lengths.copy()
+        step: list[int] = []
+        for channel in self._orders[group.name][start:]:
+            axes, taken = self._column(channel)
+            if (lengths[axes] > taken).all():
+                step.append(channel)
+                if len(step) == wanted:
+                    return tuple(step)
+                lengths[axes] -= taken
+        return None
+
+    def saving(self, group: ChannelGroup, step: Step) -> Array:
+        """What a step saves of each measure."""
+        after = self.lengths.copy()
+        for channel in step:
+            axes, taken = self._column(channel)
+            after[axes] -= taken
+        return np.array(
+            [
+                table.total(self.lengths, rows) - table.total(after, rows)
+                for table, rows in zip(self._terms, self._touched[group.name], strict=True)
+            ]
+        )
+
+    def remove(self, group: ChannelGroup, step: Step) -> None:
+        """Takes channels out."""
+        self.removed[group.name].append(step)
+        self._gone[group.name] += len(step)
+        for channel in step:
+            self.kept[channel] = False
+            axes, taken = self._column(channel)
+            self.lengths[axes] -= taken
+
+    def restore(self, group: ChannelGroup) -> Step:
+        """Brings the channels back that left the group last."""
+        step = self.removed[group.name].pop()
+        self._gone[group.name] -= len(step)
+        for channel in step:
+            self.kept[channel] = True
+            axes, taken = self._column(channel)
+            self.lengths[axes] += taken
+        return step
+
+    def _column(self, channel: int) -> tuple[npt.NDArray[np.int32], Array]:
+        """The axes on which a channel has places, and how many."""
+        start, stop = self._matrix.indptr[channel : channel + 2]
+        return self._matrix.indices[start:stop], self._matrix.data[start:stop]
+
+    def error(self) -> float:
+        """The expected loss of everything removed."""
+        return float(sum(self.curves[n].errors[gone] for n, gone in self._gone.items()))
+
+    def last_gain(self, group: ChannelGroup) -> float:
+        """How much the loss rose with the group's last step."""
+        if not self.removed[group.name]:
+            return 0.0
+        gone, errors = self._gone[group.name], self.curves[group.name].errors
+        return float(errors[gone] - errors[gone - len(self.removed[group.name][-1])])
+
+    def set_removed(self, removed: Mapping[str, list[Step]]) -> None:
+        """Goes back, or on, to other steps."""
+        for group in self.groups:
+            mine, wanted = self.removed[group.name], removed[group.name]
+            while mine[: len(wanted)] != wanted[: len(mine)] or len(mine) > len(wanted):
+                self.restore(group)
+            for step in wanted[len(mine) :]:
+                self.remove(group, step)
+
+    def neighbours(self, group: ChannelGroup) -> list[ChannelGroup]:
+        """The groups whose savings change with the group's width, itself included."""
+        if group.name not in self._neighbours:
+            self._neighbours[group.name] = self._find_neighbours(group)
+        return self._neighbours[group.name]
+
+    def _find_neighbours(self, group: ChannelGroup) -> list[ChannelGroup]:
+        mine = [set(rows.tolist()) for rows in self._touched[group.name]]
+        return [
+            other
+            for other in self.groups
+            if any(
+                not own.isdisjoint(rows.tolist())
+                for own, rows in zip(mine, self._touched[other.name], strict=True)
+            )
+        ]
+
+
+class _TermTable:
+    """The terms of one measure as arrays."""
+
+    def __init__(self, terms: Sequence[tuple[float, tuple[int, ...]]], axes: int) -> None:
+        width = max((len(a) for _, a in terms), default=0)
+        self.factors = np.array([f for f, _ in terms])
+        self.axes = np.full((len(terms), width), axes)
+        for row, (_, a) in enumerate(terms):
+            self.axes[row, : len(a)] = a
+
+    def total(self, lengths: Array, rows: npt.NDArray[np.int64] | None = None) -> float:
+        padded = np.append(lengths, 1.0)
+        axes = self.axes if rows is None else self.axes[rows]
+        products = self.factors.copy() if rows is None else self.factors[rows]
+        for column in axes.T:
+            products *= padded[column]
+        return float(products.sum())
+
+    def touching(self, axes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.flatnonzero(np.isin(self.axes, axes).any(axis=1))

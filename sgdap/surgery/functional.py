@@ -1,0 +1,183 @@
+"""Makes an ordinary functional model of one with code of its own; removes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import keras
+
+from sgdap import _keras
+from sgdap.graph.trace import Call, Program, Ref, fill, trace
+from sgdap.surgery.rebuild import without_build_config
+
+
+def functional(model: Any) -> Any:
+    """Makes an ordinary functional model that computes what a model computes.
+
+    A model with a `call` of its own, or a functional one whose class has its own `get_config`
+    (a `keras_hub` backbone), is saved by its class, which knows only the widths that it was made
+    with. After such a model became slim in `fit`, this one is what to save: it loads without the
+    class.
+
+    Args:
+        model: A built `keras.Model`.
+
+    Returns:
+        A new `keras.Model` of new layers with the same names and weights, not compiled.
+
+    Raises:
+        TypeError: `model` is no Keras model.
+        ValueError: It can't be traced, or a layer can't be made from its config.
+
+    Example:
+        >>> class Classifier(keras.Model):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.hidden = keras.layers.Dense(8, "relu", name="hidden")
+        ...         self.end = keras.layers.Dense(2, name="end")
+        ...
+        ...     def call(self, x):
+        ...         return self.end(self.hidden(x))
+        >>> model = Classifier()
+        >>> _ = model(np.ones((1, 4), "float32"))
+        >>> [layer.name for layer in sgdap.functional(model).layers[1:]]
+        ['hidden', 'end']
+    """
+    return functional_program(trace(model)).model
+
+
+def saves_by_its_graph(model: Any) -> bool:
+    """Whether the class of a functional model leaves its config to Keras."""
+    return type(model).get_config in (keras.Model.get_config, keras.Sequential.get_config) or (
+        type(model).__module__.split(".")[0] == "keras"
+    )
+
+
+def functional_program(program: Program) -> Program:
+    """Copies the model of a program into a functional one.
+
+    Args:
+        program: The calls of a model.
+
+    Returns:
+        The same calls, of the copy; paths and numbers stay.
+
+    Raises:
+        ValueError: A layer can't be made from its config, or an operation of a `call` takes
+            what a functional model can't hold.
+    """
+    names = _names(program)
+    operations: dict[str, Any] = {}
+    tensors: dict[int, Any] = {}
+    for ref, name in zip(program.inputs, _input_names(program), strict=True):
+        shape, dtype = program.shapes[ref.index], program.dtypes[ref.index]
+        tensors[ref.index] = keras.Input(batch_shape=shape, dtype=dtype, name=name)
+    calls: list[Call] = []
+    for call in program.calls:
+        if call.path not in operations:
+            operations[call.path] = _copy(call, names[call.path])
+        _check_arguments(call, program)
+        args, kwargs = fill(call, tensors)
+        made = keras.tree.flatten(operations[call.path](*args, **kwargs))
+        record = _keras.history(made[0])
+        assert record is not None
+        node = _keras.node_of(*record)
+        calls.append(replace(call, operation=operations[call.path], node=node))
+        tensors.update({ref.index: x for ref, x in zip(call.outputs, made, strict=True)})
+    model = _assembled(program, tensors)
+    for path, layer in program.layers().items():
+        if isinstance(layer, keras.Layer):
+            before, after = map(_keras.layer_variables, (layer, operations[path]))
+            for mine, theirs in zip(after, before, strict=True):
+                mine.assign(theirs)
+    return replace(
+        program,
+        model=model,
+        functional=model,
+        calls=tuple(calls),
+        symbols=tuple((tensor, Ref(index)) for index, tensor in tensors.items()),
+        codes=(),
+        structure=None,
+    )
+
+
+def _names(program: Program) -> dict[str, str]:
+    """A name for each layer: its own where that is the only one, else with those around it."""
+    own = {
+        path: layer.name if isinstance(layer, keras.Layer) else path.split("/")[-1].split(".")[-1]
+        for path, layer in program.layers().items()
+    }
+    taken = Counter([*own.values(), *map(str, _input_names(program))])
+    names: dict[str, str] = {}
+    for path, name in own.items():
+        wanted = name if taken[name] == 1 else path.replace("/", "_").replace("ops.", "")
+        while (taken[wanted] and wanted != name) or wanted in names.values() or taken[wanted] > 1:
+            wanted += "_1"
+        names[path] = wanted
+    return names
+
+
+def _input_names(program: Program) -> list[str | None]:
+    if program.functional is not None:
+        return [tensor.name for tensor in program.functional.inputs]
+    assert program.structure is not None
+    (args, kwargs), _ = program.structure
+    if not args:
+        return (
+            list(sorted(kwargs))
+            if len(kwargs) == len(program.inputs)
+            else [None] * len(program.inputs)
+        )
+    named = isinstance(args[0], dict) and len(args[0]) == len(program.inputs)
+    return list(sorted(args[0])) if named else [None] * len(program.inputs)
+
+
+def _assembled(program: Program, tensors: dict[int, Any]) -> Any:
+    """The functional model between the inputs and outputs, structured as those of the old one."""
+    name = program.model.name
+
+    def tensor(leaf: Any) -> Any:
+        return tensors[leaf.index] if isinstance(leaf, Ref) else leaf
+
+    if program.structure is not None:
+        (args, kwargs), outputs = keras.tree.map_structure(tensor, program.structure)
+        return keras.Model(args[0] if len(args) == 1 else kwargs, outputs, name=name)
+    functional = program.functional
+    inputs = [tensors[ref.index] for ref in program.inputs]
+    outputs = [tensors[ref.index] for ref in program.outputs]
+    return keras.Model(
+        keras.tree.pack_sequence_as(functional.input, inputs),
+        keras.tree.pack_sequence_as(functional.output, outputs),
+        name=name,
+    )
+
+
+def _copy(call: Call, name: str) -> Any:
+    operation = call.operation
+    try:
+        config = without_build_config(operation.get_config())
+        with contextlib.suppress(TypeError):
+            if "name" in config:
+                config["name"] = name
+        new = type(operation).from_config(config)
+    except Exception as error:
+        raise ValueError(
+            f"'{call.path}' (of class {type(operation).__name__}) can't be copied: {error} "
+            "Implement `get_config` in its class, or use sgdap.apply(model, plan, in_place=True)."
+        ) from error
+    if isinstance(operation, keras.Layer):
+        new.trainable = operation.trainable
+    return new
+
+
+def _check_arguments(call: Call, program: Program) -> None:
+    for leaf in keras.tree.flatten((call.args, dict(call.kwargs))):
+        if isinstance(leaf, keras.Variable):
+            raise ValueError(
+                f"Operation '{call.path}' of model '{program.model.name}' reads the weight "
+                f"'{leaf.name}', which belongs to no layer that a functional model could hold. "
+                "Put it into a layer of its own, or use sgdap.apply(model, plan, in_place=True)."
+            )
