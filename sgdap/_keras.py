@@ -211,8 +211,13 @@ def copy_mask(source: Any, target: Any) -> None:
         target._keras_mask = mask
 
 
-def application_layers() -> tuple[type, type]:
-    """Returns ConvNeXt's classes `LayerScale` and `StochasticDepth`: they have no public name."""
-    from keras.src.applications.convnext import LayerScale, StochasticDepth
+def application_layers() -> tuple[type, type, type]:
+    """Returns classes of keras.applications without a public name.
 
-    return LayerScale, StochasticDepth
+    They are ConvNeXt's `LayerScale` and `StochasticDepth` and InceptionResNetV2's
+    `CustomScaleLayer`.
+    """
+    from keras.src.applications.convnext import LayerScale, StochasticDepth
+    from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+
+    return LayerScale, StochasticDepth, CustomScaleLayer

@@ -9,7 +9,7 @@ from keras import layers, ops
 
 from sgdap import _keras
 
-LAYER_SCALE, STOCHASTIC_DEPTH = _keras.application_layers()
+LAYER_SCALE, STOCHASTIC_DEPTH, SCALED_SUM = _keras.application_layers()
 
 Step = Callable[[list, int], "keras.KerasTensor | None"]
 STEPS: dict[str, Step] = {}
@@ -528,6 +528,12 @@ def _merge(name: str) -> None:
         return getattr(layers, name)()([x, other])
 
     STEPS[name.lower()] = apply
+
+
+@step
+def scaled_sum(tensors, n):
+    x = tensors[-1]
+    return SCALED_SUM(0.2 + 0.1 * n)([x, layers.Dense(x.shape[-1])(x)])
 
 
 for _name in MERGES:

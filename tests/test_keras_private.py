@@ -164,5 +164,9 @@ def test_a_nodes_arguments_can_be_written_anew():
 def test_classes_without_a_public_name_are_found():
     tensor = keras.KerasTensor((None, 2))
     assert _keras.operation_class(keras.ops.add, tensor, tensor).__name__ == "Add"
-    assert {c.__name__ for c in _keras.application_layers()} == {"LayerScale", "StochasticDepth"}
+    assert {c.__name__ for c in _keras.application_layers()} == {
+        "LayerScale",
+        "StochasticDepth",
+        "CustomScaleLayer",
+    }
     assert "conv_1" in [layer.name for layer in _keras.flatten_layers(convnet())]

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from sgdap import _keras
+from sgdap.graph.trace import trace
 
 
 def choose_jit_compile(
@@ -34,7 +35,8 @@ def choose_jit_compile(
         return True, "as the model was compiled"
     if model.run_eagerly:
         return False, "the model runs eagerly"
-    batch_size = model.inputs[0].shape[0] or batch_size
+    program = trace(model)
+    batch_size = program.shapes[program.inputs[0].index][0] or batch_size
     x = next(iter(batches(inputs, batch_size, batch_size)))[0]
     x = keras.tree.map_structure(tf.convert_to_tensor, x)
 

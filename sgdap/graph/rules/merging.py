@@ -6,11 +6,15 @@ from typing import Any
 
 from keras import layers
 
+from sgdap import _keras
 from sgdap.graph.channels import Symbol, concatenate, merge
 from sgdap.graph.registry import RuleCall, register_rule
 
+_SCALED_SUM = _keras.application_layers()[2]
+
 
 @register_rule(
+    _SCALED_SUM,
     layers.Add,
     layers.Subtract,
     layers.Multiply,

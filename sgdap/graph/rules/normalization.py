@@ -77,7 +77,7 @@ def _over_axes(layer: Any, call: RuleCall, axes: Any) -> Symbol:
     return call.input
 
 
-_LAYER_SCALE, _STOCHASTIC_DEPTH = _keras.application_layers()
+_LAYER_SCALE, _STOCHASTIC_DEPTH, _ = _keras.application_layers()
 
 
 @register_rule(_LAYER_SCALE)
