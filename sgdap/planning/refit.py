@@ -11,8 +11,7 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph
 from sgdap.graph.slices import variable_of, variable_slices
-from sgdap.guidance.elimination import RIDGE
-from sgdap.guidance.reconstruction import reconstruct, ridge_fit
+from sgdap.guidance.reconstruction import cross_validated_fit, reconstruct
 from sgdap.guidance.score import kernel_matrix
 from sgdap.statistics.collect import CalibrationStatistics
 from sgdap.statistics.residuals import collect_residuals
@@ -75,15 +74,16 @@ def refitted_weights(
         )
         for path, own in found.items():
             linear = statistics.consumers[path].linear
+            share = own.count / own.count.sum()
+            mean, lacking = share @ own.mean, share @ own.lacking
             second, cross = own.second, own.cross
-            if linear.bias is None:
-                second = second + np.outer(own.mean, own.mean)
-                cross = cross + np.outer(own.mean, own.lacking)
-            added = RIDGE * max(float(np.trace(second)) / max(len(second), 1), np.finfo(float).tiny)
-            change = ridge_fit(second, cross, added)
+            if linear.bias is None:  # the rows are fitted as they are, not about their mean
+                second = second + own.mean[:, :, None] * own.mean[:, None, :]
+                cross = cross + own.mean[:, :, None] * own.lacking[:, None, :]
+            change = cross_validated_fit(second, cross, share)
             for number, delta in (
                 (linear.kernel, change),
-                (linear.bias, own.lacking - own.mean @ change),
+                (linear.bias, lacking - mean @ change),
             ):
                 if number is not None:
                     before = _slim(graph, kept, fitted, (path, number))

@@ -26,13 +26,17 @@ Mask = npt.NDArray[np.bool_]
 class Residuals:
     """Moments of a slim consumer's input rows x and of what its outputs lack, r = y − ỹ.
 
+    Each has a leading axis of two: every other sample belongs to one half.
+
     Attributes:
-        mean: Mean of x, `(features,)`.
-        second: Mean of `(x − mean)(x − mean)ᵀ`, `(features, features)`.
-        lacking: Mean of r, `(outputs,)`.
-        cross: Mean of `(x − mean)(r − lacking)ᵀ`, `(features, outputs)`.
+        count: Rows, `(2,)`.
+        mean: Mean of x, `(2, features)`.
+        second: Mean of `(x − mean)(x − mean)ᵀ`, `(2, features, features)`.
+        lacking: Mean of r, `(2, outputs)`.
+        cross: Mean of `(x − mean)(r − lacking)ᵀ`, `(2, features, outputs)`.
     """
 
+    count: Array
     mean: Array
     second: Array
     lacking: Array
@@ -85,15 +89,21 @@ def collect_residuals(
                     known[key] = known[key] + value.numpy().astype(np.float64)
     result = {}
     for path, total in sums.items():
-        mean, lacking = total["x"] / total["count"], total["r"] / total["count"]
-        stays = kept[_linear_of(graph, path).features]
+        count = np.maximum(total["count"], 1.0)
+        mean, lacking = total["x"] / count[:, None], total["r"] / count[:, None]
         result[path] = Residuals(
-            mean=mean + shifts[path][stays],
-            second=total["xx"] / total["count"] - np.outer(mean, mean),
+            count=total["count"],
+            mean=mean + shifts[path][kept[_linear_of(graph, path).features]],
+            second=total["xx"] / count[:, None, None] - _outer(mean, mean),
             lacking=lacking,
-            cross=total["xr"] / total["count"] - np.outer(mean, lacking),
+            cross=total["xr"] / count[:, None, None] - _outer(mean, lacking),
         )
     return result
+
+
+def _outer(first: Array, second: Array) -> Array:
+    product: Array = first[:, :, None] * second[:, None, :]
+    return product
 
 
 def _linear_of(graph: ChannelGraph, path: str) -> Any:
@@ -143,30 +153,31 @@ def _make_step(
             shift = tf.constant(shifts[path][features], tf.float32)
             parts = []
             for (_, target), (rows, made) in zip(whole[path], slim[path], strict=True):
-                rows = tf.reshape(
-                    tf.gather(tf.cast(rows, tf.float32), features, axis=-1), [-1, len(features)]
-                )
-                lack = tf.cast(target, tf.float32) - tf.cast(made, tf.float32)
-                lack = tf.reshape(tf.gather(lack, outputs, axis=-1), [-1, len(outputs)])
-                rows = rows - shift
-                parts.append(
-                    {
-                        "count": tf.cast(tf.shape(rows)[0], tf.float32),
-                        "x": tf.reduce_sum(rows, 0),
-                        "r": tf.reduce_sum(lack, 0),
-                        "xx": tf.matmul(rows, rows, transpose_a=True),
-                        "xr": tf.matmul(rows, lack, transpose_a=True),
-                    }
-                )
+                rows = _kept_channels(rows, features) - shift
+                lack = _kept_channels(target, outputs) - _kept_channels(made, outputs)
+                halves = [_half_sums(rows[half::2], lack[half::2]) for half in range(2)]
+                parts.append({key: tf.stack([h[key] for h in halves]) for key in halves[0]})
             found[path] = {key: tf.add_n([part[key] for part in parts]) for key in parts[0]}
         return found
 
     return step
 
 
-def _kept_columns(x: Any, columns: npt.NDArray[np.int64]) -> Any:
-    """Some channels of a tensor `(…, channels)`, as rows."""
+def _half_sums(rows: Any, lack: Any) -> dict[str, Any]:
+    """Sums over samples and positions of `(samples, positions, …)`."""
     import tensorflow as tf
 
-    kept = tf.gather(tf.cast(x, tf.float32), columns, axis=-1)
-    return tf.reshape(kept, [-1, len(columns)])
+    rows, lack = (tf.reshape(part, [-1, part.shape[-1]]) for part in (rows, lack))
+    return {
+        "count": tf.cast(tf.shape(rows)[0], tf.float32),
+        "x": tf.reduce_sum(rows, 0),
+        "r": tf.reduce_sum(lack, 0),
+        "xx": tf.matmul(rows, rows, transpose_a=True),
+        "xr": tf.matmul(rows, lack, transpose_a=True),
+    }
+
+
+def _kept_channels(x: Any, channels: npt.NDArray[np.int64]) -> Any:
+    import tensorflow as tf
+
+    return tf.gather(tf.cast(x, tf.float32), channels, axis=-1)

@@ -98,7 +98,7 @@ def test_a_reconstruction_for_other_weights_is_refused(pruned):
     model = convnet()
     model.get_layer("hidden").bias.assign_add(np.ones(7))
     before = model.get_weights()
-    with pytest.raises(ValueError, match=r"weights of model 'convnet' or the plan's channels changed.*new plan"):
+    with pytest.raises(ValueError, match=r"weights of model 'convnet' or the.* changed.*new plan"):
         sgdap.apply(model, plan, in_place=True)
     assert all(map(np.array_equal, before, model.get_weights()))
     only_widths = sgdap.plan(convnet(), x, sgdap.Budget(flops=0.5), reconstruction=False)
