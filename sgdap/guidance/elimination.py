@@ -139,6 +139,27 @@ def channel_gram(
     return gram
 
 
+def cholesky_with(second: Array, added: float) -> tuple[Array, bool]:
+    """Factors `M + added I` for `scipy.linalg.cho_solve`.
+
+    Moments of fewer rows than features are singular, and in float32 they may miss 0 by more than
+    was added; then ten times as much is, until the factor exists.
+
+    Args:
+        second: Second moment M, finite, `(features, features)`.
+        added: What is added to its diagonal, positive.
+    """
+    while True:
+        try:
+            factor: tuple[Array, bool] = linalg.cho_factor(
+                second + added * np.eye(len(second)), lower=True
+            )
+        except linalg.LinAlgError:
+            added *= 10
+        else:
+            return factor
+
+
 class _Elimination:
     """One consumer while its channels are removed."""
 
@@ -146,8 +167,7 @@ class _Elimination:
         second = consumer.second
         diagonal = np.diag(second)
         ridge = RIDGE * max(float(diagonal.mean()), np.finfo(float).tiny)
-        factor = linalg.cho_factor(second + ridge * np.eye(len(second)), lower=True)
-        inverse = linalg.cho_solve(factor, np.eye(len(second)))
+        inverse = linalg.cho_solve(cholesky_with(second, ridge), np.eye(len(second)))
         self._inverse = (inverse + inverse.T) / 2
         self._weights = consumer.weights.copy()
         channels = consumer.channels

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from sgdap.guidance.elimination import RIDGE
+from sgdap.guidance.elimination import RIDGE, cholesky_with
 
 Array = npt.NDArray[np.float64]
 
@@ -55,7 +55,7 @@ def ridge_fit(second: Array, cross: Array, added: float) -> Array:
     Returns:
         `(M + added I)⁻¹ E[x rᵀ]`, `(features, outputs)`.
     """
-    change: Array = linalg.solve(second + added * np.eye(len(second)), cross, assume_a="pos")
+    change: Array = linalg.cho_solve(cholesky_with(second, added), cross)
     return change
 
 

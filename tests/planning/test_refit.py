@@ -131,3 +131,14 @@ def test_plans_refit_models_pruned_in_place_too():
     expected = outputs(sgdap.apply(model, plan), x)
     prune_by_plan(sgdap.channel_graph(model), plan)
     np.testing.assert_array_equal(outputs(model, x), expected)
+
+
+@pytest.mark.parametrize("count", [5, 12, 40])
+def test_fewer_samples_than_features_are_enough(count):
+    inputs = keras.Input((30,))
+    x = layers.Dense(300, "relu", name="wide")(inputs)
+    x = layers.Dense(200, "relu", name="next")(x)
+    model = randomise(keras.Model(inputs, layers.Dense(3, "softmax", name="end")(x)))
+    data = samples(model, count) * 100
+    slim = sgdap.apply(model, sgdap.plan(model, data, sgdap.Budget(flops=0.5)))
+    assert np.isfinite(outputs(slim, data)).all()
