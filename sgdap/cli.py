@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--flops", type=float, default=0.3, help="FLOPs to keep, a fraction")
     demo.add_argument("--params", type=float, default=0.3, help="parameters to keep, a fraction")
     demo.add_argument("--epochs", type=int, default=4, help="epochs of the dense training")
-    demo.add_argument("--prune-epochs", type=int, default=10, help="epochs of the pruning run")
+    demo.add_argument("--prune-epochs", type=int, default=7, help="epochs of the pruning run")
     demo.add_argument("--seed", type=int, default=0)
     inspect = commands.add_parser("inspect", help="show which channels of a model leave together")
     inspect.add_argument("model", help="a saved model: a .keras file")
