@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 prune_epochs=options.prune_epochs,
                 seed=options.seed,
             )
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"sgdap {options.command}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -86,6 +86,8 @@ def _quiet_native_log() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except (ValueError, OSError):
+            raise  # said in words already
         except Exception:
             held.seek(0)
             os.write(real, held.read())

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,7 +125,7 @@ class Plan:
                         str(g["name"]),
                         tuple(g["layers"]),
                         int(g["size"]),
-                        tuple(int(k) for k in g["kept"]),
+                        tuple(operator.index(k) for k in g["kept"]),
                         float(g["error"]),
                         str(g["note"]),
                     )

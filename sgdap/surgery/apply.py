@@ -7,12 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
+import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph, channel_graph
+from sgdap.graph.slices import variable_slices
 from sgdap.planning.plan import Plan, kept_mask, reconstruction_fingerprint
 from sgdap.surgery.functional import functional_program, saves_by_its_graph
 from sgdap.surgery.rebuild import prune_in_place
+
+Key = tuple[str, int]
+Weights = npt.NDArray[np.float32]
 
 
 def apply(model: Any, plan: Plan, *, in_place: bool = False) -> Any:
@@ -63,11 +69,38 @@ def prune_by_plan(graph: ChannelGraph, plan: Plan) -> None:
     Raises:
         ValueError: The plan was made for another model, or a layer can't be rebuilt.
     """
+    kept = kept_mask(graph, plan)
+    prune_in_place(graph, kept, _refitted(graph, kept, plan))
+
+
+def _refitted(graph: ChannelGraph, kept: npt.NDArray[np.bool_], plan: Plan) -> dict[Key, Weights]:
+    """The plan's weights by path and number of the variable, checked."""
+    slices = variable_slices(graph, kept)
+    expected = {
+        f"{path}:{number}": ((path, number), tuple(variable.shape))
+        for path, layer in graph.program.layers().items()
+        if hasattr(layer, "weights")
+        for number, variable in enumerate(_keras.layer_variables(layer))
+    }
     updates = {}
-    for key, value in plan.weights.items():
-        path, number = key.rsplit(":", 1)
-        updates[(path, int(number))] = value
-    prune_in_place(graph, kept_mask(graph, plan), updates)
+    for name, value in plan.weights.items():
+        if name not in expected:
+            raise ValueError(
+                f"The plan holds weights for '{name}', and model '{graph.program.model.name}' has "
+                "no such variable. Make a new plan with sgdap.plan."
+            )
+        key, shape = expected[name]
+        for axis, stays in enumerate(slices.get(key, [])):
+            if stays is not None:
+                shape = (*shape[:axis], len(stays), *shape[axis + 1 :])
+        if value.shape != shape or not np.isfinite(value).all():
+            raise ValueError(
+                f"The plan's weights for '{name}' must be finite and of shape {shape}. Received: "
+                f"shape {value.shape}{'' if np.isfinite(value).all() else ', not all finite'}. "
+                "Make a new plan with sgdap.plan."
+            )
+        updates[key] = value
+    return updates
 
 
 def copied(graph: ChannelGraph) -> ChannelGraph:

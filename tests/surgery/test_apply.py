@@ -1,5 +1,7 @@
 """Applying a plan: on a copy or in place, and only to the model it was made for."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -132,3 +134,22 @@ def test_a_layer_that_cannot_be_copied_is_named(pruned):
     with pytest.raises(ValueError, match=r"(?s)can't be copied.*get_config.*in_place=True"):
         sgdap.apply(model, plan)
     assert sgdap.apply(model, plan, in_place=True) is model
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "said"),
+    [
+        ("zz:0", lambda value: value, "no such variable"),
+        ("conv2", lambda value: value, "no such variable"),
+        (None, lambda value: value[..., :-1], "of shape"),
+        (None, lambda value: value * np.nan, "finite"),
+    ],
+)
+def test_weights_that_someone_edited_are_refused_and_the_model_stays(pruned, key, change, said):
+    model, plan, x = pruned
+    expected = outputs(model, x)
+    first = next(iter(plan.weights))
+    weights = {**plan.weights, key or first: change(plan.weights[first])}
+    with pytest.raises(ValueError, match=said):
+        sgdap.apply(model, dataclasses.replace(plan, weights=weights), in_place=True)
+    assert np.array_equal(outputs(model, x), expected)
