@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgdap import datasets as datasets
-    from sgdap.callback import Round as Round
     from sgdap.callback import SGDAPCallback as SGDAPCallback
-    from sgdap.callback import Widths as Widths
     from sgdap.graph import ChannelGraph as ChannelGraph
     from sgdap.graph import ChannelGroup as ChannelGroup
     from sgdap.graph import channel_graph as channel_graph
@@ -32,6 +30,11 @@ if TYPE_CHECKING:
     from sgdap.planning import Budget as Budget
     from sgdap.planning import Plan as Plan
     from sgdap.planning import plan as plan  # type: ignore[no-redef]  # its module's name too
+    from sgdap.planning.schedule import Adaptive as Adaptive
+    from sgdap.planning.schedule import Cubic as Cubic
+    from sgdap.planning.schedule import Geometric as Geometric
+    from sgdap.planning.schedule import Linear as Linear
+    from sgdap.planning.schedule import OneShot as OneShot
     from sgdap.planning.schedule import Schedule as Schedule
     from sgdap.report import Inspection as Inspection
     from sgdap.report import Profile as Profile
@@ -43,12 +46,14 @@ if TYPE_CHECKING:
     from sgdap.statistics import collect_statistics as collect_statistics
     from sgdap.surgery import apply as apply  # type: ignore[no-redef]  # its module's name too
     from sgdap.surgery import functional as functional  # type: ignore[no-redef]  # likewise
+    from sgdap.training.guard import Round as Round
+    from sgdap.training.log import Widths as Widths
 
 __version__ = "0.1.0"
 
 # Imported when they are first used: TensorFlow takes seconds, `sgdap --help` need not wait.
 _HOMES = {
-    "callback": ["Round", "SGDAPCallback", "Widths"],
+    "callback": ["SGDAPCallback"],
     "graph": ["ChannelGraph", "ChannelGroup", "channel_graph", "register_rule"],
     "guidance": [
         "ActivationGuidance",
@@ -64,7 +69,7 @@ _HOMES = {
         "register_guidance",
     ],
     "planning": ["Budget", "Plan", "plan"],
-    "planning.schedule": ["Schedule"],
+    "planning.schedule": ["Adaptive", "Cubic", "Geometric", "Linear", "OneShot", "Schedule"],
     "report": ["Inspection", "Profile", "inspect", "profile"],
     "statistics": [
         "ActivationStatistics",
@@ -73,6 +78,8 @@ _HOMES = {
         "collect_statistics",
     ],
     "surgery": ["apply", "functional"],
+    "training.guard": ["Round"],
+    "training.log": ["Widths"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -221,3 +222,37 @@ def application_layers() -> tuple[type, type, type]:
     from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
     return LayerScale, StochasticDepth, CustomScaleLayer
+
+
+def callbacks_beside(callback: Any) -> tuple[list[Any], list[Any]]:
+    """Returns the callbacks before and after one in the `CallbackList` that is calling it.
+
+    Keras does not tell a callback of its list, but the list stands on the stack of calls. Both
+    are empty where no list is calling.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, keras.callbacks.CallbackList):
+            place = next((i for i, one in enumerate(owner.callbacks) if one is callback), None)
+            if place is not None:
+                return owner.callbacks[:place], owner.callbacks[place + 1 :]
+        frame = frame.f_back
+    return [], []
+
+
+def more_is_better(model: Any, metric: str, mode: str) -> bool:
+    """Whether more of a metric in the logs is better, as Keras' own callbacks decide.
+
+    Args:
+        model: The model, trained for an epoch at least.
+        metric: The name in the logs.
+        mode: `"min"`, `"max"` or `"auto"`.
+
+    Raises:
+        ValueError: Keras can't tell.
+    """
+    probe = keras.callbacks.EarlyStopping(metric, mode=mode)
+    probe.set_model(model)
+    probe._set_monitor_op()
+    return probe.monitor_op is keras.ops.greater

@@ -5,82 +5,41 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
+from sgdap import _keras
 from sgdap._arguments import check_integer
-from sgdap.graph.groups import channel_graph
+from sgdap.graph.groups import ChannelGraph, channel_graph
 from sgdap.guidance.base import Guidance, get_guidance
+from sgdap.guidance.score import score_groups
 from sgdap.planning.budget import Budget, check_budget
-from sgdap.planning.cost import MEASURES, cost_model
+from sgdap.planning.cost import cost_model
 from sgdap.planning.plan import Plan
-from sgdap.planning.planner import (
-    check_budget_can_be_met,
-    plan_from_statistics,
-    prunable_groups,
+from sgdap.planning.planner import plan_from_statistics, prunable_groups
+from sgdap.planning.schedule import (
+    Adaptive,
+    Geometric,
+    Schedule,
+    StepSchedule,
+    get_schedule,
 )
-from sgdap.planning.schedule import Schedule, StepSchedule, get_schedule
 from sgdap.planning.widths import width_rules
 from sgdap.statistics.collect import check_calibration_data, collect_statistics
 from sgdap.statistics.data import reusable
-from sgdap.statistics.reservoir import Reservoir
 from sgdap.surgery.apply import prune_by_plan
 from sgdap.surgery.compile import choose_jit_compile
 from sgdap.surgery.rebuild import remake_functions
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
-
-
-class Widths(float):
-    """The channels of a model's groups: a number, their sum, that prints as `20-50-500`.
-
-    Loggers that take numbers (TensorBoard, the progress bar) get the sum, those that write text
-    (CSVLogger) the widths.
-
-    Attributes:
-        by_group: The width of each group by name.
-    """
-
-    by_group: dict[str, int]
-
-    def __new__(cls, by_group: Mapping[str, int]) -> Widths:
-        """Makes the sum of some widths."""
-        widths = super().__new__(cls, sum(by_group.values()))
-        widths.by_group = dict(by_group)
-        return widths
-
-    def __repr__(self) -> str:
-        return "-".join(str(width) for width in self.by_group.values())
-
-    __str__ = __repr__
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round of pruning and what came of it.
-
-    Attributes:
-        epoch: The epoch (from 0) after which the layers shrank.
-        progress: How far on the way to the budget it aimed, from 0 to 1.
-        params: Parameters before and after.
-        flops: FLOPs for one sample before and after.
-        widths: Channels of each group after.
-        before: The monitored metric before the round.
-        after: The monitored metric when it was decided, None while it is not.
-        decision: `"pending"`, `"kept"` or `"undone"`.
-    """
-
-    epoch: int
-    progress: float
-    params: tuple[int, int]
-    flops: tuple[int, int]
-    widths: Mapping[str, int]
-    before: float | None
-    after: float | None = None
-    decision: str = "pending"
+from sgdap.training.goal import Goal
+from sgdap.training.guard import SMALLEST_STEP, Decision, Guard, Round, costliest_groups
+from sgdap.training.log import Summaries, Widths
+from sgdap.training.monitor import Monitor
+from sgdap.training.neighbours import Neighbours
+from sgdap.training.tap import TrainStepTap
 
 
 class SGDAPCallback(keras.callbacks.Callback):
@@ -92,21 +51,28 @@ class SGDAPCallback(keras.callbacks.Callback):
     met. A round that costs too much accuracy is undone and tried smaller. The model that went
     into `fit` is the slim one when `fit` returns; it is an ordinary Keras model.
 
-    Each epoch adds `params`, `flops` and `widths` to the logs.
+    Layers shrink when an epoch begins, so at the end of each the model is the one that its metrics
+    are of. Each epoch adds what it costs to the logs: `params`, `flops` and `widths`; beside a
+    `keras.callbacks.TensorBoard` each group's width and the scores of its channels are written.
+    Other callbacks that remember the best epoch (`EarlyStopping`, `ModelCheckpoint`,
+    `ReduceLROnPlateau`, any with an attribute `best_weights`) begin anew with each architecture.
 
     Args:
         budget: What the slim model may cost. May be left out with a tfmot schedule, whose final
-            sparsity is then the share of FLOPs that goes.
+            sparsity is then the share of FLOPs that goes, and with `max_accuracy_drop`: the model
+            then gets as small as that allows.
         guidance: A criterion by name or object, as in `sgdap.plan`.
-        schedule: How the budget is approached: `"geometric"` (each round removes the same share),
-            `"cubic"`, `"linear"`, `"one_shot"`, a `sgdap.Schedule`, or a
+        schedule: How the budget is approached: `"geometric"`, `"cubic"`, `"linear"`,
+            `"one_shot"`, `"adaptive"`, an object such as `sgdap.Cubic(rounds=5)`, or a
             `tfmot.sparsity.keras.PruningSchedule` over training steps.
         max_accuracy_drop: The most that the monitored metric may fall below its value before the
-            first round (rise above, for a loss): `0.005` is half a point of accuracy. None: rounds
-            are never undone.
+            first round (rise above, for a loss): `0.005` is half a point of accuracy. A round that
+            costs more is undone and tried half as far, and channels come back first where the
+            most loss was expected. The best model within the last widths is left. None: rounds
+            are never undone, and the last weights are left.
         monitor: The metric to watch; `"auto"`: the first accuracy on validation data, else the
             validation loss, else the same of the training data.
-        mode: `"min"`, `"max"` or `"auto"`, as in `keras.callbacks.EarlyStopping`.
+        mode: `"min"`, `"max"` or `"auto"`: as Keras' own callbacks decide for this metric.
         patience: Epochs that a round has to recover before it is undone; the last one has all
             that are left.
         begin_epoch: The first epoch (from 0) after which layers shrink.
@@ -175,8 +141,15 @@ class SGDAPCallback(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.schedule = get_schedule(schedule)
-        if budget is not None or isinstance(self.schedule, Schedule):
+        open_end = budget is None and max_accuracy_drop is not None
+        if budget is not None or (isinstance(self.schedule, Schedule) and not open_end):
             check_budget(budget)
+        if open_end and type(self.schedule) not in (Geometric, Adaptive):
+            raise ValueError(
+                "With max_accuracy_drop and no budget, the model gets as small as it can in "
+                "rounds of sgdap.Adaptive. Leave the schedule out, or give a budget. "
+                f"Received: schedule={schedule!r}"
+            )
         self.budget = budget
         self.guidance = get_guidance(guidance)
         if max_accuracy_drop is not None and (
@@ -196,8 +169,12 @@ class SGDAPCallback(keras.callbacks.Callback):
             ("round_to", round_to, 1),
         ):
             check_integer(name, value, least)
-        if mode not in ("auto", "min", "max"):
-            raise ValueError(f"mode must be 'auto', 'min' or 'max'. Received: mode={mode!r}")
+        Monitor(monitor, mode)
+        if max_accuracy_drop is not None and final_finetune_epochs == 0:
+            raise ValueError(
+                "max_accuracy_drop needs an epoch after the last round to judge it by. Set "
+                "final_finetune_epochs to 1 or more. Received: final_finetune_epochs=0"
+            )
         if allocation not in ("global", "layerwise"):
             raise ValueError(
                 f"allocation must be 'global' or 'layerwise'. Received: allocation={allocation!r}"
@@ -230,122 +207,103 @@ class SGDAPCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Checks that everything can work before anything is changed."""
+        neighbours = Neighbours(*_keras.callbacks_beside(self))
         graph = channel_graph(self.model)
         groups = prunable_groups(graph, self.layers)
-        self._full = self._cost()
+        self._rules = width_rules(groups, self.min_channels, self.round_to, self.overrides)
+        self._note_costs(graph)
+        self._full = self._costs
         self._steps: StepSchedule | None = None
         if not isinstance(self.schedule, Schedule):
-            if self.params["steps"] is None:
-                raise ValueError(
-                    "A schedule over training steps needs to know how many there are. Pass "
-                    "steps_per_epoch to fit, or use a schedule over rounds: schedule='cubic'."
-                )
-            self._steps = StepSchedule(self.schedule, self._last_round_epoch() * self._per_epoch())
-        self._final = self.budget or Budget(flops=1 - self._steps.final if self._steps else None)
-        self._rules = width_rules(groups, self.min_channels, self.round_to, self.overrides)
-        check_budget_can_be_met(graph, groups, self._final, self._rules)
-        self._epochs = self._round_epochs()
+            self._steps = StepSchedule(self.schedule, self._last_epoch() * self._steps_per_epoch())
+        epochs = self._possible_epochs()
+        self._goal = Goal(
+            self.budget,
+            self._steps or self.schedule,
+            graph,
+            groups,
+            self._rules,
+            self.allocation,
+            len(epochs),
+        )
+        self._epochs = epochs[: self._goal.way.rounds]
         self._data: Any = None
         if self.calibration_data is not None:
             self._data = reusable(self.calibration_data, self.samples)
             check_calibration_data(graph, self._data)
         self.rounds = []
         self.plan = None
-        self._progress = 0.0  # of the last round that was kept
-        self._step_limit = 1.0  # a failed round halves it
-        self._baseline: float | None = None
-        self._waited = 0
+        self._monitor = Monitor(self.monitor, self.mode)
+        self._guard = Guard(self.max_accuracy_drop, self.patience, self._goal.step)
+        self._ended: tuple[int, float | None] | None = None  # an epoch that is not yet judged
+        self._served = 0  # steps of a schedule over steps that were looked at
         self._good: Snapshot | None = None
-        self._best: tuple[float, Snapshot] | None = None
-        self._metric: str | None = None
+        self._best: Snapshot | None = None
         self._jit_chosen = False
-        self._reservoir: Reservoir | None = None
+        self._neighbours = neighbours
+        self._summaries = Summaries(neighbours.of_class(keras.callbacks.TensorBoard))
+        self._tap: TrainStepTap | None = None
         if self.calibration_data is None:
-            self._tap_train_step()
+            self._tap = TrainStepTap(self.model, self.samples, self.seed)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Judges the last round, then starts the next one where it is time.
+
+        Not at the end of an epoch: there the model still is the one that the epoch's metrics are
+        of, for all callbacks, whatever their order.
+        """
+        self._neighbours.note()
+        self._between_epochs()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Judges the last round, then starts the next one where it is time."""
+        """Reads the metric, and adds to the logs what the model costs that it is of."""
         logs = {} if logs is None else logs
-        value = self._watched(logs)
-        if self.rounds and self.rounds[-1].decision == "pending":
-            self._judge(epoch, value)
-        self._remember(value)
-        progress = self._wanted_progress(epoch)
-        pending = bool(self.rounds) and self.rounds[-1].decision == "pending"
-        if progress is not None and not pending:
-            self._prune(epoch, progress, value)
-        self._log(logs)
+        value = self._monitor.read(self.model, logs)
+        self._guard.sign = self._monitor.sign
+        self._ended = (epoch, value)
+        logs["params"], logs["flops"] = (float(cost) for cost in self._costs[:2])
+        logs["widths"] = Widths(self._widths)
+        self._summaries.epoch(epoch, self._widths)
+        if epoch == self.params["epochs"] - 1 or self.model.stop_training:
+            self._remember(value)  # in on_train_end others may load weights of their own
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         """Leaves the best model within the last widths; undoes a round that never recovered."""
-        if self.rounds and self.rounds[-1].decision == "pending":
-            self._decide(
-                "kept" if self._best is None or self._good_enough(self._best[0]) else "undone",
-                None if self._best is None else self._best[0],
-            )
-        if self._best is not None and self.max_accuracy_drop is not None and self.rounds:
-            restore_snapshot(self.model, self._best[1])
+        if self._ended is not None and self._ended[0] == self.params["epochs"] - 1:
+            self._between_epochs()
+        elif self._ended is not None:
+            self._remember(self._ended[1])
+        if self._pending():
+            best = self._guard.best
+            self._decide("kept" if self._guard.good_enough(best) else "undone", best)
+        if self._best is not None and self.rounds:
+            restore_snapshot(self.model, self._best)
+            if getattr(_keras.optimizer_parts(self.model.optimizer)[-1], "use_ema", False):
+                self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
         self._warn_if_short_of_budget()
-        self._good = self._best = None
-        self._reservoir = self._data = None
-        if self.calibration_data is None:
-            del self.model.train_step
-            if self._own_train_step is not None:
-                self.model.train_step = self._own_train_step
-            remake_functions(self.model)
+        self._good = self._best = self._data = None
+        self._summaries.close()
+        if self._tap is not None:
+            self._tap.remove()
+            self._tap = None
 
-    # What is watched
+    # Where the way leads
 
-    def _watched(self, logs: Mapping[str, Any]) -> float | None:
-        if self._metric is None:
-            self._metric = self._find_metric(logs)
-        value = logs.get(self._metric) if self._metric else None
-        return None if value is None else float(value)
+    def _steps_per_epoch(self) -> int:
+        if self.params["steps"] is None:
+            raise ValueError(
+                "A schedule over training steps needs to know how many there are. Pass "
+                "steps_per_epoch to fit, or use a schedule over rounds: schedule='cubic'."
+            )
+        return int(self.params["steps"])
 
-    def _find_metric(self, logs: Mapping[str, Any]) -> str | None:
-        if self.monitor != "auto":
-            came = any(name.startswith("val_") for name in logs)
-            if self.monitor.startswith("val_") and not came:
-                return None  # validation comes in a later epoch (validation_freq)
-            if self.monitor not in logs:
-                raise ValueError(
-                    f"SGDAPCallback watches '{self.monitor}', which is not among the metrics of "
-                    f"this run: {', '.join(sorted(logs))}. Pass one of them as monitor."
-                )
-            return self.monitor
-        validated = [name for name in logs if name.startswith("val_")]
-        names = validated or [name for name in logs if not name.startswith("val_")]
-        accuracies = [name for name in names if name.endswith(("acc", "accuracy"))]
-        losses = [name for name in names if name in ("loss", "val_loss")]
-        return next(iter(accuracies + losses), None)
-
-    def _sign(self) -> float:
-        """1 where more of the metric is better, -1 where less is."""
-        if self.mode != "auto":
-            return 1.0 if self.mode == "max" else -1.0
-        name = str(self._metric).removeprefix("val_")
-        if name.endswith("loss"):
-            return -1.0
-        return 1.0 if any(part in name for part in _MORE_IS_BETTER) else -1.0
-
-    def _good_enough(self, value: float | None) -> bool:
-        if self.max_accuracy_drop is None or self._baseline is None:
-            return True
-        if value is None or not np.isfinite(value):
-            return False
-        return self._sign() * (value - self._baseline) >= -self.max_accuracy_drop - 1e-12
-
-    # Rounds
-
-    def _per_epoch(self) -> int:
-        return int(self.params["steps"] or 1)
-
-    def _last_round_epoch(self) -> int:
+    def _last_epoch(self) -> int:
+        """The first epoch after which no layers shrink any more."""
         return int(self.params["epochs"]) - self.final_finetune_epochs
 
-    def _round_epochs(self) -> list[int]:
-        last = self._last_round_epoch()
-        epochs = list(range(self.begin_epoch, last, self.frequency))
+    def _possible_epochs(self) -> list[int]:
+        """The epochs after which there may be a round."""
+        epochs = list(range(self.begin_epoch, self._last_epoch(), self.frequency))
         if not epochs:
             raise ValueError(
                 f"There is no epoch for a round: of {self.params['epochs']} epochs, pruning begins "
@@ -353,178 +311,157 @@ class SGDAPCallback(keras.callbacks.Callback):
                 f"{self.final_finetune_epochs} are left for fine-tuning (final_finetune_epochs). "
                 "Train for more epochs or lower one of the two."
             )
-        if isinstance(self.schedule, Schedule) and self.schedule.rounds is not None:
-            epochs = epochs[: self.schedule.rounds]
         return epochs
+
+    # Rounds
+
+    def _between_epochs(self) -> None:
+        if self._ended is None:
+            return
+        (epoch, value), self._ended = self._ended, None
+        self._remember(value)
+        if self._pending():
+            decision = self._guard.judge(value, retry=epoch < self._last_epoch())
+            if decision != "pending":
+                self._decide(decision, value)
+        if not self._pending() and (progress := self._wanted_progress(epoch)) is not None:
+            self._prune(epoch, progress)
+
+    def _pending(self) -> bool:
+        return bool(self.rounds) and self.rounds[-1].decision == "pending"
+
+    def _remember(self, value: float | None) -> None:
+        """Keeps the best model within the present widths, for the guard."""
+        if self._guard.drop is not None and self._guard.improves(value):
+            self._best = take_snapshot(self.model)
 
     def _wanted_progress(self, epoch: int) -> float | None:
         """How far to go after this epoch; None: no round now."""
-        if epoch >= self._last_round_epoch() or epoch < self.begin_epoch:
+        if not self.begin_epoch <= epoch < self._last_epoch():
             return None
+        if self._guard.drop is not None and self._guard.best is None:
+            return None  # there is nothing yet that a round could be compared with
+        undone = bool(self.rounds) and self.rounds[-1].decision == "undone"
         if self._steps is not None:
-            wanted = self._steps.progress(
-                epoch * self._per_epoch(), (epoch + 1) * self._per_epoch()
-            )
+            begin = 0 if undone else self._served
+            self._served = (epoch + 1) * self._steps_per_epoch()
+            wanted = self._steps.progress(begin, self._served)
             if wanted is None:
                 return None
         else:
-            due = sum(e <= epoch for e in self._epochs)
-            retry = self._step_limit < 1.0
-            if epoch not in self._epochs and not retry:
+            if self.rounds and not undone and epoch - self.rounds[-1].epoch < self.frequency:
                 return None
-            wanted = self.schedule.progress(due / len(self._epochs))
-        wanted = min(wanted, 1.0, self._progress + self._step_limit)
-        return wanted if wanted > self._progress + 1e-3 else None
+            due = sum(e <= epoch for e in self._epochs)
+            wanted = self._goal.way.progress(due / len(self._epochs))
+        wanted = min(wanted, 1.0, self._guard.progress + self._guard.step)
+        return wanted if wanted > self._guard.progress + SMALLEST_STEP else None
 
-    def _target(self, progress: float) -> Budget:
-        """The budget of a round, in absolute numbers."""
-        shares = self._final.targets(self._full) / self._full
-        limits = {}
-        for name, share, full in zip(MEASURES, shares, self._full, strict=True):
-            if np.isfinite(share) and share < 1:
-                fraction = (
-                    1 - (1 - share) * progress
-                    if self._steps is not None
-                    else self.schedule.fraction(progress, float(share))
-                )
-                limits[name] = max(fraction * full, 1.5)
-        return Budget(**limits) if limits else self._final
-
-    def _prune(self, epoch: int, progress: float, value: float | None) -> None:
+    def _prune(self, epoch: int, progress: float) -> None:
         began = time.perf_counter()
         if self._best is not None:
-            value = self._best[0]
-        if self._baseline is None:
-            self._baseline = value
+            restore_snapshot(self.model, self._best)
         graph = channel_graph(self.model)
-        if self.max_accuracy_drop is not None:
-            self._good = self._best[1] if self._best is not None else take_snapshot(self.model)
-            if self._best is not None:
-                restore_snapshot(self.model, self._good)
-        data = self._data
-        if self._reservoir is not None:
-            data = (self._reservoir.sample(),)  # x alone, whatever its structure
+        groups = prunable_groups(graph, self.layers)
+        # x alone, whatever its structure
+        data = self._data if self._tap is None else (self._tap.reservoir.sample(),)
         statistics = collect_statistics(graph, data, samples=self.samples, seed=self.seed + epoch)
+        curves = score_groups(graph, statistics, self.guidance, reconstruction=self.reconstruction)
         self.plan = plan_from_statistics(
             graph,
             statistics,
-            self._target(progress),
+            self._goal.target(progress, graph, groups, curves),
             self.guidance,
-            groups=prunable_groups(graph, self.layers),
+            groups=groups,
             allocation=self.allocation,
             reconstruction=self.reconstruction,
-            rules=self._rules,
+            rules=replace(self._rules, fixed={**self._guard.widths, **self._rules.fixed}),
+            curves=curves,
         )
+        if all(len(group.kept) == group.size for group in self.plan.groups):
+            self._guard.progress = progress  # the model is that small already
+            return
         prune_by_plan(graph, self.plan)
-        self._best = None
-        self._waited = 0
+        self._good, self._best = self._best, None
+        before = self._guard.begin()
+        self._shapes_changed()
+        self._summaries.round(epoch, curves)
         self.rounds.append(
             Round(
                 epoch,
                 progress,
                 self.plan.params,
                 self.plan.flops,
-                {g.name: self.plan.widths[g.name] for g in graph.groups if g.prunable},
-                value,
+                self._widths,
+                before,
+                held=tuple(self._guard.widths),
             )
         )
-        if self.max_accuracy_drop is None:
-            self.rounds[-1] = replace(self.rounds[-1], decision="kept")
-            self._progress = progress
-        took = time.perf_counter() - began
+        params, flops = (self._costs / self._full)[:2]
         self._say(
-            f"\nEpoch {epoch + 1}: SGDAP keeps {self.plan.flops[1] / self._full[1]:.1%} of the "
-            f"FLOPs, {self.plan.params[1] / self._full[0]:.1%} of the parameters, widths "
-            f"{Widths(self.rounds[-1].widths)} ({took:.1f}s)"
+            f"\nEpoch {epoch + 1}: SGDAP keeps {flops:.1%} of the FLOPs, {params:.1%} of the "
+            f"parameters, widths {Widths(self._widths)} ({time.perf_counter() - began:.1f}s)"
         )
+        if self._guard.drop is None:
+            self._decide("kept", None)
         self._choose_jit(epoch, data)
 
-    def _judge(self, epoch: int, value: float | None) -> None:
-        """Keeps the last round, waits for it to recover, or undoes it."""
-        if value is None and self.max_accuracy_drop is not None:
-            return  # this epoch had no validation
-        if self._good_enough(value):
-            self._decide("kept", value)
-            self._progress = self.rounds[-1].progress
-            return
-        self._waited += 1
-        if self._waited < max(self.patience, 1) or epoch >= self._last_round_epoch():
-            return  # the last round may recover to the end: nothing could be tried in its place
-        self._decide("undone", value)
-        self._step_limit = (self.rounds[-1].progress - self._progress) / 2
-
-    def _decide(self, decision: str, value: float | None) -> None:
-        self.rounds[-1] = replace(self.rounds[-1], after=value, decision=decision)
-        if decision == "undone":
-            assert self._good is not None
+    def _decide(self, decision: Decision, value: float | None) -> None:
+        self.rounds[-1] = last = replace(self.rounds[-1], after=value, decision=decision)
+        if decision == "kept":
+            self._guard.keep(last)
+        else:
+            assert self._good is not None and self.plan is not None
+            costly = costliest_groups(self.plan)
             restore_snapshot(self.model, self._good)
-            self._best = (
-                None if self.rounds[-1].before is None else (self.rounds[-1].before, self._good)
-            )
-            self._say(
-                f"\nSGDAP undoes the round after epoch {self.rounds[-1].epoch + 1}: "
-                f"{self._metric} is {value if value is None else format(value, '.4f')}, more than "
-                f"{self.max_accuracy_drop} worse than {self._baseline:.4f}."
-            )
-
-    def _remember(self, value: float | None) -> None:
-        """Keeps the best weights within the present widths, for the guard."""
-        if self.max_accuracy_drop is None or value is None:
+            self._best = self._good
+            self._guard.undo(last, costly)
+            self._shapes_changed()
+        if self._guard.drop is None:
             return
-        if self._best is None or self._sign() * (value - self._best[0]) > 0:
-            self._best = (value, take_snapshot(self.model))
+        found = "was not measured" if value is None else f"is {value:.4f}"
+        self._say(
+            f"\nSGDAP {'keeps' if decision == 'kept' else 'undoes'} the round after epoch "
+            f"{last.epoch + 1}: {self._monitor.name} {found}, {self._guard.baseline:.4f} before "
+            "the first round."
+            + ("" if decision == "kept" else f" Channels come back to {', '.join(costly)} first.")
+        )
+
+    def _shapes_changed(self) -> None:
+        self._neighbours.begin_anew()
+        self._note_costs(channel_graph(self.model))
+
+    def _note_costs(self, graph: ChannelGraph) -> None:
+        """Keeps what the model costs now, and its widths, for the logs."""
+        model = cost_model(graph)
+        self._costs = model.cost(model.lengths(np.ones(graph.count, bool)))
+        self._widths = {g.name: g.size for g in graph.groups if g.prunable}
 
     def _warn_if_short_of_budget(self) -> None:
-        cost, targets = self._cost(), self._final.targets(self._full)
-        if (cost <= targets * (1 + 1e-9)).all():
+        missed = self._goal.missed(self._costs, self._guard.progress)
+        if not missed:
             return
-        left = ", ".join(
-            f"{now / full:.1%} of its {name}"
-            for name, now, full, target in zip(MEASURES, cost, self._full, targets, strict=True)
-            if now > target
-        )
         undone = [r for r in self.rounds if r.decision == "undone"]
         why = (
-            f"{len(undone)} of {len(self.rounds)} rounds were undone, because {self._metric} got "
-            f"worse by more than {self.max_accuracy_drop}. Train for more epochs, allow a larger "
-            "max_accuracy_drop or raise the budget."
+            f"{len(undone)} of {len(self.rounds)} rounds were undone, because "
+            f"{self._monitor.name} got worse by more than {self.max_accuracy_drop}. Train for more "
+            "epochs, allow a larger max_accuracy_drop or raise the budget."
             if undone
             else "The run ended before its last round. Train for more epochs."
         )
         warnings.warn(
-            f"SGDAPCallback stopped short of {self._final}: the model still costs {left}. {why}",
+            f"SGDAPCallback stopped short of {self._goal.final}: the model still costs "
+            f"{', '.join(missed)}. {why}",
             stacklevel=2,
         )
 
-    # The train step
-
-    def _tap_train_step(self) -> None:
-        """Lets each training batch pass through a reservoir on its way to the train step."""
-        reservoir = self._reservoir = Reservoir(self.samples, self.seed)
-        own = self.model.__dict__.get("train_step")
-        if own is not None:  # a user's, or the tap of a run that was interrupted
-            del self.model.train_step
-            own = getattr(own, "own_train_step", own)
-            if own is not None:
-                self.model.train_step = own
-        self._own_train_step = own
-        train_step = self.model.train_step
-
-        def tapped(data: Any) -> Any:
-            x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-            reservoir.update(x)
-            return train_step(data)
-
-        tapped.own_train_step = own  # type: ignore[attr-defined]
-        self.model.train_step = tapped
-        self.model.make_train_function(force=True)
+    # How it runs
 
     def _choose_jit(self, epoch: int, data: Any) -> None:
         if self.jit_compile is None or self._jit_chosen:
             return
         self._jit_chosen = True
         if self.jit_compile == "auto":
-            left = (int(self.params["epochs"]) - epoch - 1) * self._per_epoch()
+            left = (int(self.params["epochs"]) - epoch - 1) * int(self.params["steps"] or 1)
             compiles = 1 + sum(e > epoch for e in self._epochs)
             chosen, why = choose_jit_compile(self.model, data, left, compiles)
             self._say(f"SGDAP: jit_compile={chosen} ({why})")
@@ -534,23 +471,6 @@ class SGDAPCallback(keras.callbacks.Callback):
             self.model.jit_compile = chosen
             remake_functions(self.model)
 
-    # Logs
-
-    def _cost(self) -> npt.NDArray[np.float64]:
-        """Parameters and FLOPs of the model as it is now."""
-        graph = channel_graph(self.model)
-        model = cost_model(graph)
-        return model.cost(model.lengths(np.ones(graph.count, bool)))
-
-    def _log(self, logs: dict[str, Any]) -> None:
-        graph = channel_graph(self.model)
-        for name, value in zip(MEASURES, self._cost(), strict=True):
-            logs[name] = float(value)
-        logs["widths"] = Widths({g.name: g.size for g in graph.groups if g.prunable})
-
     def _say(self, text: str) -> None:
         if self.verbose:
             print(text)
-
-
-_MORE_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "score", "r2", "similarity")

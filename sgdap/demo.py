@@ -21,7 +21,8 @@ from sgdap.callback import SGDAPCallback
 from sgdap.datasets import load_mnist
 from sgdap.graph import channel_graph
 from sgdap.planning import Budget
-from sgdap.report.profile import Profile, compare_latency, profile
+from sgdap.planning.latency import compare_latency
+from sgdap.report.profile import Profile, profile
 from sgdap.surgery.apply import copy_model
 
 Array = npt.NDArray[Any]

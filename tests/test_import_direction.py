@@ -7,7 +7,7 @@ import sgdap
 
 ROOT = Path(sgdap.__file__).parent
 JOURNEY = ["graph", "statistics", "guidance", "planning", "surgery"]
-STEPS = ["_arguments", "_keras", *JOURNEY]
+STEPS = ["_arguments", "_keras", *JOURNEY, "training"]
 ON_TOP = {"callback", "report", "demo", "cli", "datasets", "__init__", "__main__"}
 
 

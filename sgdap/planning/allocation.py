@@ -84,6 +84,19 @@ def allocate(
     return widths.kept
 
 
+def narrowest(groups: Sequence[ChannelGroup], model: CostModel, rules: WidthRules) -> Mask:
+    """The channels that stay where every group is as narrow as it may be, `(channels,)`."""
+    curves = {
+        g.name: ErrorCurve(np.flatnonzero(g.removable), np.zeros(int(g.removable.sum()) + 1))
+        for g in groups
+    }
+    widths = Widths(model, groups, curves, rules, np.ones(model.widths.shape[1], bool))
+    for group in groups:
+        while (step := widths.next_step(group)) is not None:
+            widths.remove(group, step)
+    return widths.kept
+
+
 def _globally(widths: Widths, targets: Array, full: Array) -> None:
     slopes = {g.name: hull_slopes(widths.curves[g.name].errors) for g in widths.groups}
     _remove_cheapest(widths, targets, full, slopes)

@@ -1,4 +1,4 @@
-"""What a model costs with some of its channels: parameters and FLOPs, exactly, for any widths."""
+"""What a model costs with some of its channels: parameters, FLOPs and bytes for any widths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sgdap import _keras
 from sgdap.graph.channels import Channels
 from sgdap.graph.groups import ChannelGraph
 
-MEASURES = ("params", "flops")
+MEASURES = ("params", "flops", "bytes")
 """What a `CostModel` counts, in the order of its results."""
 
 
@@ -37,7 +37,7 @@ class CostModel:
         return np.asarray(self.widths @ kept.astype(float))
 
     def cost(self, lengths: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Parameters and FLOPs for given widths, `(measures,)`."""
+        """Parameters, FLOPs and bytes for given widths, `(measures,)`."""
         return np.array(
             [
                 sum(f * math.prod(lengths[a] for a in axes) for f, axes in terms)
@@ -55,7 +55,8 @@ def cost_model(graph: ChannelGraph) -> CostModel:
     Returns:
         Its `CostModel`. Parameters are all weights, those of normalisations' moving statistics
         too, as `model.count_params()` counts them. One multiply-add is 2 FLOPs; only layers whose
-        rule says what they compute count (convolutions, dense layers), for one sample.
+        rule says what they compute count (convolutions, dense layers), for one sample. Bytes are
+        those of all weights in the types that they are saved in.
     """
     numbers: dict[bytes, int] = {}
     axes: list[Channels] = []
@@ -71,6 +72,7 @@ def cost_model(graph: ChannelGraph) -> CostModel:
     for axis in graph.axes:
         labelled.setdefault((axis.path, axis.variable), {})[axis.axis] = number(axis.channels)
     parameters: list[tuple[float, tuple[int, ...]]] = []
+    sizes: list[tuple[float, tuple[int, ...]]] = []
     for path, layer in graph.program.layers().items():
         if not hasattr(layer, "weights"):
             continue
@@ -78,13 +80,14 @@ def cost_model(graph: ChannelGraph) -> CostModel:
             known = labelled.get((path, index), {})
             rest = [size for axis, size in enumerate(variable.shape) if axis not in known]
             parameters.append((float(math.prod(rest)), tuple(known.values())))
+            sizes.append((parameters[-1][0] * np.dtype(variable.dtype).itemsize, parameters[-1][1]))
     work = [(w.factor, tuple(number(c) for c in w.axes)) for w in graph.work]
     rows = np.concatenate([np.full(len(c), i) for i, c in enumerate(axes)] or [np.zeros(0, int)])
     columns = np.concatenate([*axes, np.zeros(0, np.int64)])
     widths = sparse.csc_matrix(
         (np.ones(len(rows)), (rows.astype(int), columns.astype(int))), (len(axes), graph.count)
     )
-    return CostModel(widths, (tuple(parameters), tuple(work)))
+    return CostModel(widths, (tuple(parameters), tuple(work), tuple(sizes)))
 
 
 def work_by_layer(graph: ChannelGraph) -> dict[str, float]:

@@ -81,6 +81,12 @@ def plan(
         True
     """
     check_budget(budget)
+    if budget.latency is not None:
+        raise ValueError(
+            f"{budget}: sgdap.plan counts, it does not measure. Latency is a limit in "
+            "SGDAPCallback; for sgdap.plan, give a limit of FLOPs and look at "
+            "sgdap.profile(slim).latency."
+        )
     criterion = get_guidance(guidance)
     graph = channel_graph(model)
     groups = prunable_groups(graph, layers)

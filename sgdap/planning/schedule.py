@@ -2,47 +2,176 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from sgdap._arguments import check_integer
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A way from the whole model to the budget.
+    """A way from the whole model to the budget; subclass it for one of your own.
 
     Attributes:
-        name: What users write: `schedule="cubic"`.
-        progress: For the share of rounds done, from 0 to 1, how far the model is to be on its way
-            to the budget, from 0 to 1.
-        fraction: For the progress and the fraction of the cost that the budget allows, the
-            fraction that the model may cost now.
-        rounds: Most rounds; None: as many as there are epochs for.
+        rounds: In how many rounds; None: as many as there are epochs for.
+
+    Raises:
+        ValueError: `rounds` is no positive integer.
     """
 
-    name: str
-    progress: Callable[[float], float]
-    fraction: Callable[[float, float], float]
     rounds: int | None = None
 
+    name: ClassVar[str] = ""
+    """What users write: `schedule="cubic"`."""
 
-def _linear(progress: float, final: float) -> float:
-    return 1 - (1 - final) * progress
+    def __post_init__(self) -> None:
+        if self.rounds is not None:
+            check_integer("rounds", self.rounds, 1)
+
+    def progress(self, done: float) -> float:
+        """How far the model is to be on its way to the budget, from 0 to 1.
+
+        Args:
+            done: The share of the rounds that are done or due, from 0 to 1.
+        """
+        return done
+
+    def fraction(self, progress: float, final: float) -> float:
+        """What the model may cost on its way, as a fraction of the whole model's cost.
+
+        Args:
+            progress: How far it is on its way, from 0 to 1.
+            final: The fraction that the budget allows.
+        """
+        return 1 - (1 - final) * progress
+
+    def step(self, final: float) -> float:
+        """How far one round may go at most, from 0 to 1.
+
+        Args:
+            final: The fraction that the budget allows, of whatever it limits most.
+        """
+        return 1.0
+
+    def check(self, rounds: int, final: float) -> None:
+        """Says whether the schedule can reach its end.
+
+        Args:
+            rounds: How many rounds there are epochs for.
+            final: The fraction that the budget allows, of whatever it limits most.
+
+        Raises:
+            ValueError: It can't.
+        """
+        if self.rounds is not None and self.rounds > rounds:
+            raise ValueError(
+                f"{self!r} needs {self.rounds} rounds, and there are epochs for {rounds}. "
+                f"{_MORE_ROUNDS} or ask for fewer rounds."
+            )
 
 
-def _geometric(progress: float, final: float) -> float:
-    return float(final**progress)
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """Each round removes the same amount of the whole model's cost.
+
+    Example:
+        >>> sgdap.Linear(rounds=4).fraction(0.5, 0.2)
+        0.6
+    """
+
+    name: ClassVar[str] = "linear"
 
 
-SCHEDULES = {
-    schedule.name: schedule
-    for schedule in (
-        Schedule("one_shot", lambda t: 1.0, _geometric, rounds=1),
-        Schedule("linear", lambda t: t, _linear),
-        # Zhu & Gupta, arXiv 1710.01878, equation 1
-        Schedule("cubic", lambda t: 1 - (1 - t) ** 3, _linear),
-        Schedule("geometric", lambda t: t, _geometric),
-    )
+@dataclass(frozen=True)
+class Cubic(Schedule):
+    """Large rounds first, small ones at the end: `1 − (1 − t)³` of the way after the share t.
+
+    Reference:
+        Zhu & Gupta 2017, arXiv 1710.01878, equation 1.
+    """
+
+    name: ClassVar[str] = "cubic"
+
+    def progress(self, done: float) -> float:
+        """How far the model is to be on its way to the budget, from 0 to 1."""
+        return 1 - (1 - done) ** 3
+
+
+@dataclass(frozen=True)
+class Geometric(Schedule):
+    """Each round removes the same share of what is left."""
+
+    name: ClassVar[str] = "geometric"
+
+    def fraction(self, progress: float, final: float) -> float:
+        """What the model may cost on its way, as a fraction of the whole model's cost."""
+        return float(final**progress)
+
+
+@dataclass(frozen=True)
+class OneShot(Geometric):
+    """All the way in one round; where the guard undoes it, in smaller ones."""
+
+    rounds: int | None = field(default=1, init=False, repr=False)
+
+    name: ClassVar[str] = "one_shot"
+
+    def progress(self, done: float) -> float:
+        """How far the model is to be on its way to the budget, from 0 to 1."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Adaptive(Geometric):
+    """Goes on by the same step while the guard holds; each round that is undone halves the step.
+
+    It belongs to `max_accuracy_drop`.
+
+    Attributes:
+        cut: The share of what is left that a round removes until one is undone.
+
+    Raises:
+        ValueError: `cut` is not between 0 and 1.
+    """
+
+    rounds: int | None = field(default=None, init=False, repr=False)
+    cut: float = 0.3
+
+    name: ClassVar[str] = "adaptive"
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.cut, (int, float)) and not isinstance(self.cut, bool)
+        if not number or not 0 < self.cut < 1:
+            raise ValueError(f"cut must be a number between 0 and 1. Received: cut={self.cut!r}")
+
+    def progress(self, done: float) -> float:
+        """How far the model is to be on its way to the budget: all the way, step by step."""
+        return 1.0
+
+    def step(self, final: float) -> float:
+        """How far one round may go at most, from 0 to 1."""
+        return min(1.0, math.log(1 - self.cut) / math.log(final)) if final < 1 else 1.0
+
+    def check(self, rounds: int, final: float) -> None:
+        """Says whether the schedule can reach its end.
+
+        Raises:
+            ValueError: It can't, even where no round is undone.
+        """
+        if rounds * self.step(final) < 1 - 1e-9:
+            raise ValueError(
+                f"{self!r} leaves {(1 - self.cut) ** rounds:.1%} after the {rounds} rounds that "
+                f"there are epochs for, and the budget allows {final:.1%}. {_MORE_ROUNDS} or raise "
+                "cut."
+            )
+
+
+_MORE_ROUNDS = "Train for more epochs, lower begin_epoch, frequency or final_finetune_epochs,"
+
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    kind.name: kind for kind in (OneShot, Linear, Cubic, Geometric, Adaptive)
 }
 """The schedules by name."""
 
@@ -56,26 +185,35 @@ class StepSchedule:
     Args:
         schedule: The schedule: called with a step, it returns whether to prune in that step and
             the sparsity.
-        steps: Steps of the whole run.
+        steps: Steps of the run in which it may prune.
 
     Raises:
-        ValueError: It does not prune within the run.
+        ValueError: It does not prune within the run, or ends after it.
     """
 
     def __init__(self, schedule: Any, steps: int) -> None:
         self._schedule = schedule
+        config = schedule.get_config()["config"]
         last = self._last_pruning_step(0, steps)
         if last is None:
             raise ValueError(
-                f"The schedule {type(schedule).__name__}({schedule.get_config()['config']}) does "
-                f"not prune in any of the {steps} steps of this run. Lower its begin_step or "
-                "train for more epochs."
+                f"The schedule {type(schedule).__name__}({config}) does not prune in any of the "
+                f"{steps} steps of this run. Lower its begin_step or train for more epochs."
             )
         self.final = self._sparsity(last)
         if not 0 < self.final < 1:
             raise ValueError(
                 "The schedule must end with a sparsity between 0 and 1. "
                 f"Received: a final sparsity of {self.final}"
+            )
+        end = int(config.get("end_step", -1))
+        later = self._last_pruning_step(steps, end + 1) if end >= steps else None
+        if later is not None and self._sparsity(later) > self.final + 1e-6:
+            raise ValueError(
+                f"The schedule {type(schedule).__name__}({config}) ends in step {later} with a "
+                f"sparsity of {self._sparsity(later):.3g}, but only in {steps} steps of this run "
+                f"layers may shrink, and it has come to {self.final:.3g} by then. Lower its "
+                "end_step, train for more epochs or lower final_finetune_epochs."
             )
 
     def progress(self, begin: int, end: int) -> float | None:
@@ -104,10 +242,11 @@ def get_schedule(identifier: Any) -> Any:
             raise ValueError(
                 f"No schedule is called '{identifier}'. There are: {', '.join(SCHEDULES)}."
             )
-        return SCHEDULES[identifier]
+        return SCHEDULES[identifier]()
     if callable(identifier) and hasattr(identifier, "get_config"):
         return identifier
     raise TypeError(
-        "schedule must be a name, a sgdap.Schedule or a tfmot.sparsity.keras.PruningSchedule. "
+        "schedule must be a name, a sgdap.Schedule (sgdap.Geometric()) or a "
+        "tfmot.sparsity.keras.PruningSchedule. "
         f"Received: {identifier!r} (of type {type(identifier).__name__})"
     )

@@ -103,13 +103,18 @@ def _refitted(graph: ChannelGraph, kept: npt.NDArray[np.bool_], plan: Plan) -> d
     return updates
 
 
-def copied(graph: ChannelGraph) -> ChannelGraph:
-    """The channels of a copy of a graph's model that is saved and loaded without its class."""
+def copied(graph: ChannelGraph, *, compiled: bool = True) -> ChannelGraph:
+    """The channels of a copy of a graph's model that is saved and loaded without its class.
+
+    Args:
+        graph: The model's channels.
+        compiled: Whether the copy of a compiled model is compiled alike.
+    """
     model = graph.program.model
     if graph.program.functional is not None and saves_by_its_graph(model):
-        return channel_graph(copy_model(model))
+        return channel_graph(copy_model(model, compiled=compiled))
     program = functional_program(graph.program)
-    if model.compiled:
+    if model.compiled and compiled:
         _compile_alike(program.model, model)
     return replace(graph, program=program)
 

@@ -12,6 +12,10 @@ from tests.models import convnet
 from tests.oracles import random_removal
 
 
+def bytes_by_hand(model: keras.Model) -> int:
+    return sum(weight.numpy().nbytes for weight in model.weights)
+
+
 def flops_by_hand(model: keras.Model) -> int:
     """Two for each multiply-add of convolutions and dense layers."""
     total = 0
@@ -30,7 +34,11 @@ def test_predicted_costs_are_those_of_the_slim_model(seed):
     kept = random_removal(graph, seed)
     predicted = costs.cost(costs.lengths(kept))
     prune_in_place(graph, kept)
-    assert predicted.tolist() == [model.count_params(), flops_by_hand(model)]
+    assert predicted.tolist() == [
+        model.count_params(),
+        flops_by_hand(model),
+        bytes_by_hand(model),
+    ]
 
 
 def test_with_all_channels_the_costs_are_the_models():
@@ -38,7 +46,11 @@ def test_with_all_channels_the_costs_are_the_models():
     graph = sgdap.channel_graph(model)
     costs = cost_model(graph)
     everything = costs.lengths(np.ones(graph.count, bool))
-    assert costs.cost(everything).tolist() == [model.count_params(), flops_by_hand(model)]
+    assert costs.cost(everything).tolist() == [
+        model.count_params(),
+        flops_by_hand(model),
+        bytes_by_hand(model),
+    ]
     assert sum(work_by_layer(graph).values()) == flops_by_hand(model)
 
 
@@ -48,5 +60,17 @@ def test_a_layer_called_twice_computes_twice_and_has_its_weights_once():
     model = keras.Model(inputs, shared(shared(inputs)))
     graph = sgdap.channel_graph(model)
     costs = cost_model(graph)
-    params, flops = costs.cost(costs.lengths(np.ones(graph.count, bool)))
+    params, flops, _ = costs.cost(costs.lengths(np.ones(graph.count, bool)))
     assert (params, flops) == (20, 2 * 2 * 16)
+
+
+def test_bytes_are_those_of_the_types_that_weights_have():
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(6, dtype="float16"), layers.Dense(3, dtype="float64")]
+    )
+    graph = sgdap.channel_graph(model)
+    costs = cost_model(graph)
+    kept = random_removal(graph, 0)
+    predicted = costs.cost(costs.lengths(kept))[2]
+    prune_in_place(graph, kept)
+    assert predicted == bytes_by_hand(model) < 4 * 6 * 2 + 6 * 2 + 6 * 3 * 8 + 3 * 8

@@ -22,14 +22,68 @@ def test_every_schedule_ends_at_the_budget_and_never_turns_back(name):
 
 
 def test_geometric_rounds_remove_the_same_share_each():
-    schedule = SCHEDULES["geometric"]
+    schedule = sgdap.Geometric()
     left = [schedule.fraction(schedule.progress(i / 4), 0.16) for i in range(5)]
     np.testing.assert_allclose(np.divide(left[1:], left[:-1]), 0.16**0.25)
 
 
+def test_linear_rounds_remove_the_same_amount_each():
+    schedule = sgdap.Linear()
+    left = [schedule.fraction(schedule.progress(i / 4), 0.2) for i in range(5)]
+    np.testing.assert_allclose(left, [1, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_cubic_rounds_follow_zhu_and_gupta():
+    schedule, final, initial = sgdap.Cubic(), 0.2, 1.0
+    for t in (0.0, 0.3, 0.8, 1.0):
+        sparsity = (1 - final) + ((1 - initial) - (1 - final)) * (1 - t) ** 3
+        left = schedule.fraction(schedule.progress(t), final)
+        assert left == pytest.approx(1 - sparsity)
+
+
 def test_one_shot_goes_all_the_way_in_one_round():
-    assert SCHEDULES["one_shot"].progress(0.0) == 1.0
-    assert SCHEDULES["one_shot"].rounds == 1
+    assert sgdap.OneShot().progress(0.0) == 1.0
+    assert sgdap.OneShot().rounds == 1
+
+
+def test_adaptive_rounds_remove_what_they_are_told_to():
+    schedule, final = sgdap.Adaptive(cut=0.3), 0.2
+    step = schedule.step(final)
+    assert schedule.progress(0.1) == 1.0, "only the step limits it"
+    assert schedule.fraction(2 * step, final) == pytest.approx(0.7**2)
+    assert schedule.step(0.9) == 1.0, "one round is more than enough"
+
+
+CANNOT_END = {
+    "more rounds than epochs": (
+        sgdap.Linear(rounds=4),
+        r"Linear\(rounds=4\) needs 4 rounds.*for 3",
+    ),
+    "an adaptive step too small": (
+        sgdap.Adaptive(cut=0.1),
+        r"Adaptive\(cut=0.1\) leaves 72.9% after the 3 rounds.*allows 20.0%.*raise cut",
+    ),
+}
+
+
+@pytest.mark.parametrize(("schedule", "message"), CANNOT_END.values(), ids=CANNOT_END)
+def test_a_schedule_that_cannot_reach_its_end_is_refused(schedule, message):
+    with pytest.raises(ValueError, match=message):
+        schedule.check(3, 0.2)
+    schedule.check(30, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sgdap.Cubic(rounds=0), "rounds must be an integer of at least 1"),
+        (lambda: sgdap.Adaptive(cut=1.0), "cut must be a number between 0 and 1. Received: cut=1"),
+        (lambda: sgdap.Adaptive(cut="half"), "Received: cut='half'"),
+    ],
+)
+def test_parameters_without_meaning_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_polynomial_decay_follows_zhu_and_gupta():
@@ -53,15 +107,25 @@ def test_a_schedule_that_never_prunes_within_the_run_is_refused():
         StepSchedule(ConstantSparsity(0.5, begin_step=60), 50)
 
 
+def test_a_schedule_that_ends_after_the_run_is_refused():
+    decay = PolynomialDecay(0.0, 0.5, begin_step=0, end_step=100, frequency=10)
+    with pytest.raises(ValueError, match=r"ends in step 100 with a sparsity of 0.5, but only in 5"):
+        StepSchedule(decay, 50)
+    assert StepSchedule(decay, 101).final == pytest.approx(0.5)
+
+
 def test_a_schedule_that_ends_without_sparsity_is_refused():
     with pytest.raises(ValueError, match="sparsity between 0 and 1. Received: a final sparsity"):
         StepSchedule(ConstantSparsity(0.0, begin_step=0), 50)
 
 
 def test_schedules_come_by_name_or_as_objects():
-    mine = sgdap.Schedule("mine", lambda t: t**2, lambda progress, final: final**progress)
-    decay = PolynomialDecay(0.0, 0.5, 0, 10)
-    assert get_schedule("cubic") is SCHEDULES["cubic"]
+    class Mine(sgdap.Schedule):
+        def progress(self, done):
+            return done**2
+
+    mine, decay = Mine(rounds=3), PolynomialDecay(0.0, 0.5, 0, 10)
+    assert get_schedule("cubic") == sgdap.Cubic()
     assert get_schedule(mine) is mine
     assert get_schedule(decay) is decay
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
-from sgdap.report.profile import compare_latency
+from sgdap.planning.latency import compare_latency
 from tests.models import convnet
 
 pytestmark = pytest.mark.compiled

@@ -1,0 +1,102 @@
+"""Finds by measuring slim copies how many FLOPs a model may have to be as fast as asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap.graph.groups import ChannelGraph, ChannelGroup
+from sgdap.guidance.elimination import ErrorCurve
+from sgdap.planning.allocation import allocate, narrowest
+from sgdap.planning.budget import Budget
+from sgdap.planning.cost import MEASURES, cost_model
+from sgdap.planning.latency import measure_latency
+from sgdap.planning.widths import WidthRules
+from sgdap.surgery.apply import copied
+from sgdap.surgery.rebuild import prune_in_place
+
+Mask = npt.NDArray[np.bool_]
+_FLOPS = MEASURES.index("flops")
+
+
+def slim_latency(graph: ChannelGraph, kept: Mask, batch_size: int = 1) -> float:
+    """Median seconds for a batch of a copy of a model with some of its channels.
+
+    Args:
+        graph: The model's channels; it is not changed.
+        kept: Which channels stay, `(graph.count,)`.
+        batch_size: Samples in the batch.
+    """
+    copy = copied(graph, compiled=False)
+    prune_in_place(copy, kept)
+    return measure_latency(copy.program.model, batch_size)
+
+
+def flops_within_latency(
+    graph: ChannelGraph,
+    groups: Sequence[ChannelGroup],
+    curves: Mapping[str, ErrorCurve],
+    rules: WidthRules,
+    allocation: str,
+    budget: Budget,
+    seconds: float,
+    tries: int = 6,
+) -> float:
+    """The most FLOPs of a model with which it takes no longer for a batch than asked.
+
+    FLOPs tell little of the time alone, but where channels leave by the same curves, fewer FLOPs
+    take no longer. So slim copies are measured, each time half way (geometrically) between the
+    slowest that is fast enough and the fastest that is not.
+
+    Args:
+        graph: The model's channels; it is not changed.
+        groups: The groups that may shrink.
+        curves: Their error curves by name.
+        rules: Which widths they may have.
+        allocation: `"global"` or `"layerwise"`.
+        budget: What is asked: the size of the batch.
+        seconds: What it may take.
+        tries: How many copies are measured between the whole and the narrowest one.
+
+    Returns:
+        FLOPs for one sample.
+
+    Raises:
+        ValueError: Even the narrowest copy takes longer.
+    """
+    model = cost_model(graph)
+
+    def cost(kept: Mask) -> npt.NDArray[np.float64]:
+        return model.cost(model.lengths(kept))
+
+    full = cost(np.ones(graph.count, bool))
+    if slim_latency(graph, np.ones(graph.count, bool), budget.batch_size) <= seconds:
+        return float(full[_FLOPS])
+    least = narrowest(groups, model, rules)
+    met, measured = cost(least)[_FLOPS], slim_latency(graph, least, budget.batch_size)
+    if measured > seconds:
+        raise ValueError(
+            f"{budget} cannot be met: the narrowest model still takes {measured * 1e3:.3g} ms for "
+            f"a batch of {budget.batch_size} on this machine, and {seconds * 1e3:.3g} ms are "
+            "allowed. Raise the budget, lower min_channels or round_to, or let more layers shrink."
+        )
+    failed = full[_FLOPS]
+    for _ in range(tries):
+        middle = math.sqrt(met * failed)
+        kept = allocate(
+            groups,
+            curves,
+            model,
+            Budget(flops=max(middle, 1.5)),
+            full=full,
+            allocation=allocation,
+            rules=rules,
+        )
+        if slim_latency(graph, kept, budget.batch_size) <= seconds:
+            met = middle
+        else:
+            failed = middle
+    return float(met)

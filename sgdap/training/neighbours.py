@@ -1,0 +1,67 @@
+"""The other callbacks of a run: what they must forget when the model's shapes change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+_WITH_MEMORY = (
+    keras.callbacks.EarlyStopping,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.ReduceLROnPlateau,
+)
+_MEMORY = ("best", "best_weights", "wait")
+
+
+class Neighbours:
+    """The callbacks beside SGDAPCallback.
+
+    Those that remember the best epoch (Keras' own, their subclasses, and any other with an
+    attribute `best_weights`) begin anew when layers shrink or a round is undone: what they
+    remember is of another architecture.
+
+    Args:
+        before: The callbacks that stand before SGDAPCallback.
+        after: Those that stand after it.
+
+    Raises:
+        ValueError: One of them can't work where shapes change, or not in this order.
+    """
+
+    def __init__(self, before: Sequence[Any], after: Sequence[Any]) -> None:
+        self._all = (*before, *after)
+        for callback in self.of_class(keras.callbacks.BackupAndRestore):
+            raise ValueError(
+                f"{type(callback).__name__} can't bring back a run whose layers shrink: it saves "
+                "weights of the slim shapes and would load them into the whole model. Take it "
+                "out; ModelCheckpoint saves whole models, slim ones too."
+            )
+        for callback in after:
+            if isinstance(callback, keras.callbacks.SwapEMAWeights) and callback.swap_on_epoch:
+                raise ValueError(
+                    "SwapEMAWeights(swap_on_epoch=True) exchanges the weights between epochs, "
+                    "where layers shrink. Let it stand before SGDAPCallback in the list of "
+                    "callbacks."
+                )
+        self._memories: list[tuple[Any, dict[str, Any]]] | None = None
+
+    def of_class(self, kind: type) -> list[Any]:
+        """The callbacks of a class."""
+        return [callback for callback in self._all if isinstance(callback, kind)]
+
+    def note(self) -> None:
+        """Notes what they remember at the beginning of the run; later calls change nothing."""
+        if self._memories is None:
+            self._memories = [
+                (callback, {n: getattr(callback, n) for n in _MEMORY if hasattr(callback, n)})
+                for callback in self._all
+                if isinstance(callback, _WITH_MEMORY) or hasattr(callback, "best_weights")
+            ]
+
+    def begin_anew(self) -> None:
+        """Sets what they remember back to what it was at the beginning of the run."""
+        for callback, memory in self._memories or ():
+            for name, value in memory.items():
+                setattr(callback, name, value)

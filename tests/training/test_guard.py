@@ -1,0 +1,116 @@
+"""Rounds are judged by numbers alone: kept, waited for, or undone and tried half as far."""
+
+import math
+
+import pytest
+
+import sgdap
+from sgdap.planning.plan import GroupPlan, Plan
+from sgdap.training.guard import Guard, Round, costliest_groups
+
+
+def started(drop: float | None = 0.02, baseline: float = 0.9, **arguments) -> Guard:
+    guard = Guard(drop, **arguments)
+    guard.improves(baseline)
+    guard.begin()
+    return guard
+
+
+def round_(progress: float, **arguments) -> Round:
+    arguments = {"widths": {"a": 3, "b": 5}, "before": 0.9} | arguments
+    return Round(0, progress, (9, 4), (9, 4), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("sign", "value", "decision"),
+    [
+        (1, 0.88, "kept"),
+        (1, 0.95, "kept"),
+        (1, 0.8799, "undone"),
+        (-1, 0.92, "kept"),
+        (-1, 0.9201, "undone"),
+        (1, math.nan, "undone"),
+        (-1, math.inf, "undone"),
+        (1, None, "pending"),
+    ],
+)
+def test_a_round_may_cost_as_much_as_allowed_and_no_more(sign, value, decision):
+    guard = started(sign=sign, patience=1)
+    assert guard.judge(value, retry=True) == decision
+
+
+def test_without_a_limit_every_round_is_kept():
+    assert started(None).judge(0.1, retry=True) == "kept"
+    assert started(None).judge(math.nan, retry=True) == "kept"
+
+
+def test_patience_counts_the_epochs_that_had_a_metric():
+    guard = started(patience=3)
+    values = [0.1, None, 0.2, 0.3]
+    decisions = [guard.judge(value, retry=True) for value in values]
+    assert decisions == ["pending", "pending", "pending", "undone"]
+
+
+def test_the_last_round_may_recover_to_the_end():
+    guard = started(patience=1)
+    assert [guard.judge(0.1, retry=False) for _ in range(5)] == ["pending"] * 5
+    assert guard.judge(0.9, retry=False) == "kept"
+
+
+def test_the_first_round_sets_what_all_others_are_compared_with():
+    guard = started()
+    guard.improves(0.89)
+    guard.keep(round_(0.5))
+    assert guard.begin() == 0.89, "the metric that the second round starts from"
+    assert guard.baseline == 0.9
+    assert guard.best is None
+
+
+def test_only_finite_and_better_values_are_the_best():
+    guard = Guard(0.1)
+    seen = [guard.improves(v) for v in (None, math.nan, 0.5, 0.5, 0.4, 0.6)]
+    assert seen == [False, False, True, False, False, True]
+    guard = Guard(0.1, sign=-1)
+    assert [guard.improves(v) for v in (0.5, 0.6, 0.4)] == [True, False, True]
+
+
+def test_an_undone_round_is_tried_half_as_far_until_it_holds():
+    guard = started()
+    guard.keep(round_(0.4))
+    guard.undo(round_(0.8), [])
+    assert guard.step == pytest.approx(0.2)
+    guard.undo(round_(0.6), [])
+    assert guard.step == pytest.approx(0.1)
+    assert guard.progress == 0.4
+
+
+def test_after_an_undone_round_the_best_value_is_that_of_the_restored_model():
+    guard = started(patience=1)
+    guard.improves(0.95)  # better than before the round, and yet the round is undone by a later one
+    guard.undo(round_(1.0, before=0.9), [])
+    assert guard.best == 0.9
+
+
+def test_the_next_round_holds_the_widths_of_all_but_the_costliest_groups():
+    guard = started()
+    guard.undo(round_(1.0), ["a"])
+    assert guard.widths == {"b": 5}
+    guard.keep(round_(0.5))
+    assert guard.widths == {}
+
+
+def test_the_costliest_groups_make_up_half_of_the_expected_loss():
+    def plan(**errors: float) -> Plan:
+        groups = [
+            GroupPlan(n, (n,), 4, (0, 1) if e else (0, 1, 2, 3), e) for n, e in errors.items()
+        ]
+        return Plan("", "lasso", tuple(groups), (), (9, 4), (9, 4), 10)
+
+    assert costliest_groups(plan(a=0.1, b=0.9, c=0.2)) == ("b",)
+    assert costliest_groups(plan(a=0.4, b=0.3, c=0.5, d=0.0)) == ("c", "a")
+    assert costliest_groups(plan(a=0.0, b=0.0)) == ()
+
+
+def test_rounds_are_plain_data():
+    assert sgdap.Round is Round
+    assert round_(0.5).decision == "pending"

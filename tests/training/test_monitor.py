@@ -1,0 +1,72 @@
+"""The metric and its direction are found as Keras' own callbacks find them."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from sgdap.training.monitor import Monitor
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(1, activation="sigmoid")])
+    own = keras.metrics.MeanMetricWrapper(keras.losses.mean_absolute_error, name="score")
+    metrics = ["accuracy", "mae", keras.metrics.AUC(name="area"), own]
+    model.compile("sgd", "binary_crossentropy", metrics=metrics)
+    model.train_on_batch(np.ones((4, 3)), np.ones((4, 1)))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["loss", "accuracy", "val_loss", "val_accuracy"], "val_accuracy"),
+        (["loss", "accuracy", "val_loss"], "val_loss"),
+        (["loss", "accuracy"], "accuracy"),
+        (["loss", "mae"], "loss"),
+        (["mae"], None),
+    ],
+)
+def test_by_itself_it_takes_the_first_accuracy_else_the_loss(model, names, found):
+    monitor = Monitor()
+    value = monitor.read(model, dict.fromkeys(names, 0.5))
+    assert monitor.name == found
+    assert value == (None if found is None else 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "sign"),
+    [
+        ("accuracy", "auto", 1),
+        ("area", "auto", 1),
+        ("mae", "auto", -1),
+        ("loss", "auto", -1),
+        ("side_loss", "auto", -1),
+        ("loss", "max", 1),
+        ("area", "min", -1),
+        ("score", "max", 1),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "val_"])
+def test_which_way_is_better_is_the_metrics_own_direction(model, name, mode, sign, prefix):
+    monitor = Monitor(prefix + name, mode)
+    assert monitor.read(model, {prefix + name: 0.5}) == 0.5
+    assert monitor.sign == sign
+
+
+def test_where_keras_cannot_tell_the_user_is_asked(model):
+    with pytest.raises(ValueError, match="'f1', and Keras can't tell.*Pass mode='max'"):
+        Monitor("f1").read(model, {"f1": 0.5})
+
+
+def test_a_validation_metric_may_come_in_a_later_epoch(model):
+    monitor = Monitor("val_accuracy")
+    assert monitor.read(model, {"loss": 1.0}) is None
+    assert monitor.read(model, {"loss": 1.0, "val_accuracy": 0.7}) == 0.7
+    assert monitor.read(model, {"loss": 1.0}) is None
+
+
+def test_a_metric_that_never_comes_is_refused(model):
+    with pytest.raises(ValueError, match="'f1', which is not among.*: accuracy, loss. Pass one"):
+        Monitor("f1").read(model, {"loss": 1.0, "accuracy": 0.5})
