@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from sgdap import _keras
 from sgdap.graph.channels import Channels
 from sgdap.graph.groups import ChannelGraph
 
@@ -72,12 +72,13 @@ def cost_model(graph: ChannelGraph) -> CostModel:
         labelled.setdefault((axis.path, axis.variable), {})[axis.axis] = number(axis.channels)
     parameters: list[tuple[float, tuple[int, ...]]] = []
     for path, layer in graph.program.layers().items():
-        if not hasattr(layer, "weights"):
-            continue
-        for index, variable in enumerate(_keras.layer_variables(layer)[: len(layer.weights)]):
+        for index, variable in enumerate(_weights(layer)):
             known = labelled.get((path, index), {})
             rest = [size for axis, size in enumerate(variable.shape) if axis not in known]
             parameters.append((float(math.prod(rest)), tuple(known.values())))
+    layers = {id(v) for layer in graph.program.layers().values() for v in _weights(layer)}
+    own = [v for v in graph.program.model.weights if id(v) not in layers]
+    parameters += [(float(math.prod(variable.shape)), ()) for variable in own]
     work = [(w.factor, tuple(number(c) for c in w.axes)) for w in graph.work]
     rows = np.concatenate([np.full(len(c), i) for i, c in enumerate(axes)] or [np.zeros(0, int)])
     columns = np.concatenate([*axes, np.zeros(0, np.int64)])
@@ -98,9 +99,14 @@ def work_by_layer(graph: ChannelGraph) -> dict[str, float]:
 def parameters_by_layer(graph: ChannelGraph) -> dict[str, int]:
     """Parameters of each layer."""
     return {
-        path: sum(math.prod(v.shape) for v in layer.weights) if hasattr(layer, "weights") else 0
+        path: sum(math.prod(v.shape) for v in _weights(layer))
         for path, layer in graph.program.layers().items()
     }
+
+
+def _weights(layer: Any) -> list[Any]:
+    """The weights of a layer; operations have none."""
+    return layer.weights if isinstance(layer, keras.Layer) else []
 
 
 def input_shapes(graph: ChannelGraph) -> list[Any]:

@@ -50,3 +50,27 @@ def test_a_layer_called_twice_computes_twice_and_has_its_weights_once():
     costs = cost_model(graph)
     params, flops = costs.cost(costs.lengths(np.ones(graph.count, bool)))
     assert (params, flops) == (20, 2 * 2 * 16)
+
+
+def test_weights_of_the_model_itself_are_counted():
+    class Scaled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.end = layers.Dense(8, name="hidden"), layers.Dense(2)
+
+        def build(self, input_shape):
+            self.scale = self.add_weight(shape=(2,), name="scale")
+            self.built = True
+
+        def call(self, x):
+            return self.end(self.hidden(x)) * self.scale
+
+    model = Scaled()
+    model(np.ones((3, 5), "float32"))
+    graph = sgdap.channel_graph(model)
+    costs, kept = cost_model(graph), random_removal(graph)
+    assert costs.cost(costs.lengths(np.ones_like(kept)))[0] == model.count_params()
+    promised = costs.cost(costs.lengths(kept))[0]
+    assert sgdap.profile(model, latency=False).params == model.count_params()
+    prune_in_place(graph, kept)
+    assert promised == model.count_params()
