@@ -143,6 +143,8 @@ def einsum_dense(tensors, n):
     x = tensors[-1]
     inner = "bcde"[: len(x.shape) - 1]
     equation, shape = f"a{inner},{inner[-1]}z->a{inner[:-1]}z", (*x.shape[1:-1], 5)
+    if n % 4 > 1:
+        equation, shape = "...x,xz->...z", 5
     return layers.EinsumDense(equation, shape, bias_axes="z" if n % 2 else None)(x)
 
 
