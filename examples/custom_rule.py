@@ -1,4 +1,4 @@
-"""Teaches sgdap a layer it does not know: what goes in, which weights lie along which channels.
+"""Teaches sgdap layers it does not know: what goes in, which weights lie along which channels.
 
 Run it: python examples/custom_rule.py
 """
@@ -20,32 +20,69 @@ class ChannelScale(keras.layers.Layer):
         return x * self.scale
 
 
-def make_model():
-    return keras.Sequential(
-        [
-            keras.Input((16,)),
-            keras.layers.Dense(32, activation="relu", name="hidden"),
-            ChannelScale(name="scale"),
-            keras.layers.Dense(4, name="out"),
-        ]
-    )
+@keras.saving.register_keras_serializable(package="examples")
+class GatedDense(keras.layers.Layer):
+    """A dense layer, each unit with a gate of its own."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, input_shape):
+        shape = (input_shape[-1], self.units)
+        self.values = self.add_weight(shape=shape, name="values")
+        self.gates = self.add_weight(shape=shape, name="gates")
+
+    def call(self, x):
+        return (x @ self.values) * keras.ops.sigmoid(x @ self.gates)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
 
 
-model = make_model()
+model = keras.Sequential(
+    [
+        keras.Input((16,)),
+        keras.layers.Dense(32, activation="relu", name="hidden"),
+        ChannelScale(name="scale"),
+        GatedDense(24, name="gated"),
+        keras.layers.Dense(4, name="out"),
+    ]
+)
+x = np.random.default_rng(0).normal(size=(100, 16)).astype("float32")
 try:
-    sgdap.plan(model, np.random.rand(100, 16), sgdap.Budget(params=0.5))
+    sgdap.plan(model, x, sgdap.Budget(params=0.5))
 except ValueError as error:
-    print(f"Without a rule: {error}\n")
+    print(f"Without rules: {error}\n")
 
 
 @sgdap.register_rule(ChannelScale)
 def channel_scale(layer, call):
+    """Channels pass: they are the input's, and the layer's weights go with them."""
     channels = call.input.along(-1)
     call.weight(layer.scale, channels)  # the only axis of `scale` follows the input's channels
     return call.input  # the output has the same channels
 
 
-plan = sgdap.plan(model, np.random.rand(100, 16), sgdap.Budget(params=0.5))
+@sgdap.register_rule(GatedDense)
+def gated_dense(layer, call):
+    """Channels are made: the layer reads the input's channels and has units of its own."""
+    features = call.along(call.input, -1)
+    units = call.new_channels(layer.units)
+    call.weight(layer.values, features, units)  # rows follow the input, columns are the units
+    call.weight(layer.gates, features, units)
+    call.resize("units", units)  # the entry of the config that counts them
+    call.work(2 * 2, features, units)  # FLOPs for a sample: two products, 2 each multiply-add
+    return call.input.with_axis(-1, units)
+
+
+print(sgdap.inspect(model), "\n")
+plan = sgdap.plan(model, x, sgdap.Budget(params=0.5))
 print(plan)
 slim = sgdap.apply(model, plan)
-print("scale before and after:", model.layers[1].scale.shape, slim.layers[1].scale.shape)
+for name in ("scale", "gated"):
+    before, after = model.get_layer(name), slim.get_layer(name)
+    shapes = [
+        (tuple(a.shape), tuple(b.shape)) for a, b in zip(before.weights, after.weights, strict=True)
+    ]
+    print(f"{name}, shapes of weights before and after:", shapes)

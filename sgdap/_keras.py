@@ -40,13 +40,14 @@ def functional_of(model: Any) -> Any | None:
     """Returns the Functional graph of a model, or None where its class defines its own `call`."""
     if isinstance(model, keras.Sequential):
         return model._functional if type(model).call is keras.Sequential.call else None
-    functional_class = _functional_class()
-    if isinstance(model, functional_class) and type(model).call is functional_class.call:
+    functional = functional_class()
+    if isinstance(model, functional) and type(model).call is functional.call:
         return model
     return None
 
 
-def _functional_class() -> Any:
+def functional_class() -> Any:
+    """Returns the class of models that are made from symbolic inputs and outputs."""
     from keras.src.models.functional import Functional
 
     return Functional

@@ -143,6 +143,8 @@ def einsum_dense(tensors, n):
     x = tensors[-1]
     inner = "bcde"[: len(x.shape) - 1]
     equation, shape = f"a{inner},{inner[-1]}z->a{inner[:-1]}z", (*x.shape[1:-1], 5)
+    if n % 4 > 1:
+        equation, shape = "...x,xz->...z", 5
     return layers.EinsumDense(equation, shape, bias_axes="z" if n % 2 else None)(x)
 
 
@@ -205,6 +207,10 @@ def time_distributed(tensors, n):
         inner += [getattr(layers, f"DepthwiseConv{rank - 1}D")(2), layers.Flatten()]
     if rank > 1 and min(x.shape[2:-1]) < 2:
         inner = inner[1:3]
+    if n % 5 == 4:
+        frame = keras.Input(x.shape[2:])
+        y = layers.Dense(4, "relu")(layers.BatchNormalization()(layers.Dense(5)(frame)))
+        inner = [keras.Model(frame, layers.Flatten()(layers.Add()([y, layers.Dense(4)(frame)])))]
     return layers.TimeDistributed(pick(inner, n))(x)
 
 

@@ -1,5 +1,7 @@
 """What a slim model must compute, found by watching the original; knows nothing of sgdap.graph."""
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
@@ -79,7 +81,11 @@ def each_call(watch: Callable) -> Iterator[None]:
     running: list[int] = []
 
     def watched(original: Callable) -> Callable:
-        def call(self, inputs, *args, **kwargs):
+        first = next(name for name in inspect.signature(original).parameters if name != "self")
+
+        @functools.wraps(original)  # Keras reads the names of its arguments
+        def call(self, *args, **kwargs):
+            inputs, *args = args or [kwargs.pop(first)]
             if id(self) in running:  # a class that calls the one it is derived from
                 return original(self, inputs, *args, **kwargs)
             running.append(id(self))

@@ -2,7 +2,8 @@
 
 from sgdap.graph.channels import Symbol
 from sgdap.graph.groups import ChannelGraph, ChannelGroup, channel_graph
-from sgdap.graph.registry import RuleCall, register_rule
+from sgdap.graph.registry import register_rule
+from sgdap.graph.rulecall import RuleCall
 
 __all__ = [
     "ChannelGraph",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
@@ -14,8 +15,9 @@ from sgdap.graph import rules as _rules  # noqa: F401  (registers the rules)
 from sgdap.graph.channels import Channels, Settled, Symbol, plain
 from sgdap.graph.program import Program
 from sgdap.graph.record import Axis, Linear, Record, Resize, Rewrite, Scale, Work
-from sgdap.graph.registry import RuleCall, apply_rule
+from sgdap.graph.registry import apply_rule
 from sgdap.graph.replay import what_code_does_not_follow
+from sgdap.graph.rulecall import RuleCall
 from sgdap.graph.trace import trace
 
 
@@ -135,11 +137,16 @@ def channel_graph(model: Any) -> ChannelGraph:
     symbols: dict[int, Symbol] = {
         ref.index: plain(program.shapes[ref.index]) for ref in program.inputs
     }
+    shared = _sharing_weights(program)
     for number, call in enumerate(program.calls):
         inputs = [symbols[ref.index] for ref in call.inputs]
         shapes = [program.shapes[ref.index] for ref in call.outputs]
         dtypes = [program.dtypes[ref.index] for ref in call.inputs]
-        made = apply_rule(call.operation, RuleCall(record, call, number, inputs, shapes, dtypes))
+        rule_call = RuleCall(record, call, number, inputs, shapes, dtypes)
+        if call.path in shared:
+            made = rule_call.keep_all(f"shares weights with '{shared[call.path]}'")
+        else:
+            made = apply_rule(call.operation, rule_call)
         symbols.update({ref.index: symbol for ref, symbol in zip(call.outputs, made, strict=True)})
     for ref in program.outputs:
         for channels in symbols[ref.index].all_channels():
@@ -154,6 +161,21 @@ def channel_graph(model: Any) -> ChannelGraph:
             return graph
         for channels, reason in stays:
             record.ledger.protect(channels, reason)
+
+
+def _sharing_weights(program: Program) -> dict[str, str]:
+    """Layers that hold weights of another one (one layer in two wrappers, say), by path."""
+    holders: dict[int, list[str]] = {}
+    for path, operation in program.layers().items():
+        if isinstance(operation, keras.Layer):
+            for variable in operation.weights:
+                holders.setdefault(id(variable), []).append(path)
+    return {
+        path: next(other for other in paths if other != path)
+        for paths in holders.values()
+        if len(set(paths)) > 1
+        for path in paths
+    }
 
 
 def _keep_inside_configs(program: Program, record: Record) -> None:

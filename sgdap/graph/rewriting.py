@@ -67,6 +67,11 @@ def rewritten(
     return written if rewrite is None else rewrite(operation, written, inputs, outputs)
 
 
+def is_written_with_sizes(operation: Any) -> bool:
+    """Whether an operation may be written otherwise after a removal."""
+    return type(operation) in _REWRITERS
+
+
 def _with(written: Written, **entries: Any) -> Written:
     return replace(written, config={**written.config, **entries})
 

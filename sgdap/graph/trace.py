@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import keras
 
 from sgdap import _keras
 from sgdap.graph.interception import calls_intercepted, has_code, user_line
+from sgdap.graph.own_call import symbolic_arguments, untraceable
 from sgdap.graph.program import Call, Code, Program, Ref, Shape, leaves_of
 
 
@@ -62,12 +64,17 @@ def trace(model: Any) -> Program:
 
 def _trace_own(model: Any) -> Program:
     tracer = _Tracer()
-    args, kwargs = _keras_inputs(model)
+    args, kwargs = symbolic_arguments(model)
     leaves = leaves_of((args, kwargs))
     inputs = tuple(tracer.new(tensor) for tensor in leaves)
     tracer.bind(leaves, inputs)
     outputs = tracer.code(model, "", args, kwargs)
     flat = [leaf for leaf in leaves_of(outputs) if isinstance(leaf, keras.KerasTensor)]
+    if not flat:
+        raise ValueError(
+            f"The `call` of model '{model.name}' (of class {type(model).__name__}) returns no "
+            f"tensor that depends on its inputs. Received: {outputs!r}. Return its outputs."
+        )
     return Program(
         model=model,
         functional=None,
@@ -82,37 +89,6 @@ def _trace_own(model: Any) -> Program:
     )
 
 
-def _keras_inputs(model: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Symbolic arguments for a model with a `call` of its own, of the shapes it was built with."""
-    config = model.get_build_config() or {}
-    shapes = config.get("shapes_dict") or {"": config.get("input_shape")}
-    if None in shapes.values():
-        raise ValueError(
-            f"Model '{model.name}' is not built, so its widths are not known yet. Call it once on "
-            "a batch of data; where that does not help, give its class a "
-            "`build(self, input_shape)`."
-        )
-
-    def tensor(shape: Any) -> keras.KerasTensor:
-        return keras.KerasTensor((None, *shape[1:]), dtype=model.input_dtype or "float32")
-
-    made = {
-        name.removesuffix("_shape"): keras.tree.map_shape_structure(tensor, _plain(shape))
-        for name, shape in shapes.items()
-    }
-    return ((made[""],), {}) if "" in made else ((), made)
-
-
-def _plain(shapes: Any) -> Any:
-    """Shapes in the containers that a user would pass; Keras keeps them in ones of its own."""
-    if isinstance(shapes, Mapping):
-        return {key: _plain(shape) for key, shape in shapes.items()}
-    if isinstance(shapes, (list, tuple)):
-        kind = tuple if isinstance(shapes, tuple) else list
-        return kind(_plain(shape) for shape in shapes)
-    return shapes
-
-
 class _Tracer:
     """Walks the symbolic graphs of a model and of the models in it."""
 
@@ -123,6 +99,7 @@ class _Tracer:
         self.symbols: list[tuple[keras.KerasTensor, Ref]] = []
         self.codes: list[Code] = []
         self.slim: tuple[Sequence[Shape], Sequence[str]] | None = None
+        self._fixed: int | None = None
         self._before: Sequence[Call] = ()
         self._known: dict[int, tuple[keras.KerasTensor, Ref]] = {}
         self._lines: list[str] = []
@@ -142,6 +119,11 @@ class _Tracer:
 
     def ref(self, tensor: Any) -> Ref:
         """The number of a tensor of a `call`."""
+        if id(tensor) not in self._known:
+            raise ValueError(
+                f"The tensor '{tensor.name}' of shape {tensor.shape} is made by no layer and no "
+                "operation of keras.ops that was called on the inputs."
+            )
         return self._known[id(tensor)][1]
 
     def substituted(self, structure: Any) -> Any:
@@ -154,7 +136,10 @@ class _Tracer:
         """Numbers a symbolic tensor; `own`: one that belongs to the model."""
         ref = Ref(len(self.shapes))
         slim = own and self.slim is not None
-        self.shapes.append(self.slim[0][ref.index] if slim and self.slim else tuple(tensor.shape))
+        shape = tuple(tensor.shape)
+        if own and self._fixed is not None and shape[:1] == (self._fixed,):
+            shape = (None, *shape[1:])
+        self.shapes.append(self.slim[0][ref.index] if slim and self.slim else shape)
         self.dtypes.append(tensor.dtype)
         if own:
             self.symbols.append((tensor, ref))
@@ -167,6 +152,18 @@ class _Tracer:
         for node in _ordered_nodes(outputs, known):
             self._call(node, known, prefix)
         return [known[id(tensor)] for tensor in outputs]
+
+    def _inner_graph(self, inner: Any, given: list[Ref], prefix: str) -> list[Ref]:
+        """Unrolls a model inside the model, whose graph Keras may have made for one batch size."""
+        bound = dict(zip(map(id, inner.inputs), given, strict=True))
+        self.symbols.extend(zip(inner.inputs, given, strict=True))
+        before, sizes = self._fixed, {tensor.shape[0] for tensor in inner.inputs}
+        if len(sizes) == 1 and all(self.shapes[ref.index][0] is None for ref in given):
+            self._fixed = sizes.pop()
+        try:
+            return self.graph(inner.outputs, bound, prefix)
+        finally:
+            self._fixed = before
 
     def _call(self, node: Any, known: dict[int, Ref], prefix: str) -> None:
         def substitute(leaf: Any) -> Any:
@@ -197,9 +194,7 @@ class _Tracer:
                 return
         if inner is not None:
             given = leaves_of(args[0] if args else kwargs["inputs"])
-            bound = dict(zip(map(id, inner.inputs), given, strict=True))
-            self.symbols.extend(zip(inner.inputs, given, strict=True))
-            made = self.graph(inner.outputs, bound, f"{path}/")
+            made = self._inner_graph(inner, given, f"{path}/")
             for tensor, ref in zip(node.outputs, made, strict=True):
                 known[id(tensor)] = ref
                 self.symbols.append((tensor, ref))
@@ -237,13 +232,7 @@ class _Tracer:
             with calls_intercepted(self._layer_called, self._operation_called):
                 made = layer.call(*args, **_without_training(layer, kwargs))
         except Exception as error:
-            raise ValueError(
-                f"The `call` of {'layer' if path else 'model'} '{path or layer.name}' (of class "
-                f"{type(layer).__name__}) can't be traced with symbolic tensors: it stopped at "
-                f"{user_line(error.__traceback__)} with {type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else ''} Use keras.layers and "
-                "keras.ops there, and no `if` or loop on the values of tensors."
-            ) from error
+            raise untraceable(layer, path, error) from error
         finally:
             self._prefixes = []
         given, named = self.substituted((args, dict(kwargs)))
@@ -258,9 +247,7 @@ class _Tracer:
         inner = _keras.functional_of(layer) if isinstance(layer, keras.Model) else None
         if inner is not None:
             given = [self.ref(t) for t in leaves_of((args, kwargs)) if _is_symbolic(t)]
-            self.symbols.extend(zip(inner.inputs, given, strict=True))
-            bound = dict(zip(map(id, inner.inputs), given, strict=True))
-            refs = self.graph(inner.outputs, bound, f"{path}/")
+            refs = self._inner_graph(inner, given, f"{path}/")
             self._note_lines()
             made = [self._tensor(ref) for ref in refs]
             self.bind(made, refs)
@@ -288,7 +275,8 @@ class _Tracer:
     ) -> Any:
         if not layer.built:
             raise ValueError(
-                f"Layer '{path}' is not built. Call the model once on a batch of data before."
+                f"Layer '{path}' is not built. Make layers in `__init__`, and call the model "
+                "once on a batch of data."
             )
         if self.slim is not None:
             return self._as_before(layer, path, args, kwargs)
@@ -300,8 +288,10 @@ class _Tracer:
     ) -> Any:
         newshape = getattr(operation, "newshape", ())
         if isinstance(newshape, tuple) and None in newshape:  # `ops.shape(x)[0]`, say
-            sizes = tuple(-1 if size is None else size for size in made.shape)
+            (x,) = args
+            sizes = _known_sizes(x.shape, newshape, made.shape)
             operation = type(operation)(sizes, name=operation.name)
+            made = operation.compute_output_spec(x)
         # Keras numbers operations over all models; a path must be the same at each trace.
         base = f"{self._prefixes[-1]}ops.{type(operation).__name__.lower()}"
         self._counts[base] += 1
@@ -374,6 +364,15 @@ def replayed(program: Program, code: Code, slim: Sequence[Shape]) -> tuple[list[
     with contextlib.suppress(ValueError, IndexError):
         tracer.code(code.layer, code.path, args, kwargs)
     return tracer.calls, tracer.shapes
+
+
+def _known_sizes(old: Shape, new: Shape, made: Shape) -> Shape:
+    """Sizes for a reshape with None where the `call` takes a size that is not known yet."""
+    if -1 in new and new.count(None) == old.count(None) == 1:
+        known = math.prod(size for size in new if size is not None and size != -1)
+        rest = math.prod(size for size in old if size is not None) // max(known, 1)
+        return tuple(-1 if size is None else rest if size == -1 else size for size in new)
+    return tuple(-1 if size is None else size for size in made)
 
 
 def _is_symbolic(leaf: Any) -> bool:

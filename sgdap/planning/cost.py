@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from sgdap import _keras
 from sgdap.graph.channels import Channels
 from sgdap.graph.groups import ChannelGraph
 
@@ -74,13 +74,17 @@ def cost_model(graph: ChannelGraph) -> CostModel:
     parameters: list[tuple[float, tuple[int, ...]]] = []
     sizes: list[tuple[float, tuple[int, ...]]] = []
     for path, layer in graph.program.layers().items():
-        if not hasattr(layer, "weights"):
-            continue
-        for index, variable in enumerate(_keras.layer_variables(layer)[: len(layer.weights)]):
+        for index, variable in enumerate(_weights(layer)):
             known = labelled.get((path, index), {})
             rest = [size for axis, size in enumerate(variable.shape) if axis not in known]
             parameters.append((float(math.prod(rest)), tuple(known.values())))
-            sizes.append((parameters[-1][0] * np.dtype(variable.dtype).itemsize, parameters[-1][1]))
+            sizes.append((parameters[-1][0] * _item_size(variable), parameters[-1][1]))
+    layers = {id(v) for layer in graph.program.layers().values() for v in _weights(layer)}
+    for variable in graph.program.model.weights:
+        if id(variable) not in layers:  # the model's own
+            count = float(math.prod(variable.shape))
+            parameters.append((count, ()))
+            sizes.append((count * _item_size(variable), ()))
     work = [(w.factor, tuple(number(c) for c in w.axes)) for w in graph.work]
     rows = np.concatenate([np.full(len(c), i) for i, c in enumerate(axes)] or [np.zeros(0, int)])
     columns = np.concatenate([*axes, np.zeros(0, np.int64)])
@@ -101,9 +105,19 @@ def work_by_layer(graph: ChannelGraph) -> dict[str, float]:
 def parameters_by_layer(graph: ChannelGraph) -> dict[str, int]:
     """Parameters of each layer."""
     return {
-        path: sum(math.prod(v.shape) for v in layer.weights) if hasattr(layer, "weights") else 0
+        path: sum(math.prod(v.shape) for v in _weights(layer))
         for path, layer in graph.program.layers().items()
     }
+
+
+def _weights(layer: Any) -> list[Any]:
+    """The weights of a layer; operations have none."""
+    return layer.weights if isinstance(layer, keras.Layer) else []
+
+
+def _item_size(variable: Any) -> int:
+    """Bytes of one entry of a variable."""
+    return np.dtype(variable.dtype).itemsize
 
 
 def input_shapes(graph: ChannelGraph) -> list[Any]:

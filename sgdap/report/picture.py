@@ -94,10 +94,11 @@ def draw(graph: ChannelGraph) -> Any:
 def boxes_of(graph: ChannelGraph) -> list[Box]:
     """The boxes of a model's picture, parents before children."""
     program = graph.program
+    calls = set(program.layers())
     makers: dict[str, list[ChannelGroup]] = {}
     for group in graph.groups:
         for path in group.producers:
-            makers.setdefault(path.split(":")[0], []).append(group)
+            makers.setdefault(_called(path.split(":")[0], calls), []).append(group)
     unknown = {path for path, _ in graph.kept}
     detailed = len(program.calls) <= DETAILED
     boxes = [Box("input", [], []) for _ in program.inputs]
@@ -116,6 +117,13 @@ def boxes_of(graph: ChannelGraph) -> list[Box]:
         owner.update({ref.index: len(boxes) for ref in call.outputs})
         boxes.append(Box(call.path, groups, parents, unknown=call.path in unknown))
     return boxes
+
+
+def _called(path: str, calls: set[str]) -> str:
+    """The layer of the model that a layer is in: a wrapper, say, or itself."""
+    while path not in calls and "/" in path:
+        path = path.rpartition("/")[0]
+    return path
 
 
 def arrange(boxes: list[Box]) -> None:

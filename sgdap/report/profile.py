@@ -122,7 +122,7 @@ def profile(model: Any, *, latency: bool = True, batch_size: int = 1, repeats: i
             for path, layer in graph.program.layers().items()
             if params[path] or path in told or path in unknown
         ),
-        params=sum(params.values()),
+        params=model.count_params(),
         flops=round(sum(flops.values())),
         latency=measure_latency(model, batch_size, repeats) if latency else None,
         batch_size=batch_size,

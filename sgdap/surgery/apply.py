@@ -140,6 +140,12 @@ def copy_model(model: Any, *, compiled: bool = True) -> Any:
             f"Model '{model.name}' can't be copied: {error} Implement `get_config` in its custom "
             "layers, or use sgdap.apply(model, plan, in_place=True)."
         ) from error
+    if [v.shape for v in copy.variables] != [v.shape for v in model.variables]:
+        raise ValueError(
+            f"Model '{model.name}' can't be copied: Keras makes other weights from its config. A "
+            "layer that stands both in a wrapper and elsewhere is made twice, say. Use "
+            "sgdap.apply(model, plan, in_place=True)."
+        )
     for mine, other in zip(copy.variables, model.variables, strict=True):
         mine.assign(other)
     if model.compiled and compiled:

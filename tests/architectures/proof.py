@@ -1,5 +1,6 @@
 """The proof on a whole model: pruned, it computes, costs, trains and travels as it must."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,9 +44,10 @@ class Evidence:
         name: The architecture.
         layers: Its layers.
         params: Parameters before and after.
-        flops: FLOPs of a sample before and after.
+        flops: FLOPs of a sample before and after, as counted while the models ran.
+        promised: The FLOPs after, as the plan promised them.
         channels: Channels, and how many of them may leave.
-        reasons: For each reason how many channels it protects.
+        reasons: For each kind of reason how many channels it protects.
         unknown: Layers that no rule covers: path and reason.
         seconds: How long grouping took.
         difference: The largest relative difference to the masked original, at any linear layer.
@@ -55,6 +57,7 @@ class Evidence:
     layers: int
     params: tuple[int, int]
     flops: tuple[int, int]
+    promised: int
     channels: tuple[int, int]
     reasons: dict[str, int]
     unknown: tuple[tuple[str, str], ...]
@@ -86,10 +89,8 @@ def prove(model: keras.Model, x, folder: Path, name: str = "") -> Evidence:
 
     unknown = {path.split("/")[-1] for path, _ in graph.kept}
     assert (model.count_params(), slim.count_params()) == (before[0], after[0])
-    assert (counted_flops(model, x, unknown), counted_flops(slim, x, unknown)) == (
-        before[1],
-        after[1],
-    )
+    flops = counted_flops(model, x, unknown), counted_flops(slim, x, unknown)
+    assert flops == (before[1], after[1])
     difference = largest_difference(model, slim, x)
     assert difference <= TOLERANCE
     train_a_step(slim, x)
@@ -101,7 +102,8 @@ def prove(model: keras.Model, x, folder: Path, name: str = "") -> Evidence:
         name=name or model.name,
         layers=len(graph.program.layers()),
         params=(int(before[0]), int(after[0])),
-        flops=(int(before[1]), int(after[1])),
+        flops=flops,
+        promised=int(after[1]),
         channels=(
             sum(group.size for group in graph.groups),
             sum(int(group.removable.sum()) for group in graph.groups),
@@ -116,9 +118,14 @@ def prove(model: keras.Model, x, folder: Path, name: str = "") -> Evidence:
 def _by_reason(groups: list[sgdap.ChannelGroup]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for group in groups:
-        reason = "; ".join(group.reasons)
-        counts[reason] = counts.get(reason, 0) + int((~group.removable).sum())
+        kind = kind_of(group.reasons[0])
+        counts[kind] = counts.get(kind, 0) + int((~group.removable).sum())
     return counts
+
+
+def kind_of(reason: str) -> str:
+    """A reason without the names of layers and what to do about it."""
+    return re.sub(r"(?<!\w)'[^']+'", "a layer", reason).split("; ")[0]
 
 
 def largest_difference(model: keras.Model, slim: keras.Model, x) -> float:
@@ -222,7 +229,7 @@ def counted_flops(model: keras.Model, x, unknown: set[str]) -> int:
     counts: list[int] = []
     with _each_call(lambda layer, given, made: counts.append(_flops(layer, given, made)), unknown):
         outputs(model, x)
-    batch = len(x[0] if isinstance(x, list) else x)
+    batch = len(keras.tree.flatten(x)[0])
     assert sum(counts) % batch == 0
     return sum(counts) // batch
 
@@ -273,7 +280,8 @@ def _each_call(watch, unknown: set[str]) -> Iterator[None]:
             if self.name in unknown:
                 inside.pop()
         if known:
-            watch(self, *keras.tree.flatten(args)[:1], keras.tree.flatten(made)[0])
+            given = args[0] if args else kwargs.get("query", kwargs)
+            watch(self, keras.tree.flatten(given)[0], keras.tree.flatten(made)[0])
         return made
 
     with mock.patch.object(layers.Layer, "__call__", call):

@@ -6,8 +6,6 @@ import keras
 import numpy as np
 import pytest
 
-from tests.architectures.proof import prove
-
 pytestmark = [pytest.mark.architectures, pytest.mark.compiled]
 
 APPLICATIONS = dict(inspect.getmembers(keras.applications, inspect.isfunction))
@@ -33,8 +31,7 @@ def images(model: keras.Model) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", APPLICATIONS)
-def test_an_application_pruned_at_random_passes_the_proof(name, tmp_path, collect_evidence):
+def test_an_application_pruned_at_random_passes_the_proof(name, tmp_path, tabulated):
     model = smallest(APPLICATIONS[name])
-    evidence = prove(model, images(model), tmp_path, name)
+    evidence = tabulated(name, model, images(model), tmp_path)
     assert evidence.params[1] < 0.6 * evidence.params[0]
-    collect_evidence(evidence)

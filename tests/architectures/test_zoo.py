@@ -7,7 +7,7 @@ import pytest
 import sgdap
 from sgdap.surgery import prune_in_place
 from sgdap.surgery.apply import copy_model
-from tests.architectures.proof import TOLERANCE, largest_difference, prove
+from tests.architectures.proof import TOLERANCE, largest_difference
 from tests.architectures.zoo import ZOO
 from tests.models import randomise
 from tests.oracles import random_removal
@@ -28,11 +28,10 @@ def inputs(model: keras.Model):
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_an_architecture_pruned_at_random_passes_the_proof(name, tmp_path, collect_evidence):
+def test_an_architecture_pruned_at_random_passes_the_proof(name, tmp_path, tabulated):
     model = ZOO[name]()
-    evidence = prove(model, inputs(model), tmp_path, name.replace("_", " "))
+    evidence = tabulated(name.replace("_", " "), model, inputs(model), tmp_path)
     assert evidence.params[1] < evidence.params[0]
-    collect_evidence(evidence)
 
 
 @pytest.mark.parametrize("name", ["res_next", "text_transformer"])

@@ -189,6 +189,89 @@ def test_a_wrapped_output_layer_is_known_as_a_classifier():
     )
 
 
+def frames(x):
+    """A small network at every step: two convolutions, a gate, a model in the model."""
+    shape = x.shape[2:]
+    inner = keras.Input(shape)
+    y = layers.BatchNormalization()(layers.Conv1D(6, 2, use_bias=False, name="conv")(inner))
+    tail = keras.Sequential([keras.Input(y.shape[1:]), layers.Conv1D(5, 1, activation="relu")])
+    y = layers.Flatten()(tail(y))
+    y = layers.Dense(4, name="code")(y) * layers.Dense(4, "sigmoid", name="gate")(y)
+    return layers.TimeDistributed(keras.Model(inner, y, name="frame"), name="steps")(x)
+
+
+def test_a_model_at_every_step_is_pruned_by_the_rules_of_its_layers(tmp_path):
+    model = model_of(lambda x: layers.GRU(3)(frames(x)), (3, 5, 4))
+    graph = sgdap.channel_graph(model)
+    assert graph.kept == ()
+    assert all(g.removable.all() for g in graph.groups if g.name != "end")
+    assert group(model, "steps/frame/code").producers == ("steps/frame/code", "steps/frame/gate")
+    slim, x = pruned(model), samples(model)
+    np.testing.assert_allclose(outputs(slim, x), masked_outputs(model, slim, x), atol=1e-5)
+    assert slim.count_params() < 0.5 * model.count_params()
+    slim.save(tmp_path / "slim.keras")
+    loaded = keras.models.load_model(tmp_path / "slim.keras")
+    np.testing.assert_array_equal(outputs(loaded, x), outputs(slim, x))
+    again = pruned(slim, 1)
+    np.testing.assert_allclose(outputs(again, x), masked_outputs(slim, again, x), atol=1e-5)
+
+
+def test_what_a_model_at_every_step_computes_is_counted_once_a_step():
+    model = model_of(frames, (3, 5, 4))
+    places = 4  # of a kernel of 2 over 5
+    frame = 2 * (places * (2 * 6 * 6 + 6 * 5) + 20 * 4 + 20 * 4)
+    first, end = 2 * 3 * 5 * 4 * 6, 2 * 3 * 4 * 2
+    assert sgdap.profile(model, latency=False).flops == first + 3 * frame + end
+
+
+def test_fit_prunes_a_model_at_every_step():
+    model = model_of(frames, (3, 5, 4))
+    model.compile("adam", "mse")
+    x = samples(model, 32)
+    before = model.count_params()
+    callback = sgdap.SGDAPCallback(sgdap.Budget(params=0.6), max_accuracy_drop=None)
+    model.fit(x, outputs(model, x), epochs=3, verbose=0, callbacks=[callback])
+    assert model.count_params() <= 0.6 * before
+
+
+def test_operations_written_with_sizes_keep_their_channels_in_a_model_at_every_step():
+    inner = keras.Input((5, 6))
+    y = keras.ops.reshape(layers.Dense(4, name="kept")(inner), (-1, 20))
+    frame = keras.Model(inner, layers.Dense(3, name="free")(y), name="frame")
+    model = model_of(lambda x: layers.TimeDistributed(frame, name="steps")(x), (3, 5, 4))
+    kept = group(model, "steps/frame/kept")
+    assert not kept.prunable
+    assert "inside 'steps' counts them" in kept.reasons[0]
+    slim, x = pruned(model), samples(model)
+    np.testing.assert_allclose(outputs(slim, x), masked_outputs(model, slim, x), atol=1e-5)
+    assert slim.count_params() < model.count_params()
+
+
+def test_a_layer_in_two_places_keeps_its_channels_where_one_is_in_a_wrapper():
+    def network() -> keras.Model:
+        shared = layers.Dense(6, "relu", name="shared")
+        x = keras.Input((5, 4))
+        y = layers.TimeDistributed(shared, name="steps")(layers.Dense(6, name="one")(x))
+        z = shared(layers.Dense(6, name="other")(x))
+        y, z = layers.Dense(4, name="free")(y), layers.Dense(4)(z)
+        return randomise(keras.Model(x, layers.Dense(2)(y + z)))
+
+    model, slim = network(), network()
+    graph = sgdap.channel_graph(slim)
+    assert dict(graph.kept) == {
+        "steps": "shares weights with 'shared'",
+        "shared": "shares weights with 'steps'",
+    }
+    assert not graph.group("one").prunable
+    prune_in_place(graph, random_removal(graph))
+    data = samples(model)
+    np.testing.assert_allclose(outputs(slim, data), masked_outputs(model, slim, data), atol=1e-5)
+    assert slim.get_layer("free").units == 2
+    assert slim.get_layer("steps").layer is slim.get_layer("shared")
+    with pytest.raises(ValueError, match="can't be copied.*in_place=True"):
+        copy_model(model)
+
+
 # Attention
 
 

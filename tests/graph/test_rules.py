@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 import sgdap
+from sgdap import _keras
 from sgdap.graph.registry import _RULES
 from sgdap.surgery import prune_in_place
 from sgdap.surgery.apply import copy_model
@@ -138,7 +139,8 @@ def test_random_models_can_hold_every_layer_that_has_a_rule():
         inputs = keras.Input(INPUT_SHAPES[spatial])
         output = STEPS[name]([layers.Dense(4)(inputs)], number)
         if output is not None:
-            made |= {type(layer) for layer in all_layers(keras.Model(inputs, output))}
+            whole = all_layers(keras.Model(inputs, output))
+            made |= {type(part) for layer in whole for part in _keras.flatten_layers(layer)}
     ruled = {
         rule
         for rule in _RULES

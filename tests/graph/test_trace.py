@@ -1,10 +1,14 @@
 """A model is unrolled into calls that compute what it computes."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
-from keras import layers
+import tensorflow as tf
+from keras import layers, ops
 
+import sgdap
 from sgdap.graph.trace import trace
 from tests.models import all_layers, convnet, outputs, randomise, samples
 
@@ -111,3 +115,149 @@ class Own(keras.Model):
 def test_what_has_no_graph_is_refused_with_the_remedy(model, error, message):
     with pytest.raises(error, match=message):
         trace(model)
+
+
+class Traced(keras.Model):
+    """A model whose `call` goes on behind a hidden layer; its shapes are known in any case."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.end = layers.Dense(6, "relu", name="hidden"), layers.Dense(2, name="end")
+
+    def build(self, input_shape):
+        self.built = True
+
+    def call(self, x):
+        return self.end(self.behind(self.hidden(x)))
+
+
+class OnNumPy(Traced):
+    def behind(self, x):
+        return np.maximum(x, 0.1)
+
+
+class WithIf(Traced):
+    def behind(self, x):
+        return x * 2 if ops.sum(x) > 0 else x
+
+
+class WithPython(Traced):
+    def behind(self, x):
+        return tf.reshape(tf.py_function(lambda y: y * 2, [x], tf.float32), (-1, 6))
+
+
+class WithRawOperation(Traced):
+    def behind(self, x):
+        return tf.raw_ops.Relu(features=x)
+
+
+class WithBatchSize(Traced):
+    def behind(self, x):
+        return x + ops.zeros((ops.shape(x)[0], 6))
+
+
+class WithNewLayer(Traced):
+    def behind(self, x):
+        return layers.Dense(4)(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "remedy"),
+    [
+        (OnNumPy, "np.maximum", "a keras.layers.Layer of its own"),
+        (WithIf, "if ops.sum", "no `if` or loop on the values of tensors"),
+        (WithPython, "tf.py_function", "a keras.layers.Layer of its own"),
+        (WithRawOperation, "tf.raw_ops", "Use keras.layers and keras.ops there"),
+        (WithBatchSize, "ops.zeros", r"with ops.zeros_like\("),
+        (WithNewLayer, "layers.Dense", "Make layers in `__init__`"),
+    ],
+)
+def test_a_call_that_cannot_be_traced_is_refused_with_the_line_and_the_remedy(kind, line, remedy):
+    model = kind()
+    model(np.ones((3, 5), "float32"))
+    name = re.escape(f"model '{model.name}' (of class {kind.__name__})")
+    with pytest.raises(ValueError, match=f"{name} can't be traced.*test_trace.*{line}.*{remedy}"):
+        trace(model)
+
+
+def test_a_model_that_keras_could_not_trace_either_is_refused_with_what_shows_the_line():
+    class WithoutBuild(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.end = layers.Dense(2)
+
+        def call(self, x):
+            return self.end(x * 2 if ops.sum(x) > 0 else x)
+
+    model = WithoutBuild()
+    model(np.ones((3, 5), "float32"))
+    with pytest.raises(ValueError, match=r"does not know the shapes.*`build\(self, input_shape\)`"):
+        trace(model)
+
+
+def test_a_call_of_several_arguments_needs_the_shapes_of_all():
+    class Two(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.end = layers.Dense(2)
+
+        def call(self, x, y):
+            return self.end(x + y)
+
+    class Built(Two):
+        def build(self, x_shape, y_shape):
+            self.built = True
+
+    x = np.random.default_rng(0).normal(size=(3, 5)).astype("float32")
+    model = Two()
+    model(x, x)
+    with pytest.raises(ValueError, match=r"takes x and y.*`build\(self, x_shape, y_shape\)`"):
+        trace(model)
+    model = Built()
+    expected = model(x, 2 * x)
+    np.testing.assert_allclose(trace(model).run_flat([x, 2 * x])[0], expected)
+
+
+def test_a_call_that_returns_nothing_is_refused():
+    class Nothing(Traced):
+        def call(self, x):
+            self.end(self.hidden(x))
+
+    model = Nothing()
+    model(np.ones((3, 5), "float32"))
+    with pytest.raises(ValueError, match="returns no tensor.*Received: None"):
+        trace(model)
+
+
+def test_a_batch_size_that_is_taken_from_a_tensor_leaves_the_other_sizes_known():
+    class Flattened(Traced):
+        def behind(self, x):
+            return ops.reshape(x, (ops.shape(x)[0], -1))
+
+    model = randomise_after_call(Flattened(), (3, 4, 5))
+    graph = sgdap.channel_graph(model)
+    assert graph.group("hidden").removable.all()
+    x = np.random.default_rng(0).normal(size=(3, 4, 5)).astype("float32")
+    np.testing.assert_allclose(outputs(sgdap.functional(model), x), outputs(model, x), rtol=1e-6)
+
+
+def test_a_sequential_model_in_a_call_is_traced_for_any_batch_size():
+    class Branches(Traced):
+        def __init__(self):
+            super().__init__()
+            self.branch = keras.Sequential(
+                [layers.Dense(4, name="inner"), layers.ReLU()], name="branch"
+            )
+
+        def behind(self, x):
+            return ops.concatenate([x, self.branch(x)], -1)
+
+    model = randomise_after_call(Branches(), (3, 5))
+    assert all(shape[0] is None for shape in trace(model).shapes)
+    graph = sgdap.channel_graph(model)
+    assert all(graph.group(name).prunable for name in ("hidden", "branch/inner"))
+
+
+def randomise_after_call(model: keras.Model, shape: tuple[int, ...]) -> keras.Model:
+    model(np.ones(shape, "float32"))
+    return randomise(model)

@@ -74,3 +74,27 @@ def test_bytes_are_those_of_the_types_that_weights_have():
     predicted = costs.cost(costs.lengths(kept))[2]
     prune_in_place(graph, kept)
     assert predicted == bytes_by_hand(model) < 4 * 6 * 2 + 6 * 2 + 6 * 3 * 8 + 3 * 8
+
+
+def test_weights_of_the_model_itself_are_counted():
+    class Scaled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.end = layers.Dense(8, name="hidden"), layers.Dense(2)
+
+        def build(self, input_shape):
+            self.scale = self.add_weight(shape=(2,), name="scale")
+            self.built = True
+
+        def call(self, x):
+            return self.end(self.hidden(x)) * self.scale
+
+    model = Scaled()
+    model(np.ones((3, 5), "float32"))
+    graph = sgdap.channel_graph(model)
+    costs, kept = cost_model(graph), random_removal(graph)
+    assert costs.cost(costs.lengths(np.ones_like(kept)))[0] == model.count_params()
+    promised = costs.cost(costs.lengths(kept))[0]
+    assert sgdap.profile(model, latency=False).params == model.count_params()
+    prune_in_place(graph, kept)
+    assert promised == model.count_params()

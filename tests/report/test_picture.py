@@ -35,6 +35,16 @@ def test_layers_that_pass_channels_share_a_box_in_large_models():
     assert not any("relu" in text for text in shown)
 
 
+def test_a_wrapper_has_the_colour_of_what_the_layers_in_it_make():
+    inner = keras.Input((6, 2))
+    frame = keras.Model(inner, layers.Dense(3, name="code")(layers.Flatten()(inner)), name="frame")
+    steps = keras.Input((4, 6, 2))
+    x = layers.TimeDistributed(frame, name="steps")(steps)
+    model = keras.Model(steps, layers.Dense(2, name="end")(layers.GRU(4, name="gru")(x)))
+    carried = {b.name: [g.name for g in b.groups] for b in boxes_of(sgdap.channel_graph(model))}
+    assert carried["steps"] == ["steps/frame/code"]
+
+
 @pytest.mark.parametrize("blocks", [2, 12])
 def test_a_box_stands_below_what_it_reads_and_on_no_other(blocks):
     boxes = boxes_of(sgdap.channel_graph(residual(blocks)))

@@ -9,7 +9,8 @@ import numpy as np
 from keras import layers
 
 from sgdap.graph.channels import Channels, Symbol
-from sgdap.graph.registry import RuleCall, register_rule
+from sgdap.graph.registry import register_rule
+from sgdap.graph.rulecall import RuleCall
 
 
 @register_rule(

@@ -10,7 +10,8 @@ from keras import layers
 
 from sgdap import _keras
 from sgdap.graph.channels import Channels, Symbol, plain
-from sgdap.graph.registry import RuleCall, positions, register_rule
+from sgdap.graph.registry import register_rule
+from sgdap.graph.rulecall import RuleCall, positions
 
 
 @register_rule(layers.MultiHeadAttention)

@@ -8,7 +8,8 @@ from keras import layers
 
 from sgdap.graph.channels import Symbol
 from sgdap.graph.patches import Patches
-from sgdap.graph.registry import RuleCall, positions, register_rule
+from sgdap.graph.registry import register_rule
+from sgdap.graph.rulecall import RuleCall, positions
 from sgdap.graph.rules.activation import keep_unless_elementwise
 
 

@@ -8,7 +8,8 @@ from keras import layers
 
 from sgdap import _keras
 from sgdap.graph.channels import Symbol, concatenate, merge
-from sgdap.graph.registry import RuleCall, register_rule
+from sgdap.graph.registry import register_rule
+from sgdap.graph.rulecall import RuleCall
 
 _SCALED_SUM = _keras.application_layers()[2]
 

@@ -9,7 +9,8 @@ from keras import layers
 
 from sgdap import _keras
 from sgdap.graph.channels import Symbol
-from sgdap.graph.registry import RuleCall, register_rule
+from sgdap.graph.registry import register_rule
+from sgdap.graph.rulecall import RuleCall
 
 
 @register_rule(layers.BatchNormalization)

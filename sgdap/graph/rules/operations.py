@@ -14,8 +14,9 @@ from sgdap import _keras
 from sgdap.graph.channels import Channels, Symbol, plain
 from sgdap.graph.probing import Array, classes_of, line_of, random_inputs, sources, taken
 from sgdap.graph.program import Ref
-from sgdap.graph.registry import RuleCall, positions, register_default, register_rule
+from sgdap.graph.registry import register_default, register_rule
 from sgdap.graph.rewriting import Mask, Written, rewritten
+from sgdap.graph.rulecall import RuleCall, positions
 
 _MIXES = "mixes them"
 _FIXED = "can't do without some of them"

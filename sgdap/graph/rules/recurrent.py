@@ -11,7 +11,8 @@ import numpy as np
 from keras import layers
 
 from sgdap.graph.channels import Channels, Symbol, concatenate, merge, plain
-from sgdap.graph.registry import RuleCall, positions, register_rule
+from sgdap.graph.registry import register_rule
+from sgdap.graph.rulecall import RuleCall, positions
 from sgdap.graph.rules.activation import is_elementwise
 
 _CELLS = (layers.SimpleRNNCell, layers.LSTMCell, layers.GRUCell)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 from keras import layers
 
 from sgdap.graph.channels import Symbol, plain
 from sgdap.graph.patches import Patches
-from sgdap.graph.registry import RuleCall, positions, register_rule
+from sgdap.graph.registry import register_rule
+from sgdap.graph.rulecall import RuleCall, positions
 from sgdap.graph.rules.activation import is_elementwise
 
 
@@ -53,9 +55,11 @@ def einsum_dense(layer: Any, call: RuleCall) -> Symbol:
     read, rest = layer.equation.replace(" ", "").split(",")
     kernel, made = rest.split("->")
     x = call.input
-    if "." in layer.equation:
-        call.keep(x, f"'{layer.name}' has an ellipsis in its equation")
-        return call.output()
+    given = len(layer.partial_output_shape)
+    before = len(call.output_shape) - given if made.startswith("...") else 1
+    spare = [letter for letter in string.ascii_letters if letter not in layer.equation]
+    dots = "".join(spare[: x.rank - len(read.replace("...", ""))])
+    read, made = read.replace("...", dots), made.replace("...", dots)
     inputs = dict(zip(read, x.axes, strict=True))
     output = plain(call.output_shape)
     labels: dict[str, Any] = {}
@@ -71,8 +75,9 @@ def einsum_dense(layer: Any, call: RuleCall) -> Symbol:
         channels = labels.get(letter, inputs.get(letter))
         if channels is not None:
             output = output.with_axis(axis, channels)
-            if axis and layer.partial_output_shape[axis - 1] is not None:
-                call.resize(("output_shape", axis - 1), channels)
+            place = axis - before
+            if 0 <= place < given and layer.partial_output_shape[place] is not None:
+                call.resize(("output_shape", place), channels)
     call.weight(layer.kernel, *(labels[letter] for letter in kernel))
     if layer.bias is not None:
         first = min(made.index(letter) for letter in layer.bias_axes)

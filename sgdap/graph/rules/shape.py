@@ -8,7 +8,8 @@ from typing import Any
 from keras import layers
 
 from sgdap.graph.channels import Symbol, plain, reshape
-from sgdap.graph.registry import RuleCall, register_rule
+from sgdap.graph.registry import register_rule
+from sgdap.graph.rulecall import RuleCall
 from sgdap.graph.rules.convolution import channel_axis
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import keras
 from keras import layers
 
+from sgdap import _keras
 from sgdap.graph.channels import Symbol
-from sgdap.graph.registry import RuleCall, register_rule
+from sgdap.graph.registry import register_rule
+from sgdap.graph.rulecall import RuleCall
+from sgdap.graph.trace import trace
 
 
 @register_rule(layers.SpectralNormalization)
@@ -34,3 +39,51 @@ def time_distributed(layer: Any, call: RuleCall) -> list[Symbol]:
         Symbol((y.shape[0], shape[1], *y.shape[1:]), (None, None, *y.axes[1:]))
         for y, shape in zip(made, call.output_shapes, strict=True)
     ]
+
+
+@register_rule(_keras.functional_class(), keras.Sequential)
+def model_inside(model: Any, call: RuleCall) -> list[Symbol]:
+    """A model inside a wrapper: the rules of its layers, one after another.
+
+    Elsewhere models are unrolled before any rule speaks.
+    """
+    program = trace(model)
+    ways = dict(_ways(model, model.get_config()))
+    symbols = {ref.index: x for ref, x in zip(program.inputs, call.inputs, strict=True)}
+    for inner in program.calls:
+        if id(inner.operation) not in ways:
+            return call.keep_all(f"'{inner.path}' in '{model.name}' is not in its config")
+        symbols |= dict(
+            zip(
+                [ref.index for ref in inner.outputs],
+                call.inside_model(
+                    inner,
+                    ways[id(inner.operation)],
+                    [symbols[ref.index] for ref in inner.inputs],
+                    [program.shapes[ref.index] for ref in inner.outputs],
+                    [program.dtypes[ref.index] for ref in inner.inputs],
+                ),
+                strict=True,
+            )
+        )
+    for tensor, ref in program.symbols:
+        record = _keras.history(tensor)
+        if record is not None and isinstance(record[0], layers.InputLayer):
+            for axis, channels in enumerate(symbols[ref.index].axes):
+                if channels is not None:
+                    call.resize((*ways[id(record[0])], "batch_shape", axis), channels)
+    return [symbols[ref.index] for ref in program.outputs]
+
+
+def _ways(
+    model: Any, config: Mapping[str, Any], way: tuple[str | int, ...] = ()
+) -> Iterator[tuple[int, tuple[str | int, ...]]]:
+    """What leads from a model's config to that of each layer in it, by the layer's id."""
+    functional = _keras.functional_of(model)
+    assert functional is not None
+    inside = {operation.name: operation for operation in functional.operations}
+    for number, entry in enumerate(config.get("layers", ())):
+        operation, place = inside[entry["config"]["name"]], (*way, "layers", number, "config")
+        yield id(operation), place
+        if isinstance(operation, keras.Model):
+            yield from _ways(operation, entry["config"], place)
