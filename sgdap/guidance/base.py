@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from sgdap.guidance.elimination import Consumer
 from sgdap.statistics.activation import ActivationStatistics
+from sgdap.statistics.contributions import Contributions, contributions_of
 from sgdap.statistics.moments import Moments
 
 Array = npt.NDArray[np.float64]
@@ -26,7 +27,9 @@ class GroupData:
         size: Its number of channels.
         candidates: The channels that may leave, `(removable,)`.
         consumers: Its consumers with their weights.
-        moments: For each consumer the moments by fold.
+        moments: For each consumer the moments of its features by fold.
+        gathered: For each consumer the moments of the channels' contributions by fold where they
+            were gathered in the place of the features', else None.
         filters: For each producing weight the filters, `(channels, entries)`.
         activations: For each consumer the activation statistics of the channels.
         scales: For each batch normalisation along the channels its γ, `(size,)`.
@@ -39,10 +42,27 @@ class GroupData:
     candidates: npt.NDArray[np.int64]
     consumers: tuple[Consumer, ...]
     moments: tuple[Moments, ...]
+    gathered: tuple[Contributions | None, ...]
     filters: tuple[Array, ...]
     activations: tuple[ActivationStatistics, ...]
     scales: tuple[Array, ...] = ()
     taylor: tuple[Array, ...] = ()
+
+    @property
+    def alone(self) -> bool:
+        """Whether of some consumer only the power of each channel's contribution is known."""
+        return any(own is not None and own.alone for own in self.gathered)
+
+    def contributions(self) -> tuple[Contributions, ...]:
+        """For each consumer the moments of the channels' contributions by fold."""
+        return tuple(
+            contributions_of(moments, consumer.weights, consumer.channels, self.size)
+            if own is None
+            else own
+            for own, moments, consumer in zip(
+                self.gathered, self.moments, self.consumers, strict=True
+            )
+        )
 
 
 class Guidance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -11,10 +11,9 @@ import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
 from sgdap.guidance.base import Array, GroupData, Guidance, Order, register_guidance
-from sgdap.guidance.elimination import channel_gram
 from sgdap.guidance.lasso import LassoFit, Quadratic, entry_order, lasso_cv
 from sgdap.statistics.activation import ActivationStatistics
-from sgdap.statistics.moments import Moments
+from sgdap.statistics.contributions import Contributions
 
 
 class LassoGuidance(Guidance):
@@ -62,16 +61,23 @@ class LassoGuidance(Guidance):
         self.tol = tol
 
     def fit(self, data: GroupData) -> LassoFit:
-        """The cross-validated LASSO path of a group, coefficients `(removable, alphas)`."""
-        folds = data.moments[0].folds
+        """The cross-validated LASSO path of a group, coefficients `(removable, alphas)`.
+
+        Where memory did not allow for moments of each fold, the penalty isn't cross-validated; the
+        path, from which channels leave, is that of all samples either way.
+        """
+        known = data.contributions()
+        if min(own.folds for own in known) == 1:  # of some consumer all folds were kept together
+            known = tuple(own.total() for own in known)
+        folds = known[0].folds
         every = list(range(folds))
         training, validation = [], []
-        for fold in every:
-            rest = [m.select([f for f in every if f != fold]).total() for m in data.moments]
-            held = [m.select([fold]) for m in data.moments]
+        for fold in every if folds > 1 else ():
+            rest = [own.select([f for f in every if f != fold]).total() for own in known]
+            held = [own.select([fold]) for own in known]
             training.append(self._problem(data, rest, [r.mean[0] for r in rest]))
             validation.append(self._problem(data, held, [r.mean[0] for r in rest]))
-        whole = [m.total() for m in data.moments]
+        whole = [own.total() for own in known]
         total = self._problem(data, whole, [w.mean[0] for w in whole])
         return lasso_cv(training, validation, total, alphas=self.alphas, eps=self.eps, tol=self.tol)
 
@@ -80,14 +86,15 @@ class LassoGuidance(Guidance):
         return data.candidates[entry_order(self.fit(data))]
 
     @staticmethod
-    def _problem(data: GroupData, moments: list[Moments], centres: list[Array]) -> Quadratic:
+    def _problem(
+        data: GroupData, known: Sequence[Contributions], centres: Sequence[Array]
+    ) -> Quadratic:
         gram = np.zeros((data.size, data.size))
-        for consumer, own, centre in zip(data.consumers, moments, centres, strict=True):
-            second = own.about(centre) / max(float(own.count[0]), 1.0)
-            gram += channel_gram(second, consumer.weights, consumer.channels, data.size)
+        for own, centre in zip(known, centres, strict=True):
+            gram += own.about(centre) / max(float(own.count[0]), 1.0)
         index = data.candidates
         gram = gram[np.ix_(index, index)]
-        count = float(moments[0].count[0])
+        count = float(known[0].count[0])
         cross = gram.sum(axis=1)
         return Quadratic(gram * count, cross * count, float(cross.sum()) * count, count)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
+from scipy.linalg import lapack
+
+from sgdap.statistics.contributions import channel_gram
 
 Array = npt.NDArray[np.float64]
 Order = npt.NDArray[np.int64]
@@ -15,14 +19,19 @@ Order = npt.NDArray[np.int64]
 RIDGE = 1e-6
 """Share of the mean feature variance that is added to each: float32 moments are no better."""
 
+PENDING = 128
+"""Columns of downdates that wait until they are applied to an inverse in one matrix product."""
+
 
 @dataclass(frozen=True, eq=False)
 class Consumer:
     """One consumer of a group, ready for elimination.
 
     Attributes:
-        second: Mean centred second moment of its features, `(features, features)`.
-        mean: Mean of its features, `(features,)`.
+        second: Mean centred second moment of its features, `(features, features)`; `(features,)`
+            where only its diagonal is known, which is not enough for elimination.
+        mean: Mean of its features, `(features,)`; of what they add to the outputs where a feature
+            is a channel's contribution, `(features, outputs)`.
         weights: Its kernel times the root of its outputs' sensitivity, `(features, outputs)`:
             squared errors of these outputs are twice the expected loss.
         channels: For each feature the channel of the group, -1 where it belongs to another one,
@@ -109,34 +118,12 @@ def removal_errors(consumers: Sequence[Consumer], order: Order) -> ErrorCurve:
     size = 1 + max(int(order.max(initial=-1)), *(int(c.channels.max()) for c in consumers))
     gram = np.zeros((size, size))
     for consumer in consumers:
-        raw = consumer.second + np.outer(consumer.mean, consumer.mean)
+        mean = consumer.mean.reshape(len(consumer.mean), -1)
+        raw = consumer.second + mean @ mean.T
         gram += channel_gram(raw, consumer.weights, consumer.channels, size)
     ordered = gram[np.ix_(order, order)]
     inside = np.cumsum(np.cumsum(ordered, axis=0), axis=1)
     return ErrorCurve(order, np.append(0.0, np.maximum(np.diag(inside) / 2, 0)))
-
-
-def channel_gram(
-    second: Array, weights: Array, channels: npt.NDArray[np.int64], size: int
-) -> Array:
-    """Sums `second ∘ (W Wᵀ)` over the features of each pair of channels.
-
-    Args:
-        second: `(features, features)`.
-        weights: `(features, outputs)`.
-        channels: The channel of each feature; -1 is left out, `(features,)`.
-        size: Number of channels.
-
-    Returns:
-        `(size, size)`.
-    """
-    chosen = np.flatnonzero(channels >= 0)
-    product = second[np.ix_(chosen, chosen)] * (weights[chosen] @ weights[chosen].T)
-    rows = np.zeros((size, len(chosen)))
-    np.add.at(rows, channels[chosen], product)
-    gram = np.zeros((size, size))
-    np.add.at(gram.T, channels[chosen], rows.T)
-    return gram
 
 
 def cholesky_with(second: Array, added: float) -> tuple[Array, bool]:
@@ -150,62 +137,136 @@ def cholesky_with(second: Array, added: float) -> tuple[Array, bool]:
         added: What is added to its diagonal, positive.
     """
     while True:
+        ridged = np.array(second, np.float64, order="F")
+        ridged[np.diag_indices_from(ridged)] += added
         try:
-            factor: tuple[Array, bool] = linalg.cho_factor(
-                second + added * np.eye(len(second)), lower=True
-            )
+            factor: tuple[Array, bool] = linalg.cho_factor(ridged, lower=True, overwrite_a=True)
         except linalg.LinAlgError:
             added *= 10
         else:
             return factor
 
 
+def inverse_with(second: Array, added: float) -> Array:
+    """`(M + added I)⁻¹` in the memory of one matrix, the ridge raised as in `cholesky_with`."""
+    factor, _ = cholesky_with(second, added)
+    inverse: Array
+    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
+    for start in range(0, len(inverse), 512):  # only the lower triangle was written
+        stop = start + 512
+        block = np.tril(inverse[start:stop, start:stop])
+        inverse[start:stop, start:stop] = block + np.tril(block, -1).T
+        inverse[start:stop, stop:] = inverse[stop:, start:stop].T
+    return inverse
+
+
+@dataclass(eq=False)
+class _SameArea:
+    """The channels of a consumer that have the same number k of features.
+
+    Attributes:
+        channels: `(n,)`.
+        rows: Their features, `(n, k)`.
+        blocks: The blocks `H_jj` of the inverse, kept up to date, `(n, k, k)`.
+    """
+
+    channels: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    blocks: Array
+
+    def find(self, wanted: npt.NDArray[np.int64]) -> tuple[Any, Any]:
+        """Which of some channels are among these, and their places here."""
+        place = np.searchsorted(self.channels, wanted)
+        place[place == len(self.channels)] = 0
+        known = np.flatnonzero(self.channels[place] == wanted) if len(self.channels) else place[:0]
+        return known, place[known]
+
+
 class _Elimination:
-    """One consumer while its channels are removed."""
+    """One consumer while its channels are removed.
+
+    The inverse is `H − U Uᵀ`: removing the features J adds the columns `H_:J C⁻ᵀ` with
+    `C Cᵀ = H_JJ` to U. When U is full it is applied, and the removed features are dropped.
+    """
 
     def __init__(self, consumer: Consumer) -> None:
         second = consumer.second
-        diagonal = np.diag(second)
-        ridge = RIDGE * max(float(diagonal.mean()), np.finfo(float).tiny)
-        inverse = linalg.cho_solve(cholesky_with(second, ridge), np.eye(len(second)))
-        self._inverse = (inverse + inverse.T) / 2
+        ridge = RIDGE * max(float(np.diag(second).mean()), np.finfo(float).tiny)
+        self._inverse = inverse_with(second, ridge)
         self._weights = consumer.weights.copy()
-        channels = consumer.channels
-        count = int(channels.max(initial=-1)) + 1
-        self._rows = [np.flatnonzero(channels == c) for c in range(count)]
-        self._area = max((len(r) for r in self._rows), default=0)
+        features, outputs = self._weights.shape
+        if outputs > features:  # only W Wᵀ matters, and a triangle has it too
+            self._weights = linalg.qr(self._weights.T, mode="r")[0][:features].T.copy()
+        self._alive = np.ones(features, bool)
+        self._pending = np.zeros((features, PENDING))
+        self._filled = 0
+        order = np.argsort(consumer.channels, kind="stable")
+        order = order[consumer.channels[order] >= 0]
+        channels, starts, counts = np.unique(
+            consumer.channels[order], return_index=True, return_counts=True
+        )
+        self._areas = []
+        for area in np.unique(counts):
+            mine = counts == area
+            rows = order[starts[mine][:, None] + np.arange(area)]
+            blocks = self._inverse[rows[:, :, None], rows[:, None, :]]
+            self._areas.append(_SameArea(channels[mine], rows, blocks))
 
     def costs(self, channels: npt.NDArray[np.int64]) -> Array:
         """Expected loss of removing each of some channels, `(channels,)`."""
         result = np.zeros(len(channels))
-        known = [(i, self._rows[c]) for i, c in enumerate(channels) if c < len(self._rows)]
-        by_area: dict[int, list[tuple[int, npt.NDArray[np.int64]]]] = {}
-        for i, rows in known:
-            by_area.setdefault(len(rows), []).append((i, rows))
-        for area, entries in by_area.items():
-            if not area:
-                continue
-            rows = np.stack([r for _, r in entries])
-            blocks = self._inverse[rows[:, :, None], rows[:, None, :]]
-            weights = self._weights[rows]
-            if area == 1:
-                cost = (weights[:, 0] ** 2).sum(-1) / blocks[:, 0, 0]
+        for area in self._areas:
+            known, place = area.find(channels)
+            weights, blocks = self._weights[area.rows[place]], area.blocks[place]
+            if blocks.shape[1:] == (1, 1):
+                cost = np.einsum("cko,cko->c", weights, weights) / blocks[:, 0, 0]
             else:
-                cost = (weights * np.linalg.solve(blocks, weights)).sum((1, 2))
-            result[[i for i, _ in entries]] = cost / 2
+                products = weights @ weights.transpose(0, 2, 1)
+                cost = np.trace(np.linalg.solve(blocks, products), axis1=1, axis2=2)
+            result[known] = cost / 2
         return result
 
     def remove(self, channel: int) -> None:
         """Takes a channel's features out and refits the others."""
-        if channel >= len(self._rows):
-            return
-        rows = self._rows[channel]
-        if not len(rows):
-            return
-        column = self._inverse[:, rows]
-        gain = linalg.solve(self._inverse[np.ix_(rows, rows)], column.T, assume_a="sym").T
-        self._weights -= gain @ self._weights[rows]
-        self._inverse -= gain @ column.T
-        self._weights[rows] = 0.0
-        self._inverse[rows] = 0.0
-        self._inverse[:, rows] = 0.0
+        for area in self._areas:
+            _, place = area.find(np.array([channel]))
+            if not len(place):
+                continue
+            if self._filled + area.rows.shape[1] > self._pending.shape[1]:
+                self._apply(area.rows.shape[1])
+                _, place = area.find(np.array([channel]))
+            self._remove(area.rows[place[0]])
+
+    def _remove(self, rows: npt.NDArray[np.int64]) -> None:
+        pending = self._pending[:, : self._filled]
+        column = self._inverse[:, rows] - pending @ pending[rows].T
+        root = linalg.cholesky(column[rows], lower=True)
+        scaled = linalg.solve_triangular(root, column.T, lower=True).T
+        self._weights -= scaled @ linalg.solve_triangular(root, self._weights[rows], lower=True)
+        for area in self._areas:
+            part = scaled[area.rows]
+            area.blocks -= part @ part.transpose(0, 2, 1)
+        self._alive[rows] = False
+        self._pending[:, self._filled : self._filled + len(rows)] = scaled
+        self._filled += len(rows)
+
+    def _apply(self, wanted: int) -> None:
+        """Downdates the inverse by what is pending and drops the features that are gone.
+
+        Args:
+            wanted: How many columns must have room then.
+        """
+        stay = np.flatnonzero(self._alive)
+        pending = self._pending[stay, : self._filled]
+        self._inverse = self._inverse[np.ix_(stay, stay)]
+        for start in range(0, len(stay), 512):
+            self._inverse[start : start + 512] -= pending[start : start + 512] @ pending.T
+        self._weights = self._weights[stay]
+        self._pending = np.zeros((len(stay), max(PENDING, wanted)))
+        self._filled = 0
+        number = np.cumsum(self._alive) - 1
+        for area in self._areas:
+            left = self._alive[area.rows].all(axis=1)
+            area.channels, area.blocks = area.channels[left], area.blocks[left]
+            area.rows = number[area.rows[left]]
+        self._alive = np.ones(len(stay), bool)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import linalg
 from sklearn.linear_model import lasso_path
 
 Array = npt.NDArray[np.float64]
@@ -50,7 +51,8 @@ class LassoFit:
         alphas: Penalties, largest first, `(alphas,)`.
         path: Coefficients on all data for each penalty, `(c, alphas)`.
         errors: Mean squared error of each validation fold for each penalty, `(alphas, folds)`.
-        alpha: The penalty with the smallest mean error.
+        alpha: The penalty with the smallest mean error; the smallest one where there is no fold
+            to validate with.
         coefficients: The coefficients on all data at `alpha`, `(c,)`.
     """
 
@@ -100,7 +102,7 @@ def lasso_cv(
         beta = solve_path(train, grid, tol=tol, max_iter=max_iter)
         errors[:, fold] = held_out.error(beta)
     path = solve_path(total, grid, tol=tol, max_iter=max_iter)
-    best = int(np.argmin(errors.mean(axis=1)))
+    best = int(np.argmin(errors.mean(axis=1))) if len(training) else len(grid) - 1
     return LassoFit(grid, path, errors, float(grid[best]), path[:, best])
 
 
@@ -155,14 +157,23 @@ def solve_path(
 
 def _factor(problem: Quadratic) -> tuple[Array, Array]:
     """Rows R and a target with `RᵀR = G`, `Rᵀt = cross` and `tᵀt = power`."""
-    values, vectors = np.linalg.eigh(problem.gram)
-    root = np.sqrt(np.maximum(values, 0))
-    rows = root[:, None] * vectors.T
-    floor = 1e-12 * root.max(initial=0.0)
-    spread = vectors.T @ problem.cross
-    target = np.divide(spread, root, out=np.zeros_like(root), where=root > floor)
+    try:
+        rows = linalg.cholesky(problem.gram)
+        diagonal = np.diag(rows)
+        singular = len(rows) == 0 or float(diagonal.min()) < 1e-6 * float(diagonal.max())
+    except linalg.LinAlgError:
+        singular = True
+    if singular:  # the roots of the eigenvalues serve where a triangle does not exist
+        values, vectors = np.linalg.eigh(problem.gram)
+        root = np.sqrt(np.maximum(values, 0))
+        rows = root[:, None] * vectors.T
+        floor = 1e-12 * root.max(initial=0.0)
+        spread = vectors.T @ problem.cross
+        target = np.divide(spread, root, out=np.zeros_like(root), where=root > floor)
+    else:
+        target = linalg.solve_triangular(rows, problem.cross, trans="T")
     rest = np.sqrt(max(problem.power - target @ target, 0.0))
-    return np.vstack([rows, np.zeros(len(values))]), np.append(target, rest)
+    return np.vstack([rows, np.zeros(len(rows))]), np.append(target, rest)
 
 
 def entry_order(fit: LassoFit) -> npt.NDArray[np.int64]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import numpy.typing as npt
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from threadpoolctl import threadpool_limits
 
 from sgdap import _keras
@@ -16,6 +16,9 @@ from sgdap.guidance.base import GroupData, Guidance
 from sgdap.guidance.elimination import Consumer, ErrorCurve, eliminate, removal_errors
 from sgdap.statistics.activation import activation_statistics
 from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics
+from sgdap.statistics.contributions import Contributions, weighted_kernel
+from sgdap.statistics.memory import checked_memory_limit
+from sgdap.statistics.taps import kernel_matrix
 
 Array = npt.NDArray[np.float64]
 
@@ -26,6 +29,7 @@ def score_groups(
     guidance: Guidance,
     *,
     reconstruction: bool = True,
+    memory_limit: int | None = None,
     progress: Callable[[ChannelGroup], None] | None = None,
 ) -> dict[str, ErrorCurve]:
     """Scores every prunable group of a model.
@@ -35,15 +39,20 @@ def score_groups(
         statistics: The result of a calibration pass over the same model.
         guidance: The criterion.
         reconstruction: Whether the consumers' weights will be refitted to the channels that stay.
+        memory_limit: Fewer groups are scored side by side where their matrices would need more
+            bytes than this; None: a quarter of the free memory.
         progress: Called with each group before it is scored.
 
     Returns:
         The `ErrorCurve` of each prunable group by name. With sensitivities in the statistics,
         errors are in units of loss and comparable between groups; without, each consumer's error
         is relative to the power of its outputs. A group that no linear layer reads (recurrent or
-        grouped layers, say) is scored by the norm of its filters.
+        grouped layers, say) is scored by the norm of its filters; one of which memory allowed to
+        know only each channel's own contribution, by their power.
     """
     groups = [group for group in graph.groups if group.prunable]
+    work = {group.name: _working_memory(group, statistics, graph.count) for group in groups}
+    side_by_side = checked_memory_limit(memory_limit) // max(*work.values(), 1)
 
     def curve(group: ChannelGroup) -> ErrorCurve:
         if progress is not None:
@@ -51,6 +60,8 @@ def score_groups(
         data = group_data(graph, group, statistics)
         if not data.consumers:
             return filter_norm_curve(data)
+        if data.alone:
+            return power_curve(data, reconstruction)
         order = guidance.order(data)
         if reconstruction:
             return eliminate(data.consumers, data.candidates, order, guidance.refinement)
@@ -60,8 +71,70 @@ def score_groups(
 
     # Threads of the linear algebra would wait for each other: one each, the groups side by side.
     with threadpool_limits(limits=1, user_api="blas"):
-        curves = Parallel(n_jobs=-1, prefer="threads")(delayed(curve)(g) for g in groups)
-    return {group.name: found for group, found in zip(groups, curves, strict=True)}
+        largest_first = sorted(groups, key=lambda group: work[group.name], reverse=True)
+        workers = max(1, min(side_by_side, cpu_count()))
+        curves = Parallel(n_jobs=workers, prefer="threads")(
+            delayed(curve)(group) for group in largest_first
+        )
+    by_name = {g.name: found for g, found in zip(largest_first, curves, strict=True)}
+    return {group.name: by_name[group.name] for group in groups}
+
+
+def _working_memory(group: ChannelGroup, statistics: CalibrationStatistics, channels: int) -> int:
+    """Bytes that scoring a group needs at most: for each consumer three matrices of its size."""
+    member = np.zeros(channels, bool)
+    member[group.channels] = True
+    total = 8 * 4 * group.size**2
+    for own in statistics.consumers.values():
+        if member[own.linear.features].any():
+            size = len(own.linear.features)
+            if own.gathered is not None:
+                size = 0 if own.gathered.alone else own.gathered.gram.shape[-1]
+            total += 8 * 3 * size**2
+    return total
+
+
+def scoring_notes(graph: ChannelGraph, statistics: CalibrationStatistics) -> tuple[str, ...]:
+    """Says which prunable groups can't be scored by what their consumers need, and why."""
+    read = np.zeros(graph.count, bool)
+    alone = np.zeros(graph.count, bool)
+    for own in statistics.consumers.values():
+        read[own.linear.features] = True
+        if own.gathered is not None and own.gathered.alone:
+            alone[own.linear.features] = True
+    prunable = [group for group in graph.groups if group.prunable]
+    notes = []
+    for reason, names in (
+        (
+            "Scored by the norm of their filters, because no linear layer reads them (losing all "
+            "channels counts as a loss of 1)",
+            [g.name for g in prunable if not read[g.channels].any()],
+        ),
+        (
+            "Scored by the power of each channel's own contribution, because memory_limit allows "
+            "no products between channels",
+            [g.name for g in prunable if alone[g.channels].any()],
+        ),
+    ):
+        if names:
+            notes.append(f"{reason}: {', '.join(names)}.")
+    return tuple(notes)
+
+
+def power_curve(data: GroupData, reconstruction: bool) -> ErrorCurve:
+    """The curve where channels are taken to be uncorrelated: their contributions' powers add up.
+
+    With reconstruction the offset makes up for the mean of what is removed.
+    """
+    powers = np.zeros(data.size)
+    for own in data.contributions():
+        total = own.total()
+        gram = total.gram[0] if total.alone else np.diag(total.gram[0])
+        powers += gram / max(float(total.count[0]), 1.0)
+        if not reconstruction:
+            powers += (total.mean[0] ** 2).sum(axis=1)
+    order = data.candidates[np.argsort(powers[data.candidates], kind="stable")]
+    return ErrorCurve(order, np.append(0.0, np.cumsum(powers[order]) / 2))
 
 
 def filter_norm_curve(data: GroupData) -> ErrorCurve:
@@ -92,17 +165,28 @@ def group_data(
     local[group.channels] = np.arange(group.size)
     layers = graph.program.layers()
     consumers, moments, activations, taylor = [], [], [], []
+    gathered: list[Contributions | None] = []
     for own in statistics.consumers.values():
         channels = local[own.linear.features]
         if (channels < 0).all():
             continue
-        kernel = kernel_matrix(layers[own.linear.path], own)
-        total = own.moments.total()
-        count = max(float(total.count[0]), 1.0)
-        second = total.second[0] / count
-        consumers.append(Consumer(second, total.mean[0], _weighted(kernel, second, own), channels))
         moments.append(own.moments)
-        activations.append(activation_statistics(own.moments, channels))
+        if own.gathered is None:
+            consumers.append(_of_features(layers[own.linear.path], own, channels))
+            activations.append(activation_statistics(own.moments, channels))
+            gathered.append(None)
+        else:
+            consumer = _of_contributions(own, local[np.unique(own.linear.features)])
+            consumers.append(consumer)
+            placed = _relative(own).scattered(consumer.channels, group.size)
+            gram = None if placed.alone else placed.total().gram[0]
+            reach = int(channels.max()) + 1
+            activations.append(
+                activation_statistics(
+                    own.moments, channels, None if gram is None else gram[:reach, :reach]
+                )
+            )
+            gathered.append(placed)
         if own.taylor is not None:
             taylor.append(
                 _by_channel(own.taylor, local[np.unique(own.linear.features)], group.size)
@@ -126,6 +210,7 @@ def group_data(
         candidates=np.flatnonzero(group.removable),
         consumers=tuple(consumers),
         moments=tuple(moments),
+        gathered=tuple(gathered),
         filters=tuple(filters),
         activations=tuple(activations),
         scales=tuple(scales),
@@ -140,19 +225,34 @@ def _by_channel(values: Array, channels: npt.NDArray[np.int64], size: int) -> Ar
     return whole
 
 
-def kernel_matrix(layer: object, statistics: ConsumerStatistics) -> Array:
-    """A consumer's kernel as a matrix, `(features, outputs)`."""
-    kernel = _keras.layer_variables(layer)[statistics.linear.kernel].numpy()
-    matrix: Array = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
-    return matrix
-
-
-def _weighted(kernel: Array, second: Array, statistics: ConsumerStatistics) -> Array:
-    """The kernel times the root of the sensitivity of its outputs."""
+def _of_features(
+    layer: object, statistics: ConsumerStatistics, channels: npt.NDArray[np.int64]
+) -> Consumer:
+    """A consumer by the moments of its features."""
+    kernel = kernel_matrix(statistics.linear, layer)
+    total = statistics.moments.total()
+    second = total.second[0] / max(float(total.count[0]), 1.0)
+    weights = weighted_kernel(kernel, statistics.sensitivity)
     if statistics.sensitivity is None:
         power = float(np.einsum("io,ij,jo->", kernel, second, kernel, optimize=True))
-        relative: Array = kernel / np.sqrt(max(power, np.finfo(float).tiny))
-        return relative
-    values, vectors = np.linalg.eigh(statistics.sensitivity)
-    weighted: Array = kernel @ (vectors * np.sqrt(np.maximum(values, 0)))
-    return weighted
+        weights = kernel / np.sqrt(max(power, np.finfo(float).tiny))
+    return Consumer(second, total.mean[0], weights, channels)
+
+
+def _of_contributions(statistics: ConsumerStatistics, channels: npt.NDArray[np.int64]) -> Consumer:
+    """A consumer whose features are the contributions of whole channels, each with weight 1."""
+    total = _relative(statistics).total()
+    second = total.gram[0] / max(float(total.count[0]), 1.0)
+    return Consumer(second, total.mean[0], np.ones((len(second), 1)), channels)
+
+
+def _relative(statistics: ConsumerStatistics) -> Contributions:
+    """Gathered contributions; without sensitivity relative to the power of all of them."""
+    own = statistics.gathered
+    assert own is not None
+    if statistics.sensitivity is not None:
+        return own
+    total = own.total()
+    power = float(total.gram[0].sum()) / max(float(total.count[0]), 1.0)
+    scale = 1 / max(power, np.finfo(float).tiny)
+    return Contributions(own.count, own.mean * np.sqrt(scale), own.gram * scale)

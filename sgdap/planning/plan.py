@@ -57,6 +57,8 @@ class Plan:
             `"path:number of the variable"`; empty without reconstruction.
         fitted_to: Fingerprint of the weights and the kept channels that the reconstruction was
             fitted to.
+        notes: What else there is to know: what was given up for memory, and which groups are not
+            scored by what the next layer needs.
     """
 
     model: str
@@ -68,6 +70,7 @@ class Plan:
     samples: int
     weights: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     fitted_to: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def widths(self) -> dict[str, int]:
@@ -103,6 +106,7 @@ class Plan:
                 for key, value in self.weights.items()
             },
             "fitted_to": self.fitted_to,
+            "notes": list(self.notes),
         }
         return json.dumps(content, indent=1)
 
@@ -142,6 +146,7 @@ class Plan:
                     for key, value in content["weights"].items()
                 },
                 fitted_to=str(content["fitted_to"]),
+                notes=tuple(str(note) for note in content.get("notes", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ValueError(
@@ -177,6 +182,8 @@ class Plan:
         console.print(table)
         for name, (before, after) in (("parameters", self.params), ("FLOPs", self.flops)):
             console.print(f"{name}: {before:,} → {after:,} ({after / max(before, 1):.1%})")
+        for note in self.notes:
+            console.print(note, highlight=False)
         return out.getvalue().rstrip()
 
     def __repr__(self) -> str:

@@ -11,15 +11,17 @@ import numpy.typing as npt
 from sgdap.graph.groups import ChannelGraph, ChannelGroup, channel_graph
 from sgdap.guidance.base import Guidance, get_guidance
 from sgdap.guidance.elimination import ErrorCurve
-from sgdap.guidance.score import score_groups
+from sgdap.guidance.score import score_groups, scoring_notes
 from sgdap.planning.allocation import allocate
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.planning.cost import cost_model, input_shapes
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
+from sgdap.planning.progress import Progress
 from sgdap.planning.refit import Weights, reconstructed_weights, refitted_weights
 from sgdap.planning.widths import WidthRules, fits, width_rules
 from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
 from sgdap.statistics.data import reusable
+from sgdap.statistics.memory import checked_memory_limit
 
 Mask = npt.NDArray[np.bool_]
 
@@ -40,6 +42,8 @@ def plan(
     folds: int = 5,
     positions: int = 32,
     seed: int = 0,
+    memory_limit: int | None = None,
+    verbose: int = 0,
 ) -> Plan:
     """Decides which channels of a model stay, so that it meets a budget at the least loss.
 
@@ -63,6 +67,9 @@ def plan(
         folds: Folds of the cross-validation.
         positions: Output positions of a convolution that are read of each sample at most.
         seed: Of sampled positions and targets.
+        memory_limit: Bytes for all moments together, and for the tensors of one batch; None: a
+            quarter of the free memory. What is given up for it stands in the plan's `notes`.
+        verbose: 1 shows what is done, how far it is and how long it took; 0 shows nothing.
 
     Returns:
         The `Plan`; hand it to `sgdap.apply`.
@@ -70,7 +77,7 @@ def plan(
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: The model is not built, no sample or no finite activation was found, a layer
-            is unknown, or the budget cannot be met.
+            is unknown, the budget cannot be met, or `memory_limit` is too small for anything.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, "relu"),
@@ -88,27 +95,39 @@ def plan(
             "sgdap.profile(slim).latency."
         )
     criterion = get_guidance(guidance)
+    limit = checked_memory_limit(memory_limit)
     graph = channel_graph(model)
     groups = prunable_groups(graph, layers)
     rules = width_rules(groups, min_channels, round_to, overrides)
     check_budget_can_be_met(graph, groups, budget, rules)
     data = reusable(data, samples)
-    statistics = collect_statistics(
-        graph, data, folds=folds, samples=samples, positions=positions, seed=seed
-    )
-    return plan_from_statistics(
-        graph,
-        statistics,
-        budget,
-        criterion,
-        groups=groups,
-        allocation=allocation,
-        reconstruction=reconstruction,
-        rules=rules,
-        data=data,
-        samples=samples,
-        seed=seed,
-    )
+    with Progress(verbose) as progress:
+        statistics = collect_statistics(
+            graph,
+            data,
+            folds=folds,
+            samples=samples,
+            positions=positions,
+            seed=seed,
+            memory_limit=limit,
+            progress=progress.samples("calibration", samples),
+        )
+        return plan_from_statistics(
+            graph,
+            statistics,
+            budget,
+            criterion,
+            groups=groups,
+            allocation=allocation,
+            reconstruction=reconstruction,
+            rules=rules,
+            data=data,
+            samples=samples,
+            positions=positions,
+            seed=seed,
+            memory_limit=limit,
+            progress=progress,
+        )
 
 
 def plan_from_statistics(
@@ -123,7 +142,10 @@ def plan_from_statistics(
     rules: WidthRules | None = None,
     data: Any = None,
     samples: int | None = None,
+    positions: int = 32,
     seed: int = 0,
+    memory_limit: int | None = None,
+    progress: Progress | None = None,
     curves: Mapping[str, ErrorCurve] | None = None,
 ) -> Plan:
     """Makes a plan from a calibration pass that was run already.
@@ -140,7 +162,11 @@ def plan_from_statistics(
         data: Inputs on which the consumers are refitted one after another to what those before
             them lost; None: each is fitted by itself.
         samples: How many of them are looked at; None takes all.
+        positions: Output positions of a convolution that are read of each sample at most.
         seed: Of sampled positions.
+        memory_limit: Bytes for the matrices that are needed at a time; None: a quarter of the
+            free memory.
+        progress: Shows how far it is.
         curves: The groups' error curves where they are known already.
 
     Returns:
@@ -149,8 +175,17 @@ def plan_from_statistics(
     Raises:
         ValueError: The budget cannot be met.
     """
+    limit = checked_memory_limit(memory_limit)
+    progress = progress or Progress(0)
     if curves is None:
-        curves = score_groups(graph, statistics, guidance, reconstruction=reconstruction)
+        curves = score_groups(
+            graph,
+            statistics,
+            guidance,
+            reconstruction=reconstruction,
+            memory_limit=limit,
+            progress=progress.groups(sum(group.prunable for group in graph.groups)),
+        )
     model = cost_model(graph)
     everything = np.ones(graph.count, bool)
     full = model.cost(model.lengths(everything))
@@ -168,7 +203,18 @@ def plan_from_statistics(
     if reconstruction:
         weights = reconstructed_weights(graph, statistics, kept)
         if data is not None:
-            weights = refitted_weights(graph, statistics, kept, weights, data, samples, seed)
+            weights = refitted_weights(
+                graph,
+                statistics,
+                kept,
+                weights,
+                data,
+                samples,
+                positions=positions,
+                seed=seed,
+                memory_limit=limit,
+                progress=progress.passes(statistics.samples),
+            )
     return Plan(
         model=model_fingerprint(graph),
         guidance=guidance.name or type(guidance).__name__,
@@ -179,6 +225,7 @@ def plan_from_statistics(
         samples=statistics.samples,
         weights={f"{path}:{number}": value for (path, number), value in weights.items()},
         fitted_to=reconstruction_fingerprint(graph, kept) if weights else "",
+        notes=(*statistics.notes, *scoring_notes(graph, statistics)),
     )
 
 

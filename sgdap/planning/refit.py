@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,30 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph
+from sgdap.graph.record import Linear
 from sgdap.graph.slices import variable_of, variable_slices
 from sgdap.guidance.reconstruction import cross_validated_fit, reconstruct
-from sgdap.guidance.score import kernel_matrix
-from sgdap.statistics.collect import CalibrationStatistics
+from sgdap.planning.cost import cost_model, input_shapes
+from sgdap.statistics.collect import (
+    CalibrationStatistics,
+    ConsumerStatistics,
+    affordable_batch,
+)
+from sgdap.statistics.contributions import Contributions
+from sgdap.statistics.memory import checked_memory_limit
 from sgdap.statistics.residuals import collect_residuals
+from sgdap.statistics.taps import kernel_matrix
 
+Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Weights = dict[tuple[str, int], npt.NDArray[np.float32]]
 """Slim values of variables by path of the layer and number of the variable."""
 
 PASSES = 8
 """Most passes over the data in which consumers are refitted one after another."""
+
+WORK = 1.5e13
+"""FLOPs of the whole model on all samples, times passes, that are worth more passes than two."""
 
 
 def refitted_weights(
@@ -31,12 +44,18 @@ def refitted_weights(
     weights: Mapping[tuple[str, int], npt.NDArray[np.float32]],
     data: Any,
     samples: int | None = None,
+    *,
+    positions: int = 32,
     seed: int = 0,
+    memory_limit: int | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> Weights:
     """Refits consumers, from the inputs to the outputs, to what those before them lost.
 
     Each is fitted to the outputs that the whole model has there, on the inputs that it gets in the
-    slim model. Those of one pass do not see each other's changes.
+    slim model. Those of one pass do not see each other's changes. There are up to 8 passes, fewer
+    where they would take long, and more where their moments together would need more memory than
+    there is. A consumer whose moments need more than that alone stays as it is.
 
     Args:
         graph: The model's channels.
@@ -45,7 +64,10 @@ def refitted_weights(
         weights: The slim weights, each consumer fitted by itself.
         data: Inputs.
         samples: How many of them are looked at; None takes all.
+        positions: Output positions of a convolution that are read of each sample at most.
         seed: Of sampled positions.
+        memory_limit: Bytes for the moments of one pass; None: a quarter of the free memory.
+        progress: Called with the number of the pass, of all passes, and of the samples seen.
 
     Returns:
         The slim weights.
@@ -56,23 +78,35 @@ def refitted_weights(
     """
     fitted = dict(weights)
     behind = _behind_changes(graph, {path for path, _ in weights})
-    paths = [path for path in statistics.consumers if path in behind]
+    limit = checked_memory_limit(memory_limit)
+    needed = {
+        path: _residual_memory(own.linear, kept)
+        for path, own in statistics.consumers.items()
+        if path in behind
+    }
+    paths = [path for path in needed if needed[path] <= limit]
     paths.sort(key=lambda path: statistics.consumers[path].linear.call)
     if not paths:
         return fitted
     shifts = {p: own.moments.total().mean[0] for p, own in statistics.consumers.items()}
-    for part in np.array_split(np.array(paths), min(len(paths), PASSES)):
+    parts = _passes(paths, needed, limit, _affordable_passes(graph, statistics.samples))
+    most = affordable_batch(graph, limit, 2)
+    for turn, part in enumerate(parts, start=1):
         found = collect_residuals(
             graph,
             data,
             _in_full_size(graph, kept, fitted),
-            [str(path) for path in part],
+            part,
             kept,
             shifts,
             samples=samples,
+            positions=positions,
+            most=most,
             seed=seed,
+            progress=progress and functools.partial(progress, turn, len(parts)),
         )
-        for path, own in found.items():
+        for path in part:
+            own = found.pop(path)
             linear = statistics.consumers[path].linear
             share = own.count / own.count.sum()
             mean, lacking = share @ own.mean, share @ own.lacking
@@ -90,6 +124,59 @@ def refitted_weights(
                     after = before + delta.reshape(before.shape)
                     fitted[(path, number)] = after.astype(np.float32)
     return fitted
+
+
+def _residual_memory(linear: Linear, kept: Mask) -> int:
+    """Bytes of a slim consumer's moments, of two halves of the samples."""
+    features = int(kept[linear.features].sum())
+    return 2 * 8 * features * (features + int(kept[linear.outputs].sum()))
+
+
+def _affordable_passes(graph: ChannelGraph, samples: int) -> int:
+    """How many passes the whole model's work allows; 8 where it isn't known."""
+    if any(None in shape[1:] for shape in input_shapes(graph)):
+        return PASSES
+    model = cost_model(graph)
+    flops = float(model.cost(model.lengths(np.ones(graph.count, bool)))[1])
+    return int(np.clip(WORK / max(flops * samples, 1.0), 2, PASSES))
+
+
+def _passes(
+    paths: Sequence[str], needed: Mapping[str, int], limit: int, passes: int
+) -> list[list[str]]:
+    """Deals consumers, in order, to passes of about the same number within the memory limit."""
+    parts: list[list[str]] = []
+    for share in np.array_split(np.array(paths), min(len(paths), passes)):
+        parts.append([])
+        for path in map(str, share):
+            if parts[-1] and sum(needed[p] for p in parts[-1]) + needed[path] > limit:
+                parts.append([])
+            parts[-1].append(path)
+    return parts
+
+
+def _rescaled(
+    statistics: ConsumerStatistics, total: Contributions, kernel: Array, kept: Mask
+) -> tuple[Array, Array]:
+    """The kernel on the kept features with a factor for each channel, and what the bias gains.
+
+    The factors are the least squares optimum on the contributions of whole channels; 1 where only
+    each channel's own power is known.
+    """
+    linear = statistics.linear
+    stays = kept[linear.features]
+    distinct, number = np.unique(linear.features, return_inverse=True)
+    factors = np.ones(len(distinct))
+    if not total.alone:
+        second = total.gram[0] / max(float(total.count[0]), 1.0)
+        if linear.bias is None:
+            second = second + total.mean[0] @ total.mean[0].T
+        ones = np.ones((len(distinct), 1))
+        refitted, _ = reconstruct(second, np.zeros(len(distinct)), ones, kept[distinct])
+        factors[kept[distinct]] = refitted[:, 0]
+    fitted = kernel[stays] * factors[number[stays], None]
+    mean = statistics.moments.total().mean[0]
+    return fitted, mean @ kernel - mean[stays] @ fitted
 
 
 def _behind_changes(graph: ChannelGraph, changed: set[str]) -> set[str]:
@@ -157,13 +244,16 @@ def reconstructed_weights(
         stays = kept[linear.features]
         if stays.all():
             continue
-        total = own.moments.total()
-        second = total.second[0] / max(float(total.count[0]), 1.0)
         outputs = kept[linear.outputs]
-        kernel = kernel_matrix(layers[path], own)[:, outputs]
-        if linear.bias is None:
-            second = second + np.outer(total.mean[0], total.mean[0])
-        fitted, offset = reconstruct(second, total.mean[0], kernel, stays)
+        kernel = kernel_matrix(linear, layers[path])[:, outputs]
+        if own.gathered is None:
+            total = own.moments.total()
+            second = total.second[0] / max(float(total.count[0]), 1.0)
+            if linear.bias is None:
+                second = second + np.outer(total.mean[0], total.mean[0])
+            fitted, offset = reconstruct(second, total.mean[0], kernel, stays)
+        else:
+            fitted, offset = _rescaled(own, own.gathered.total(), kernel, kept)
         variables = _keras.layer_variables(layers[path])
         spatial = tuple(variables[linear.kernel].shape[:-2])
         shape = (*spatial, len(fitted) // int(np.prod(spatial, initial=1)), fitted.shape[1])

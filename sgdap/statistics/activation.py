@@ -38,7 +38,7 @@ class ActivationStatistics:
 
 
 def activation_statistics(
-    moments: Moments, features: npt.NDArray[np.int64]
+    moments: Moments, features: npt.NDArray[np.int64], gram: Array | None = None
 ) -> ActivationStatistics:
     """Reads activation values and the activation pattern from moments.
 
@@ -46,6 +46,8 @@ def activation_statistics(
         moments: Moments of the features, `(folds, features)`.
         features: The channel (0, 1, …) of each feature; features of a channel are its values at
             the kernel's positions, in the same order for every channel. -1: not looked at.
+        gram: Products of the channels' contributions, `(channels, channels)`; where only the
+            features' variances are known, correlations are those of the contributions.
 
     Returns:
         `ActivationStatistics` of the channels in order of their number; a channel without
@@ -53,22 +55,19 @@ def activation_statistics(
     """
     total = moments.total()
     count = max(float(total.count[0]), 1.0)
-    mean, second = total.mean[0], total.second[0] / count
+    mean = total.mean[0]
     rows = positions_of(features)
-    channels = len(rows)
-    raw = np.diag(second) + mean**2
+    raw = total.variance + mean**2
     own = _pooled(raw, rows)
     mean_of = _pooled(mean, rows)
     absolute = _pooled(total.absolute[0] / count, rows)
     std = np.sqrt(np.maximum(own - mean_of**2, 0))
-    covariance = np.zeros((channels, channels))
-    seen = np.array([c for c, r in enumerate(rows) if len(r)], np.int64)
-    places = min((len(rows[c]) for c in seen), default=0)
-    for place in range(places):
-        index = np.array([rows[c][place] for c in seen])
-        apart = mean[index] - mean_of[seen]
-        both = second[np.ix_(index, index)] + np.outer(apart, apart)
-        covariance[np.ix_(seen, seen)] += both / places
+    if gram is not None:
+        covariance = gram
+    elif total.diagonal:
+        covariance = np.diag(std**2)
+    else:
+        covariance = _same_place(total, mean_of, rows)
     scale = np.sqrt(np.maximum(np.diag(covariance), 0))
     product = np.outer(scale, scale)
     floor = 1e-12 * float(product.max(initial=0.0))
@@ -83,6 +82,19 @@ def activation_statistics(
         zeros=_pooled(total.zeros[0] / count, rows, empty=1.0),
         correlation=np.clip(correlation, -1, 1),
     )
+
+
+def _same_place(total: Moments, mean_of: Array, rows: list[npt.NDArray[np.int64]]) -> Array:
+    """Covariance of channels at the same place, mean over the kernel's positions."""
+    covariance = np.zeros((len(rows), len(rows)))
+    seen = np.array([c for c, r in enumerate(rows) if len(r)], np.int64)
+    places = min((len(rows[c]) for c in seen), default=0)
+    for place in range(places):
+        index = np.array([rows[c][place] for c in seen])
+        apart = total.mean[0][index] - mean_of[seen]
+        both = total.second[0][np.ix_(index, index)] / max(float(total.count[0]), 1.0)
+        covariance[np.ix_(seen, seen)] += (both + np.outer(apart, apart)) / places
+    return covariance
 
 
 def positions_of(features: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:

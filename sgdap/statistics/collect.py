@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -13,13 +15,17 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap._arguments import check_integer
 from sgdap.graph.groups import ChannelGraph
-from sgdap.graph.program import Call
 from sgdap.graph.record import Linear
-from sgdap.statistics.data import batches
+from sgdap.statistics.batch_sums import Gathering, make_step
+from sgdap.statistics.contributions import Contributions, channel_sums, weighted_kernel
+from sgdap.statistics.data import batches, reusable
+from sgdap.statistics.memory import Size, checked_memory_limit, choose_storage, storage_notes
 from sgdap.statistics.moments import MomentAccumulator, Moments
-from sgdap.statistics.taps import linear_outputs
+from sgdap.statistics.taps import kernel_matrix
 
 Array = npt.NDArray[np.float64]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +39,19 @@ class ConsumerStatistics:
             activation) of the model's own negative log likelihood, `(outputs, outputs)`; None
             where it was not collected. Half of it times an output error's second moment is the
             expected loss of that error.
+            Only its diagonal, `(outputs,)`, where memory did not allow for more.
         taylor: Mean over the samples of `|Σ_positions a ∂L/∂a|` for each distinct channel among
             the features (in the order of its number), L the same likelihood; None likewise.
+        gathered: Moments of what each distinct channel among the features (in the order of its
+            number) adds to the outputs, times the root of the sensitivity, where memory did not
+            allow for the second moment of the features; else None.
     """
 
     linear: Linear
     moments: Moments
     sensitivity: Array | None
     taylor: Array | None = None
+    gathered: Contributions | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +61,12 @@ class CalibrationStatistics:
     Attributes:
         samples: How many samples were seen.
         consumers: Statistics of each consumer that reads removable channels, by path.
+        notes: What was given up to stay under the memory limit, in words.
     """
 
     samples: int
     consumers: Mapping[str, ConsumerStatistics]
+    notes: tuple[str, ...] = ()
 
 
 def collect_statistics(
@@ -66,13 +79,18 @@ def collect_statistics(
     sensitivity: bool = True,
     batch_size: int = 256,
     seed: int = 0,
+    memory_limit: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CalibrationStatistics:
     """Runs a model over calibration data in inference mode and gathers its consumers' moments.
 
     The samples are dealt to the folds in turn; all patches of a sample are in one fold.
-    Memory does not grow with the number of batches: `folds · features²` float64 numbers for each
-    consumer, where features are kernel positions × input channels.
+    Memory does not grow with the number of batches: `folds · features² + outputs²` float64
+    numbers for each consumer, where features are kernel positions × input channels, as long as all
+    of them together stay under `memory_limit`. Else the folds of the largest consumers are merged.
+    Where that is not enough, products are kept of whole channels only, exact with the model's
+    weights, or only each channel's power; then the data are read twice, because the sensitivity
+    must be known first.
 
     Args:
         graph: The model's channels.
@@ -83,83 +101,207 @@ def collect_statistics(
         sensitivity: Whether to gather the sensitivity of the loss too. It needs no targets: they
             are drawn from the model's own prediction, which gives the Fisher information
             (Martens & Grosse 2015, arXiv 1503.05671 section 2).
-        batch_size: Samples in a batch, where `data` does not come in batches. A model built for a
-            batch size of its own gets that, and what does not fill a batch is left out.
+        batch_size: Samples in a batch at most; fewer where what a batch computes would take more
+            than `memory_limit` too. A model built for a batch size of its own gets that, and what
+            does not fill a batch is left out.
         seed: Of the sampled positions and targets.
+        memory_limit: Bytes for all that is kept of the consumers; None: a quarter of the free
+            memory. What is given up for it stands in the result's `notes` and is logged.
         progress: Called with the number of samples seen after each batch.
 
     Returns:
         `CalibrationStatistics`.
 
     Raises:
-        ValueError: No samples, fewer than folds, or activations that are not finite.
+        ValueError: No samples, fewer than folds, activations that are not finite, or a
+            `memory_limit` under which nothing can be kept.
         TypeError: `data` is of an unknown kind.
     """
-    import tensorflow as tf
-
     check_integer("folds", folds, 2)
     check_integer("positions", positions, 1)
     check_integer("batch_size", batch_size, 1)
     check_integer("seed", seed, 0)
     if samples is not None:
         check_integer("samples", samples, folds)
+    limit = checked_memory_limit(memory_limit)
+    linears = _consumers(graph)
+    sizes = {
+        path: Size(len(own.features), len(np.unique(own.features)), len(own.outputs))
+        for path, (own, *_) in linears.items()
+    }
+    storage = choose_storage(sizes, folds, limit, sensitivity)
+    notes = storage_notes(storage, limit)
+    for note in notes:
+        _LOGGER.info(note)
+    _check_weights(graph)
+    contributing = [p for p, own in storage.items() if own.level in ("channels", "alone")]
+    whole = Gathering(linears, storage, folds, positions, sensitivity, True, {})
+    run = _Pass(graph, limit, batch_size, samples, seed, progress)
+    if not contributing:
+        sums = run(data, whole)
+    else:  # contributions are weighted with the sensitivity: a pass for that comes first
+        data = reusable(data, samples)
+        before = run(data, replace(whole, moments=False))
+        weights = {}
+        for path in contributing:
+            kernel = kernel_matrix(linears[path][0], graph.program.layers()[path])
+            known = before[path].sensitivity / run.seen if sensitivity else None
+            weights[path] = weighted_kernel(kernel, known).astype(np.float32)
+        sums = run(data, replace(whole, gradients=False, weights=weights), before)
+    if run.seen < folds:
+        raise ValueError(
+            f"Calibration needs at least one sample for each of the {folds} folds. "
+            f"Received: {run.seen} samples."
+        )
+    consumers = {}
+    for path, (linear, *_) in linears.items():
+        own = sums[path]
+        moments = own.moments.result()
+        consumers[path] = ConsumerStatistics(
+            linear,
+            moments,
+            own.sensitivity / run.seen if sensitivity else None,
+            own.taylor / run.seen if sensitivity else None,
+            own.contributions(linear, moments) if path in contributing else None,
+        )
+    return CalibrationStatistics(samples=run.seen, consumers=consumers, notes=notes)
+
+
+@dataclass(eq=False)
+class _Sums:
+    """What is added up of one consumer."""
+
+    moments: MomentAccumulator
+    sensitivity: Any = 0.0
+    taylor: Any = 0.0
+    gram: Any = 0.0
+    weights: npt.NDArray[np.float32] | None = None
+
+    def add(self, path: str, sums: dict[str, Any]) -> None:
+        """Adds what one batch brings; the tensors are let go one by one."""
+        for name in ("sensitivity", "taylor", "gram"):
+            if name in sums:
+                value = _finite(path, sums.pop(name).numpy())
+                known = getattr(self, name)
+                if isinstance(known, float):
+                    setattr(self, name, value.astype(np.float64))
+                else:
+                    known += value
+        self.moments.add(**{key: _finite(path, value.numpy()) for key, value in sums.items()})
+
+    def contributions(self, linear: Linear, moments: Moments) -> Contributions:
+        """The moments of the channels' contributions, about the folds' own means."""
+        assert self.weights is not None
+        distinct, channels = np.unique(linear.features, return_inverse=True)
+        weights = self.weights.astype(np.float64)
+        means, grams = [], []
+        for count, mean, gram in zip(moments.count, moments.mean, self.gram, strict=True):
+            apart = channel_sums(mean - self.moments.shift, weights, channels, len(distinct))
+            of_mean = (apart**2).sum(axis=1) if gram.ndim == 1 else apart @ apart.T
+            grams.append(gram - count * of_mean)
+            means.append(channel_sums(mean, weights, channels, len(distinct)))
+        return Contributions(moments.count, np.stack(means), np.stack(grams))
+
+
+class _Pass:
+    """Runs a model over the data in batches small enough for the memory limit."""
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        limit: int,
+        batch_size: int,
+        samples: int | None,
+        seed: int,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.graph = graph
+        self.limit = limit
+        self.batch_size = batch_size
+        self.samples = samples
+        self.seed = seed
+        self.progress = progress
+        self.seen = 0
+
+    def __call__(
+        self, data: Any, gathering: Gathering, before: Mapping[str, _Sums] | None = None
+    ) -> dict[str, _Sums]:
+        """Adds up what `gathering` says; `before` tells the means and what was gathered already."""
+        import tensorflow as tf
+
+        graph = self.graph
+        step = make_step(graph, gathering)
+        shifts = {
+            path: tf.zeros([len(calls[0].features)]) for path, calls in gathering.linears.items()
+        }
+        sums: dict[str, _Sums] = {}
+        if before is not None:
+            shifts = {
+                path: tf.constant(own.moments.mean(), tf.float32) for path, own in before.items()
+            }
+            sums = self._empty(gathering, shifts)
+            for path, own in before.items():
+                sums[path].sensitivity, sums[path].taylor = own.sensitivity, own.taylor
+                sums[path].weights = gathering.weights.get(path)
+        fixed = graph.program.shapes[graph.program.inputs[0].index][0]
+        most = None if fixed else affordable_batch(graph, self.limit, 1 + gathering.gradients)
+        size = fixed or min(self.batch_size, most or self.batch_size)
+        self.seen = 0
+        with _keras.recurrent_states_kept(graph.program.model):
+            for number, (x, _, _) in enumerate(batches(data, size, self.samples, most)):
+                inputs = checked_inputs(graph, x)
+                if fixed is not None and int(inputs[0].shape[0]) != fixed:
+                    continue
+                random = tf.constant([self.seed, number], tf.int32)
+                first = tf.constant(self.seen % gathering.folds)  # fold of the first sample
+                if not sums:
+                    for path, own in step(inputs, random, first, shifts).items():
+                        mean = own["total"].numpy().sum(0)
+                        mean = mean / max(float(own["count"].numpy().sum()), 1.0)
+                        shifts[path] = tf.constant(mean, tf.float32)
+                    sums = self._empty(gathering, shifts)
+                found = step(inputs, random, first, shifts)
+                for path in list(found):
+                    sums[path].add(path, found.pop(path))
+                self.seen += int(inputs[0].shape[0])
+                if self.progress is not None:
+                    self.progress(self.seen)
+        return sums
+
+    @staticmethod
+    def _empty(gathering: Gathering, shifts: Mapping[str, Any]) -> dict[str, _Sums]:
+        return {
+            path: _Sums(
+                MomentAccumulator(
+                    gathering.folds_of(path),
+                    shift.numpy().astype(np.float64),
+                    gathering.kept_of(path),
+                )
+            )
+            for path, shift in shifts.items()
+        }
+
+
+def affordable_batch(graph: ChannelGraph, limit: int, runs: int) -> int:
+    """How many samples a batch may have so that the tensors of a run stay under a limit.
+
+    Args:
+        graph: The model's channels.
+        limit: Bytes.
+        runs: How often all of the model's tensors are held: twice with gradients.
+    """
+    numbers = sum(math.prod(n or 1 for n in shape[1:]) for shape in graph.program.shapes)
+    return max(limit // (4 * runs * max(numbers, 1)), 1)
+
+
+def _consumers(graph: ChannelGraph) -> dict[str, list[Linear]]:
+    """The calls of each linear layer that reads removable channels, by path."""
     removable = _removable(graph)
     linears: dict[str, list[Linear]] = {}
     for linear in graph.linears:
         if removable[linear.features].any():
             linears.setdefault(linear.path, []).append(linear)
-    step = _make_step(graph, linears, folds, positions, sensitivity)
-    accumulators: dict[str, MomentAccumulator] = {}
-    fisher: dict[str, Array] = {}
-    taylor: dict[str, Array] = {}
-    shifts: dict[str, Any] = {
-        path: tf.zeros([len(calls[0].features)]) for path, calls in linears.items()
-    }
-    seen = 0
-    _check_weights(graph)
-    fixed = graph.program.shapes[graph.program.inputs[0].index][0]
-    with _keras.recurrent_states_kept(graph.program.model):
-        for number, (x, _, _) in enumerate(batches(data, fixed or batch_size, samples)):
-            inputs = checked_inputs(graph, x)
-            if fixed is not None and int(inputs[0].shape[0]) != fixed:
-                continue
-            random = tf.constant([seed, number], tf.int32)
-            first = tf.constant(seen % folds)  # the fold of the batch's first sample
-            if not seen:
-                for path, sums in step(inputs, random, first, shifts).items():
-                    mean = sums["total"].numpy().sum(0)
-                    mean = mean / max(float(sums["count"].numpy().sum()), 1.0)
-                    shifts[path] = tf.constant(mean, tf.float32)
-                    accumulators[path] = MomentAccumulator(folds, mean.astype(np.float64))
-                    accumulators[path].shift = shifts[path].numpy().astype(np.float64)
-            for path, sums in step(inputs, random, first, shifts).items():
-                values = {key: value.numpy() for key, value in sums.items()}
-                _check_finite(path, values)
-                if sensitivity:
-                    for sums_of, name in ((fisher, "sensitivity"), (taylor, "taylor")):
-                        added = values.pop(name).astype(np.float64)
-                        sums_of[path] = sums_of.get(path, 0.0) + added
-                accumulators[path].add(**values)
-            seen += int(inputs[0].shape[0])
-            if progress is not None:
-                progress(seen)
-    if seen < folds:
-        raise ValueError(
-            f"Calibration needs at least one sample for each of the {folds} folds. "
-            f"Received: {seen} samples."
-        )
-    return CalibrationStatistics(
-        samples=seen,
-        consumers={
-            path: ConsumerStatistics(
-                calls[0],
-                accumulators[path].result(),
-                fisher[path] / seen if sensitivity else None,
-                taylor[path] / seen if sensitivity else None,
-            )
-            for path, calls in linears.items()
-        },
-    )
+    return linears
 
 
 def _removable(graph: ChannelGraph) -> npt.NDArray[np.bool_]:
@@ -232,184 +374,11 @@ def _listed(shapes: Sequence[Any]) -> str:
     return f"an input of shape {names}" if len(shapes) == 1 else f"inputs of shapes {names}"
 
 
-def _check_finite(path: str, values: Mapping[str, npt.NDArray[Any]]) -> None:
-    for value in values.values():
-        if not np.isfinite(value).all():
-            raise ValueError(
-                f"The activations that layer '{path}' reads are not finite (NaN or infinity) on "
-                "the calibration data. Look for NaN in the data and the weights; a training that "
-                "diverged can't be pruned."
-            )
-
-
-def _make_step(
-    graph: ChannelGraph,
-    linears: Mapping[str, list[Linear]],
-    folds: int,
-    positions: int,
-    sensitivity: bool,
-) -> Any:
-    """Makes the compiled function that runs one batch and returns its sums for each consumer.
-
-    It is traced once for each shape of a sample, however many samples the batches have.
-    """
-    import tensorflow as tf
-
-    program = graph.program
-    by_call = {linear.call: linear for calls in linears.values() for linear in calls}
-
-    @tf.function(autograph=False)
-    def step(x: list[Any], seed: Any, first: Any, shifts: Any) -> Any:
-        rows: dict[str, list[Any]] = {}
-        given: dict[str, list[Any]] = {}
-        outputs: dict[str, list[Any]] = {}
-        tape = tf.GradientTape(watch_accessed_variables=False)
-
-        def watched(seen: dict[str, list[Any]], path: str, tensor: Any) -> None:
-            if sensitivity:
-                tape.watch(tensor)
-            seen.setdefault(path, []).append(tensor)
-
-        def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
-            linear = by_call[program.calls.index(call)]
-            watched(given, call.path, inputs[0])
-            rows.setdefault(call.path, []).append(
-                tf.cast(linear.patches.extract(inputs[0], positions, seed), tf.float32)
-            )
-            before, after = linear_outputs(linear, call, compute)
-            watched(outputs, call.path, before)
-            return after
-
-        taps = dict.fromkeys(by_call, tap)
-        if sensitivity:
-            with tape:
-                predictions = program.run_flat(x, taps)
-                likelihood = tf.add_n(
-                    [
-                        _negative_log_likelihood(_kind(graph, i), y, seed)
-                        for i, y in enumerate(predictions)
-                    ]
-                )
-            gradients = tape.gradient(
-                likelihood, [given, outputs], unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
-        else:
-            program.run_flat(x, taps)
-            gradients = []
-        results = {}
-        for path, parts in rows.items():
-            sums = [_sums(part, shifts[path], folds, first) for part in parts]
-            result = {key: tf.add_n([s[key] for s in sums]) for key in sums[0]}
-            if sensitivity:
-                patches = linears[path][0].patches
-                axis = patches.steps + 1 if patches.channels_first else -1
-                at_inputs, at_outputs = (of_place[path] for of_place in gradients)
-                result["sensitivity"] = tf.add_n([_outer(g, axis) for g in at_outputs])
-                result["taylor"] = tf.add_n(
-                    [
-                        _first_order(x, g, axis, linears[path][0])
-                        for x, g in zip(given[path], at_inputs, strict=True)
-                    ]
-                )
-            results[path] = result
-        return results
-
-    traced: dict[Any, Any] = {}
-
-    def run(x: list[Any], seed: Any, first: Any, shifts: Any) -> Any:
-        if tf.config.functions_run_eagerly():
-            return step(x, seed, first, shifts)
-        sizes = [program.shapes[ref.index][:1] for ref in program.inputs]
-        specs = [
-            tf.TensorSpec([*size, *leaf.shape[1:]], leaf.dtype)
-            for size, leaf in zip(sizes, x, strict=True)
-        ]
-        key = tuple((tuple(spec.shape), spec.dtype) for spec in specs)
-        if key not in traced:
-            others = keras.tree.map_structure(tf.TensorSpec.from_tensor, (seed, first, shifts))
-            traced[key] = step.get_concrete_function(specs, *others)
-        return traced[key](x, seed, first, shifts)
-
-    return run
-
-
-def _sums(rows: Any, shift: Any, folds: int, first: Any) -> dict[str, Any]:
-    """Sums of one batch's rows `(batch, positions, features)` about `shift`, for each fold.
-
-    The first sample is in the fold `first`, the next one in the next.
-    """
-    import tensorflow as tf
-
-    parts = [rows[(fold - first) % folds :: folds] for fold in range(folds)]
-    features = rows.shape[-1]
-    centred = [tf.reshape(part - shift, [-1, features]) for part in parts]
-    return {
-        "count": tf.stack([tf.cast(tf.shape(c)[0], tf.float32) for c in centred]),
-        "total": tf.stack([tf.reduce_sum(c, 0) for c in centred]),
-        "square": tf.stack([tf.matmul(c, c, transpose_a=True) for c in centred]),
-        "zeros": tf.stack(
-            [tf.reduce_sum(tf.cast(tf.equal(p, 0), tf.float32), (0, 1)) for p in parts]
-        ),
-        "absolute": tf.stack([tf.reduce_sum(tf.abs(p), (0, 1)) for p in parts]),
-    }
-
-
-def _outer(gradient: Any, axis: int) -> Any:
-    import tensorflow as tf
-
-    gradient = keras.ops.moveaxis(tf.cast(gradient, tf.float32), axis, -1)
-    flat = tf.reshape(gradient, [-1, gradient.shape[-1]])
-    return tf.matmul(flat, flat, transpose_a=True)
-
-
-def _first_order(x: Any, gradient: Any, axis: int, linear: Linear) -> Any:
-    """Sum over the samples of `|Σ_positions a ∂L/∂a|`, for each distinct channel of a consumer."""
-    import tensorflow as tf
-
-    product = tf.cast(x, tf.float32) * tf.cast(gradient, tf.float32)
-    product = keras.ops.moveaxis(product, axis, -1)
-    width = product.shape[-1]
-    change = tf.reduce_sum(tf.reshape(product, [tf.shape(x)[0], -1, width]), 1)
-    # The features of a kernel position are the input's channels; a depthwise part repeats each.
-    of_input = linear.features[:: len(linear.features) // width]
-    if linear.patches.depthwise is None:
-        of_input = linear.features[:width]
-    distinct, number = np.unique(of_input, return_inverse=True)
-    by_channel = tf.math.unsorted_segment_sum(tf.transpose(change), number, len(distinct))
-    return tf.reduce_sum(tf.abs(by_channel), 1)
-
-
-def _kind(graph: ChannelGraph, output: int) -> str:
-    """How one of the model's outputs is distributed: categorical, bernoulli or normal."""
-    program = graph.program
-    ref = program.outputs[output]
-    maker = next((c.operation for c in program.calls if ref in c.outputs), None)
-    while isinstance(maker, keras.layers.Wrapper):
-        maker = maker.layer
-    activation = getattr(maker, "activation", None)
-    if isinstance(maker, keras.layers.Softmax) or activation is keras.activations.softmax:
-        return "categorical"
-    if activation is keras.activations.sigmoid:
-        return "bernoulli"
-    return "normal"
-
-
-def _negative_log_likelihood(kind: str, y: Any, seed: Any) -> Any:
-    """The loss of targets drawn from the prediction itself, summed over the batch."""
-    import tensorflow as tf
-
-    y = tf.cast(y, tf.float32)
-    tiny = 1e-20
-    if kind == "categorical":
-        flat = tf.maximum(tf.reshape(y, [-1, y.shape[-1]]), tiny)
-        logits = tf.math.log(flat)
-        drawn = tf.random.stateless_categorical(tf.stop_gradient(logits), 1, seed)
-        drawn = tf.minimum(drawn, y.shape[-1] - 1)  # NaN draws one class too many
-        return -tf.reduce_sum(tf.gather(logits, drawn, batch_dims=1))
-    noise = tf.stop_gradient(tf.random.stateless_uniform(tf.shape(y), seed))
-    if kind == "bernoulli":
-        drawn = tf.cast(noise < tf.stop_gradient(y), tf.float32)
-        y = tf.clip_by_value(y, 1e-7, 1 - 1e-7)
-        return -tf.reduce_sum(drawn * tf.math.log(y) + (1 - drawn) * tf.math.log(1 - y))
-    normal = tf.random.stateless_normal(tf.shape(y), seed)
-    return tf.reduce_sum(y * normal)
+def _finite(path: str, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if not np.isfinite(value).all():
+        raise ValueError(
+            f"The activations that layer '{path}' reads are not finite (NaN or infinity) on the "
+            "calibration data. Look for NaN in the data and the weights; a training that diverged "
+            "can't be pruned."
+        )
+    return value

@@ -12,7 +12,9 @@ Batch = tuple[Any, Any, Any]
 """Inputs, targets or None, sample weights or None."""
 
 
-def batches(data: Any, batch_size: int, limit: int | None) -> Iterator[Batch]:
+def batches(
+    data: Any, batch_size: int, limit: int | None, most: int | None = None
+) -> Iterator[Batch]:
     """Yields batches of calibration data.
 
     Args:
@@ -21,6 +23,7 @@ def batches(data: Any, batch_size: int, limit: int | None) -> Iterator[Batch]:
             iterable of batches.
         batch_size: Samples in a batch; data that comes in batches keeps its own size.
         limit: Stop after this many samples; None takes all.
+        most: Batches of more samples are cut into several; None: they stay whole.
 
     Yields:
         `(x, y, sample_weight)`.
@@ -38,7 +41,7 @@ def batches(data: Any, batch_size: int, limit: int | None) -> Iterator[Batch]:
             batch = _head(batch, limit - seen)
             count = limit - seen
         if count:
-            yield batch
+            yield from _cut(batch, count, most or count)
         seen += count
         if limit is not None and seen >= limit:
             break
@@ -122,6 +125,16 @@ def _length(x: Any) -> int:
             f"Received: {first!r} (of type {type(first).__name__})"
         )
     return int(shape[0])
+
+
+def _cut(batch: Batch, count: int, most: int) -> Iterator[Batch]:
+    if count <= most:
+        yield batch
+        return
+    for start in range(0, count, most):
+        yield keras.tree.map_structure(
+            lambda leaf, start=start: None if leaf is None else leaf[start : start + most], batch
+        )
 
 
 def _head(batch: Batch, count: int) -> Batch:

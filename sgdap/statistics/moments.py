@@ -19,7 +19,7 @@ class Moments:
         count: Rows in each fold, `(folds,)`.
         mean: Mean row, `(folds, features)`.
         second: Centred second moment `Σ (x − mean)(x − mean)ᵀ` about the fold's own mean,
-            `(folds, features, features)`.
+            `(folds, features, features)`; `(folds, features)` where only its diagonal is known.
         zeros: How often each feature was exactly 0, `(folds, features)`.
         absolute: Sum of |x|, `(folds, features)`.
     """
@@ -34,6 +34,18 @@ class Moments:
     def folds(self) -> int:
         """The number of folds."""
         return len(self.count)
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether only the diagonal of the second moment is known."""
+        return self.second.ndim == 2
+
+    @property
+    def variance(self) -> Array:
+        """Each feature's variance in the first fold, `(features,)`."""
+        own = self.second[0] if self.diagonal else np.diag(self.second[0])
+        variance: Array = own / max(float(self.count[0]), 1.0)
+        return variance
 
     def select(self, folds: Sequence[int]) -> Moments:
         """The moments of some of the folds."""
@@ -53,6 +65,8 @@ class Moments:
             Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
             variances", 1979: `M = Σ_f M_f + Σ_f n_f (μ_f − μ)(μ_f − μ)ᵀ`.
         """
+        if self.folds == 1:
+            return self
         count = self.count.sum()
         weights = self.count / max(count, 1)
         mean = weights @ self.mean
@@ -60,23 +74,15 @@ class Moments:
         return Moments(
             np.array([count]),
             mean[None],
-            (self.second.sum(axis=0) + apart.T @ apart)[None],
+            (self.second.sum(axis=0) + _products(apart, self.diagonal))[None],
             self.zeros.sum(axis=0)[None],
             self.absolute.sum(axis=0)[None],
         )
 
-    def about(self, point: Array) -> Array:
-        """The second moment of one fold about another point than its mean.
 
-        Args:
-            point: `(features,)`.
-
-        Returns:
-            `Σ (x − point)(x − point)ᵀ`, `(features, features)`.
-        """
-        apart = self.mean[0] - point
-        moved: Array = self.second[0] + self.count[0] * np.outer(apart, apart)
-        return moved
+def _products(apart: Array, diagonal: bool) -> Array:
+    products: Array = (apart**2).sum(axis=0) if diagonal else apart.T @ apart
+    return products
 
 
 def merge_moments(first: Moments, second: Moments) -> Moments:
@@ -126,14 +132,21 @@ class MomentAccumulator:
     Batches bring `Σ(x − s)` and `Σ(x − s)(x − s)ᵀ` about a point `s` near the mean (the mean of
     the first batch), so nothing is lost where means are large against deviations. Memory is
     `folds · features²` numbers, however many batches come.
+
+    Args:
+        folds: Number of folds.
+        shift: The point s, `(features,)`.
+        seconds: Which second moments are added up: `"all"`, their `"diagonal"`, or `"none"`, for
+            the mean alone.
     """
 
-    def __init__(self, folds: int, shift: Array) -> None:
+    def __init__(self, folds: int, shift: Array, seconds: str = "all") -> None:
         features = len(shift)
         self.shift = shift
         self._count = np.zeros(folds)
         self._sum = np.zeros((folds, features))
-        self._square = np.zeros((folds, features, features))
+        shapes = {"all": (folds, features, features), "diagonal": (folds, features), "none": ()}
+        self._square = np.zeros(shapes[seconds])
         self._zeros = np.zeros((folds, features))
         self._absolute = np.zeros((folds, features))
 
@@ -141,9 +154,9 @@ class MomentAccumulator:
         self,
         count: npt.NDArray[np.floating],
         total: npt.NDArray[np.floating],
-        square: npt.NDArray[np.floating],
-        zeros: npt.NDArray[np.floating],
-        absolute: npt.NDArray[np.floating],
+        square: npt.NDArray[np.floating] | float = 0.0,
+        zeros: npt.NDArray[np.floating] | float = 0.0,
+        absolute: npt.NDArray[np.floating] | float = 0.0,
     ) -> None:
         """Adds one batch's sums about the shift, each with a leading axis of folds."""
         self._count += count
@@ -152,15 +165,18 @@ class MomentAccumulator:
         self._zeros += zeros
         self._absolute += absolute
 
+    def mean(self) -> Array:
+        """The mean of everything added so far, `(features,)`."""
+        mean: Array = self.shift + self._sum.sum(axis=0) / max(float(self._count.sum()), 1.0)
+        return mean
+
     def result(self) -> Moments:
-        """The moments of everything added so far."""
-        n = np.maximum(self._count, 1)[:, None]
-        offset = self._sum / n
-        outer = np.einsum("fi,fj->fij", offset, offset) * self._count[:, None, None]
-        return Moments(
-            self._count.copy(),
-            self.shift + offset,
-            self._square - outer,
-            self._zeros.copy(),
-            self._absolute.copy(),
-        )
+        """The moments of everything added; nothing can be added any more."""
+        offset = self._sum / np.maximum(self._count, 1)[:, None]
+        for count, apart, square in zip(self._count, offset, self._square, strict=True):
+            if square.ndim == 1:
+                square -= count * apart**2
+                continue
+            for row, own in zip(square, apart, strict=True):  # in place: the matrix is large
+                row -= count * own * apart
+        return Moments(self._count, self.shift + offset, self._square, self._zeros, self._absolute)

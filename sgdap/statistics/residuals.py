@@ -54,7 +54,9 @@ def collect_residuals(
     samples: int | None = None,
     positions: int = 32,
     batch_size: int = 256,
+    most: int | None = None,
     seed: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Residuals]:
     """Runs a model as it is and with other weights, and compares what consumers make.
 
@@ -68,7 +70,9 @@ def collect_residuals(
         samples: Stop after this many samples; None takes all.
         positions: Output positions of a convolution that are read of each sample at most.
         batch_size: Samples in a batch, where `data` does not come in batches.
+        most: Batches of more samples are cut into several; None: they stay whole.
         seed: Of the sampled positions.
+        progress: Called with the number of samples seen after each batch.
 
     Returns:
         `Residuals` of each consumer over the features and outputs that stay.
@@ -79,31 +83,41 @@ def collect_residuals(
     sums: dict[str, dict[str, Array]] = {}
     fixed = graph.program.shapes[graph.program.inputs[0].index][0]
     with _keras.recurrent_states_kept(graph.program.model):
-        for number, (x, _, _) in enumerate(batches(data, fixed or batch_size, samples)):
+        most = None if fixed else most
+        size = fixed or min(batch_size, most or batch_size)
+        seen = 0
+        for number, (x, _, _) in enumerate(batches(data, size, samples, most)):
             inputs = checked_inputs(graph, x)
             if fixed is not None and int(inputs[0].shape[0]) != fixed:
                 continue
-            for path, found in step(inputs, tf.constant([seed, number], tf.int32)).items():
-                known = sums.setdefault(path, dict.fromkeys(found, np.zeros(())))
-                for key, value in found.items():
-                    known[key] = known[key] + value.numpy().astype(np.float64)
+            found = step(inputs, tf.constant([seed, number], tf.int32))
+            for path in list(found):
+                known = sums.setdefault(path, {})
+                for key, value in found.pop(path).items():
+                    if key in known:
+                        known[key] += value.numpy()
+                    else:
+                        known[key] = value.numpy().astype(np.float64)
+            seen += int(inputs[0].shape[0])
+            if progress is not None:
+                progress(seen)
     result = {}
     for path, total in sums.items():
         count = np.maximum(total["count"], 1.0)
         mean, lacking = total["x"] / count[:, None], total["r"] / count[:, None]
+        for half in range(2):  # in place: the matrices are large
+            for name, other in (("xx", mean[half]), ("xr", lacking[half])):
+                total[name][half] /= count[half]
+                for row, own in zip(total[name][half], mean[half], strict=True):
+                    row -= own * other
         result[path] = Residuals(
             count=total["count"],
             mean=mean + shifts[path][kept[_linear_of(graph, path).features]],
-            second=total["xx"] / count[:, None, None] - _outer(mean, mean),
+            second=total["xx"],
             lacking=lacking,
-            cross=total["xr"] / count[:, None, None] - _outer(mean, lacking),
+            cross=total["xr"],
         )
     return result
-
-
-def _outer(first: Array, second: Array) -> Array:
-    product: Array = first[:, :, None] * second[:, None, :]
-    return product
 
 
 def _linear_of(graph: ChannelGraph, path: str) -> Any:
@@ -122,7 +136,12 @@ def _make_step(
 
     program = graph.program
     by_call = {linear.call: linear for linear in graph.linears if linear.path in paths}
-    replaced = [(variable_of(program, key), value) for key, value in values.items()]
+    # Made here, they are arguments of the compiled function and not copied into its graph.
+    variables = [variable_of(program, key) for key in values]
+    replaced = [
+        (variable, tf.cast(tf.constant(value), variable.dtype))
+        for variable, value in zip(variables, values.values(), strict=True)
+    ]
 
     def run(x: list[Any], seed: Any) -> dict[str, list[tuple[Any, Any]]]:
         """The rows that each consumer reads and the outputs that it makes of them."""
@@ -142,8 +161,7 @@ def _make_step(
     @tf.function(autograph=False, reduce_retracing=True)
     def step(x: list[Any], seed: Any) -> dict[str, dict[str, Any]]:
         whole = run(x, seed)
-        mapping = [(v, tf.cast(tf.constant(value), v.dtype)) for v, value in replaced]
-        with keras.StatelessScope(state_mapping=mapping):
+        with keras.StatelessScope(state_mapping=replaced):
             slim = run(x, seed)
         found = {}
         for path in paths:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
+import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.program import Call
@@ -33,3 +35,10 @@ def linear_outputs(linear: Linear, call: Call, compute: Callable[[], Any]) -> tu
     after = activation(before)
     _keras.copy_mask(before, after)
     return before, after
+
+
+def kernel_matrix(linear: Linear, layer: Any) -> npt.NDArray[np.float64]:
+    """A linear layer's kernel as a matrix, `(features, outputs)`."""
+    kernel = _keras.layer_variables(layer)[linear.kernel].numpy()
+    matrix: npt.NDArray[np.float64] = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
+    return matrix

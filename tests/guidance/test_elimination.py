@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from sgdap.guidance import elimination
 from sgdap.guidance.elimination import Consumer, channel_gram, eliminate, removal_errors
 
 
@@ -71,6 +72,24 @@ def test_each_removal_costs_what_the_refitted_weights_lose(case):
     curve = eliminate(case.consumers, np.arange(5), order)
     assert curve.order.tolist() == order.tolist()
     expected = [case.refit_error(order[:i].tolist()) for i in range(6)]
+    np.testing.assert_allclose(curve.errors, expected, rtol=1e-3, atol=1e-9)
+
+
+@every_case
+@pytest.mark.parametrize("pending", [1, 3, 5])
+def test_downdates_that_wait_change_nothing(case, pending, monkeypatch):
+    expected = eliminate(case.consumers, np.arange(5))
+    monkeypatch.setattr(elimination, "PENDING", pending)
+    curve = eliminate(case.consumers, np.arange(5))
+    assert curve.order.tolist() == expected.order.tolist()
+    np.testing.assert_allclose(curve.errors, expected.errors, rtol=1e-9)
+
+
+def test_more_outputs_than_features_are_as_many():
+    plain = CASES["dense"]
+    wide = Case(plain.rows, [np.random.default_rng(1).normal(size=(6, 20))], plain.channels)
+    curve = eliminate(wide.consumers, np.arange(6))
+    expected = [wide.refit_error(curve.order[:i].tolist()) for i in range(7)]
     np.testing.assert_allclose(curve.errors, expected, rtol=1e-3, atol=1e-9)
 
 

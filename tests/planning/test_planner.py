@@ -363,3 +363,69 @@ def test_activations_that_overflow_are_refused_and_named():
     model.get_layer("conv_1").bias.assign(np.full(6, 3e38))
     with pytest.raises(ValueError, match=r"layer 'conv_2' reads are not finite.*diverged"):
         sgdap.plan(model, x, HALF)
+
+
+# Memory
+
+
+def correlated(count: int) -> tuple[keras.Model, np.ndarray]:
+    """A network whose channels can stand in for each other, and inputs."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(12, 3, activation="relu", name="first")(inputs)
+    x = layers.Conv2D(16, 3, activation="relu", name="second")(x)
+    x = layers.Dense(24, "relu", name="hidden")(layers.Flatten()(x))
+    model = randomise(keras.Model(inputs, layers.Dense(4, "softmax", name="end")(x)))
+    random = np.random.default_rng(0)
+    images = random.normal(size=(count, 6)) @ random.normal(size=(6, 8 * 8 * 3))
+    return model, images.reshape(count, 8, 8, 3).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("limit", "worse", "words"),
+    [
+        (8 * 2 * 256**2, 1.1, "Moments of all folds are kept together"),
+        (8 * 180**2, 2.0, "Only products of whole channels are kept"),
+        (100_000, 4.0, "Only each channel's own power is kept"),
+    ],
+)
+def test_with_less_memory_a_plan_meets_the_budget_and_costs_little_more(limit, worse, words):
+    model, x = correlated(400)
+    x, fresh = x[:300], x[300:]
+
+    def divergence(plan):
+        p, q = outputs(model, fresh), outputs(sgdap.apply(model, plan), fresh)
+        return float((p * np.log((p + 1e-9) / (q + 1e-9))).sum(axis=1).mean())
+
+    whole = sgdap.plan(model, x, HALF)
+    limited = sgdap.plan(model, x, HALF, memory_limit=limit)
+    random = sgdap.plan(model, x, HALF, guidance="random", reconstruction=False)
+    assert whole.notes == () and any(words in note for note in limited.notes)
+    assert words[:20] in " ".join(str(limited).split())
+    assert limited.flops[1] <= 0.5 * limited.flops[0]
+    print(divergence(whole), divergence(limited), divergence(random))
+    assert divergence(limited) < max(worse * divergence(whole), 0.5 * divergence(random))
+    assert sgdap.Plan.from_json(limited.to_json()).notes == limited.notes
+
+
+def test_sampled_positions_and_their_seed_reach_all_passes(monkeypatch):
+    from sgdap.planning import refit
+
+    seen = []
+    collect = refit.collect_residuals
+
+    def record(*arguments, **options):
+        seen.append((options["positions"], options["seed"]))
+        return collect(*arguments, **options)
+
+    monkeypatch.setattr(refit, "collect_residuals", record)
+    model, x = correlated(40)
+    sgdap.plan(model, x, HALF, positions=3, seed=7)
+    assert seen and set(seen) == {(3, 7)}
+
+
+def test_a_plan_says_which_groups_are_scored_by_their_filters():
+    model = keras.Sequential(
+        [keras.Input((4, 5)), layers.Dense(8, name="read"), layers.LSTM(3), layers.Dense(2)]
+    )
+    plan = sgdap.plan(randomise(model), samples(model, 16), sgdap.Budget(params=0.8))
+    assert any("because no linear layer reads them" in n and "read" in n for n in plan.notes)

@@ -72,7 +72,7 @@ def test_refitted_in_turn_the_slim_model_comes_closer_to_the_whole_one(monkeypat
     expected = outputs(model, fresh)
     budget = sgdap.Budget(flops=0.2)
     in_turn = outputs(sgdap.apply(model, sgdap.plan(model, x, budget)), fresh)
-    monkeypatch.setattr(planner, "refitted_weights", lambda graph, s, kept, weights, *_: weights)
+    monkeypatch.setattr(planner, "refitted_weights", lambda g, s, kept, weights, *_, **__: weights)
     alone = outputs(sgdap.apply(model, sgdap.plan(model, x, budget)), fresh)
     assert ((in_turn - expected) ** 2).mean() < 0.9 * ((alone - expected) ** 2).mean()
 

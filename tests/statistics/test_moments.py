@@ -1,5 +1,7 @@
 """Moments: the same as NumPy's on all rows at once, however they are split up."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -66,8 +68,11 @@ def test_folds_and_shards_merge_exactly(name):
     assert_same(whole.select([1, 3]).total(), rows[np.isin(fold, (1, 3))])
 
 
-def test_second_moment_about_another_point_is_the_direct_sum():
+def test_diagonals_alone_merge_to_the_diagonal():
     rows = rows_of("plain")
-    point = np.arange(5.0)
-    moments = moments_of(rows, np.zeros(len(rows), int), 1)
-    np.testing.assert_allclose(moments.about(point), (rows - point).T @ (rows - point))
+    whole = moments_of(rows, np.arange(len(rows)) % 4, 4)
+    diagonal = replace(whole, second=np.diagonal(whole.second, axis1=1, axis2=2))
+    assert diagonal.diagonal and not whole.diagonal
+    np.testing.assert_allclose(diagonal.total().second[0], np.diag(whole.total().second[0]))
+    np.testing.assert_allclose(diagonal.total().variance, rows.var(axis=0))
+    np.testing.assert_allclose(whole.total().variance, rows.var(axis=0))

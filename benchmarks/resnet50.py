@@ -1,0 +1,59 @@
+"""Time and memory of planning ResNet-50 (random weights, 224²) to half of its FLOPs by LASSO.
+
+Run it: python benchmarks/resnet50.py --memory-limit 1500
+"""
+
+import argparse
+import resource
+import time
+
+import keras
+import numpy as np
+
+import sgdap
+
+
+def images(count, size=224, seed=0):
+    """Smooth random patterns, a few of them mixed in each image, and noise."""
+    random = np.random.default_rng(seed)
+    axis = np.linspace(0, 1, size)
+    waves = random.uniform(1, 12, (20, 2))
+    patterns = np.cos(2 * np.pi * (waves[:, :1, None] * axis[:, None] + waves[:, 1:, None] * axis))
+    x = random.normal(0, 0.3, (count, size, size, 3)).astype("float32")
+    for image in x:
+        image += np.einsum("phw,pc->hwc", patterns, random.normal(0, 0.5, (20, 3)))
+    return x
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--memory-limit", type=int, help="MB; a quarter of the free memory if not")
+    parser.add_argument("--guidance", default="lasso")
+    parser.add_argument("--flops", type=float, default=0.5)
+    options = parser.parse_args()
+
+    keras.utils.set_random_seed(0)
+    model = keras.applications.ResNet50(weights=None)
+    x = images(options.samples)
+    wall, processor = time.perf_counter(), time.process_time()
+    plan = sgdap.plan(
+        model,
+        x,
+        sgdap.Budget(flops=options.flops),
+        guidance=options.guidance,
+        memory_limit=options.memory_limit and options.memory_limit * 10**6,
+        verbose=1,
+    )
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB on Linux
+    print(plan)
+    print(f"{wall:.0f} s, {processor:.0f} s of processor time, {peak:.2f} GB resident at most")
+    before, after = model(x[:16]).numpy(), sgdap.apply(model, plan)(x[:16]).numpy()
+    print(
+        f"outputs differ by {np.abs(after - before).mean() / before.std():.3f} of their deviation"
+    )
+
+
+if __name__ == "__main__":
+    main()
