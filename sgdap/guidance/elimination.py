@@ -168,31 +168,31 @@ class _Elimination:
         diagonal = np.diag(second)
         ridge = RIDGE * max(float(diagonal.mean()), np.finfo(float).tiny)
         inverse = linalg.cho_solve(cholesky_with(second, ridge), np.eye(len(second)))
-        self._inverse = (inverse + inverse.T) / 2
-        self._weights = consumer.weights.copy()
+        # BLAS downdates arrays of columns where they lie.
+        self._inverse = np.asfortranarray((inverse + inverse.T) / 2)
+        self._weights = np.asfortranarray(consumer.weights, np.float64).copy(order="F")
         channels = consumer.channels
         count = int(channels.max(initial=-1)) + 1
         self._rows = [np.flatnonzero(channels == c) for c in range(count)]
-        self._area = max((len(r) for r in self._rows), default=0)
+        self._gone = np.zeros(len(second), bool)
 
     def costs(self, channels: npt.NDArray[np.int64]) -> Array:
         """Expected loss of removing each of some channels, `(channels,)`."""
         result = np.zeros(len(channels))
-        known = [(i, self._rows[c]) for i, c in enumerate(channels) if c < len(self._rows)]
-        by_area: dict[int, list[tuple[int, npt.NDArray[np.int64]]]] = {}
-        for i, rows in known:
-            by_area.setdefault(len(rows), []).append((i, rows))
+        by_area: dict[int, list[int]] = {}
+        for i, channel in enumerate(channels):
+            if channel < len(self._rows) and len(self._rows[channel]):
+                by_area.setdefault(len(self._rows[channel]), []).append(i)
         for area, entries in by_area.items():
-            if not area:
-                continue
-            rows = np.stack([r for _, r in entries])
-            blocks = self._inverse[rows[:, :, None], rows[:, None, :]]
+            rows = np.stack([self._rows[channels[i]] for i in entries])
             weights = self._weights[rows]
             if area == 1:
-                cost = (weights[:, 0] ** 2).sum(-1) / blocks[:, 0, 0]
+                pivots = self._inverse[rows[:, 0], rows[:, 0]]
+                cost = np.einsum("ro,ro->r", weights[:, 0], weights[:, 0]) / pivots
             else:
+                blocks = self._inverse[rows[:, :, None], rows[:, None, :]]
                 cost = (weights * np.linalg.solve(blocks, weights)).sum((1, 2))
-            result[[i for i, _ in entries]] = cost / 2
+            result[entries] = cost / 2
         return result
 
     def remove(self, channel: int) -> None:
@@ -202,10 +202,25 @@ class _Elimination:
         rows = self._rows[channel]
         if not len(rows):
             return
-        column = self._inverse[:, rows]
+        column = np.asfortranarray(self._inverse[:, rows])
         gain = linalg.solve(self._inverse[np.ix_(rows, rows)], column.T, assume_a="sym").T
-        self._weights -= gain @ self._weights[rows]
-        self._inverse -= gain @ column.T
-        self._weights[rows] = 0.0
-        self._inverse[rows] = 0.0
-        self._inverse[:, rows] = 0.0
+        gone = np.asfortranarray(self._weights[rows])
+        self._weights = linalg.blas.dgemm(
+            -1.0, gain, gone, beta=1.0, c=self._weights, overwrite_c=True
+        )
+        self._inverse = linalg.blas.dgemm(
+            -1.0, gain, column, beta=1.0, c=self._inverse, trans_b=True, overwrite_c=True
+        )
+        self._rows[channel] = rows[:0]
+        self._gone[rows] = True
+        if 2 * self._gone.sum() >= len(self._gone):
+            self._compact()
+
+    def _compact(self) -> None:
+        """Drops the rows of what is gone, so that later steps cost less."""
+        left = np.flatnonzero(~self._gone)
+        number = np.cumsum(~self._gone) - 1
+        self._rows = [number[rows] for rows in self._rows]
+        self._inverse = np.asfortranarray(self._inverse[np.ix_(left, left)])
+        self._weights = np.asfortranarray(self._weights[left])
+        self._gone = self._gone[left]

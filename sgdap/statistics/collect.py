@@ -18,6 +18,7 @@ from sgdap.graph.record import Linear
 from sgdap.statistics.data import batches
 from sgdap.statistics.moments import MomentAccumulator, Moments
 from sgdap.statistics.taps import linear_outputs
+from sgdap.statistics.tracing import traced_for_any_batch
 
 Array = npt.NDArray[np.float64]
 
@@ -249,16 +250,12 @@ def _make_step(
     positions: int,
     sensitivity: bool,
 ) -> Any:
-    """Makes the compiled function that runs one batch and returns its sums for each consumer.
-
-    It is traced once for each shape of a sample, however many samples the batches have.
-    """
+    """Makes the compiled function that runs one batch and returns its sums for each consumer."""
     import tensorflow as tf
 
     program = graph.program
     by_call = {linear.call: linear for calls in linears.values() for linear in calls}
 
-    @tf.function(autograph=False)
     def step(x: list[Any], seed: Any, first: Any, shifts: Any) -> Any:
         rows: dict[str, list[Any]] = {}
         given: dict[str, list[Any]] = {}
@@ -314,23 +311,7 @@ def _make_step(
             results[path] = result
         return results
 
-    traced: dict[Any, Any] = {}
-
-    def run(x: list[Any], seed: Any, first: Any, shifts: Any) -> Any:
-        if tf.config.functions_run_eagerly():
-            return step(x, seed, first, shifts)
-        sizes = [program.shapes[ref.index][:1] for ref in program.inputs]
-        specs = [
-            tf.TensorSpec([*size, *leaf.shape[1:]], leaf.dtype)
-            for size, leaf in zip(sizes, x, strict=True)
-        ]
-        key = tuple((tuple(spec.shape), spec.dtype) for spec in specs)
-        if key not in traced:
-            others = keras.tree.map_structure(tf.TensorSpec.from_tensor, (seed, first, shifts))
-            traced[key] = step.get_concrete_function(specs, *others)
-        return traced[key](x, seed, first, shifts)
-
-    return run
+    return traced_for_any_batch(program, step)
 
 
 def _sums(rows: Any, shift: Any, folds: int, first: Any) -> dict[str, Any]:
