@@ -1,87 +1,358 @@
-"""One-shot accuracy (no training after pruning) of each criterion against the FLOPs kept.
+"""Compares the criteria: one-shot accuracy against the FLOPs kept, and the time of scoring.
 
-Run it: python benchmarks/guidance.py --arch caffe --seeds 5
-With the full MNIST (SGDAP_MNIST) and the default settings it takes about an hour on two cores;
-`--criteria lasso` alone takes ten minutes, most of it training.
+Run it: python benchmarks/guidance.py --arch caffe lenet5 resnet --seeds 5
+
+For each seed a network is trained (or read from the folder, where it was trained before), its
+calibration pass is run once, and all criteria choose from it, with the consumers refitted to what
+stays and without; nothing is trained after pruning. Results are written as they come, so that a run
+that was interrupted goes on where it was, and runs with more seeds add to those before. `--time`
+compares the time of a cross-validated LASSO from moments with scikit-learn's on stored samples.
+Tables (report.md) and figures are made of all results in the folder; `--seeds 0` only draws.
 """
 
 import argparse
+import csv
+import time
+from collections import defaultdict
+from pathlib import Path
 
 import keras
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+from keras import layers
+from sklearn.linear_model import LassoCV
+from threadpoolctl import threadpool_limits
 
 import sgdap
 from sgdap.demo import lenet5
+from sgdap.guidance import score_groups
+from sgdap.guidance.score import group_data
+from sgdap.planning.planner import plan_from_statistics, prunable_groups
 
-CRITERIA = ("lasso", "second_order", "taylor", "magnitude", "fpgm", "activation", "correlation")
-CRITERIA += ("random",)
+CRITERIA = {
+    "lasso": sgdap.LassoGuidance(),
+    "second order": sgdap.SecondOrderGuidance(),
+    "magnitude L1": sgdap.MagnitudeGuidance(1),
+    "magnitude L2": sgdap.MagnitudeGuidance(2),
+    "mean activation": sgdap.ActivationGuidance("mean"),
+    "APoZ": sgdap.ActivationGuidance("apoz"),
+    "Taylor": sgdap.TaylorGuidance(),
+    "FPGM": sgdap.FPGMGuidance(),
+    "batch norm scale": sgdap.BatchNormScaleGuidance(),
+    "correlation": sgdap.CorrelationGuidance(),
+    "random": sgdap.RandomGuidance(),
+}
+SHARES = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
+EPOCHS = {"caffe": 7, "lenet5": 7, "resnet": 4}
+SAMPLE_COUNTS = (500, 1000, 2000, 4000, 8000, 16000)
+RESULTS, TIMES = "accuracy.csv", "time.csv"
+
+
+def resnet() -> keras.Model:
+    """Three residual blocks of two 3×3 convolutions, 16, 32 and 64 channels wide."""
+    inputs = keras.Input((28, 28, 1))
+    x = layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False)(inputs)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    for width, strides in ((16, 1), (32, 2), (64, 2)):
+        shortcut = x
+        x = layers.Conv2D(width, 3, strides=strides, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+        x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
+        x = layers.BatchNormalization()(x)
+        if strides > 1:
+            shortcut = layers.Conv2D(width, 1, strides=strides, use_bias=False)(shortcut)
+            shortcut = layers.BatchNormalization()(shortcut)
+        x = layers.ReLU()(layers.Add()([x, shortcut]))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(10, "softmax")(x), name="resnet")
 
 
 def scaled(images):
     return images[..., None].astype("float32") / np.float32(255)
 
 
-def trained(arch, seed, epochs, x, y):
+def trained(arch, seed, folder, x, y):
+    """The network of a seed: from the folder, or trained and put there."""
+    path = folder / f"{arch}-{seed}.keras"
+    if path.exists():
+        return keras.models.load_model(path)
     keras.utils.set_random_seed(seed)
-    model = lenet5(arch)
+    model = resnet() if arch == "resnet" else lenet5(arch)
     steps = -(-len(x) // 128)
-    rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * steps)
+    rate = keras.optimizers.schedules.CosineDecay(2e-3, EPOCHS[arch] * steps)
     model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
-    model.fit(x, y, batch_size=128, epochs=epochs, verbose=0)
+    model.fit(x, y, batch_size=128, epochs=EPOCHS[arch], verbose=0)
+    unfinished = path.with_suffix(".part.keras")
+    model.save(unfinished)
+    unfinished.rename(path)
     return model
 
 
 def accuracy(model, x, y):
-    return float((np.argmax(model(x, training=False), axis=1) == y).mean())
+    found = [
+        np.argmax(model(x[i : i + 1000], training=False), axis=1) for i in range(0, len(x), 1000)
+    ]
+    return float((np.concatenate(found) == y).mean())
+
+
+class Results:
+    """Rows of a CSV file: read at the start, appended one by one."""
+
+    def __init__(self, path, columns):
+        self.path, self.columns = path, columns
+        if not path.exists():
+            path.write_text(",".join(columns) + "\n")
+        with path.open(newline="") as file:
+            self.rows = list(csv.DictReader(file))
+
+    def add(self, *values):
+        row = dict(zip(self.columns, map(str, values), strict=True))
+        self.rows.append(row)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def has(self, *values):
+        known = self.columns[: len(values)]
+        wanted = list(map(str, values))
+        return any([row[column] for column in known] == wanted for row in self.rows)
+
+
+def measure_accuracy(arch, seed, options, data, results):
+    """Adds what is missing of one network's accuracies."""
+    (x, y), (x_test, y_test) = data
+    criteria = [c for c in options.criteria if arch == "resnet" or c != "batch norm scale"]
+    refits = [r for r in ("yes", "no") if r in options.refitted]
+    missing = [
+        (criterion, refitted, share)
+        for criterion in criteria
+        for refitted in refits
+        for share in options.shares
+        if not results.has(arch, seed, criterion, refitted, share)
+    ]
+    model = trained(arch, seed, options.out, x, y)
+    if not results.has(arch, seed, "dense", "no", 1.0):
+        dense = accuracy(model, x_test, y_test)
+        results.add(arch, seed, "dense", "no", 1.0, dense, "")
+        print(f"{arch} {seed} dense {dense:.4f}", flush=True)
+    if not missing:
+        return
+    calibration = x[: options.samples]
+    graph = sgdap.channel_graph(model)
+    statistics = sgdap.collect_statistics(graph, calibration)
+    curves = {}
+    for criterion, refitted, share in missing:
+        guidance, refit = CRITERIA[criterion], refitted == "yes"
+        if (criterion, refit) not in curves:
+            curves[criterion, refit] = score_groups(
+                graph, statistics, guidance, reconstruction=refit
+            )
+        plan = plan_from_statistics(
+            graph,
+            statistics,
+            sgdap.Budget(flops=share),
+            guidance,
+            groups=prunable_groups(graph),
+            reconstruction=refit,
+            data=calibration if refit else None,
+            curves=curves[criterion, refit],
+        )
+        found = accuracy(sgdap.apply(model, plan), x_test, y_test)
+        widths = "-".join(str(plan.widths[g.name]) for g in prunable_groups(graph))
+        results.add(arch, seed, criterion, refitted, share, found, widths)
+        print(f"{arch} {seed} {criterion} refitted={refitted} {share}: {found:.4f}", flush=True)
+
+
+def measure_time(options, data, results):
+    """Times a cross-validated LASSO over the 500 units that the last layer of caffe reads."""
+    (x, y), _ = data
+    model = trained("caffe", 0, options.out, x, y)
+    graph = sgdap.channel_graph(model)
+    group = graph.group("dense1")
+    hidden = keras.Model(model.inputs, model.get_layer("dense1").output)
+    sgdap.collect_statistics(graph, x[:500])  # what is set up once is not counted
+    for count in SAMPLE_COUNTS:
+        if results.has(count) or count > len(x):
+            continue
+        images = x[:count]
+        start = time.perf_counter()
+        statistics = sgdap.collect_statistics(graph, images)
+        gathered = time.perf_counter()
+        with threadpool_limits(1, "blas"):
+            known = group_data(graph, group, statistics)
+            ours = sgdap.LassoGuidance().fit(known)
+        ours_done = time.perf_counter()
+        # The same problem on samples: a row for each image and output, a column for each unit.
+        units = np.concatenate([hidden(images[i : i + 500]) for i in range(0, count, 500)])
+        units = units.astype(np.float64) - known.consumers[0].mean
+        rows = (units[:, None, :] * known.consumers[0].weights.T).reshape(-1, group.size)
+        target = rows.sum(axis=1)
+        stored = time.perf_counter()
+        with threadpool_limits(1, "blas"):
+            theirs = LassoCV(alphas=100, cv=5, fit_intercept=False).fit(rows, target)
+        done = time.perf_counter()
+        results.add(
+            count,
+            f"{gathered - start:.3f}",
+            f"{ours_done - gathered:.3f}",
+            f"{done - stored:.3f}",
+            f"{ours.alpha:.4g}",
+            f"{theirs.alpha_:.4g}",
+            f"{rows.nbytes / 1e6:.0f}",
+        )
+        print(f"time: {results.rows[-1]}", flush=True)
+
+
+def gathered_by_arch(rows):
+    """`{arch: {(criterion, refitted): {share: [accuracies in %]}}}`, in the order of CRITERIA."""
+    order = {name: i for i, name in enumerate(("dense", *CRITERIA))}
+    found = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for row in sorted(rows, key=lambda r: (-len(r["refitted"]), order[r["criterion"]])):
+        by_share = found[row["arch"]][row["criterion"], row["refitted"]]
+        by_share[float(row["share"])].append(100 * float(row["accuracy"]))
+    return found
+
+
+def accuracy_tables(rows):
+    """Markdown: for each architecture the mean accuracy of each criterion and share."""
+    text = []
+    for arch, found in gathered_by_arch(rows).items():
+        dense = found.pop(("dense", "no"))[1.0]
+        shares = sorted({s for by_share in found.values() for s in by_share}, reverse=True)
+        text.append(
+            f"### {arch}\n\nDense: {mean_and_deviation(dense)} % over {len(dense)} networks. "
+            "Where a number comes from fewer, it is followed by how many.\n"
+        )
+        text.append("| criterion | refitted | " + " | ".join(f"{s:.0%}" for s in shares) + " |")
+        text.append("| --- | --- |" + " --- |" * len(shares))
+        for (criterion, refitted), by_share in found.items():
+            cells = [cell(by_share.get(share, []), len(dense)) for share in shares]
+            text.append(f"| {criterion} | {refitted} | " + " | ".join(cells) + " |")
+        text.append("")
+    return "\n".join(text)
+
+
+def cell(values, networks):
+    if not values:
+        return ""
+    return mean_and_deviation(values) + (f" ({len(values)})" if len(values) < networks else "")
+
+
+def mean_and_deviation(values):
+    mean = f"{np.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2f}"
+
+
+def time_table(rows):
+    text = [
+        "| images | calibration pass, s | LASSO from moments, s | LassoCV on stored samples, s "
+        "| samples stored, MB | α, from moments and from samples |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted(rows, key=lambda r: int(r["images"])):
+        alphas = f"{row['alpha']}, {row['alpha_sklearn']}"
+        text.append(
+            f"| {row['images']} | {row['pass']} | {row['moments']} | {row['sklearn']} | "
+            f"{row['stored_mb']} | {alphas} |"
+        )
+    return "\n".join(text)
+
+
+def draw_accuracy(rows, path):
+    """One panel for each architecture and kind of refit; the error on a logarithmic axis."""
+    from matplotlib.figure import Figure
+
+    by_arch = gathered_by_arch(rows)
+    figure = Figure(figsize=(11, 3.8 * len(by_arch)), layout="constrained")
+    axes = figure.subplots(len(by_arch), 2, squeeze=False, sharey="row")
+    styles = {name: (f"C{i % 10}", "o^sv<>PXD*d"[i]) for i, name in enumerate(CRITERIA)}
+    for (arch, found), row in zip(by_arch.items(), axes, strict=True):
+        dense = 100 - np.mean(found.pop(("dense", "no"))[1.0])
+        for axis, (refitted, title) in zip(
+            row, (("yes", "consumers refitted"), ("no", "weights as they were")), strict=True
+        ):
+            axis.axhline(dense, color="black", linestyle=":", linewidth=1, label="dense")
+            for (criterion, kind), by_share in found.items():
+                if kind != refitted:
+                    continue
+                shares = sorted(by_share)
+                errors = [100 - np.mean(by_share[share]) for share in shares]
+                color, marker = styles[criterion]
+                wide = 2.2 if criterion == "lasso" else 1.0
+                axis.plot(
+                    np.array(shares) * 100,
+                    errors,
+                    color=color,
+                    marker=marker,
+                    markersize=4,
+                    linewidth=wide,
+                    label=criterion,
+                )
+            axis.set(xscale="log", yscale="log", xlabel="FLOPs kept, %", title=f"{arch}, {title}")
+            axis.set_xticks([5, 10, 20, 30, 50, 80], ["5", "10", "20", "30", "50", "80"])
+            axis.minorticks_off()
+            axis.set_yticks([1, 2, 5, 10, 20, 50, 90], ["1", "2", "5", "10", "20", "50", "90"])
+            axis.grid(alpha=0.3)
+        row[0].set_ylabel("test error, %")
+        row[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(path, dpi=110)
+
+
+def draw_time(rows, path):
+    from matplotlib.figure import Figure
+
+    rows = sorted(rows, key=lambda r: int(r["images"]))
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    images = [int(row["images"]) for row in rows]
+    for column, label in (("sklearn", "LassoCV on samples"), ("moments", "from moments")):
+        axis.plot(images, [float(row[column]) for row in rows], "o-", label=label)
+    axis.set(xscale="log", yscale="log", xlabel="calibration images", ylabel="seconds")
+    axis.set_xticks(images, list(map(str, images)))
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=110)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", choices=["lenet5", "caffe"], default="caffe")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=7)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arch", nargs="+", choices=list(EPOCHS), default=list(EPOCHS))
+    parser.add_argument("--seeds", type=int, default=5, help="networks of each architecture")
     parser.add_argument("--samples", type=int, default=4000, help="calibration images")
-    parser.add_argument("--criteria", nargs="+", default=CRITERIA)
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.5, 0.3, 0.2, 0.1, 0.05])
+    parser.add_argument("--criteria", nargs="+", choices=list(CRITERIA), default=list(CRITERIA))
+    parser.add_argument("--refitted", nargs="+", choices=["yes", "no"], default=["yes", "no"])
+    parser.add_argument("--shares", nargs="+", type=float, default=SHARES, help="FLOPs to keep")
+    parser.add_argument("--time", action="store_true", help="measure the time of scoring too")
+    parser.add_argument("--out", type=Path, default=None, help="default: runs/guidance-<digits>")
     options = parser.parse_args()
 
     (x, y), (x_test, y_test) = sgdap.datasets.load_mnist()
-    x, x_test = scaled(x), scaled(x_test)
-    found: dict[tuple[str, bool], list[list[float]]] = {}
-    dense = []
-    for seed in range(options.seeds):
-        model = trained(options.arch, seed, options.epochs, x, y)
-        dense.append(accuracy(model, x_test, y_test))
-        for name in options.criteria:
-            for reconstruction in (True, False):
-                row = []
-                for share in options.shares:
-                    plan = sgdap.plan(
-                        model,
-                        x[: options.samples],
-                        sgdap.Budget(flops=share),
-                        guidance=name,
-                        reconstruction=reconstruction,
-                    )
-                    row.append(accuracy(sgdap.apply(model, plan), x_test, y_test))
-                found.setdefault((name, reconstruction), []).append(row)
-
-    table = Table(
-        title=f"{options.arch}: accuracy in %, mean ± standard deviation over {options.seeds} "
-        f"seeds; dense {100 * np.mean(dense):.2f} ± {100 * np.std(dense):.2f}"
+    data = (scaled(x), y), (scaled(x_test), y_test)
+    options.out = options.out or Path(f"runs/guidance-{len(x)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = Results(
+        options.out / RESULTS,
+        ["arch", "seed", "criterion", "refitted", "share", "accuracy", "widths"],
     )
-    for heading in ("criterion", "refitted", *(f"{share:.0%}" for share in options.shares)):
-        table.add_column(heading)
-    for (name, reconstruction), rows in found.items():
-        values = 100 * np.array(rows)
-        cells = [
-            f"{m:.2f} ± {s:.2f}"
-            for m, s in zip(values.mean(axis=0), values.std(axis=0), strict=True)
-        ]
-        table.add_row(name, "yes" if reconstruction else "no", *cells)
-    Console(width=120).print(table)
+    times = Results(
+        options.out / TIMES,
+        ["images", "pass", "moments", "sklearn", "alpha", "alpha_sklearn", "stored_mb"],
+    )
+    for arch in options.arch:
+        for seed in range(options.seeds):
+            measure_accuracy(arch, seed, options, data, results)
+    if options.time:
+        measure_time(options, data, times)
+    report = []
+    if results.rows:
+        report.append(accuracy_tables(results.rows))
+        draw_accuracy(results.rows, options.out / "accuracy.png")
+    if times.rows:
+        report.append(time_table(times.rows))
+        draw_time(times.rows, options.out / "time.png")
+    (options.out / "report.md").write_text("\n\n".join(report) + "\n")
+    print(f"\n{options.out}: report.md, accuracy.png, time.png, {RESULTS}, {TIMES}")
 
 
 if __name__ == "__main__":

@@ -137,12 +137,19 @@ class Program:
         self,
         inputs: list[Any],
         taps: Mapping[int, Callable[[Call, Callable[[], Any], list[Any]], Any]] | None = None,
+        stop: int | None = None,
     ) -> list[Any]:
-        """Runs the program as `run` does, on the flat list of its input tensors."""
+        """Runs the program as `run` does, on the flat list of its input tensors.
+
+        Args:
+            inputs: The model's input tensors, flattened.
+            taps: As for `run`.
+            stop: How many calls are run, the others' outputs are None; None: all.
+        """
         values: dict[int, Any] = {}
         for ref, value in zip(self.inputs, inputs, strict=True):
             values[ref.index] = value
-        for number, call in enumerate(self.calls):
+        for number, call in enumerate(self.calls[:stop]):
             args, kwargs = fill(call, values)
             if "training" not in kwargs and "training" in getattr(
                 call.operation, "call_signature_parameters", ()
@@ -159,7 +166,7 @@ class Program:
                 result = tap(call, compute, [values[ref.index] for ref in call.inputs])
             for ref, value in zip(call.outputs, leaves_of(result), strict=True):
                 values[ref.index] = value
-        return [values[ref.index] for ref in self.outputs]
+        return [values.get(ref.index) for ref in self.outputs]
 
 
 def fill(call: Call, values: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -11,16 +11,24 @@ import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
 from sgdap.guidance.base import Array, GroupData, Guidance, Order, register_guidance
-from sgdap.guidance.lasso import LassoFit, Quadratic, entry_order, lasso_cv
+from sgdap.guidance.lasso import (
+    LassoFit,
+    Quadratic,
+    alpha_grid,
+    entry_order,
+    lasso_cv,
+    solve_path,
+)
 from sgdap.statistics.activation import ActivationStatistics
 from sgdap.statistics.contributions import Contributions
 
 
 class LassoGuidance(Guidance):
-    """LASSO channel selection, cross-validated from fold moments.
+    """LASSO channel selection from second moments.
 
     The outputs of a group's consumers are predicted as `Σ_i β_i Z_i`, `Z_i` the contribution of
-    channel i; channels leave as a growing penalty α makes their β zero.
+    channel i; channels leave as a growing penalty α makes their β zero. How many leave is for the
+    budget to say; which penalty predicts best by cross-validation over the folds, `fit` tells.
 
     Args:
         alphas: Number of penalties on the path.
@@ -77,13 +85,28 @@ class LassoGuidance(Guidance):
             held = [own.select([fold]) for own in known]
             training.append(self._problem(data, rest, [r.mean[0] for r in rest]))
             validation.append(self._problem(data, held, [r.mean[0] for r in rest]))
-        whole = [own.total() for own in known]
-        total = self._problem(data, whole, [w.mean[0] for w in whole])
-        return lasso_cv(training, validation, total, alphas=self.alphas, eps=self.eps, tol=self.tol)
+        return lasso_cv(
+            training,
+            validation,
+            self._whole(data),
+            alphas=self.alphas,
+            eps=self.eps,
+            tol=self.tol,
+        )
 
     def order(self, data: GroupData) -> Order:
-        """The channels in the order in which growing penalties remove them."""
-        return data.candidates[entry_order(self.fit(data))]
+        """The channels in the order in which growing penalties remove them.
+
+        The path on all data says it; how well a penalty predicts does not change it, so nothing
+        is cross-validated here.
+        """
+        problem = self._whole(data)
+        path = solve_path(problem, alpha_grid(problem, self.alphas, self.eps), tol=self.tol)
+        return data.candidates[entry_order(path)]
+
+    def _whole(self, data: GroupData) -> Quadratic:
+        whole = [own.total() for own in data.contributions()]
+        return self._problem(data, whole, [w.mean[0] for w in whole])
 
     @staticmethod
     def _problem(

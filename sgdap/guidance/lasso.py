@@ -176,18 +176,18 @@ def _factor(problem: Quadratic) -> tuple[Array, Array]:
     return np.vstack([rows, np.zeros(len(rows))]), np.append(target, rest)
 
 
-def entry_order(fit: LassoFit) -> npt.NDArray[np.int64]:
+def entry_order(path: Array) -> npt.NDArray[np.int64]:
     """Channels in the order in which growing penalties remove them, the first to leave first.
 
     Args:
-        fit: A LASSO path.
+        path: Coefficients for each penalty, the largest penalty first, `(c, alphas)`.
 
     Returns:
         Channel numbers, `(c,)`. Channels that leave at the same penalty are ordered by the sum of
         their coefficients' magnitudes along the path.
     """
-    active = np.abs(fit.path) > 0
+    active = np.abs(path) > 0
     entry = np.where(active.any(axis=1), np.argmax(active, axis=1), active.shape[1])
-    strength = np.abs(fit.path).sum(axis=1)
+    strength = np.abs(path).sum(axis=1)
     order: npt.NDArray[np.int64] = np.lexsort((strength, -entry))
     return order

@@ -117,7 +117,7 @@ def _weights(layer: Any) -> list[Any]:
 
 def _item_size(variable: Any) -> int:
     """Bytes of one entry of a variable."""
-    return np.dtype(variable.dtype).itemsize
+    return int(np.dtype(variable.dtype).itemsize)
 
 
 def input_shapes(graph: ChannelGraph) -> list[Any]:

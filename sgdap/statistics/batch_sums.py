@@ -15,6 +15,7 @@ from sgdap.graph.program import Call
 from sgdap.graph.record import Linear
 from sgdap.statistics.memory import Storage
 from sgdap.statistics.taps import linear_outputs
+from sgdap.statistics.tracing import traced_for_any_batch
 
 BLOCK_BYTES = 1 << 26
 """Memory for the contributions of all channels to some outputs, of one batch's rows."""
@@ -55,10 +56,7 @@ class Gathering:
 
 
 def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
-    """Makes the compiled function that runs one batch and returns its sums for each consumer.
-
-    It is traced once for each shape of a sample, however many samples the batches have.
-    """
+    """Makes the compiled function that runs one batch and returns its sums for each consumer."""
     import tensorflow as tf
 
     program = graph.program
@@ -70,7 +68,6 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
         for path, matrix in gathering.weights.items()
     }
 
-    @tf.function(autograph=False)
     def step(x: list[Any], seed: Any, first: Any, shifts: Any) -> Any:
         rows: dict[str, list[Any]] = {}
         given: dict[str, list[Any]] = {}
@@ -140,23 +137,7 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
             results[path] = result
         return results
 
-    traced: dict[Any, Any] = {}
-
-    def run(x: list[Any], seed: Any, first: Any, shifts: Any) -> Any:
-        if tf.config.functions_run_eagerly():
-            return step(x, seed, first, shifts)
-        sizes = [program.shapes[ref.index][:1] for ref in program.inputs]
-        specs = [
-            tf.TensorSpec([*size, *leaf.shape[1:]], leaf.dtype)
-            for size, leaf in zip(sizes, x, strict=True)
-        ]
-        key = tuple((tuple(spec.shape), spec.dtype) for spec in specs)
-        if key not in traced:
-            others = keras.tree.map_structure(tf.TensorSpec.from_tensor, (seed, first, shifts))
-            traced[key] = step.get_concrete_function(specs, *others)
-        return traced[key](x, seed, first, shifts)
-
-    return run
+    return traced_for_any_batch(program, step)
 
 
 def _folds(rows: Any, folds: int, first: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from sgdap.graph.slices import variable_of
 from sgdap.statistics.collect import checked_inputs
 from sgdap.statistics.data import batches
 from sgdap.statistics.taps import linear_outputs
+from sgdap.statistics.tracing import traced_for_any_batch
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -155,10 +156,9 @@ def _make_step(
             seen.setdefault(call.path, []).append((rows, made))
             return after
 
-        program.run_flat(x, dict.fromkeys(by_call, tap))
+        program.run_flat(x, dict.fromkeys(by_call, tap), stop=max(by_call) + 1)
         return seen
 
-    @tf.function(autograph=False, reduce_retracing=True)
     def step(x: list[Any], seed: Any) -> dict[str, dict[str, Any]]:
         whole = run(x, seed)
         with keras.StatelessScope(state_mapping=replaced):
@@ -178,7 +178,7 @@ def _make_step(
             found[path] = {key: tf.add_n([part[key] for part in parts]) for key in parts[0]}
         return found
 
-    return step
+    return traced_for_any_batch(program, step)
 
 
 def _half_sums(rows: Any, lack: Any) -> dict[str, Any]:
