@@ -209,7 +209,8 @@ def time_distributed(tensors, n):
         inner = inner[1:3]
     if n % 5 == 4:
         frame = keras.Input(x.shape[2:])
-        y = layers.Dense(4, "relu")(layers.BatchNormalization()(layers.Dense(5)(frame)))
+        body = [keras.Input(frame.shape[1:]), layers.Dense(5), layers.BatchNormalization()]
+        y = layers.Dense(4, "relu")(keras.Sequential(body)(frame))
         inner = [keras.Model(frame, layers.Flatten()(layers.Add()([y, layers.Dense(4)(frame)])))]
     return layers.TimeDistributed(pick(inner, n))(x)
 

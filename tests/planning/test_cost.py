@@ -98,3 +98,21 @@ def test_weights_of_the_model_itself_are_counted():
     assert sgdap.profile(model, latency=False).params == model.count_params()
     prune_in_place(graph, kept)
     assert promised == model.count_params()
+
+
+@pytest.mark.parametrize("groups", [6, 2])
+def test_the_work_of_slim_groups_is_what_was_promised(groups):
+    x = keras.Input((5, 5, 2))
+    y = layers.Conv2D(6, 1, name="first")(x)
+    y = layers.Conv2D(12, 3, groups=groups, name="grouped")(y)
+    model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D()(y)))
+    graph = sgdap.channel_graph(model)
+    costs, kept = cost_model(graph), random_removal(graph)
+    promised = costs.cost(costs.lengths(kept))[1]
+    prune_in_place(graph, kept)
+    kernel = model.get_layer("grouped").kernel
+    assert kernel.shape[-1] == 6
+    dense = 2 * 6 * 2
+    first = 2 * 25 * 2 * model.get_layer("first").filters
+    assert promised == first + 2 * 9 * int(np.prod(kernel.shape)) + dense
+    assert sgdap.profile(model, latency=False).flops == promised

@@ -29,8 +29,10 @@ def convolution(layer: Any, call: RuleCall) -> Symbol:
     features = call.along(call.input, axis)
     filters = call.new_channels(layer.filters)
     spatial = [None] * len(layer.kernel_size)
+    read = features
     if layer.groups > 1:
-        call.weight(layer.kernel, *spatial, _in_groups(layer, call, features, filters), filters)
+        read = _in_groups(layer, call, features, filters)
+        call.weight(layer.kernel, *spatial, read, filters)
     else:
         call.weight(layer.kernel, *spatial, features, filters)
         call.linear(
@@ -43,7 +45,7 @@ def convolution(layer: Any, call: RuleCall) -> Symbol:
     call.weight(layer.bias, filters)
     call.resize("filters", filters)
     area = math.prod(layer.kernel_size)
-    call.work(2 * _places(call.output_shape, axis) * area / layer.groups, features, filters)
+    call.work(2 * _places(call.output_shape, axis) * area, read, filters)
     keep_unless_elementwise(layer, call, filters)
     return plain(call.output_shape).with_axis(axis, filters)
 

@@ -55,6 +55,9 @@ def einsum_dense(layer: Any, call: RuleCall) -> Symbol:
     read, rest = layer.equation.replace(" ", "").split(",")
     kernel, made = rest.split("->")
     x = call.input
+    if "..." in made and not made.startswith("..."):
+        call.keep(x, f"'{layer.name}' has an ellipsis inside its equation")
+        return call.output()
     given = len(layer.partial_output_shape)
     before = len(call.output_shape) - given if made.startswith("...") else 1
     spare = [letter for letter in string.ascii_letters if letter not in layer.equation]
