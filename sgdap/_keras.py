@@ -171,19 +171,142 @@ def uncompiled(model: Any) -> Iterator[None]:
 
 
 def optimizer_parts(optimizer: Any) -> tuple[Any, ...]:
-    """Returns the optimizer and the one it wraps (loss scaling), outermost first."""
-    inner = getattr(optimizer, "inner_optimizer", None)
-    return (optimizer,) if inner is None else (optimizer, *optimizer_parts(inner))
+    """Returns the optimizer and those that it wraps, outermost first."""
+    return (optimizer, *(p for x in inner_optimizers(optimizer) for p in optimizer_parts(x)))
+
+
+def inner_optimizers(optimizer: Any) -> list[Any]:
+    """Returns the optimizers that one wraps (loss scaling) or shares its variables out to."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return [optimizer.inner_optimizer]
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        return list(optimizer.optimizers)
+    return []
+
+
+class _SharedOut:
+    """Stands for a MultiOptimizer's map from variables to optimizers."""
+
+    def __init__(self, optimizers: list[Any]) -> None:
+        self.optimizers = optimizers
+        self.by_variable: dict[int, Any] = {}
+
+    def values(self) -> list[Any]:
+        return self.optimizers
+
+    def __call__(self, variable: Any) -> Any:
+        return self.by_variable[id(variable)]
+
+
+def optimizer_around(optimizer: Any, inner: list[Any]) -> Any:
+    """Makes an optimizer like one that wraps others, around others."""
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        return type(optimizer)(
+            _SharedOut(inner),
+            loss_scale_factor=optimizer.loss_scale_factor,
+            name=optimizer.name,
+        )
+    return type(optimizer)(
+        inner[0],
+        initial_scale=optimizer.initial_scale,
+        dynamic_growth_steps=optimizer.dynamic_growth_steps,
+        name=optimizer.name,
+    )
+
+
+def build_optimizer(new: Any, old: Any, new_variables: list[Any], old_variables: list[Any]) -> None:
+    """Builds an optimizer for variables; it shares them out to inner optimizers as `old` does."""
+    if isinstance(new, keras.optimizers.MultiOptimizer):
+        for before, after in zip(old_variables, new_variables, strict=True):
+            number = old._var_to_optimizer_idx[old._var_key(before)]
+            new._optimizer_map.by_variable[id(after)] = new.optimizers[number]
+    new.build(new_variables)
+
+
+def adopt_inner_optimizers(old: Any, new: Any) -> None:
+    """Gives `new` the inner optimizers of `old`, which get the insides of its own elsewhere."""
+    if isinstance(new, keras.optimizers.MultiOptimizer):
+        new._inner_optimizers = list(old.optimizers)
+        new._optimizer_map = old._optimizer_map
+    elif isinstance(new, keras.optimizers.LossScaleOptimizer):
+        new.inner_optimizer = old.inner_optimizer
+
+
+def learning_rate_function(optimizer: Any) -> Any | None:
+    """Returns an optimizer's learning rate schedule or function; None where it is a number."""
+    rate = optimizer._learning_rate
+    return rate if callable(rate) and not isinstance(rate, keras.Variable) else None
+
+
+def config_without_learning_rate(optimizer: Any) -> dict[str, Any]:
+    """Returns an optimizer's config with some number as its learning rate.
+
+    A user's function or schedule need not have a config.
+    """
+    rate = optimizer._learning_rate
+    object.__setattr__(optimizer, "_learning_rate", None)
+    try:
+        return dict(optimizer.get_config())
+    finally:
+        object.__setattr__(optimizer, "_learning_rate", rate)
 
 
 def optimizer_variables(optimizer: Any) -> list[Any]:
     """Returns the model variables that a built optimizer updates, in its order."""
-    return list(optimizer_parts(optimizer)[-1]._trainable_variables)
+    return list(optimizer._trainable_variables)
 
 
 def spares_weight_decay(optimizer: Any, variable: Any) -> bool:
     """Whether an optimizer was told to exclude a model variable from weight decay."""
-    return not optimizer_parts(optimizer)[-1]._use_weight_decay(variable)
+    return not optimizer._use_weight_decay(variable)
+
+
+def keep_variable_path(old: Any, new: Any) -> None:
+    """Gives a variable that takes the place of another one its path.
+
+    Some optimizers treat variables by their paths.
+    """
+    new._path = old.path
+
+
+class LabelledSize(int):
+    """A size in a variable's shape that knows which variable and axis it is of."""
+
+    variable: int
+    axis: int
+
+
+class _LabelledShape(tuple[int, ...]):
+    """A shape that has besides what TensorFlow's shapes have."""
+
+    @property
+    def rank(self) -> int:
+        return len(self)
+
+    ndims = rank
+
+    def as_list(self) -> list[int]:
+        return list(self)
+
+
+@contextlib.contextmanager
+def labelled_shapes(variables: list[Any]) -> Iterator[None]:
+    """Within, the sizes in the variables' shapes are `LabelledSize`s, by number in the list."""
+    classes = [type(variable) for variable in variables]
+    try:
+        for number, variable in enumerate(variables):
+            sizes = []
+            for axis, size in enumerate(variable.shape):
+                sizes.append(LabelledSize(size))
+                sizes[-1].variable, sizes[-1].axis = number, axis
+            labelled = type(
+                type(variable).__name__, (type(variable),), {"shape": _LabelledShape(sizes)}
+            )
+            object.__setattr__(variable, "__class__", labelled)
+        yield
+    finally:
+        for variable, whole in zip(variables, classes, strict=True):
+            object.__setattr__(variable, "__class__", whole)
 
 
 def operation_class(function: Any, *arguments: Any) -> type:
@@ -257,3 +380,27 @@ def more_is_better(model: Any, metric: str, mode: str) -> bool:
     probe.set_model(model)
     probe._set_monitor_op()
     return probe.monitor_op is keras.ops.greater
+
+
+def begin_at_epoch(model: Any, epoch: int | None) -> None:
+    """Makes the `fit` that is beginning start at an epoch; None: at the one that it is told."""
+    model._initial_epoch = epoch
+
+
+def global_seed_state() -> Any | None:
+    """Returns the state of the generator that unseeded `keras.random` calls draw from.
+
+    It is None where there was no such call yet; the question makes none.
+    """
+    from keras.src.backend.common import global_state
+
+    generator = global_state.get_global_attribute("global_seed_generator")
+    return None if generator is None else generator.state.numpy()
+
+
+def set_global_seed_state(state: Any | None) -> None:
+    """Sets the generator that unseeded `keras.random` calls draw from to a state."""
+    from keras.src.random.seed_generator import global_seed_generator
+
+    if state is not None:
+        global_seed_generator().state.assign(state)

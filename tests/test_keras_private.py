@@ -152,6 +152,80 @@ def test_optimizers_tell_the_variables_that_they_update(wrapped):
     assert len(_keras.optimizer_parts(model.optimizer)) == 1 + wrapped
 
 
+def test_optimizers_around_others_are_made_again_and_adopt_the_old_inner_ones():
+    variables = [keras.Variable([1.0]), keras.Variable([[2.0]])]
+    by_rank = [None, keras.optimizers.Adam(), keras.optimizers.SGD(momentum=0.5)]
+    shared = keras.optimizers.MultiOptimizer(lambda variable: by_rank[len(variable.shape)])
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(), initial_scale=4.0)
+    for old in (shared, scaled):
+        old.build(variables)
+        inner = [keras.optimizers.Lion() for _ in _keras.inner_optimizers(old)]
+        new = _keras.optimizer_around(old, inner)
+        _keras.build_optimizer(new, old, variables, variables)
+        assert _keras.inner_optimizers(new) == inner
+        assert all(part.built for part in inner)
+        _keras.adopt_inner_optimizers(old, new)
+        assert _keras.inner_optimizers(new) == _keras.inner_optimizers(old)
+        new.apply([v * 1.0 for v in variables], variables)
+        assert int(_keras.inner_optimizers(old)[0].iterations) == 1
+        assert [p.name for p in _keras.optimizer_parts(new)] == [
+            p.name for p in _keras.optimizer_parts(old)
+        ]
+
+
+def test_an_optimizers_learning_rate_is_told_and_left_out_of_its_config():
+    def rate():
+        return 0.25
+
+    optimizer = keras.optimizers.SGD(rate)
+    assert _keras.learning_rate_function(optimizer) is rate
+    assert isinstance(_keras.config_without_learning_rate(optimizer)["learning_rate"], float)
+    assert optimizer.learning_rate == 0.25
+    assert _keras.learning_rate_function(keras.optimizers.SGD(0.5)) is None
+
+
+def test_sizes_in_shapes_can_be_labelled_for_a_while():
+    variable = keras.Variable(np.zeros((2, 3)))
+    kind = type(variable)
+    with _keras.labelled_shapes([keras.Variable(1.0), variable]):
+        rows, columns = variable.shape
+        assert (rows, columns) == (2, 3)
+        assert [(size.variable, size.axis) for size in (rows, columns)] == [(1, 0), (1, 1)]
+        slot = keras.optimizers.SGD().add_variable_from_reference(variable)
+        assert tuple(slot.shape) == (2, 3)
+    assert type(variable) is kind
+    assert not isinstance(variable.shape[0], _keras.LabelledSize)
+
+
+def test_a_variable_can_get_the_path_of_another_one():
+    old, new = keras.Variable(1.0, name="old"), keras.Variable(2.0, name="new")
+    _keras.keep_variable_path(old, new)
+    assert new.path == old.path
+
+
+def test_a_fit_can_begin_at_a_later_epoch():
+    model, seen = convnet(optimizer="sgd"), []
+    noted = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: _keras.begin_at_epoch(model, 2),
+        on_epoch_begin=lambda epoch, logs: seen.append(epoch),
+        on_train_end=lambda logs: _keras.begin_at_epoch(model, None),
+    )
+    model.fit(*digits_like(8), epochs=4, verbose=0, callbacks=[noted])
+    assert seen == [2, 3]
+    noted = keras.callbacks.LambdaCallback(on_epoch_begin=lambda e, logs: seen.append(e))
+    model.fit(*digits_like(8), epochs=1, verbose=0, callbacks=[noted])
+    assert seen == [2, 3, 0]
+
+
+def test_the_default_generator_of_random_numbers_can_be_set_back():
+    keras.utils.set_random_seed(3)
+    keras.random.uniform((2,))
+    state = _keras.global_seed_state()
+    first = keras.random.uniform((2,)).numpy()
+    _keras.set_global_seed_state(state)
+    np.testing.assert_array_equal(keras.random.uniform((2,)).numpy(), first)
+
+
 def test_a_nodes_arguments_can_be_written_anew():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, inputs[:, :2])

@@ -72,6 +72,34 @@ class Reservoir:
         arrays = [np.asarray(variable.numpy()[:kept]) for variable in self._slots]
         return keras.tree.pack_sequence_as(self._structure, arrays)
 
+    def state(self) -> dict[str, Any] | None:
+        """What a reservoir of another process goes on from; None before the first batch."""
+        if self._seen is None:
+            return None
+        kept = min(self.seen, self.capacity)
+        return {
+            "seen": self.seen,
+            "samples": [variable.numpy()[:kept] for variable in self._slots],
+            "structure": self._structure,
+        }
+
+    def set_state(self, state: dict[str, Any] | None) -> None:
+        """Goes on from the state of a reservoir of the same capacity and seed.
+
+        Args:
+            state: What its `state` returned. Call it before the first `update`.
+        """
+        import tensorflow as tf
+
+        if state is None:
+            return
+        samples = [tf.convert_to_tensor(array) for array in state["samples"]]
+        self._make_variables([(leaf.shape[1:], leaf.dtype) for leaf in samples])
+        self._structure = state["structure"]
+        self._seen.assign(state["seen"])
+        for variable, leaf in zip(self._slots, samples, strict=True):
+            variable.scatter_update(tf.IndexedSlices(leaf, tf.range(leaf.shape[0])))
+
     def _create(self, x: Any, leaves: list[Any]) -> None:
         import tensorflow as tf
 
@@ -83,11 +111,14 @@ class Reservoir:
                     "the callback."
                 )
         with tf.init_scope():
-            self._seen = tf.Variable(0, dtype=tf.int64, trainable=False)
-            self._slots = [
-                tf.Variable(
-                    tf.zeros([self.capacity + 1, *leaf.shape[1:]], leaf.dtype), trainable=False
-                )
-                for leaf in leaves
-            ]
+            self._make_variables([(leaf.shape[1:], leaf.dtype) for leaf in leaves])
         self._structure = keras.tree.map_structure(lambda leaf: 0, x)
+
+    def _make_variables(self, kinds: list[tuple[Any, Any]]) -> None:
+        import tensorflow as tf
+
+        self._seen = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._slots = [
+            tf.Variable(tf.zeros([self.capacity + 1, *shape], dtype), trainable=False)
+            for shape, dtype in kinds
+        ]

@@ -1,8 +1,10 @@
-"""Carries an optimizer's state over to slim variables; its settings and `iterations` stay."""
+"""Carries an optimizer's state over to slim variables; its settings and counters stay."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,15 @@ import numpy.typing as npt
 from sgdap import _keras
 
 Index = list["npt.NDArray[np.int64] | None"]
+Replaced = Mapping[int, tuple[Any, Index]]
 
 
-def rebuild_optimizer(optimizer: Any, replaced: Mapping[int, tuple[Any, Index]]) -> Any | None:
+def rebuild_optimizer(optimizer: Any, replaced: Replaced) -> list[tuple[Any, Any]]:
     """Builds an optimizer like another one for variables of which some shrank.
+
+    The optimizer's own `build` says which axis of which variable each axis of a slot stands for:
+    it is given shapes whose numbers remember where they come from. So slots of other shapes than
+    their variable (the factored ones of Adafactor) are sliced as well.
 
     Args:
         optimizer: The optimizer, built or not, or None.
@@ -22,51 +29,109 @@ def rebuild_optimizer(optimizer: Any, replaced: Mapping[int, tuple[Any, Index]])
             that stay along each axis.
 
     Returns:
-        The new optimizer, its slots sliced as the variables are; None where there is no built
-        optimizer.
+        Pairs of an old optimizer and the new one whose inside it gets, one for each optimizer
+        that wraps or is wrapped; none where there is no built optimizer.
+
+    Raises:
+        ValueError: The optimizer can't be made again from its config.
     """
     if optimizer is None or not optimizer.built:
-        return None
-    new = type(optimizer).from_config(optimizer.get_config())
-    references: dict[int, Any] = {}
-    for part in _keras.optimizer_parts(new):
-        _record_references(part, references)
+        return []
+    olds = _keras.optimizer_parts(optimizer)
     old_variables = _keras.optimizer_variables(optimizer)
     new_variables = [replaced.get(id(v), (v, []))[0] for v in old_variables]
-    origin = {id(n): o for o, n in zip(old_variables, new_variables, strict=True)}
-    spared = [n for n in new_variables if _keras.spares_weight_decay(optimizer, origin[id(n)])]
-    if spared:  # the config does not tell
-        _keras.optimizer_parts(new)[-1].exclude_from_weight_decay(spared)
-    new.build(new_variables)
-    for part in _keras.optimizer_parts(new):
-        del part.add_variable_from_reference
-    for before, after in zip(optimizer.variables, new.variables, strict=True):
-        value = before.numpy()
-        reference = references.get(id(after))
-        variable = origin.get(id(reference))
-        if variable is not None and id(variable) in replaced:
-            value = _sliced_slot(value, tuple(variable.shape), replaced[id(variable)][1])
-        if value.shape == tuple(after.shape):
-            after.assign(value)
+    new = _remade(optimizer)
+    news = _keras.optimizer_parts(new)
+    for old, part in zip(olds, news, strict=True):
+        spared = [
+            after
+            for before, after in zip(old_variables, new_variables, strict=True)
+            if _keras.spares_weight_decay(old, before)
+        ]
+        if spared:  # the config does not tell
+            part.exclude_from_weight_decay(spared)
+    origins: dict[int, Sequence[int]] = {}
+    with _keras.labelled_shapes(new_variables), _recorded_shapes(news, origins):
+        _keras.build_optimizer(new, optimizer, new_variables, old_variables)
+    before, after = optimizer.variables, new.variables
+    if len(before) != len(after):
+        raise ValueError(
+            f"Optimizer {type(optimizer).__name__} has {len(before)} variables, but one made from "
+            f"its config has {len(after)}. Let its get_config return all that its variables "
+            "depend on."
+        )
+    indices = [replaced.get(id(v), (v, []))[1] for v in old_variables]
+    for slot, new_slot in zip(before, after, strict=True):
+        _carry_over(slot, new_slot, origins.get(id(new_slot), ()), indices)
+    _keras.adopt_inner_optimizers(optimizer, new)
+    return list(zip(olds, news, strict=True))
+
+
+def _remade(optimizer: Any) -> Any:
+    """An optimizer that is not built, like another one: same class, same settings."""
+    inner = [_remade(part) for part in _keras.inner_optimizers(optimizer)]
+    try:
+        new = _keras.optimizer_around(optimizer, inner) if inner else _from_config(optimizer)
+    except Exception as error:
+        raise ValueError(
+            f"Optimizer {type(optimizer).__name__} can't be made again from its config: {error} "
+            "Implement `get_config` in its class so that "
+            f"{type(optimizer).__name__}.from_config(optimizer.get_config()) gives one like it."
+        ) from error
+    for name, value in vars(optimizer).items():  # what its config forgot or was set later
+        if not name.startswith("_") and name != "built" and _is_setting(value):
+            setattr(new, name, value)
     return new
 
 
-def _record_references(optimizer: Any, references: dict[int, Any]) -> None:
-    """Notes for each slot that the optimizer makes in `build` the variable that it is for."""
-    make = optimizer.add_variable_from_reference
-
-    def recorded(reference_variable: Any, *args: Any, **kwargs: Any) -> Any:
-        slot = make(reference_variable, *args, **kwargs)
-        references[id(slot)] = reference_variable
-        return slot
-
-    optimizer.add_variable_from_reference = recorded
+def _from_config(optimizer: Any) -> Any:
+    rate = _keras.learning_rate_function(optimizer)
+    if rate is None:
+        return type(optimizer).from_config(optimizer.get_config())
+    new = type(optimizer).from_config(_keras.config_without_learning_rate(optimizer))
+    new.learning_rate = rate
+    return new
 
 
-def _sliced_slot(value: npt.NDArray[Any], shape: tuple[int, ...], index: Index) -> npt.NDArray[Any]:
-    if value.shape != shape:
-        return value
-    for axis, stays in enumerate(index):
-        if stays is not None:
-            value = np.take(value, stays, axis)
-    return value
+def _is_setting(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+@contextlib.contextmanager
+def _recorded_shapes(parts: Sequence[Any], origins: dict[int, Sequence[int]]) -> Iterator[None]:
+    """Notes for each slot that the optimizers add the labelled numbers of its shape."""
+
+    def recording(add: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(shape: Any, *args: Any, **kwargs: Any) -> Any:
+            slot = add(tuple(int(size) for size in shape), *args, **kwargs)
+            origins[id(slot)] = tuple(shape)
+            return slot
+
+        return recorded
+
+    for part in parts:
+        part.add_variable = recording(part.add_variable)
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.add_variable
+
+
+def _carry_over(slot: Any, new_slot: Any, origin: Sequence[int], indices: Sequence[Index]) -> None:
+    value = slot.numpy()
+    for axis, size in enumerate(origin):
+        if isinstance(size, _keras.LabelledSize) and indices[size.variable]:
+            stays = indices[size.variable][size.axis]
+            if stays is not None:
+                value = np.take(value, stays, axis)
+    if value.shape == tuple(new_slot.shape):
+        new_slot.assign(value)
+    elif any(indices):  # else another architecture comes back, with the slots it had then
+        warnings.warn(
+            f"The optimizer's variable '{slot.path}' starts anew with the slim model: its shape "
+            f"{value.shape} must become {tuple(new_slot.shape)}, and it is not known which of its "
+            "entries belong to the channels that stay. Create it with add_variable or "
+            "add_variable_from_reference in the optimizer's build.",
+            stacklevel=2,
+        )

@@ -103,9 +103,10 @@ def rebuild(
             _keras.copy_trainable(old, new)
             pairs = zip(_keras.layer_variables(old), _keras.layer_variables(new), strict=True)
             for number, (before, after) in enumerate(pairs):
+                _keras.keep_variable_path(before, after)
                 after.assign(values.get((path, number), before))
                 replaced[id(before)] = (after, slices.get((path, number), []))
-        optimizer = rebuild_optimizer(getattr(model, "optimizer", None), replaced)
+        optimizers = rebuild_optimizer(getattr(model, "optimizer", None), replaced)
         for old, new in rebuilt.values():
             _keras.exchange_inside(old, new)
         for path, operation in new_operations.items():
@@ -115,8 +116,8 @@ def rebuild(
                 _write_node(call, operations[call.path])
         for symbol, ref in program.symbols:
             _keras.set_shape(symbol, shapes[ref.index])
-        if optimizer is not None:
-            _keras.exchange_inside(model.optimizer, optimizer)
+        for optimizer, new in optimizers:
+            _keras.exchange_inside(optimizer, new)
         _keras.forget_build_shapes(model, [code.layer for code in program.codes])
         _keras.refresh_trainable_state(model)
         remake_functions(model)

@@ -24,12 +24,14 @@ class Snapshot:
         configs: The config of every layer by path.
         operations: How operations that are no layers are written, by path.
         variables: The values of all variables of each layer, by path.
+        others: The values of the model's variables that are in no layer of its graph.
         optimizer: The values of the optimizer's variables, or None where it has none.
     """
 
     configs: Mapping[str, Mapping[str, Any]]
     operations: Mapping[str, Written]
     variables: Mapping[str, list[npt.NDArray[Any]]]
+    others: list[npt.NDArray[Any]]
     optimizer: list[npt.NDArray[Any]] | None
 
 
@@ -46,23 +48,31 @@ def take_snapshot(model: Any) -> Snapshot:
             for path, layer in layers.items()
             if isinstance(layer, keras.Layer)
         },
+        others=[v.numpy() for v in _others(program)],
         optimizer=[v.numpy() for v in optimizer.variables]
         if optimizer is not None and optimizer.built
         else None,
     )
 
 
-def restore_snapshot(model: Any, snapshot: Snapshot) -> None:
+def restore_snapshot(model: Any, snapshot: Snapshot, *, counters: bool = False) -> None:
     """Brings a model back to a snapshot, in place.
 
-    The optimizer's slots come back too; its counters (iterations, learning rate) go on.
-
     Args:
-        model: The model that the snapshot was taken of.
+        model: The model that the snapshot was taken of, or one that was made alike.
         snapshot: What to go back to.
+        counters: Whether the optimizer's counters (iterations, learning rate) come back with its
+            slots; else they go on.
+
+    Raises:
+        ValueError: The snapshot is of another model or optimizer; nothing was changed.
     """
     program = trace(model)
     layers = program.layers()
+    optimizer = getattr(model, "optimizer", None)
+    if snapshot.optimizer is not None and optimizer is not None and not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    _check_fits(program, snapshot)
     configs = {
         path: config
         for path, config in snapshot.configs.items()
@@ -89,10 +99,46 @@ def restore_snapshot(model: Any, snapshot: Snapshot) -> None:
     for path, variables in snapshot.variables.items():
         for variable, value in zip(_keras.layer_variables(layers[path]), variables, strict=True):
             variable.assign(value)
+    for variable, value in zip(_others(program), snapshot.others, strict=True):
+        variable.assign(value)
     if snapshot.optimizer is not None:
         for slot, value in zip(model.optimizer.variables, snapshot.optimizer, strict=True):
-            if value.ndim:
+            if value.ndim or counters:
                 slot.assign(value)
+
+
+def _check_fits(program: Program, snapshot: Snapshot) -> None:
+    layers = {p: x for p, x in program.layers().items() if isinstance(x, keras.Layer)}
+    wanted = {path: len(values) for path, values in snapshot.variables.items()}
+    found = {path: len(_keras.layer_variables(layer)) for path, layer in layers.items()}
+    differing = sorted(p for p in {*wanted, *found} if wanted.get(p) != found.get(p))
+    if (
+        differing
+        or snapshot.operations.keys() != _written(program).keys()
+        or [v.shape for v in snapshot.others] != [tuple(v.shape) for v in _others(program)]
+    ):
+        raise ValueError(
+            f"The snapshot is not of model '{program.model.name}'"
+            + (f": they differ in {', '.join(differing[:5])}." if differing else ".")
+        )
+    optimizer = getattr(program.model, "optimizer", None)
+    slots = 0 if optimizer is None else len(optimizer.variables)
+    if snapshot.optimizer is not None and len(snapshot.optimizer) != slots:
+        raise ValueError(
+            f"The snapshot was taken with another optimizer than model '{program.model.name}' has: "
+            f"that one had {len(snapshot.optimizer)} variables, this one has {slots}."
+        )
+
+
+def _others(program: Program) -> list[Any]:
+    """The model's variables that are in no layer of its graph."""
+    seen = {
+        id(v)
+        for layer in program.layers().values()
+        if isinstance(layer, keras.Layer)
+        for v in _keras.layer_variables(layer)
+    }
+    return [v for v in program.model.variables if id(v) not in seen]
 
 
 def _written(program: Program) -> dict[str, Written]:

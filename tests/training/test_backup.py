@@ -1,0 +1,221 @@
+"""A run that was killed goes on where it was; what can't be used is refused as a whole."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import sgdap
+
+ROOT = Path(__file__).parents[2]
+
+
+class InterruptionError(Exception):
+    pass
+
+
+def interrupt_at(epoch: int) -> keras.callbacks.Callback:
+    def maybe(begun, logs):
+        if begun == epoch:
+            raise InterruptionError
+
+    return keras.callbacks.LambdaCallback(on_epoch_begin=maybe)
+
+
+def net(width: int = 8, optimizer: str = "adam") -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(width, "relu"), layers.Dense(6, "relu"), layers.Dense(2)]
+    )
+    model.compile(optimizer, "mse")
+    return model
+
+
+def data():
+    random = np.random.default_rng(0)
+    return random.normal(size=(20, 4)).astype("float32"), random.normal(size=(20, 2))
+
+
+def fit(model: keras.Model, folder: Path | None, *others, epochs: int = 4, **arguments):
+    callback = sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.5),
+        "activation",
+        backup_dir=folder,
+        reconstruction=False,
+        jit_compile=None,
+        verbose=0,
+        **arguments,
+    )
+    history = model.fit(*data(), epochs=epochs, verbose=0, callbacks=[callback, *others])
+    return callback, history
+
+
+def interrupted(folder: Path, **arguments) -> None:
+    with pytest.raises(InterruptionError):
+        fit(net(), folder, interrupt_at(2), **arguments)
+
+
+def state(model: keras.Model) -> list[np.ndarray]:
+    return [v.numpy() for v in [*model.variables, *model.optimizer.variables]]
+
+
+def assert_equal(one: list[np.ndarray], other: list[np.ndarray]) -> None:
+    assert len(one) == len(other)
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("drop", "calibrate", "kills"), [(0.0, False, 10), (None, True, 1)], ids=["guarded", "free"]
+)
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
+    tmp_path, drop, calibrate, kills
+):
+    command = [sys.executable, "-m", "tests.training.killed_run", str(tmp_path / "backups")]
+    command += [json.dumps(drop), json.dumps(calibrate), str(kills), "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    end = result["whole"][-1]
+    assert end.startswith("end")
+    if drop is not None:
+        assert "undone" in end
+    last = 0  # the epoch that the attempt before was in
+    died = 0
+    for lines in result["killed"]:
+        first = int(lines[0].split()[-1])
+        assert first in (last, max(last - 1, 0))  # it died while it wrote the backup, or later
+        last = int([line for line in lines if line.startswith("epoch")][-1].split()[-1])
+        if lines[-1].startswith("end"):
+            assert lines[-1] == end
+            last = 0
+        else:
+            died += 1
+    assert died == kills + 4
+    assert not result["left"]
+
+
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_a_run_that_was_interrupted_goes_on_after_the_last_whole_epoch(tmp_path, calibrate):
+    arguments = {"calibration_data": data()[0]} if calibrate else {}
+    whole, model = net(), net()
+    expected, history = fit(whole, None, **arguments)
+    interrupted(tmp_path / "a" / "b", **arguments)
+    callback, rest = fit(model, tmp_path / "a" / "b", **arguments)
+    assert rest.epoch == [2, 3]
+    assert rest.history["loss"] == history.history["loss"][2:]
+    assert callback.rounds == expected.rounds
+    assert callback.plan.to_json() == expected.plan.to_json()
+    assert_equal(state(model), state(whole))
+
+
+def test_a_finished_run_leaves_no_backup_and_the_next_fit_begins_anew(tmp_path):
+    (tmp_path / "of someone else").write_text("")
+    interrupted(tmp_path)
+    model = net()
+    fit(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["of someone else"]
+    history = model.fit(*data(), epochs=1, verbose=0)
+    assert history.epoch == [0]
+
+
+def test_generators_that_the_process_draws_from_go_on(tmp_path):
+    seen = []
+    note = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(
+            (np.random.random(), float(keras.random.uniform(())))  # noqa: NPY002
+        )
+    )
+    fit(net(), None, note)
+    expected, seen[:] = list(seen), []
+    with pytest.raises(InterruptionError):
+        fit(net(), tmp_path, note, interrupt_at(2))
+    fit(net(), tmp_path, note)
+    assert seen == expected
+
+
+def assert_refused(model: keras.Model, folder: Path, match: str) -> None:
+    before, content = state(model), (folder / "run.sgdap").read_bytes()
+    with pytest.raises(ValueError, match=match):
+        fit(model, folder)
+    assert_equal([v.numpy() for v in model.variables], before[: len(model.variables)])
+    assert [layer.units for layer in model.layers] == [model.layers[0].units, 6, 2]
+    assert (folder / "run.sgdap").read_bytes() == content
+
+
+def test_a_backup_of_another_model_is_refused(tmp_path):
+    interrupted(tmp_path)
+    assert_refused(net(9), tmp_path, "is of a run of another model.*delete the file")
+
+
+def test_a_backup_with_another_optimizer_is_refused(tmp_path):
+    interrupted(tmp_path)
+    assert_refused(net(optimizer="sgd"), tmp_path, "another optimizer")
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.999])
+def test_a_torn_backup_is_refused(tmp_path, part):
+    interrupted(tmp_path)
+    path = tmp_path / "run.sgdap"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * part)])
+    assert_refused(net(), tmp_path, "torn or damaged.*Delete it to begin anew")
+
+
+def test_a_backup_with_one_wrong_bit_is_refused(tmp_path):
+    interrupted(tmp_path)
+    path = tmp_path / "run.sgdap"
+    content = bytearray(path.read_bytes())
+    for place in np.linspace(20, len(content) - 1, 7, dtype=int):
+        content[place] ^= 1
+        path.write_bytes(content)
+        assert_refused(net(), tmp_path, "torn or damaged")
+        content[place] ^= 1
+
+
+def test_a_full_disk_does_not_lose_the_backup_before(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kept = {}
+
+    def fill_up(epoch, logs):
+        if epoch == 1:
+            kept["before"] = (tmp_path / "run.sgdap").read_bytes()
+            monkeypatch.setattr(os, "fsync", full)
+
+    fill = keras.callbacks.LambdaCallback(on_epoch_begin=fill_up)
+    with pytest.warns(UserWarning, match=r"after epoch 2 could not be written.*No space left"):
+        with pytest.raises(InterruptionError):
+            fit(net(), tmp_path, fill, interrupt_at(2))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "run.sgdap": kept["before"]
+    }
+    monkeypatch.undo()
+    whole, model = net(), net()
+    fit(whole, None)
+    assert fit(model, tmp_path)[1].epoch == [1, 2, 3]
+    assert_equal(state(model), state(whole))
+
+
+def test_a_layer_whose_config_can_not_be_kept_is_refused_before_the_run(tmp_path):
+    class Odd(layers.Dense):
+        def get_config(self):
+            return {**super().get_config(), "name": self.name, "odd": (n for n in ())}
+
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3), Odd(2)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"can't be kept in backup_dir"):
+        fit(model, tmp_path)
+
+
+@pytest.mark.parametrize("folder", [3, "", True])
+def test_a_folder_that_is_no_path_is_refused(folder):
+    with pytest.raises(TypeError, match="backup_dir must be the path of a folder"):
+        sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), backup_dir=folder)
