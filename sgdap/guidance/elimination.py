@@ -126,6 +126,11 @@ def removal_errors(consumers: Sequence[Consumer], order: Order) -> ErrorCurve:
     return ErrorCurve(order, np.append(0.0, np.maximum(np.diag(inside) / 2, 0)))
 
 
+def scale_of(power: float) -> float:
+    """What errors are measured against: a power, or 1 where all that has it is as good as 0."""
+    return power if power > 1e-100 else 1.0
+
+
 def cholesky_with(second: Array, added: float) -> tuple[Array, bool]:
     """Factors `M + added I` for `scipy.linalg.cho_solve`.
 
@@ -191,7 +196,7 @@ class _Elimination:
 
     def __init__(self, consumer: Consumer) -> None:
         second = consumer.second
-        ridge = RIDGE * max(float(np.diag(second).mean()), np.finfo(float).tiny)
+        ridge = RIDGE * scale_of(float(np.diag(second).mean()))
         self._inverse = inverse_with(second, ridge)
         self._weights = consumer.weights.copy()
         features, outputs = self._weights.shape

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from sgdap.guidance.elimination import RIDGE, cholesky_with
+from sgdap.guidance.elimination import RIDGE, cholesky_with, scale_of
 
 Array = npt.NDArray[np.float64]
 
@@ -39,7 +39,7 @@ def reconstruct(
     gone = weights[leave]
     if not len(stay):
         return weights[stay], mean[leave] @ gone
-    added = ridge * max(float(np.diag(second).mean()), np.finfo(float).tiny)
+    added = ridge * scale_of(float(np.diag(second).mean()))
     change = ridge_fit(second[np.ix_(stay, stay)], second[np.ix_(stay, leave)] @ gone, added)
     return weights[stay] + change, mean[leave] @ gone - mean[stay] @ change
 
@@ -78,7 +78,7 @@ def cross_validated_fit(second: Array, cross: Array, weights: Array) -> Array:
     Returns:
         D fitted on both halves, `(features, outputs)`.
     """
-    scales = [max(float(np.trace(m)) / len(m), np.finfo(float).tiny) for m in second]
+    scales = [scale_of(float(np.trace(m)) / len(m)) for m in second]
     gains = []
     for ridge in RIDGES:
         gain = 0.0

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.base import GroupData, Guidance
-from sgdap.guidance.elimination import Consumer, ErrorCurve, eliminate, removal_errors
+from sgdap.guidance.elimination import Consumer, ErrorCurve, eliminate, removal_errors, scale_of
 from sgdap.statistics.activation import activation_statistics
 from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics
 from sgdap.statistics.contributions import Contributions, weighted_kernel
@@ -145,7 +145,7 @@ def filter_norm_curve(data: GroupData) -> ErrorCurve:
     norms = sum((f**2).sum(axis=1) for f in data.filters) + np.zeros(data.size)
     order = data.candidates[np.argsort(norms[data.candidates], kind="stable")]
     errors = np.append(0.0, np.cumsum(norms[order]))
-    return ErrorCurve(order, errors / max(float(norms.sum()), np.finfo(float).tiny))
+    return ErrorCurve(order, errors / scale_of(float(norms.sum())))
 
 
 def group_data(
@@ -235,7 +235,7 @@ def _of_features(
     weights = weighted_kernel(kernel, statistics.sensitivity)
     if statistics.sensitivity is None:
         power = float(np.einsum("io,ij,jo->", kernel, second, kernel, optimize=True))
-        weights = kernel / np.sqrt(max(power, np.finfo(float).tiny))
+        weights = kernel / np.sqrt(scale_of(power))
     return Consumer(second, total.mean[0], weights, channels)
 
 
@@ -254,5 +254,5 @@ def _relative(statistics: ConsumerStatistics) -> Contributions:
         return own
     total = own.total()
     power = float(total.gram[0].sum()) / max(float(total.count[0]), 1.0)
-    scale = 1 / max(power, np.finfo(float).tiny)
+    scale = 1 / scale_of(power)
     return Contributions(own.count, own.mean * np.sqrt(scale), own.gram * scale)

@@ -94,6 +94,10 @@ def plan(
             "SGDAPCallback; for sgdap.plan, give a limit of FLOPs and look at "
             "sgdap.profile(slim).latency."
         )
+    if not isinstance(reconstruction, bool):
+        raise TypeError(
+            f"reconstruction must be True or False. Received: reconstruction={reconstruction!r}"
+        )
     criterion = get_guidance(guidance)
     limit = checked_memory_limit(memory_limit)
     graph = channel_graph(model)
@@ -259,7 +263,9 @@ def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) ->
                 )
         prunable = [g for g in prunable if any(fits(g, pattern) for pattern in layers)]
     if not prunable:
-        reasons = "; ".join(f"'{g.name}': {', '.join(g.reasons)}" for g in graph.groups[:5])
+        reasons = "; ".join(
+            f"'{g.name}': {', '.join(g.reasons) or 'not among layers'}" for g in graph.groups[:5]
+        )
         raise ValueError(
             f"No channel of model '{graph.program.model.name}' can be removed. {reasons}"
         )

@@ -82,7 +82,7 @@ def refitted_weights(
     needed = {
         path: _residual_memory(own.linear, kept)
         for path, own in statistics.consumers.items()
-        if path in behind
+        if path in behind and not _constrained(graph, own.linear)
     }
     paths = [path for path in needed if needed[path] <= limit]
     paths.sort(key=lambda path: statistics.consumers[path].linear.call)
@@ -153,6 +153,13 @@ def _passes(
                 parts.append([])
             parts[-1].append(path)
     return parts
+
+
+def _constrained(graph: ChannelGraph, linear: Linear) -> bool:
+    """Whether a consumer's weights may not be whatever fits best."""
+    variables = _keras.layer_variables(graph.program.layers()[linear.path])
+    numbers = (number for number in (linear.kernel, linear.bias) if number is not None)
+    return any(variables[number].constraint is not None for number in numbers)
 
 
 def _rescaled(
@@ -242,7 +249,7 @@ def reconstructed_weights(
     for path, own in statistics.consumers.items():
         linear = own.linear
         stays = kept[linear.features]
-        if stays.all():
+        if stays.all() or _constrained(graph, linear):
             continue
         outputs = kept[linear.outputs]
         kernel = kernel_matrix(linear, layers[path])[:, outputs]

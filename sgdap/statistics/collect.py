@@ -350,6 +350,8 @@ def checked_inputs(graph: ChannelGraph, x: Any) -> list[Any]:
         shapes = [tuple(leaf.shape) for leaf in flat]
     except Exception:  # what Keras raises depends on the model's and the data's structure
         shapes = []
+    if isinstance(x, (list, tuple)) and len(received) != len(expected):
+        shapes = []  # Keras would drop those that are too many
     if len(shapes) != len(expected) or any(
         len(shape) != len(wanted)
         or any(w not in (None, s) for s, w in zip(shape[1:], wanted[1:], strict=True))

@@ -124,7 +124,13 @@ def rebuild(
 
 
 def remake_functions(model: Any) -> None:
-    """Makes the train, test and predict functions anew where they exist."""
+    """Makes the train, test and predict functions anew where they exist.
+
+    Those of models inside the model are dropped; Keras makes them when they are needed.
+    """
+    for inner in _keras.flatten_layers(model):
+        if isinstance(inner, keras.Model) and inner is not model:
+            inner.train_function = inner.test_function = inner.predict_function = None
     if model.train_function is not None:
         model.make_train_function(force=True)
     if model.test_function is not None:
@@ -209,9 +215,21 @@ def _rebuild_layers(
 
 
 def _from_config(layer: Any, path: str, entries: Mapping[str, Any]) -> Any:
+    """A layer like another one but for some entries of its config."""
     try:
-        config = without_build_config({**layer.get_config(), **entries})
-        return type(layer).from_config(config)
+        config = layer.get_config()
+        new = type(layer).from_config(without_build_config({**config, **entries}))
+        told = type(layer).from_config(without_build_config(config)) if entries else new
+        plain = (bool, int, float, str)
+        for name, value in vars(layer).items():  # what its config forgot or was set later
+            before = vars(told).get(name)
+            if name.startswith("_") or name == "built":
+                continue
+            if not isinstance(value, plain) or not isinstance(before, plain):
+                continue  # what is None before is for `build` to set
+            if value != before:
+                setattr(new, name, value)
+        return new
     except Exception as error:
         raise ValueError(
             f"Layer '{path}' (of class {type(layer).__name__}) can't be rebuilt from its config: "

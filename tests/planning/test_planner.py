@@ -429,3 +429,28 @@ def test_a_plan_says_which_groups_are_scored_by_their_filters():
     )
     plan = sgdap.plan(randomise(model), samples(model, 16), sgdap.Budget(params=0.8))
     assert any("because no linear layer reads them" in n and "read" in n for n in plan.notes)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e12])
+def test_activations_of_any_size_can_be_scored(scale):
+    model = convnet()
+    model.get_layer("conv_1").set_weights([w * scale for w in model.get_layer("conv_1").weights])
+    model.get_layer("norm").trainable = False
+    x = digits_like(32)[0]
+    plan = sgdap.plan(model, x, HALF, samples=32)
+    assert np.isfinite([group.error for group in plan.groups]).all()
+    assert np.isfinite(outputs(sgdap.apply(model, plan), x)).all()
+
+
+def test_weights_under_a_constraint_are_not_refitted():
+    inputs = keras.Input((6,))
+    y = layers.Dense(16, "relu", name="a")(inputs)
+    y = layers.Dense(16, "relu", kernel_constraint="non_neg", name="b")(y)
+    model = keras.Model(inputs, layers.Dense(3, bias_constraint="unit_norm", name="end")(y))
+    kernel = model.get_layer("b").kernel
+    kernel.assign(abs(kernel))
+    slim = sgdap.apply(model, sgdap.plan(model, samples(model, 64), HALF))
+    old, new = kernel.numpy(), slim.get_layer("b").kernel.numpy()
+    assert new.min() >= 0 and new.size < old.size
+    assert np.isin(new, old).all()
+    np.testing.assert_array_equal(slim.get_layer("end").bias, model.get_layer("end").bias)
