@@ -5,13 +5,15 @@ INSTALLED := .venv/.installed
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test test-architectures architectures-table docs notebooks clean
+.PHONY: help demo test test-architectures architectures-table compatibility-table docs notebooks \
+	clean
 
 help:
 	@echo "make demo                train LeNet-5 on MNIST, prune it, compare (options: DEMO_ARGS='--help')"
 	@echo "make test                linter, types and tests"
 	@echo "make test-architectures  the slow tests on whole published architectures"
 	@echo "make architectures-table the same, and writes docs/architectures.md"
+	@echo "make compatibility-table runs beside other callbacks, and writes docs/compatibility.md"
 	@echo "make docs                run the examples in README.md and docs/"
 	@echo "make notebooks           execute the notebooks on the embedded digits, into build/notebooks"
 	@echo "make clean               remove the environment, builds and caches (runs/ stays)"
@@ -44,6 +46,9 @@ test-architectures: $(INSTALLED)
 architectures-table: $(INSTALLED)
 	SGDAP_ARCHITECTURES_TABLE=docs/architectures.md \
 		$(BIN)/pytest -m architectures tests/architectures
+
+compatibility-table: $(INSTALLED)
+	SGDAP_COMPATIBILITY_TABLE=docs/compatibility.md $(BIN)/pytest tests/compatibility
 
 docs: $(INSTALLED)
 	$(BIN)/pytest -m documentation tests/test_documentation.py

@@ -244,7 +244,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         self._summaries = Summaries(neighbours.of_class(keras.callbacks.TensorBoard))
         self._tap: TrainStepTap | None = None
         if self.calibration_data is None:
-            self._tap = TrainStepTap(self.model, self.samples, self.seed)
+            self._tap = TrainStepTap(graph, self.samples, self.seed)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Judges the last round, then starts the next one where it is time.
@@ -258,8 +258,9 @@ class SGDAPCallback(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Reads the metric, and adds to the logs what the model costs that it is of."""
         logs = {} if logs is None else logs
-        value = self._monitor.read(self.model, logs)
-        self._guard.sign = self._monitor.sign
+        value = self._monitor.read(logs)
+        if self._guard.drop is not None and value is not None:
+            self._guard.sign = self._monitor.sign(self.model)
         self._ended = (epoch, value)
         logs["params"], logs["flops"] = (float(cost) for cost in self._costs[:2])
         logs["widths"] = Widths(self._widths)
@@ -269,10 +270,8 @@ class SGDAPCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         """Leaves the best model within the last widths; undoes a round that never recovered."""
-        if self._ended is not None and self._ended[0] == self.params["epochs"] - 1:
-            self._between_epochs()
-        elif self._ended is not None:
-            self._remember(self._ended[1])
+        if self._ended is not None:
+            self._between_epochs(go_on=self._ended[0] == self.params["epochs"] - 1)
         if self._pending():
             best = self._guard.best
             self._decide("kept" if self._guard.good_enough(best) else "undone", best)
@@ -315,17 +314,21 @@ class SGDAPCallback(keras.callbacks.Callback):
 
     # Rounds
 
-    def _between_epochs(self) -> None:
+    def _between_epochs(self, go_on: bool = True) -> None:
         if self._ended is None:
             return
         (epoch, value), self._ended = self._ended, None
         self._remember(value)
         if self._pending():
-            decision = self._guard.judge(value, retry=epoch < self._last_epoch())
+            retry = go_on and epoch < self._last_epoch()
+            decision = self._guard.judge(value, retry=retry)
             if decision != "pending":
                 self._decide(decision, value)
-        if not self._pending() and (progress := self._wanted_progress(epoch)) is not None:
-            self._prune(epoch, progress)
+        if not go_on or self._pending():
+            return
+        progress = self._wanted_progress(epoch)
+        if progress is not None:
+            self._prune(epoch, progress, value)
 
     def _pending(self) -> bool:
         return bool(self.rounds) and self.rounds[-1].decision == "pending"
@@ -356,7 +359,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         wanted = min(wanted, 1.0, self._guard.progress + self._guard.step)
         return wanted if wanted > self._guard.progress + SMALLEST_STEP else None
 
-    def _prune(self, epoch: int, progress: float) -> None:
+    def _prune(self, epoch: int, progress: float, value: float | None) -> None:
         began = time.perf_counter()
         if self._best is not None:
             restore_snapshot(self.model, self._best)
@@ -392,7 +395,7 @@ class SGDAPCallback(keras.callbacks.Callback):
                 self.plan.params,
                 self.plan.flops,
                 self._widths,
-                before,
+                value if self._guard.drop is None else before,
                 held=tuple(self._guard.widths),
             )
         )
@@ -401,8 +404,6 @@ class SGDAPCallback(keras.callbacks.Callback):
             f"\nEpoch {epoch + 1}: SGDAP keeps {flops:.1%} of the FLOPs, {params:.1%} of the "
             f"parameters, widths {Widths(self._widths)} ({time.perf_counter() - began:.1f}s)"
         )
-        if self._guard.drop is None:
-            self._decide("kept", None)
         self._choose_jit(epoch, data)
 
     def _decide(self, decision: Decision, value: float | None) -> None:

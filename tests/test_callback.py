@@ -13,6 +13,7 @@ from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, Polyn
 
 import sgdap
 from sgdap import callback as callback_module
+from sgdap.surgery import latency
 from tests.models import convnet, digits_like, outputs
 
 X, Y = digits_like(128)
@@ -128,6 +129,31 @@ def test_jit_compile_is_set_as_told(jit_compile):
     fit(model, pruner(jit_compile=jit_compile), epochs=2, validation_data=None)
     assert model.jit_compile is (jit_compile is True)
     assert model.get_layer("hidden_1").units < 12
+
+
+def test_bytes_and_parameters_are_limits_too():
+    model = network()
+    saved = sum(weight.numpy().nbytes for weight in model.weights)
+    fit(model, pruner(sgdap.Budget(bytes=0.4, flops=0.6), schedule=sgdap.Cubic(rounds=2)))
+    assert sum(weight.numpy().nbytes for weight in model.weights) <= 0.4 * saved
+
+
+def test_a_latency_is_a_limit(monkeypatch):
+    """On a machine that takes a nanosecond for each FLOP."""
+
+    def measured(model, batch_size):
+        return cost(model)[1] * batch_size * 1e-9
+
+    monkeypatch.setattr(latency, "measure_latency", measured)
+    model = network()
+    seconds = 0.5 * measured(model, 8)
+    budget = sgdap.Budget(latency=f"{seconds * 1e6:.3f}us", batch_size=8)
+    callback = pruner(budget, schedule="linear")
+    fit(model, callback, epochs=3)
+    assert 0.3 * seconds < measured(model, 8) <= seconds
+    assert len(callback.rounds) == 2
+    with pytest.raises(ValueError, match="cannot be met: the narrowest model still takes"):
+        fit(network(), pruner(sgdap.Budget(latency="0.001us")))
 
 
 def test_overrides_hold_for_the_whole_run():
@@ -297,6 +323,56 @@ def test_a_round_that_costs_too_much_is_undone_and_tried_smaller(settled):
     assert history.history["val_accuracy"][1] == pytest.approx(first.after)
 
 
+def test_after_an_undone_round_the_costliest_groups_get_their_channels_back_first(settled, capsys):
+    callback = careless(max_accuracy_drop=0.02, patience=1, schedule="one_shot")
+    callback.verbose = 1
+    with stopping_short():
+        fit(settled, callback, epochs=3)
+    first, second = callback.rounds
+    (held,) = second.held
+    (costliest,) = {"hidden_1", "hidden_2"} - {held}
+    assert first.held == ()
+    assert second.widths[held] == first.widths[held]
+    assert second.widths[costliest] > first.widths[costliest]
+    assert f"Channels come back to {costliest} first." in capsys.readouterr().out
+
+
+def test_without_a_budget_the_model_gets_as_small_as_the_guard_allows(settled):
+    before = settled.evaluate(X[:64], Y[:64], verbose=0)[1]
+    callback = pruner(None, max_accuracy_drop=0.1, patience=1)
+    fit(settled, callback, epochs=9)
+    kept = [r for r in callback.rounds if r.decision == "kept"]
+    assert kept[0].flops[1] <= 0.7 * kept[0].flops[0]
+    assert cost(settled)[1] == kept[-1].flops[1] < 0.4 * kept[0].flops[0]
+    assert settled.evaluate(X[:64], Y[:64], verbose=0)[1] >= before - 0.1
+
+
+@pytest.mark.parametrize("drop", [None, 0.0])
+def test_a_round_that_removes_nothing_is_none(drop):
+    model = network()
+    weights, flops = model.get_weights(), cost(model)[1]
+    callback = pruner(sgdap.Budget(flops=flops), max_accuracy_drop=drop)
+    fit(model, callback, epochs=3)
+    assert callback.rounds == []
+    assert [w.shape for w in model.get_weights()] == [w.shape for w in weights]
+
+
+def test_each_decision_is_a_line_and_what_was_chosen_is_said_once(capsys):
+    fit(network(), pruner(max_accuracy_drop=1.0, verbose=1))
+    lines = capsys.readouterr().out.splitlines()
+    rounds = [line for line in lines if "SGDAP keeps" in line and "FLOPs" in line]
+    kept = [line for line in lines if "SGDAP keeps the round after epoch" in line]
+    assert len(rounds) == len(kept) == 3
+    assert sum("jit_compile=" in line for line in lines) == 1
+
+
+def test_rounds_tell_the_metric_before_and_after_without_a_guard_too():
+    callback = pruner()
+    history = fit(network(), callback).history["val_accuracy"]
+    assert [r.before for r in callback.rounds] == history[:3]
+    assert [r.after for r in callback.rounds] == history[1:]
+
+
 def test_undoing_brings_the_weights_back_exactly(settled):
     model = settled
     before = model.get_weights()
@@ -365,6 +441,14 @@ REFUSED = {
         r"do not fit model.*\(None, 8, 8, 2\). Received: an input of shape \(32, 7, 8, 2\)",
     ),
     "empty calibration data": ({"budget": THIRD, "calibration_data": X[:0]}, "data are empty"),
+    "more rounds than epochs": (
+        {"budget": THIRD, "schedule": sgdap.Linear(rounds=4)},
+        r"Linear\(rounds=4\) needs 4 rounds, and there are epochs for 3. Train for more epochs",
+    ),
+    "a schedule that ends after the run": (
+        {"budget": THIRD, "schedule": PolynomialDecay(0.2, 0.6, 0, end_step=20, frequency=2)},
+        "ends in step 20 with a sparsity of 0.6, but only in 6 steps of this run",
+    ),
     "a schedule beyond the run": (
         {"budget": THIRD, "schedule": ConstantSparsity(0.5, begin_step=10_000)},
         "does not prune in any of the 6 steps",
@@ -409,6 +493,16 @@ ARGUMENTS = {
     "samples": ({"samples": 2.5}, ValueError, "samples must be an integer of at least 5"),
     "mode": ({"mode": "up"}, ValueError, "mode must be 'auto', 'min' or 'max'"),
     "allocation": ({"allocation": "best"}, ValueError, "allocation must be 'global'"),
+    "a guard without an epoch to judge by": (
+        {"max_accuracy_drop": 0.1, "final_finetune_epochs": 0},
+        ValueError,
+        "needs an epoch after the last round",
+    ),
+    "a schedule that leads nowhere": (
+        {"budget": None, "max_accuracy_drop": 0.1, "schedule": "linear"},
+        ValueError,
+        "as small as it can.*Received: schedule='linear'",
+    ),
     "jit_compile": ({"jit_compile": "yes"}, ValueError, "jit_compile must be 'auto'"),
 }
 

@@ -244,3 +244,29 @@ def test_classes_without_a_public_name_are_found():
         "CustomScaleLayer",
     }
     assert "conv_1" in [layer.name for layer in _keras.flatten_layers(convnet())]
+
+
+def test_a_callback_finds_those_beside_it():
+    class Finder(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.found = _keras.callbacks_beside(self)
+
+    first, finder, last = keras.callbacks.TerminateOnNaN(), Finder(), keras.callbacks.CSVLogger("x")
+    model = convnet(optimizer="sgd")
+    model.fit(*digits_like(8), verbose=0, callbacks=[first, finder])
+    before, after = finder.found
+    assert before == [first]
+    assert [type(callback) for callback in after] == [keras.callbacks.History]
+    assert _keras.callbacks_beside(last) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode", "better"),
+    [("val_accuracy", "auto", True), ("loss", "auto", False), ("own", "max", True)],
+)
+def test_keras_tells_which_way_a_metric_is_better(metric, mode, better):
+    model = convnet(optimizer="sgd", metrics=["accuracy"])
+    model.train_on_batch(*digits_like(8))
+    assert _keras.more_is_better(model, metric, mode) is better
+    with pytest.raises(ValueError, match="maximized or minimized"):
+        _keras.more_is_better(model, "own", "auto")

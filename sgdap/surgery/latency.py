@@ -96,7 +96,7 @@ def flops_within_latency(
             rules=rules,
         )
         if slim_latency(graph, kept, budget.batch_size) <= seconds:
-            met = middle
+            met = cost(kept)[_FLOPS]
         else:
             failed = middle
     return float(met)

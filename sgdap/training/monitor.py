@@ -18,35 +18,48 @@ class Monitor:
 
     Attributes:
         name: The metric, None while none was found.
-        sign: 1 where more of it is better, -1 where less is.
     """
 
     def __init__(self, metric: str = "auto", mode: str = "auto") -> None:
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode must be 'auto', 'min' or 'max'. Received: mode={mode!r}")
         self.name: str | None = None
-        self.sign = 1.0
         self._metric = metric
         self._mode = mode
 
-    def read(self, model: Any, logs: Mapping[str, Any]) -> float | None:
+    def read(self, logs: Mapping[str, Any]) -> float | None:
         """The metric in an epoch's logs, None where the epoch had none.
 
-        Args:
-            model: The model in training, whose metrics say which way is better.
-            logs: The epoch's logs.
-
         Raises:
-            ValueError: The metric is not among those of the run, or Keras can't tell which way is
-                better.
+            ValueError: The metric is not among those of the run.
         """
         if self.name is None:
-            found = self._find(logs)
-            if found is not None:
-                self.sign = self._find_sign(model, found)
-            self.name = found
+            self.name = self._find(logs)
         value = None if self.name is None else logs.get(self.name)
         return None if value is None else float(value)
+
+    def sign(self, model: Any) -> float:
+        """1 where more of the metric is better, -1 where less is.
+
+        Args:
+            model: The model in training, whose metrics say so.
+
+        Raises:
+            ValueError: Neither Keras nor the metric's name tells.
+        """
+        name = str(self.name).removeprefix("val_")
+        outputs = [f"{output}_" for output in getattr(model, "output_names", [])]
+        for candidate in (name, *(name.removeprefix(o) for o in outputs if name.startswith(o))):
+            try:
+                return 1.0 if _keras.more_is_better(model, candidate, self._mode) else -1.0
+            except ValueError:
+                continue
+        if name.endswith(("acc", "accuracy", "loss")):  # what a train step of one's own returns
+            return -1.0 if name.endswith("loss") else 1.0
+        raise ValueError(
+            f"SGDAPCallback watches '{self.name}', and Keras can't tell whether more of it is "
+            "better. Pass mode='max' or mode='min'."
+        )
 
     def _find(self, logs: Mapping[str, Any]) -> str | None:
         validated = [name for name in logs if name.startswith("val_")]
@@ -63,14 +76,3 @@ class Monitor:
             f"SGDAPCallback watches '{self._metric}', which is not among the metrics of this run: "
             f"{', '.join(sorted(logs))}. Pass one of them as monitor."
         )
-
-    def _find_sign(self, model: Any, name: str) -> float:
-        if name.endswith("loss") and self._mode == "auto":
-            return -1.0  # the losses of single outputs too
-        try:
-            return 1.0 if _keras.more_is_better(model, name, self._mode) else -1.0
-        except ValueError as error:
-            raise ValueError(
-                f"SGDAPCallback watches '{name}', and Keras can't tell whether more of it is "
-                "better. Pass mode='max' or mode='min'."
-            ) from error

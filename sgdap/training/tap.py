@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from sgdap.graph.groups import ChannelGraph
+from sgdap.statistics.collect import checked_inputs
 from sgdap.statistics.reservoir import Reservoir
 from sgdap.surgery.rebuild import remake_functions
 
@@ -14,7 +16,7 @@ class TrainStepTap:
     """Lets each training batch pass through a reservoir on its way to the train step.
 
     Args:
-        model: The compiled model.
+        graph: The channels of the compiled model.
         capacity: How many samples are kept.
         seed: Of the choice.
 
@@ -22,8 +24,9 @@ class TrainStepTap:
         reservoir: The samples.
     """
 
-    def __init__(self, model: Any, capacity: int, seed: int) -> None:
+    def __init__(self, graph: ChannelGraph, capacity: int, seed: int) -> None:
         reservoir = self.reservoir = Reservoir(capacity, seed)
+        model = graph.program.model
         self._model = model
         own = vars(model).get("train_step")
         if own is not None:  # a user's, or the tap of a run that was interrupted
@@ -32,10 +35,11 @@ class TrainStepTap:
             if own is not None:
                 model.train_step = own
         self._own = own
+        self._checked = False
         train_step = model.train_step
 
         def tapped(data: Any) -> Any:
-            reservoir.update(_inputs_of(data))
+            reservoir.update(self._inputs_of(data, graph))
             return train_step(data)
 
         tapped.own_train_step = own  # type: ignore[attr-defined]
@@ -49,12 +53,27 @@ class TrainStepTap:
             self._model.train_step = self._own
         remake_functions(self._model)
 
+    def _inputs_of(self, data: Any, graph: ChannelGraph) -> Any:
+        """The inputs of a batch; those of the first one must be such that the model takes them."""
+        try:
+            x = keras.utils.unpack_x_y_sample_weight(data)[0]
+            if not self._checked:
+                _check(graph, x)
+                self._checked = True
+        except ValueError as error:
+            raise ValueError(
+                "The batches of this run are not of the form x, (x, y) or (x, y, sample_weight) "
+                "with x as the model takes it, so SGDAPCallback can't tell the model's inputs. "
+                "Pass calibration_data to it."
+            ) from error
+        return x
 
-def _inputs_of(data: Any) -> Any:
-    try:
-        return keras.utils.unpack_x_y_sample_weight(data)[0]
-    except ValueError as error:
-        raise ValueError(
-            "The batches of this run are not of the form x, (x, y) or (x, y, sample_weight), so "
-            "SGDAPCallback can't tell the model's inputs. Pass calibration_data to it."
-        ) from error
+
+def _check(graph: ChannelGraph, x: Any) -> None:
+    import tensorflow as tf
+
+    if any(None in leaf.shape[1:] for leaf in keras.tree.flatten(x)):
+        return  # the reservoir says so
+    with tf.init_scope():
+        sample = keras.tree.map_structure(lambda t: tf.zeros([1, *t.shape[1:]], t.dtype), x)
+        checked_inputs(graph, sample)

@@ -11,7 +11,7 @@ from keras import layers
 
 import sgdap
 from sgdap.guidance import ErrorCurve
-from sgdap.planning.allocation import allocate, hull_slopes
+from sgdap.planning.allocation import allocate, hull_slopes, narrowest
 from sgdap.planning.cost import cost_model
 from sgdap.planning.widths import WidthRules
 
@@ -50,10 +50,11 @@ def allocated(graph, curves, budget, **options) -> dict[str, np.ndarray]:
 
 
 def cost(widths: tuple[int, int, int]) -> np.ndarray:
-    """Parameters and FLOPs of the model with some widths, by hand."""
+    """Parameters, FLOPs and bytes of the model with some widths, by hand."""
     chain = (6, *widths, 3)
     products = [a * b for a, b in itertools.pairwise(chain)]
-    return np.array([sum(products) + sum(chain[1:]), 2 * sum(products)])
+    params = sum(products) + sum(chain[1:])
+    return np.array([params, 2 * sum(products), 4 * params])
 
 
 FULL = cost((7, 5, 6))
@@ -178,3 +179,10 @@ def test_hull_slopes_are_those_of_the_largest_convex_curve_below(steps):
         ]
         assert hull[i] == pytest.approx(min(chords), abs=1e-9)
     assert (np.diff(slopes) >= -1e-9).all()
+
+
+def test_the_narrowest_model_keeps_the_rules(graph):
+    groups = [group for group in graph.groups if group.prunable]
+    rules = WidthRules(min_channels=2, fixed={"second": 4})
+    kept = narrowest(groups, cost_model(graph), rules)
+    assert [int(kept[group.channels].sum()) for group in graph.groups] == [2, 4, 2, 3]

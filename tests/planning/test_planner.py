@@ -284,6 +284,11 @@ WRONG = {
         ValueError,
         r"cannot be met.*A limit above 1 is absolute \(flops=30\)",
     ),
+    "a latency, which a plan does not measure": (
+        lambda: (convnet(), x, sgdap.Budget(latency="5ms")),
+        ValueError,
+        r"Budget\(latency='5ms'\): sgdap.plan counts, it does not measure.*SGDAPCallback",
+    ),
     "a budget that cannot be met": (
         lambda: (convnet(), x, sgdap.Budget(flops=0.001)),
         ValueError,

@@ -6,7 +6,6 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
-from sgdap.planning.latency import compare_latency
 from tests.models import convnet
 
 pytestmark = pytest.mark.compiled
@@ -73,11 +72,6 @@ def test_profile_prints_every_layer_and_the_sums():
     assert "conv_1 (Conv2D)" in text
     assert "parameters" in text
     assert "ms for a batch of 4" in text
-
-
-def test_latency_is_measured_for_each_model():
-    model = convnet()
-    assert all(seconds > 0 for seconds in compare_latency([model, model], repeats=2))
 
 
 def test_layers_without_a_rule_are_named_as_not_counted():

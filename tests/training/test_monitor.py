@@ -28,9 +28,9 @@ def model() -> keras.Model:
         (["mae"], None),
     ],
 )
-def test_by_itself_it_takes_the_first_accuracy_else_the_loss(model, names, found):
+def test_by_itself_it_takes_the_first_accuracy_else_the_loss(names, found):
     monitor = Monitor()
-    value = monitor.read(model, dict.fromkeys(names, 0.5))
+    value = monitor.read(dict.fromkeys(names, 0.5))
     assert monitor.name == found
     assert value == (None if found is None else 0.5)
 
@@ -51,22 +51,43 @@ def test_by_itself_it_takes_the_first_accuracy_else_the_loss(model, names, found
 @pytest.mark.parametrize("prefix", ["", "val_"])
 def test_which_way_is_better_is_the_metrics_own_direction(model, name, mode, sign, prefix):
     monitor = Monitor(prefix + name, mode)
-    assert monitor.read(model, {prefix + name: 0.5}) == 0.5
-    assert monitor.sign == sign
+    assert monitor.read({prefix + name: 0.5}) == 0.5
+    assert monitor.sign(model) == sign
 
 
 def test_where_keras_cannot_tell_the_user_is_asked(model):
+    monitor = Monitor("f1")
+    assert monitor.read({"f1": 0.5}) == 0.5
     with pytest.raises(ValueError, match="'f1', and Keras can't tell.*Pass mode='max'"):
-        Monitor("f1").read(model, {"f1": 0.5})
+        monitor.sign(model)
 
 
-def test_a_validation_metric_may_come_in_a_later_epoch(model):
+def test_accuracies_and_losses_that_only_a_train_step_knows_are_known_by_name():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    for name, sign in (("val_my_accuracy", 1), ("my_loss", -1)):
+        monitor = Monitor(name)
+        monitor.read({name: 0.5})
+        assert monitor.sign(model) == sign
+
+
+def test_metrics_of_single_outputs_are_found():
+    inputs = keras.Input((3,))
+    ends = {n: layers.Dense(1, activation="sigmoid", name=n)(inputs) for n in ("up", "down")}
+    model = keras.Model(inputs, ends)
+    model.compile("sgd", "mse", metrics={n: keras.metrics.AUC(name="area") for n in ends})
+    model.train_on_batch(np.ones((4, 3)), {n: np.ones((4, 1)) for n in ends})
+    monitor = Monitor("val_down_area")
+    monitor.read({"val_down_area": 0.5})
+    assert monitor.sign(model) == 1
+
+
+def test_a_validation_metric_may_come_in_a_later_epoch():
     monitor = Monitor("val_accuracy")
-    assert monitor.read(model, {"loss": 1.0}) is None
-    assert monitor.read(model, {"loss": 1.0, "val_accuracy": 0.7}) == 0.7
-    assert monitor.read(model, {"loss": 1.0}) is None
+    assert monitor.read({"loss": 1.0}) is None
+    assert monitor.read({"loss": 1.0, "val_accuracy": 0.7}) == 0.7
+    assert monitor.read({"loss": 1.0}) is None
 
 
-def test_a_metric_that_never_comes_is_refused(model):
+def test_a_metric_that_never_comes_is_refused():
     with pytest.raises(ValueError, match="'f1', which is not among.*: accuracy, loss. Pass one"):
-        Monitor("f1").read(model, {"loss": 1.0, "accuracy": 0.5})
+        Monitor("f1").read({"loss": 1.0, "accuracy": 0.5})

@@ -1,0 +1,168 @@
+"""In one `fit` with other callbacks: where a round is undone, a run stops early or breaks."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import sgdap
+from tests.compatibility.kinds import OwnTrainStep
+from tests.models import digits_like
+
+X, Y = digits_like(128)
+
+
+def network(optimizer=None, kind: type = keras.Model, **arguments) -> keras.Model:
+    inputs = keras.Input((8, 8, 2))
+    x = layers.Dense(12, "relu", name="hidden_1")(layers.Flatten()(inputs))
+    x = layers.Dense(10, "relu", name="hidden_2")(x)
+    model = kind(inputs, layers.Dense(3, "softmax", name="end")(x))
+    arguments = {"metrics": ["accuracy"], "loss": "sparse_categorical_crossentropy"} | arguments
+    model.compile(optimizer or keras.optimizers.Adam(0.01), **arguments)
+    return model
+
+
+def careless(**arguments) -> sgdap.SGDAPCallback:
+    """Prunes hard and blindly, and undoes it."""
+    arguments = {"max_accuracy_drop": 0.0, "patience": 1, "schedule": "one_shot"} | arguments
+    return sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.1), "random", reconstruction=False, verbose=0, **arguments
+    )
+
+
+def fit(model, callbacks, epochs=4, **arguments):
+    arguments = {"validation_data": (X[:64], Y[:64]), "batch_size": 64} | arguments
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="SGDAPCallback stopped short")
+        return model.fit(X, Y, epochs=epochs, verbose=0, callbacks=callbacks, **arguments)
+
+
+def in_both_places(callback, neighbour, stands: str) -> list:
+    return [neighbour, callback] if stands == "before" else [callback, neighbour]
+
+
+BOTH_PLACES = pytest.mark.parametrize("stands", ["before", "after"])
+
+
+@BOTH_PLACES
+def test_early_stopping_restores_no_weights_of_an_architecture_that_was_undone(stands):
+    model = network()
+    model.fit(X, Y, epochs=10, verbose=0)
+    model.optimizer.learning_rate = 0.0
+    shapes = [w.shape for w in model.get_weights()]
+    stopping = keras.callbacks.EarlyStopping(
+        "val_loss", mode="max", patience=9, restore_best_weights=True
+    )
+    callback = careless()
+    fit(model, in_both_places(callback, stopping, stands), epochs=3)
+    assert callback.rounds[0].decision == "undone"
+    assert [w.shape for w in model.get_weights()] == shapes
+    model.evaluate(X, Y, verbose=0)
+
+
+@BOTH_PLACES
+def test_early_stopping_counts_its_patience_from_the_last_round(stands):
+    model = network(keras.optimizers.SGD(0.0))
+    stopping = keras.callbacks.EarlyStopping("loss", patience=2)
+    callback = sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.5), begin_epoch=1, frequency=2, schedule=sgdap.Linear(2), verbose=0
+    )
+    history = fit(model, in_both_places(callback, stopping, stands), epochs=9)
+    assert [r.epoch for r in callback.rounds] == [1, 3]
+    assert len(history.history["loss"]) == 3 + 1 + 3, "one epoch to compare with, then its patience"
+
+
+@BOTH_PLACES
+def test_a_run_that_diverges_is_brought_back_by_the_guard(stands):
+    model = network()
+    fit(model, [], epochs=2)
+    before = model.get_weights()
+    model.optimizer.learning_rate = 0.0
+    poison = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: (
+            model.get_layer("end").bias.assign([np.nan] * 3) if epoch == 1 else None
+        )
+    )
+    callback = careless(max_accuracy_drop=0.5)
+    halt = keras.callbacks.TerminateOnNaN()
+    history = fit(model, [*in_both_places(callback, halt, stands), poison])
+    assert len(history.history["loss"]) == 2
+    assert callback.rounds[0].decision == "undone"
+    assert all(map(np.array_equal, before, model.get_weights()))
+
+
+def test_a_backup_of_keras_is_refused_before_training(tmp_path):
+    model = network()
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    with pytest.raises(ValueError, match="BackupAndRestore can't bring back"):
+        fit(model, [backup, careless()])
+    assert "train_step" not in vars(model)
+    fit(model, [careless()], epochs=2)
+
+
+def test_the_guards_best_model_is_left_with_its_average():
+    optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5)
+    model = network(optimizer)
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    callback = sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.5), schedule="one_shot", max_accuracy_drop=1.0, verbose=0
+    )
+    history = fit(model, [swap, callback], epochs=5).history
+    best = max(history["val_accuracy"][1:])
+    assert model.evaluate(X[:64], Y[:64], verbose=0)[1] == pytest.approx(best)
+
+
+def test_batches_of_an_unknown_form_need_calibration_data():
+    class OwnForm(keras.Model):
+        def train_step(self, data):
+            return super().train_step((data["x"], data["y"]))
+
+    data = tf.data.Dataset.from_tensor_slices({"x": X, "y": Y}).batch(64)
+    arguments = {"epochs": 2, "verbose": 0, "shuffle": False}
+    model = network(kind=OwnForm)
+    params = model.count_params()
+    given = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), calibration_data=X, verbose=0)
+    model.fit(data, callbacks=[given], **arguments)
+    assert model.count_params() < params
+    without = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), verbose=0)
+    with pytest.raises(ValueError, match="can't tell the model's inputs. Pass calibration_data"):
+        network(kind=OwnForm).fit(data, callbacks=[without], **arguments)
+
+
+def test_without_a_validation_every_epoch_rounds_wait_to_be_judged():
+    callback = careless(max_accuracy_drop=1.0, monitor="val_accuracy", schedule="linear")
+    fit(network(), [callback], epochs=7, validation_freq=2)
+    assert [r.epoch for r in callback.rounds] == [1, 3, 5]
+    decisions = [r.decision for r in callback.rounds]
+    assert decisions == ["kept", "kept", "undone"], "the last one was never measured"
+
+
+# Compilations
+
+
+def counting(traces: list) -> type:
+    class Counting(OwnTrainStep):
+        def train_step(self, data):
+            traces.append(self.count_params())
+            return super().train_step(data)
+
+    return Counting
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_the_train_step_is_compiled_once_for_each_shape_of_the_model(steps_per_execution):
+    traces = []
+    model = network(kind=counting(traces), steps_per_execution=steps_per_execution)
+    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), final_finetune_epochs=3, verbose=0)
+    history = fit(model, [callback], epochs=6, batch_size=48)  # batches of 48, 48 and 32
+    shapes = list(dict.fromkeys(history.history["params"]))
+    assert len(shapes) == 1 + len(callback.rounds) == 4
+    first = [shapes[0]]  # in its first step Keras makes variables, and traces once more
+    assert traces == first + shapes
+    traces.clear()
+    fit(network(kind=counting(traces), steps_per_execution=steps_per_execution), [], epochs=2)
+    assert traces == first + first, "as without SGDAPCallback"

@@ -1,0 +1,75 @@
+"""What a run may cost on its way, whatever limits it has."""
+
+import numpy as np
+import pytest
+from tensorflow_model_optimization.sparsity.keras import ConstantSparsity
+
+import sgdap
+from sgdap.guidance.elimination import ErrorCurve
+from sgdap.planning.schedule import StepSchedule
+from sgdap.planning.widths import WidthRules
+from sgdap.surgery import latency
+from sgdap.training.goal import Goal
+from tests.models import convnet
+
+
+def goal(budget, schedule, rounds=4):
+    graph = sgdap.channel_graph(convnet())
+    groups = [group for group in graph.groups if group.prunable]
+    curves = {}
+    for group in groups:
+        order = np.flatnonzero(group.removable)
+        curves[group.name] = ErrorCurve(order, np.arange(len(order) + 1.0))
+    made = Goal(budget, schedule, graph, groups, WidthRules(), "global", rounds)
+    whole = sgdap.profile(graph.program.model, latency=False)
+    return made, (lambda progress: made.target(progress, graph, groups, curves)), whole
+
+
+def test_every_limit_is_approached_by_the_schedule():
+    _, target, whole = goal(sgdap.Budget(flops=0.25, bytes=0.5), sgdap.Geometric())
+    half_way = target(0.5)
+    assert half_way.flops == pytest.approx(0.5 * whole.flops)
+    assert half_way.bytes == pytest.approx(0.5**0.5 * whole.params * 4)
+    assert half_way.params is None
+    assert target(1.0).flops == pytest.approx(0.25 * whole.flops)
+
+
+def test_a_schedule_over_steps_without_a_budget_limits_flops():
+    _, target, whole = goal(None, StepSchedule(ConstantSparsity(0.6, 0), 10))
+    assert target(1.0).flops == pytest.approx(0.4 * whole.flops)
+    assert target(0.5).flops == pytest.approx(0.7 * whole.flops)
+
+
+def test_without_a_budget_the_first_round_removes_a_share_and_the_last_all_that_may_leave():
+    made, target, whole = goal(None, sgdap.Geometric())
+    assert target(made.step).flops == pytest.approx(0.7 * whole.flops)
+    by_hand = 2 * (36 * 9 * 2 + 36 * 9) + 2 * (9 + 3)  # one channel in each layer
+    assert target(1.0).flops <= by_hand
+    assert made.missed(np.array([whole.params, whole.flops, 4 * whole.params]), 0.0) == []
+
+
+def test_a_latency_leads_to_the_flops_that_it_takes(monkeypatch):
+    monkeypatch.setattr(
+        latency,
+        "measure_latency",
+        lambda model, size: sgdap.profile(model, latency=False).flops * size * 1e-9,
+    )
+    made, target, whole = goal(sgdap.Budget(latency=0.5, params=0.9), sgdap.Linear())
+    assert 0.35 * whole.flops < target(1.0).flops <= 0.5 * whole.flops
+    assert target(0.5).params == pytest.approx(0.95 * whole.params)
+    costs = np.array([whole.params // 2, whole.flops, 2 * whole.params])
+    assert made.missed(costs, 0.5) == ["more time than allowed"]
+    assert made.missed(costs, 1.0) == []
+
+
+def test_what_is_missed_is_said_for_each_limit():
+    made, _, whole = goal(sgdap.Budget(flops=0.5, params=0.9), sgdap.Linear())
+    costs = np.array([whole.params, 0.6 * whole.flops, 4 * whole.params])
+    assert made.missed(costs, 0.5) == ["100.0% of its params", "60.0% of its flops"]
+
+
+def test_too_few_rounds_are_refused():
+    with pytest.raises(ValueError, match="needs 5 rounds, and there are epochs for 4"):
+        goal(sgdap.Budget(flops=0.5), sgdap.Linear(5))
+    with pytest.raises(ValueError, match="leaves 65.6% after the 4 rounds"):
+        goal(sgdap.Budget(flops=0.5), sgdap.Adaptive(cut=0.1))
