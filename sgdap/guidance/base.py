@@ -53,12 +53,21 @@ class GroupData:
         """Whether of some consumer only the power of each channel's contribution is known."""
         return any(own is not None and own.alone for own in self.gathered)
 
-    def contributions(self) -> tuple[Contributions, ...]:
-        """For each consumer the moments of the channels' contributions by fold."""
+    def contributions(self, merged: bool = False) -> tuple[Contributions, ...]:
+        """For each consumer the moments of the channels' contributions.
+
+        Args:
+            merged: Whether all folds are merged into one; that takes a fold's time and memory.
+        """
         return tuple(
-            contributions_of(moments, consumer.weights, consumer.channels, self.size)
+            contributions_of(
+                moments.total() if merged else moments,
+                consumer.weights,
+                consumer.channels,
+                self.size,
+            )
             if own is None
-            else own
+            else (own.total() if merged else own)
             for own, moments, consumer in zip(
                 self.gathered, self.moments, self.consumers, strict=True
             )

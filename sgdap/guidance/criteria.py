@@ -105,7 +105,7 @@ class LassoGuidance(Guidance):
         return data.candidates[entry_order(path)]
 
     def _whole(self, data: GroupData) -> Quadratic:
-        whole = [own.total() for own in data.contributions()]
+        whole = data.contributions(merged=True)
         return self._problem(data, whole, [w.mean[0] for w in whole])
 
     @staticmethod

@@ -127,8 +127,7 @@ def power_curve(data: GroupData, reconstruction: bool) -> ErrorCurve:
     With reconstruction the offset makes up for the mean of what is removed.
     """
     powers = np.zeros(data.size)
-    for own in data.contributions():
-        total = own.total()
+    for total in data.contributions(merged=True):
         gram = total.gram[0] if total.alone else np.diag(total.gram[0])
         powers += gram / max(float(total.count[0]), 1.0)
         if not reconstruction:

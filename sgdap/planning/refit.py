@@ -90,7 +90,7 @@ def refitted_weights(
         return fitted
     shifts = {p: own.moments.total().mean[0] for p, own in statistics.consumers.items()}
     parts = _passes(paths, needed, limit, _affordable_passes(graph, statistics.samples))
-    most = affordable_batch(graph, limit, 2)
+    most = affordable_batch(graph, limit)
     for turn, part in enumerate(parts, start=1):
         found = collect_residuals(
             graph,

@@ -244,7 +244,7 @@ class _Pass:
                 sums[path].sensitivity, sums[path].taylor = own.sensitivity, own.taylor
                 sums[path].weights = gathering.weights.get(path)
         fixed = graph.program.shapes[graph.program.inputs[0].index][0]
-        most = None if fixed else affordable_batch(graph, self.limit, 1 + gathering.gradients)
+        most = None if fixed else affordable_batch(graph, self.limit)
         size = fixed or min(self.batch_size, most or self.batch_size)
         self.seen = 0
         with _keras.recurrent_states_kept(graph.program.model):
@@ -282,16 +282,15 @@ class _Pass:
         }
 
 
-def affordable_batch(graph: ChannelGraph, limit: int, runs: int) -> int:
-    """How many samples a batch may have so that the tensors of a run stay under a limit.
+def affordable_batch(graph: ChannelGraph, limit: int) -> int:
+    """How many samples a batch may have so that all tensors of a run stay under a limit.
 
     Args:
         graph: The model's channels.
         limit: Bytes.
-        runs: How often all of the model's tensors are held: twice with gradients.
     """
     numbers = sum(math.prod(n or 1 for n in shape[1:]) for shape in graph.program.shapes)
-    return max(limit // (4 * runs * max(numbers, 1)), 1)
+    return max(limit // (4 * max(numbers, 1)), 1)
 
 
 def _consumers(graph: ChannelGraph) -> dict[str, list[Linear]]:

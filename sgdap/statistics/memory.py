@@ -49,8 +49,8 @@ def _numbers(level: str, size: Size, folds: int) -> int:
     return {
         "folds": folds * size.features**2,
         "merged": size.features**2,
-        "channels": folds * size.channels**2,
-        "alone": folds * size.channels,
+        "channels": folds * size.channels * (size.channels + size.outputs),
+        "alone": folds * size.channels * (1 + size.outputs),
     }[level]
 
 
@@ -81,7 +81,7 @@ def choose_storage(
         ValueError: Even the least does not fit.
     """
     chosen = dict.fromkeys(sizes, Storage("folds", "whole" if sensitivity else "none"))
-    vectors = sum(8 * folds * (4 * s.features + s.channels * s.outputs) for s in sizes.values())
+    vectors = sum(8 * folds * 4 * size.features for size in sizes.values())
     total = vectors + sum(own.bytes(sizes[path], folds) for path, own in chosen.items())
     for steps in (_merging, _giving_up):
         while total > limit:

@@ -390,7 +390,7 @@ def correlated(count: int) -> tuple[keras.Model, np.ndarray]:
     [
         (8 * 2 * 256**2, 1.1, "Moments of all folds are kept together"),
         (8 * 180**2, 2.0, "Only products of whole channels are kept"),
-        (100_000, 4.0, "Only each channel's own power is kept"),
+        (100_000, 2.5, "Only each channel's own power is kept"),
     ],
 )
 def test_with_less_memory_a_plan_meets_the_budget_and_costs_little_more(limit, worse, words):
@@ -403,12 +403,10 @@ def test_with_less_memory_a_plan_meets_the_budget_and_costs_little_more(limit, w
 
     whole = sgdap.plan(model, x, HALF)
     limited = sgdap.plan(model, x, HALF, memory_limit=limit)
-    random = sgdap.plan(model, x, HALF, guidance="random", reconstruction=False)
     assert whole.notes == () and any(words in note for note in limited.notes)
     assert words[:20] in " ".join(str(limited).split())
     assert limited.flops[1] <= 0.5 * limited.flops[0]
-    print(divergence(whole), divergence(limited), divergence(random))
-    assert divergence(limited) < max(worse * divergence(whole), 0.5 * divergence(random))
+    assert divergence(limited) < worse * divergence(whole)
     assert sgdap.Plan.from_json(limited.to_json()).notes == limited.notes
 
 

@@ -36,7 +36,7 @@ def test_the_total_is_under_the_limit_or_refused(found, folds, limit):
     try:
         chosen = choose_storage(by_path, folds, limit)
     except ValueError:
-        vectors = sum(32 * folds * s.features + 8 * folds * s.channels * s.outputs for s in found)
+        vectors = sum(32 * folds * s.features for s in found)
         least = sum(
             min(Storage(level, "diagonal").bytes(s, folds) for level in LEVELS) for s in found
         )
