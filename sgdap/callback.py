@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from sgdap.surgery.apply import prune_by_plan
 from sgdap.surgery.compile import choose_jit_compile
 from sgdap.surgery.rebuild import remake_functions
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
+from sgdap.training.backup import Backup
 from sgdap.training.goal import Goal
 from sgdap.training.guard import SMALLEST_STEP, Decision, Guard, Round, costliest_groups
 from sgdap.training.log import Summaries, Widths
@@ -92,6 +94,9 @@ class SGDAPCallback(keras.callbacks.Callback):
             steps that are left (a model compiled with XLA stays so); True or False decide; None
             leaves the model's setting.
         seed: Of everything random.
+        backup_dir: A folder in which the state of the run is kept, anew with each epoch: when the
+            process is killed and the same script run again, `fit` goes on after the last whole
+            epoch. When `fit` ends, the file is removed.
         verbose: 0: silent, 1: a line for each decision.
 
     Attributes:
@@ -137,6 +142,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         overrides: Mapping[str, float] | None = None,
         jit_compile: str | bool | None = "auto",
         seed: int = 0,
+        backup_dir: str | os.PathLike[str] | None = None,
         verbose: int = 1,
     ) -> None:
         super().__init__()
@@ -201,6 +207,8 @@ class SGDAPCallback(keras.callbacks.Callback):
         self.overrides = overrides
         self.jit_compile = jit_compile
         self.seed = seed
+        self.backup_dir = backup_dir
+        self._backup = None if backup_dir is None else Backup(backup_dir, (Guard, Round))
         self.verbose = verbose
         self.rounds: list[Round] = []
         self.plan: Plan | None = None
@@ -245,6 +253,8 @@ class SGDAPCallback(keras.callbacks.Callback):
         self._tap: TrainStepTap | None = None
         if self.calibration_data is None:
             self._tap = TrainStepTap(self.model, self.samples, self.seed)
+        if self._backup is not None:
+            self._take_up(self._backup.begin(graph, self._state()))
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Judges the last round, then starts the next one where it is time.
@@ -253,6 +263,8 @@ class SGDAPCallback(keras.callbacks.Callback):
         of, for all callbacks, whatever their order.
         """
         self._neighbours.note()
+        if self._backup is not None:  # now all callbacks are through with the epoch before
+            self._backup.write(epoch, self._state())
         self._between_epochs()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -281,11 +293,33 @@ class SGDAPCallback(keras.callbacks.Callback):
             if getattr(_keras.optimizer_parts(self.model.optimizer)[-1], "use_ema", False):
                 self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
         self._warn_if_short_of_budget()
+        if self._backup is not None:
+            self._backup.end()
         self._good = self._best = self._data = None
         self._summaries.close()
         if self._tap is not None:
             self._tap.remove()
             self._tap = None
+
+    # What a backup keeps
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            **{name: getattr(self, name) for name in _KEPT},
+            "monitor": dict(vars(self._monitor)),
+            "reservoir": None if self._tap is None else self._tap.reservoir.state(),
+        }
+
+    def _take_up(self, state: Mapping[str, Any] | None) -> None:
+        if state is None:
+            return
+        for name in _KEPT:
+            setattr(self, name, state[name])
+        vars(self._monitor).update(state["monitor"])
+        if self._tap is not None:
+            self._tap.reservoir.set_state(state["reservoir"])
+        self._note_costs(channel_graph(self.model))
+        self._say(f"SGDAP goes on where the run was interrupted: {self.backup_dir}")
 
     # Where the way leads
 
@@ -474,3 +508,6 @@ class SGDAPCallback(keras.callbacks.Callback):
     def _say(self, text: str) -> None:
         if self.verbose:
             print(text)
+
+
+_KEPT = ("rounds", "plan", "_guard", "_ended", "_served", "_good", "_best", "_jit_chosen")
