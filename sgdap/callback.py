@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,8 +34,9 @@ from sgdap.statistics.collect import check_calibration_data, collect_statistics
 from sgdap.statistics.data import reusable
 from sgdap.surgery.apply import prune_by_plan
 from sgdap.surgery.compile import choose_jit_compile
-from sgdap.surgery.rebuild import remake_functions
+from sgdap.surgery.rebuild import check_can_be_rebuilt, remake_functions
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
+from sgdap.training.backup import Backup
 from sgdap.training.goal import Goal
 from sgdap.training.guard import SMALLEST_STEP, Decision, Guard, Round, costliest_groups
 from sgdap.training.log import Summaries, Widths
@@ -92,6 +95,9 @@ class SGDAPCallback(keras.callbacks.Callback):
             steps that are left (a model compiled with XLA stays so); True or False decide; None
             leaves the model's setting.
         seed: Of everything random.
+        backup_dir: A folder in which the state of the run is kept, anew with each epoch: when the
+            process is killed and the same script run again, `fit` goes on after the last whole
+            epoch. When `fit` ends, the file is removed.
         verbose: 0: silent, 1: a line for each decision.
 
     Attributes:
@@ -137,6 +143,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         overrides: Mapping[str, float] | None = None,
         jit_compile: str | bool | None = "auto",
         seed: int = 0,
+        backup_dir: str | os.PathLike[str] | None = None,
         verbose: int = 1,
     ) -> None:
         super().__init__()
@@ -153,7 +160,9 @@ class SGDAPCallback(keras.callbacks.Callback):
         self.budget = budget
         self.guidance = get_guidance(guidance)
         if max_accuracy_drop is not None and (
-            not isinstance(max_accuracy_drop, (int, float)) or not max_accuracy_drop >= 0
+            isinstance(max_accuracy_drop, bool)
+            or not isinstance(max_accuracy_drop, (int, float))
+            or not max_accuracy_drop >= 0
         ):
             raise ValueError(
                 "max_accuracy_drop must be a number that is not negative, or None. "
@@ -167,6 +176,7 @@ class SGDAPCallback(keras.callbacks.Callback):
             ("samples", samples, 5),
             ("min_channels", min_channels, 1),
             ("round_to", round_to, 1),
+            ("seed", seed, 0),
         ):
             check_integer(name, value, least)
         Monitor(monitor, mode)
@@ -201,6 +211,8 @@ class SGDAPCallback(keras.callbacks.Callback):
         self.overrides = overrides
         self.jit_compile = jit_compile
         self.seed = seed
+        self.backup_dir = backup_dir
+        self._backup = None if backup_dir is None else Backup(backup_dir, (Guard, Round))
         self.verbose = verbose
         self.rounds: list[Round] = []
         self.plan: Plan | None = None
@@ -208,7 +220,10 @@ class SGDAPCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Checks that everything can work before anything is changed."""
         neighbours = Neighbours(*_keras.callbacks_beside(self))
+        if neighbours.of_class(SGDAPCallback):
+            raise ValueError("A fit takes one SGDAPCallback. Received: more than one.")
         graph = channel_graph(self.model)
+        check_can_be_rebuilt(graph)
         groups = prunable_groups(graph, self.layers)
         self._rules = width_rules(groups, self.min_channels, self.round_to, self.overrides)
         self._note_costs(graph)
@@ -216,6 +231,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         self._steps: StepSchedule | None = None
         if not isinstance(self.schedule, Schedule):
             self._steps = StepSchedule(self.schedule, self._last_epoch() * self._steps_per_epoch())
+        self._first: int | None = None  # fit tells with its first epoch
         epochs = self._possible_epochs()
         self._goal = Goal(
             self.budget,
@@ -245,6 +261,9 @@ class SGDAPCallback(keras.callbacks.Callback):
         self._tap: TrainStepTap | None = None
         if self.calibration_data is None:
             self._tap = TrainStepTap(graph, self.samples, self.seed)
+        if self._backup is not None:
+            with self._untapped_on_error():
+                self._take_up(self._backup.begin(graph, self._state()))
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Judges the last round, then starts the next one where it is time.
@@ -253,12 +272,18 @@ class SGDAPCallback(keras.callbacks.Callback):
         of, for all callbacks, whatever their order.
         """
         self._neighbours.note()
-        self._between_epochs()
+        with self._untapped_on_error():
+            if self._first is None:
+                self._begin_at(epoch)
+            if self._backup is not None:  # now all callbacks are through with the epoch before
+                self._backup.write(epoch, self._state())
+            self._between_epochs()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Reads the metric, and adds to the logs what the model costs that it is of."""
         logs = {} if logs is None else logs
-        value = self._monitor.read(logs)
+        with self._untapped_on_error():
+            value = self._monitor.read(logs)
         if self._guard.drop is not None and value is not None:
             self._guard.sign = self._monitor.sign(self.model)
         self._ended = (epoch, value)
@@ -280,11 +305,44 @@ class SGDAPCallback(keras.callbacks.Callback):
             if getattr(_keras.optimizer_parts(self.model.optimizer)[-1], "use_ema", False):
                 self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
         self._warn_if_short_of_budget()
+        if self._backup is not None:
+            self._backup.end()
         self._good = self._best = self._data = None
         self._summaries.close()
         if self._tap is not None:
             self._tap.remove()
             self._tap = None
+
+    @contextlib.contextmanager
+    def _untapped_on_error(self) -> Iterator[None]:
+        """Within, an error leaves the model with the train step that it had before."""
+        try:
+            yield
+        except BaseException:
+            if self._tap is not None:
+                self._tap.remove()
+                self._tap = None
+            raise
+
+    # What a backup keeps
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            **{name: getattr(self, name) for name in _KEPT},
+            "monitor": dict(vars(self._monitor)),
+            "reservoir": None if self._tap is None else self._tap.reservoir.state(),
+        }
+
+    def _take_up(self, state: Mapping[str, Any] | None) -> None:
+        if state is None:
+            return
+        for name in _KEPT:
+            setattr(self, name, state[name])
+        vars(self._monitor).update(state["monitor"])
+        if self._tap is not None:
+            self._tap.reservoir.set_state(state["reservoir"])
+        self._note_costs(channel_graph(self.model))
+        self._say(f"SGDAP goes on where the run was interrupted: {self.backup_dir}")
 
     # Where the way leads
 
@@ -302,15 +360,23 @@ class SGDAPCallback(keras.callbacks.Callback):
 
     def _possible_epochs(self) -> list[int]:
         """The epochs after which there may be a round."""
-        epochs = list(range(self.begin_epoch, self._last_epoch(), self.frequency))
+        first = max(self.begin_epoch, self._first or 0)
+        epochs = list(range(first, self._last_epoch(), self.frequency))
         if not epochs:
             raise ValueError(
                 f"There is no epoch for a round: of {self.params['epochs']} epochs, pruning begins "
-                f"after epoch {self.begin_epoch} (begin_epoch, counted from 0) and "
+                f"after epoch {first} (begin_epoch or fit's initial_epoch, counted from 0) and "
                 f"{self.final_finetune_epochs} are left for fine-tuning (final_finetune_epochs). "
                 "Train for more epochs or lower one of the two."
             )
         return epochs
+
+    def _begin_at(self, epoch: int) -> None:
+        """Lets the way to the budget begin with the first epoch of the run."""
+        self._first = epoch
+        epochs = self._possible_epochs()
+        self._goal.check(len(epochs))
+        self._epochs = epochs[: self._goal.way.rounds]
 
     # Rounds
 
@@ -475,3 +541,18 @@ class SGDAPCallback(keras.callbacks.Callback):
     def _say(self, text: str) -> None:
         if self.verbose:
             print(text)
+
+
+_KEPT = ("rounds", "plan", "_guard", "_ended", "_served", "_good", "_best", "_jit_chosen")
+_KEPT += ("_first", "_epochs")
+    "rounds",
+    "plan",
+    "_guard",
+    "_ended",
+    "_served",
+    "_good",
+    "_best",
+    "_jit_chosen",
+    "_first",
+    "_epochs",
+)

@@ -16,6 +16,8 @@ from sgdap import callback as callback_module
 from sgdap.surgery import latency
 from tests.models import convnet, digits_like, outputs
 
+HALF = sgdap.Budget(flops=0.5)
+
 X, Y = digits_like(128)
 XLA = pytest.param(True, marks=pytest.mark.compiled)
 THIRD = sgdap.Budget(flops=0.33)
@@ -519,3 +521,85 @@ def test_it_prints_only_where_asked(verbose, capsys):
     printed = capsys.readouterr().out
     assert ("Epoch 1: SGDAP keeps" in printed) == bool(verbose)
     assert bool(printed) == bool(verbose)
+
+
+def test_a_run_that_begins_later_goes_the_whole_way_from_there():
+    model, (x, y) = convnet(optimizer="adam"), digits_like(48)
+    full = sgdap.profile(model, latency=False).flops
+    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.3), schedule="linear", verbose=0)
+    model.fit(x, y, epochs=10, initial_epoch=6, verbose=0, callbacks=[callback])
+    assert [r.epoch for r in callback.rounds] == [6, 7, 8]
+    assert callback.rounds[0].flops[1] > 0.6 * full
+    assert callback.rounds[-1].flops[1] <= 0.3 * full
+
+
+def test_a_run_that_begins_too_late_is_refused_and_leaves_no_tap():
+    model, (x, y) = convnet(optimizer="adam"), digits_like(48)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="no epoch for a round"):
+        model.fit(
+            x,
+            y,
+            epochs=10,
+            initial_epoch=9,
+            verbose=0,
+            callbacks=[sgdap.SGDAPCallback(sgdap.Budget(flops=0.3))],
+        )
+    assert all(map(np.array_equal, before, model.get_weights()))
+    assert "train_step" not in vars(model)
+
+
+class Forgetful(layers.Dense):
+    """A layer whose config lacks an argument that it can't be made without."""
+
+    def __init__(self, units, gain, **kwargs):
+        super().__init__(units, **kwargs)
+        self.gain = gain
+
+
+class Gained(layers.Dense):
+    """A layer whose config lacks an argument that has a default."""
+
+    def __init__(self, units, gain=1.0, **kwargs):
+        super().__init__(units, **kwargs)
+        self.gain = gain
+
+
+def dense_after(layer):
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, layers.Dense(3, "softmax", name="end")(layer(inputs)))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    return model, np.random.rand(64, 8), np.random.randint(3, size=64)
+
+
+def test_what_surgery_could_not_rebuild_is_refused_before_training():
+    model, x, y = dense_after(Forgetful(16, gain=2.0, name="odd"))
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="'odd' .* can't be rebuilt from its config"):
+        model.fit(x, y, epochs=2, verbose=0, callbacks=[sgdap.SGDAPCallback(HALF)])
+    assert all(map(np.array_equal, before, model.get_weights()))
+    assert "train_step" not in vars(model)
+
+
+def test_what_a_config_forgot_is_kept():
+    model, x, y = dense_after(Gained(16, gain=5.0, name="gained"))
+    model.fit(x, y, epochs=2, verbose=0, callbacks=[sgdap.SGDAPCallback(HALF, verbose=0)])
+    assert model.get_layer("gained").units < 16
+    assert model.get_layer("gained").gain == 5.0
+
+
+def test_two_of_them_in_one_fit_are_refused():
+    model, (x, y) = convnet(optimizer="adam"), digits_like(48)
+    callbacks = [sgdap.SGDAPCallback(sgdap.Budget(flops=0.3)) for _ in range(2)]
+    with pytest.raises(ValueError, match="more than one"):
+        model.fit(x, y, epochs=2, verbose=0, callbacks=callbacks)
+
+
+def test_embeddings_shrink_in_fit():
+    inputs = keras.Input((7,), dtype="int32")
+    y = layers.GlobalAveragePooling1D()(layers.Embedding(50, 16)(inputs))
+    model = keras.Model(inputs, layers.Dense(3, "softmax")(y))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    x, y = np.random.randint(50, size=(64, 7)), np.random.randint(3, size=64)
+    model.fit(x, y, epochs=2, verbose=0, callbacks=[sgdap.SGDAPCallback(HALF, verbose=0)])
+    assert model.layers[1].output_dim < 16

@@ -3,6 +3,7 @@
 from sgdap.statistics.activation import ActivationStatistics, activation_statistics
 from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics, collect_statistics
 from sgdap.statistics.moments import Moments, merge_moments
+from sgdap.statistics.workers import merge_across_workers
 
 __all__ = [
     "ActivationStatistics",
@@ -11,5 +12,6 @@ __all__ = [
     "Moments",
     "activation_statistics",
     "collect_statistics",
+    "merge_across_workers",
     "merge_moments",
 ]

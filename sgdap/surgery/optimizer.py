@@ -40,7 +40,7 @@ def rebuild_optimizer(optimizer: Any, replaced: Replaced) -> list[tuple[Any, Any
     olds = _keras.optimizer_parts(optimizer)
     old_variables = _keras.optimizer_variables(optimizer)
     new_variables = [replaced.get(id(v), (v, []))[0] for v in old_variables]
-    new = _remade(optimizer)
+    new = remade(optimizer)
     news = _keras.optimizer_parts(new)
     for old, part in zip(olds, news, strict=True):
         spared = [
@@ -67,9 +67,9 @@ def rebuild_optimizer(optimizer: Any, replaced: Replaced) -> list[tuple[Any, Any
     return list(zip(olds, news, strict=True))
 
 
-def _remade(optimizer: Any) -> Any:
+def remade(optimizer: Any) -> Any:
     """An optimizer that is not built, like another one: same class, same settings."""
-    inner = [_remade(part) for part in _keras.inner_optimizers(optimizer)]
+    inner = [remade(part) for part in _keras.inner_optimizers(optimizer)]
     try:
         new = _keras.optimizer_around(optimizer, inner) if inner else _from_config(optimizer)
     except Exception as error:

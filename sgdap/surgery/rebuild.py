@@ -17,7 +17,7 @@ from sgdap.graph.program import Call, Program, fill
 from sgdap.graph.replay import rewritten_operations
 from sgdap.graph.rewriting import Written
 from sgdap.graph.slices import sliced, variable_of, variable_slices
-from sgdap.surgery.optimizer import rebuild_optimizer
+from sgdap.surgery.optimizer import rebuild_optimizer, remade
 
 Mask = npt.NDArray[np.bool_]
 Updates = Mapping[tuple[str, int], npt.NDArray[np.floating[Any]]]
@@ -121,6 +121,25 @@ def rebuild(
         _keras.forget_build_shapes(model, [code.layer for code in program.codes])
         _keras.refresh_trainable_state(model)
         remake_functions(model)
+
+
+def check_can_be_rebuilt(graph: ChannelGraph) -> None:
+    """Says whether a model's layers and its optimizer can be made again from their configs.
+
+    Args:
+        graph: The model's channels.
+
+    Raises:
+        ValueError: One of those that surgery may touch can't.
+    """
+    model = graph.program.model
+    touched = {axis.path for axis in graph.axes}
+    with _scope(model):
+        for path, layer in graph.program.layers().items():
+            if path in touched:
+                _from_config(layer, path, {})
+        if getattr(model, "optimizer", None) is not None:
+            remade(model.optimizer)
 
 
 def remake_functions(model: Any) -> None:

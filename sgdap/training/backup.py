@@ -1,4 +1,4 @@
-"""Backups of a training run, by which a run that was killed goes on; knows nothing of pruning."""
+"""The last whole state of a run in a folder, by which the run goes on when it was killed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ from typing import Any
 import numpy as np
 
 from sgdap import _keras
+from sgdap.graph.groups import ChannelGraph
+from sgdap.graph.program import Ref
+from sgdap.graph.rewriting import Written
+from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint
+from sgdap.surgery.rebuild import remake_functions
+from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
 from sgdap.training.record import read_record, write_record
 
 _NAME = "run.sgdap"
+_CLASSES = (Snapshot, Written, Ref, Plan, GroupPlan)
 
 
 class Backup:
-    """The last whole state of a run in a folder.
+    """Keeps the model, its optimizer, the default random generators and what else it is given.
 
     Args:
-        folder: Where it is; made when it is first written.
-        classes: Dataclasses that the state holds.
+        folder: Where; it is made when it is first needed.
+        classes: Dataclasses in what else it is given.
 
     Raises:
         TypeError: `folder` is no path.
@@ -37,71 +44,66 @@ class Backup:
                 f"{type(folder).__name__})"
             )
         self._folder = Path(folder)
-        self._classes = tuple(classes)
+        self._path = self._folder / _NAME
+        self._classes = (*_CLASSES, *classes)
 
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self._folder / _NAME
-
-    def read(self, model: str) -> tuple[int, Mapping[str, Any]] | None:
-        """The epoch at which the run goes on and its state; None where there is no backup.
+    def begin(self, graph: ChannelGraph, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Brings the model of a `fit` that begins to the last backup, if any.
 
         Args:
-            model: Fingerprint of the model that the run began with.
+            graph: The channels of the model, which is as its script made it.
+            state: What `write` will be given, as it is now.
+
+        Returns:
+            The state that was given when that backup was written, None where there is none.
 
         Raises:
-            ValueError: The file is damaged, or of a run of another model.
+            ValueError: The backup is damaged or of a run of another model, or such a state can't
+                be kept; nothing was changed.
         """
-        if not self.path.exists():
+        self._model = graph.program.model
+        self._fingerprint = model_fingerprint(graph)
+        self._first: int | None = None
+        self._check(self._content(0, state))
+        _keras.begin_at_epoch(self._model, None)
+        if not self._path.exists():
             return None
-        remedy = (
-            "Make the model as the script did that was interrupted, or delete the file to begin "
-            "anew."
-        )
         try:
-            content = read_record(self.path, self._classes)
+            content = read_record(self._path, self._classes)
         except ValueError as error:
             raise ValueError(f"{error} Delete it to begin anew.") from error
-        if content["model"] != model:
-            raise ValueError(f"The backup '{self.path}' is of a run of another model. {remedy}")
-        return content["epoch"], content["state"]
-
-    def check(self, state: Mapping[str, Any]) -> None:
-        """Says before a run begins whether its state can be written and read again.
-
-        Args:
-            state: The state as it will be written.
-
-        Raises:
-            ValueError: It can't.
-        """
+        other = (
+            f"The backup '{self._path}' is of a run of another model or optimizer. Make the model "
+            "as the script did that was interrupted, or delete the file to begin anew."
+        )
+        if content["fingerprint"] != self._fingerprint:
+            raise ValueError(other)
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / _NAME
-                write_record(path, dict(state), self._classes)
-                read_record(path, self._classes)
-        except Exception as error:  # what comes from the configs of a user's own layers
-            raise ValueError(
-                f"The run's state can't be kept in backup_dir: {error} Let the get_config of your "
-                "layers return plain values, or leave backup_dir out."
-            ) from error
+            restore_snapshot(self._model, content["model"], counters=True)
+        except ValueError as error:
+            raise ValueError(f"{other} {error}") from error
+        if content["jit_compile"] != self._model.jit_compile:
+            self._model.jit_compile = content["jit_compile"]
+            remake_functions(self._model)
+        set_random_state(content["random"])
+        _keras.begin_at_epoch(self._model, content["epoch"])
+        state = content["state"]
+        return state
 
-    def write(self, epoch: int, model: str, state: Mapping[str, Any]) -> None:
-        """Writes the state; where it can't be written, the one before stays and a warning says so.
+    def write(self, epoch: int, state: Mapping[str, Any]) -> None:
+        """Writes a backup; where that fails the one before stays, and a warning says so.
 
         Args:
-            epoch: The epoch at which the run goes on from here.
-            model: Fingerprint of the model that the run began with.
-            state: What `read` returns.
-
-        Raises:
-            TypeError: The state holds something that can't be written.
+            epoch: The epoch that begins. At the first one of a `fit` nothing is written.
+            state: What else is kept.
         """
-        content = {"model": model, "epoch": epoch, "state": dict(state)}
+        if self._first is None:
+            self._first = epoch
+        if epoch == self._first:
+            return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_record(self.path, content, self._classes)
+            write_record(self._path, self._content(epoch, state), self._classes)
         except OSError as error:
             warnings.warn(
                 f"The backup after epoch {epoch} could not be written: {error}. The one before "
@@ -109,12 +111,36 @@ class Backup:
                 stacklevel=2,
             )
 
-    def remove(self) -> None:
+    def end(self) -> None:
         """Removes the file, and its folder where nothing else is in it."""
+        _keras.begin_at_epoch(self._model, None)
         with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+            self._path.unlink()
         with contextlib.suppress(OSError):
             self._folder.rmdir()
+
+    def _content(self, epoch: int, state: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "fingerprint": self._fingerprint,
+            "epoch": epoch,
+            "model": take_snapshot(self._model),
+            "jit_compile": self._model.jit_compile,
+            "random": random_state(),
+            "state": dict(state),
+        }
+
+    def _check(self, content: Mapping[str, Any]) -> None:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                write_record(Path(folder) / _NAME, content, self._classes)
+                read_record(Path(folder) / _NAME, self._classes)
+        except OSError:
+            return  # no room there says nothing about the backup's folder
+        except Exception as error:  # whatever comes from the configs of a user's own layers
+            raise ValueError(
+                f"The state of this run can't be kept in backup_dir: {error} Let the get_config "
+                "of your layers return plain values, or leave backup_dir out."
+            ) from error
 
 
 def random_state() -> Mapping[str, Any]:

@@ -81,8 +81,21 @@ class Goal:
             self.way = schedule if isinstance(schedule, Adaptive) else Adaptive()
         else:
             self.way = schedule
-            schedule.check(rounds, float(self._shares.min()))
+        self._checked = self.way is schedule and not self._open
+        self.check(rounds)
         self.step = self.way.step(float(self._shares.min()))
+
+    def check(self, rounds: int) -> None:
+        """Says whether the budget can be reached.
+
+        Args:
+            rounds: How many rounds there are epochs for.
+
+        Raises:
+            ValueError: It can't.
+        """
+        if self._checked:
+            self.way.check(rounds, float(self._shares.min()))
 
     def target(
         self,

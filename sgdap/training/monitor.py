@@ -23,6 +23,10 @@ class Monitor:
     def __init__(self, metric: str = "auto", mode: str = "auto") -> None:
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode must be 'auto', 'min' or 'max'. Received: mode={mode!r}")
+        if not isinstance(metric, str):
+            raise ValueError(
+                f"monitor must be the name of a metric, or 'auto'. Received: monitor={metric!r}"
+            )
         self.name: str | None = None
         self._metric = metric
         self._mode = mode

@@ -32,7 +32,12 @@ def interrupt_at(epoch: int) -> keras.callbacks.Callback:
 def net(width: int = 8, optimizer: str = "adam") -> keras.Model:
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
-        [keras.Input((4,)), layers.Dense(width, "relu"), layers.Dense(6, "relu"), layers.Dense(2)]
+        [
+            keras.Input((4,)),
+            layers.Dense(width, "relu", name="one"),
+            layers.Dense(6, "relu", name="two"),
+            layers.Dense(2, name="three"),
+        ]
     )
     model.compile(optimizer, "mse")
     return model
@@ -179,6 +184,7 @@ def test_a_backup_with_one_wrong_bit_is_refused(tmp_path):
         content[place] ^= 1
 
 
+@pytest.mark.filterwarnings("ignore:Even though")  # that tests run functions eagerly
 def test_a_full_disk_does_not_lose_the_backup_before(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

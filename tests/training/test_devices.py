@@ -1,0 +1,46 @@
+"""A run on two devices makes the slim model that a run on one device makes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.mirrored_run import SAMPLES, data
+
+
+@pytest.fixture(scope="module")
+def runs():
+    command = [sys.executable, "-m", "tests.training.mirrored_run"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_statistics_are_those_of_one_device(runs):
+    one, two = runs["one"]["data"], runs["two"]["data"]
+    for name in ("moments", "sensitivity"):
+        for mine, other in zip(one[name], two[name], strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("source", ["data", "reservoir"])
+def test_the_slim_model_is_that_of_one_device_and_lives_on_both(runs, source):
+    one, two = runs["one"][source], runs["two"][source]
+    assert two["kinds"] == ["MirroredVariable"]
+    assert set(two["copies"]) == {2}
+    assert two["alike"]
+    assert one["widths"] == two["widths"] != [8, 6, 3]
+    assert one["iterations"] == two["iterations"] == 6
+    if source == "data":  # the sample comes in another order from two devices
+        for mine, other in zip(one["weights"], two["weights"], strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-4)
+
+
+def test_the_sample_of_the_training_data_has_the_batches_of_both_devices(runs):
+    for run in runs.values():
+        assert run["reservoir"]["seen"] == SAMPLES
+        np.testing.assert_array_equal(run["reservoir"]["sample"], np.sort(data()[0], axis=0))
