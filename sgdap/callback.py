@@ -210,6 +210,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         neighbours = Neighbours(*_keras.callbacks_beside(self))
         graph = channel_graph(self.model)
         groups = prunable_groups(graph, self.layers)
+        self.guidance.check(graph, groups)
         self._rules = width_rules(groups, self.min_channels, self.round_to, self.overrides)
         self._note_costs(graph)
         self._full = self._costs

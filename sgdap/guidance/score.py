@@ -14,6 +14,7 @@ from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.base import GroupData, Guidance
 from sgdap.guidance.elimination import Consumer, ErrorCurve, eliminate, removal_errors
+from sgdap.guidance.growth import growth_rates
 from sgdap.statistics.activation import activation_statistics
 from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics
 from sgdap.statistics.contributions import Contributions, weighted_kernel
@@ -214,6 +215,7 @@ def group_data(
         filters=tuple(filters),
         activations=tuple(activations),
         scales=tuple(scales),
+        growth=growth_rates(graph, group),
         taylor=tuple(taylor),
     )
 
