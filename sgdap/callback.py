@@ -366,7 +366,9 @@ class SGDAPCallback(keras.callbacks.Callback):
         # x alone, whatever its structure
         data = self._data if self._tap is None else (self._tap.reservoir.sample(),)
         statistics = collect_statistics(graph, data, samples=self.samples, seed=self.seed + epoch)
-        curves = score_groups(graph, statistics, self.guidance, reconstruction=self.reconstruction)
+        curves = score_groups(
+            graph, statistics, self.guidance, groups=groups, reconstruction=self.reconstruction
+        )
         self.plan = plan_from_statistics(
             graph,
             statistics,

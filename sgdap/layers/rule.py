@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sgdap.graph.channels import Symbol
-from sgdap.graph.registry import RuleCall, register_rule
+from sgdap.graph.registry import register_rule
+from sgdap.graph.rulecall import RuleCall
 from sgdap.graph.rules.activation import is_elementwise
 from sgdap.layers.dynamic_range import DynamicRangeActivation
 

@@ -183,9 +183,10 @@ def plan_from_statistics(
             graph,
             statistics,
             guidance,
+            groups=groups,
             reconstruction=reconstruction,
             memory_limit=limit,
-            progress=progress.groups(sum(group.prunable for group in graph.groups)),
+            progress=progress.groups(len(groups)),
         )
     model = cost_model(graph)
     everything = np.ones(graph.count, bool)
