@@ -60,7 +60,11 @@ def test_refinement_chooses_among_the_least_grown():
         sum(
             group.error
             for group in sgdap.plan(
-                model, x, sgdap.Budget(flops=0.4), guidance=sgdap.GrowthGuidance(refinement)
+                model,
+                x,
+                sgdap.Budget(params=0.4),
+                guidance=sgdap.GrowthGuidance(refinement),
+                allocation="layerwise",
             ).groups
         )
         for refinement in (0.0, 1.0)
