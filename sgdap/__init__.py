@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgdap import datasets as datasets
+    from sgdap import layers as layers
     from sgdap.callback import SGDAPCallback as SGDAPCallback
     from sgdap.graph import ChannelGraph as ChannelGraph
     from sgdap.graph import ChannelGroup as ChannelGroup
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sgdap.guidance import BatchNormScaleGuidance as BatchNormScaleGuidance
     from sgdap.guidance import CorrelationGuidance as CorrelationGuidance
     from sgdap.guidance import FPGMGuidance as FPGMGuidance
+    from sgdap.guidance import GrowthGuidance as GrowthGuidance
     from sgdap.guidance import Guidance as Guidance
     from sgdap.guidance import LassoGuidance as LassoGuidance
     from sgdap.guidance import MagnitudeGuidance as MagnitudeGuidance
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from sgdap.guidance import SecondOrderGuidance as SecondOrderGuidance
     from sgdap.guidance import TaylorGuidance as TaylorGuidance
     from sgdap.guidance import register_guidance as register_guidance
+    from sgdap.layers import fold as fold
     from sgdap.planning import Budget as Budget
     from sgdap.planning import Plan as Plan
     from sgdap.planning import plan as plan  # type: ignore[no-redef]  # its module's name too
@@ -60,6 +63,7 @@ _HOMES = {
         "BatchNormScaleGuidance",
         "CorrelationGuidance",
         "FPGMGuidance",
+        "GrowthGuidance",
         "Guidance",
         "LassoGuidance",
         "MagnitudeGuidance",
@@ -68,6 +72,7 @@ _HOMES = {
         "TaylorGuidance",
         "register_guidance",
     ],
+    "layers": ["fold"],
     "planning": ["Budget", "Plan", "plan"],
     "planning.schedule": ["Adaptive", "Cubic", "Geometric", "Linear", "OneShot", "Schedule"],
     "report": ["Inspection", "Profile", "inspect", "profile"],
@@ -83,12 +88,14 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [*sorted(_HOME_OF), "datasets"]
+_MODULES = ("datasets", "layers")
+
+__all__ = [*sorted(_HOME_OF), *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "datasets":
-        return import_module("sgdap.datasets")
+    if name in _MODULES:
+        return import_module(f"sgdap.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'sgdap' has no attribute '{name}'")
     found = getattr(import_module(f"sgdap.{_HOME_OF[name]}"), name)

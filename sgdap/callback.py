@@ -225,6 +225,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         graph = channel_graph(self.model)
         check_can_be_rebuilt(graph)
         groups = prunable_groups(graph, self.layers)
+        self.guidance.check(graph, groups)
         self._rules = width_rules(groups, self.min_channels, self.round_to, self.overrides)
         self._note_costs(graph)
         self._full = self._costs
@@ -434,7 +435,9 @@ class SGDAPCallback(keras.callbacks.Callback):
         # x alone, whatever its structure
         data = self._data if self._tap is None else (self._tap.reservoir.sample(),)
         statistics = collect_statistics(graph, data, samples=self.samples, seed=self.seed + epoch)
-        curves = score_groups(graph, statistics, self.guidance, reconstruction=self.reconstruction)
+        curves = score_groups(
+            graph, statistics, self.guidance, groups=groups, reconstruction=self.reconstruction
+        )
         self.plan = plan_from_statistics(
             graph,
             statistics,
@@ -543,8 +546,7 @@ class SGDAPCallback(keras.callbacks.Callback):
             print(text)
 
 
-_KEPT = ("rounds", "plan", "_guard", "_ended", "_served", "_good", "_best", "_jit_chosen")
-_KEPT += ("_first", "_epochs")
+_KEPT = (
     "rounds",
     "plan",
     "_guard",

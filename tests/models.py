@@ -8,6 +8,7 @@ import numpy as np
 from keras import layers, ops
 
 from sgdap import _keras
+from sgdap.layers import DynamicRangeActivation
 
 LAYER_SCALE, STOCHASTIC_DEPTH, SCALED_SUM = _keras.application_layers()
 
@@ -455,6 +456,15 @@ _same_shape(
 )
 _same_shape("softmax", lambda x, n: layers.Softmax(axis=1 if n % 2 else -1))
 _same_shape("batch_normalization", lambda x, n: layers.BatchNormalization(scale=n % 3 > 0))
+_same_shape(
+    "dynamic_range",
+    lambda x, n: DynamicRangeActivation(
+        pick(("sigmoid", "relu", layers.LeakyReLU(), "silu"), n),
+        pick(("trainable", "statistics"), n // 2),
+        clip=pick((None, None, 0.8), n),
+        channel_axis=pick((-1, len(x.shape) - 1), n),
+    ),
+)
 _same_shape("layer_normalization", lambda x, n: layers.LayerNormalization())
 _same_shape("rms_normalization", lambda x, n: layers.RMSNormalization())
 _same_shape("unit_normalization", lambda x, n: layers.UnitNormalization())

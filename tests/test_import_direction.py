@@ -8,7 +8,7 @@ import sgdap
 ROOT = Path(sgdap.__file__).parent
 JOURNEY = ["graph", "statistics", "guidance", "planning", "surgery"]
 STEPS = ["_arguments", "_keras", *JOURNEY, "training"]
-ON_TOP = {"callback", "report", "demo", "cli", "datasets", "__init__", "__main__"}
+ON_TOP = {"layers", "callback", "report", "demo", "cli", "datasets", "__init__", "__main__"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -13,6 +13,7 @@ from sgdap.guidance.criteria import (
     TaylorGuidance,
 )
 from sgdap.guidance.elimination import ErrorCurve, eliminate
+from sgdap.guidance.growth import GrowthGuidance
 from sgdap.guidance.lasso import LassoFit, Quadratic, lasso_cv
 from sgdap.guidance.reconstruction import reconstruct
 from sgdap.guidance.score import score_groups
@@ -22,6 +23,7 @@ __all__ = [
     "CorrelationGuidance",
     "ErrorCurve",
     "GroupData",
+    "GrowthGuidance",
     "Guidance",
     "LassoFit",
     "LassoGuidance",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from sgdap.graph.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.elimination import Consumer
 from sgdap.statistics.activation import ActivationStatistics
 from sgdap.statistics.contributions import Contributions, contributions_of
@@ -33,6 +34,8 @@ class GroupData:
         filters: For each producing weight the filters, `(channels, entries)`.
         activations: For each consumer the activation statistics of the channels.
         scales: For each batch normalisation along the channels its γ, `(size,)`.
+        growth: For each dynamic range activation along the channels its growth rate |α|,
+            `(size,)`.
         taylor: For each consumer the mean of `|Σ_positions a ∂L/∂a|` over the samples, `(size,)`;
             empty where no gradients were collected.
     """
@@ -46,6 +49,7 @@ class GroupData:
     filters: tuple[Array, ...]
     activations: tuple[ActivationStatistics, ...]
     scales: tuple[Array, ...] = ()
+    growth: tuple[Array, ...] = ()
     taylor: tuple[Array, ...] = ()
 
     @property
@@ -83,6 +87,13 @@ class Guidance:
     name: ClassVar[str] = ""
     refinement: float = 0.0
     """Share of the remaining channels among which elimination may choose the next one to leave."""
+
+    def check(self, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> None:
+        """Says, before anything is looked at or changed, whether groups can be scored.
+
+        Raises:
+            ValueError: The model lacks what the criterion looks at.
+        """
 
     def scores(self, data: GroupData) -> Array:
         """How much each channel is needed, more is better, `(size,)`."""

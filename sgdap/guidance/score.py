@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -14,6 +14,7 @@ from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.base import GroupData, Guidance
 from sgdap.guidance.elimination import Consumer, ErrorCurve, eliminate, removal_errors, scale_of
+from sgdap.guidance.growth import growth_rates
 from sgdap.statistics.activation import activation_statistics
 from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics
 from sgdap.statistics.contributions import Contributions, weighted_kernel
@@ -28,29 +29,32 @@ def score_groups(
     statistics: CalibrationStatistics,
     guidance: Guidance,
     *,
+    groups: Sequence[ChannelGroup] | None = None,
     reconstruction: bool = True,
     memory_limit: int | None = None,
     progress: Callable[[ChannelGroup], None] | None = None,
 ) -> dict[str, ErrorCurve]:
-    """Scores every prunable group of a model.
+    """Scores groups of a model.
 
     Args:
         graph: The model's channels.
         statistics: The result of a calibration pass over the same model.
         guidance: The criterion.
+        groups: Prunable groups; None: all.
         reconstruction: Whether the consumers' weights will be refitted to the channels that stay.
         memory_limit: Fewer groups are scored side by side where their matrices would need more
             bytes than this; None: a quarter of the free memory.
         progress: Called with each group before it is scored.
 
     Returns:
-        The `ErrorCurve` of each prunable group by name. With sensitivities in the statistics,
+        The `ErrorCurve` of each group by name. With sensitivities in the statistics,
         errors are in units of loss and comparable between groups; without, each consumer's error
         is relative to the power of its outputs. A group that no linear layer reads (recurrent or
         grouped layers, say) is scored by the norm of its filters; one of which memory allowed to
         know only each channel's own contribution, by their power.
     """
-    groups = [group for group in graph.groups if group.prunable]
+    if groups is None:
+        groups = [group for group in graph.groups if group.prunable]
     work = {group.name: _working_memory(group, statistics, graph.count) for group in groups}
     side_by_side = checked_memory_limit(memory_limit) // max(*work.values(), 1)
 
@@ -213,6 +217,7 @@ def group_data(
         filters=tuple(filters),
         activations=tuple(activations),
         scales=tuple(scales),
+        growth=growth_rates(graph, group),
         taylor=tuple(taylor),
     )
 

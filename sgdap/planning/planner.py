@@ -54,7 +54,7 @@ def plan(
         budget: What the slim model may cost.
         guidance: A criterion by name or object: `"lasso"`, `"second_order"`, `"magnitude"`,
             `"activation"`, `"taylor"`, `"fpgm"`, `"batch_norm_scale"`, `"correlation"`,
-            `"random"`.
+            `"growth"`, `"random"`.
         allocation: `"global"`: channels leave where the loss rises least for what is saved;
             `"layerwise"`: the same share of every group.
         reconstruction: Whether the consumers' weights are refitted to the channels that stay.
@@ -102,6 +102,7 @@ def plan(
     limit = checked_memory_limit(memory_limit)
     graph = channel_graph(model)
     groups = prunable_groups(graph, layers)
+    criterion.check(graph, groups)
     rules = width_rules(groups, min_channels, round_to, overrides)
     check_budget_can_be_met(graph, groups, budget, rules)
     data = reusable(data, samples)
@@ -186,9 +187,10 @@ def plan_from_statistics(
             graph,
             statistics,
             guidance,
+            groups=groups,
             reconstruction=reconstruction,
             memory_limit=limit,
-            progress=progress.groups(sum(group.prunable for group in graph.groups)),
+            progress=progress.groups(len(groups)),
         )
     model = cost_model(graph)
     everything = np.ones(graph.count, bool)

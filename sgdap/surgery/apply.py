@@ -115,7 +115,7 @@ def copied(graph: ChannelGraph, *, compiled: bool = True) -> ChannelGraph:
         return channel_graph(copy_model(model, compiled=compiled))
     program = functional_program(graph.program)
     if model.compiled and compiled:
-        _compile_alike(program.model, model)
+        compile_alike(program.model, model)
     return replace(graph, program=program)
 
 
@@ -149,17 +149,18 @@ def copy_model(model: Any, *, compiled: bool = True) -> Any:
     for mine, other in zip(copy.variables, model.variables, strict=True):
         mine.assign(other)
     if model.compiled and compiled:
-        _compile_alike(copy, model)
+        compile_alike(copy, model)
     return copy
 
 
-def _compile_alike(copy: Any, model: Any) -> None:
+def compile_alike(copy: Any, model: Any) -> None:
+    """Compiles a copy as its model is, with a new optimizer; warns where that can't be done."""
     try:
         copy.compile_from_config(model.get_compile_config())
     except Exception as error:  # a loss or metric that Keras can't make from its config
         warnings.warn(
-            f"The slim model is not compiled: the loss, metrics or optimizer of "
-            f"'{model.name}' can't be copied ({error}). Call slim.compile(...) before "
+            f"The new model is not compiled: the loss, metrics or optimizer of "
+            f"'{model.name}' can't be copied ({error}). Call its `compile` before "
             "training or evaluating it.",
             stacklevel=4,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,30 +71,14 @@ def functional_program(program: Program) -> Program:
         ValueError: A layer can't be made from its config, or an operation of a `call` takes
             what a functional model can't hold.
     """
-    names = _names(program)
-    operations: dict[str, Any] = {}
-    tensors: dict[int, Any] = {}
-    for ref, name in zip(program.inputs, _input_names(program), strict=True):
-        shape, dtype = program.shapes[ref.index], program.dtypes[ref.index]
-        tensors[ref.index] = keras.Input(batch_shape=shape, dtype=dtype, name=name)
-    calls: list[Call] = []
-    for call in program.calls:
-        if call.path not in operations:
-            operations[call.path] = _copy(call, names[call.path])
-        _check_arguments(call, program)
-        args, kwargs = fill(call, tensors)
-        made = keras.tree.flatten(operations[call.path](*args, **kwargs))
-        record = _keras.history(made[0])
-        assert record is not None
-        node = _keras.node_of(*record)
-        calls.append(replace(call, operation=operations[call.path], node=node))
-        tensors.update({ref.index: x for ref, x in zip(call.outputs, made, strict=True)})
-    model = _assembled(program, tensors)
-    for path, layer in program.layers().items():
-        if isinstance(layer, keras.Layer):
-            before, after = map(_keras.layer_variables, (layer, operations[path]))
-            for mine, theirs in zip(after, before, strict=True):
-                mine.assign(theirs)
+    names = layer_names(program)
+    operations = {p: copy_of(layer, p, names[p]) for p, layer in program.layers().items()}
+    model, tensors, nodes = _connected(program, {path: [x] for path, x in operations.items()})
+    calls = [
+        replace(call, operation=operations[call.path], node=node)
+        for call, node in zip(program.calls, nodes, strict=True)
+    ]
+    _copy_variables(program, operations)
     return replace(
         program,
         model=model,
@@ -105,7 +90,65 @@ def functional_program(program: Program) -> Program:
     )
 
 
-def _names(program: Program) -> dict[str, str]:
+def functional_with(program: Program, replacements: Mapping[str, Sequence[Any]]) -> Any:
+    """Copies the model of a program into a functional one with other layers in some places.
+
+    Args:
+        program: The calls of a model.
+        replacements: For paths of layers what is called in their place, one after another. The
+            caller gives new layers their weights; all others get those of the model.
+
+    Returns:
+        The functional model.
+
+    Raises:
+        ValueError: As `functional_program`.
+    """
+    names = layer_names(program)
+    copies = {
+        path: copy_of(layer, path, names[path])
+        for path, layer in program.layers().items()
+        if path not in replacements
+    }
+    places = {path: [operation] for path, operation in copies.items()}
+    model, _, _ = _connected(program, {**places, **replacements})
+    _copy_variables(program, copies)
+    return model
+
+
+def _connected(
+    program: Program, places: Mapping[str, Sequence[Any]]
+) -> tuple[Any, dict[int, Any], list[Any]]:
+    """The model of what is called in each place, its tensors, and Keras' record of each call."""
+    tensors: dict[int, Any] = {}
+    nodes = []
+    for ref, name in zip(program.inputs, _input_names(program), strict=True):
+        shape, dtype = program.shapes[ref.index], program.dtypes[ref.index]
+        tensors[ref.index] = keras.Input(batch_shape=shape, dtype=dtype, name=name)
+    for call in program.calls:
+        _check_arguments(call, program)
+        first, *others = places[call.path]
+        args, kwargs = fill(call, tensors)
+        results = first(*args, **kwargs)
+        for operation in others:
+            results = operation(results)
+        made = keras.tree.flatten(results)
+        record = _keras.history(made[0])
+        assert record is not None
+        nodes.append(_keras.node_of(*record))
+        tensors.update({ref.index: x for ref, x in zip(call.outputs, made, strict=True)})
+    return _assembled(program, tensors), tensors, nodes
+
+
+def _copy_variables(program: Program, copies: Mapping[str, Any]) -> None:
+    for path, layer in program.layers().items():
+        if path in copies and isinstance(layer, keras.Layer):
+            before, after = map(_keras.layer_variables, (layer, copies[path]))
+            for mine, theirs in zip(after, before, strict=True):
+                mine.assign(theirs)
+
+
+def layer_names(program: Program) -> dict[str, str]:
     """A name for each layer: its own where that is the only one, else with those around it."""
     own = {
         path: layer.name if isinstance(layer, keras.Layer) else path.split("/")[-1].split(".")[-1]
@@ -156,17 +199,29 @@ def _assembled(program: Program, tensors: dict[int, Any]) -> Any:
     )
 
 
-def _copy(call: Call, name: str) -> Any:
-    operation = call.operation
+def copy_of(operation: Any, path: str, name: str, entries: Mapping[str, Any] | None = None) -> Any:
+    """Makes a layer or operation like another one, without its weights.
+
+    Args:
+        operation: The layer or operation.
+        path: Its path, for people.
+        name: The name of the new layer.
+        entries: Entries of the config that change.
+
+    Raises:
+        ValueError: It can't be made from its config.
+    """
     try:
         config = without_build_config(operation.get_config())
         with contextlib.suppress(TypeError):
             if "name" in config:
                 config["name"] = name
+        if entries:
+            config.update(entries)
         new = type(operation).from_config(config)
     except Exception as error:
         raise ValueError(
-            f"'{call.path}' (of class {type(operation).__name__}) can't be copied: {error} "
+            f"'{path}' (of class {type(operation).__name__}) can't be copied: {error} "
             "Implement `get_config` in its class, or use sgdap.apply(model, plan, in_place=True)."
         ) from error
     if isinstance(operation, keras.Layer):

@@ -1,0 +1,176 @@
+"""Puts dynamic range activations in the place of a model's own; trains nothing."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from sgdap import _keras
+from sgdap.graph.program import Call, Program
+from sgdap.graph.rules.activation import is_elementwise
+from sgdap.graph.trace import trace
+from sgdap.layers.dynamic_range import DynamicRangeActivation
+from sgdap.surgery.apply import compile_alike
+from sgdap.surgery.functional import copy_of, functional_with, layer_names
+
+ENDING = tuple(
+    getattr(keras.layers, name)
+    for name in (
+        "Dense EinsumDense Conv1D Conv2D Conv3D Conv1DTranspose Conv2DTranspose Conv3DTranspose "
+        "DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D"
+    ).split()
+)
+"""Layers that end with an activation of their config."""
+
+ALONE = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)
+"""Layers that are an activation without weights."""
+
+
+def to_dra(model: Any, layers: Sequence[str] | None = None, **arguments: Any) -> Any:
+    """Replaces activations of a model by dynamic range activations.
+
+    Growth rates begin at 1 and offsets at 0, so the new model computes what the old one does. A
+    layer that ends with an activation is followed by a `DynamicRangeActivation` of the name
+    `<layer>_dra` then; an activation layer is replaced by one of its own name. Activations inside
+    other layers (recurrent ones, wrappers) and those written as `keras.ops` stay.
+
+    Args:
+        model: A built `keras.Model`; it is not changed.
+        layers: Names or patterns (`"conv*"`) of the layers whose activations are replaced; None:
+            all that treat every channel by itself, except linear ones and those of the model's
+            outputs, whose channels can't be removed.
+        **arguments: Of `DynamicRangeActivation`: `growth`, `growth_regularizer`, `momentum`,
+            `clip`.
+
+    Returns:
+        A new functional `keras.Model`; where `model` is compiled, compiled alike with a new
+        optimizer.
+
+    Raises:
+        TypeError: `model` is no Keras model, `layers` no sequence of names, or an argument is not
+            one of `DynamicRangeActivation`.
+        ValueError: A name fits no layer with an activation that can be replaced, no activation is
+            left, or the model can't be traced or copied.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu", name="a"),
+        ...                           keras.layers.Dense(3, "softmax", name="b")])
+        >>> [layer.name for layer in sgdap.layers.to_dra(model).layers[1:]]
+        ['a', 'a_dra', 'b']
+    """
+    unknown = set(arguments) - {"growth", "growth_regularizer", "momentum", "clip"}
+    if unknown:
+        raise TypeError(
+            "to_dra takes the arguments growth, growth_regularizer, momentum and clip of "
+            f"DynamicRangeActivation. Received: {', '.join(sorted(unknown))}"
+        )
+    program = trace(model)
+    found = _activations(program)
+    chosen = _chosen(program, found, layers)
+    names = layer_names(program)
+    taken = {*names.values(), *(tensor.name for tensor, _ in program.symbols)}
+    replacements: dict[str, list[Any]] = {}
+    copies: dict[str, Any] = {}
+    for path in chosen:
+        layer = program.layers()[path]
+        alone = not isinstance(layer, ENDING)
+        name = names[path] if alone else f"{names[path]}_dra"
+        while not alone and name in taken:
+            name += "_1"
+        taken.add(name)
+        activation = DynamicRangeActivation(
+            found[path],
+            channel_axis=_channel_axis(program, path),
+            name=name,
+            dtype=layer.dtype_policy,
+            activity_regularizer=None if alone else layer.activity_regularizer,
+            **arguments,
+        )
+        replacements[path] = [activation]
+        if not alone:
+            entries = {"activation": "linear", "activity_regularizer": None}
+            copies[path] = copy_of(layer, path, names[path], entries)
+            replacements[path] = [copies[path], activation]
+    new = functional_with(program, replacements)
+    for path, copy in copies.items():
+        before = _keras.layer_variables(program.layers()[path])
+        for mine, theirs in zip(_keras.layer_variables(copy), before, strict=True):
+            mine.assign(theirs)
+    if model.compiled:
+        compile_alike(new, model)
+    return new
+
+
+def _activations(program: Program) -> dict[str, Any]:
+    """The activation of each layer that has one to replace, by path."""
+    found: dict[str, Any] = {}
+    for path, layer in program.layers().items():
+        activation = None
+        if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+            continue
+        if type(layer) in ENDING or type(layer) is keras.layers.Activation:
+            activation = layer.activation
+        elif type(layer) in ALONE:
+            config = {k: v for k, v in layer.get_config().items() if k != "name"}
+            activation = type(layer).from_config(config)
+        if activation is None or activation is keras.activations.linear:
+            continue
+        if is_elementwise(activation) and not getattr(activation, "weights", None):
+            found[path] = activation
+    return found
+
+
+def _chosen(program: Program, found: Mapping[str, Any], layers: Sequence[str] | None) -> list[str]:
+    if layers is None:
+        ends = {call.path for call in program.calls if {*call.outputs} & {*program.outputs}}
+        chosen = [path for path in found if path not in ends]
+        if not chosen:
+            raise ValueError(
+                f"Model '{program.model.name}' has no activation to replace: there is none that is "
+                "a layer or the end of a dense or convolutional one, treats every channel by "
+                "itself and is no output."
+            )
+        return chosen
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise TypeError(
+            "layers must be a list of layer names or patterns, for example ['conv*']. "
+            f"Received: {layers!r}"
+        )
+    chosen = []
+    for pattern in layers:
+        fitting = [
+            path
+            for path in found
+            if fnmatch.fnmatchcase(path, str(pattern))
+            or fnmatch.fnmatchcase(path.split("/")[-1], str(pattern))
+        ]
+        if not fitting:
+            raise ValueError(
+                f"No layer of model '{program.model.name}' with an activation that can be replaced "
+                f"is called {pattern!r}. There are: {', '.join(found)}."
+            )
+        chosen += [path for path in fitting if path not in chosen]
+    return chosen
+
+
+def _channel_axis(program: Program, path: str) -> int:
+    """The channels' axis of what a layer makes: that of the nearest layer before that has one."""
+    makers = {ref.index: call for call in program.calls for ref in call.outputs}
+    call: Call | None = next(call for call in program.calls if call.path == path)
+    assert call is not None
+    rank = len(program.shapes[call.outputs[0].index])
+    while call is not None:
+        if len(program.shapes[call.outputs[0].index]) != rank:
+            break
+        layer = call.operation
+        if isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)):
+            return -1
+        if hasattr(layer, "data_format"):
+            return 1 if layer.data_format == "channels_first" and rank > 2 else -1
+        if isinstance(layer, keras.layers.BatchNormalization) and isinstance(layer.axis, int):
+            return -1 if layer.axis in (-1, rank - 1) else layer.axis
+        call = makers.get(call.inputs[0].index) if call.inputs else None
+    return -1

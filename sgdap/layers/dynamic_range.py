@@ -1,0 +1,241 @@
+"""An activation with a growth rate and an offset for each channel; knows nothing of pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from sgdap._arguments import check_integer
+
+
+@keras.saving.register_keras_serializable(package="sgdap")
+class DynamicRangeActivation(keras.layers.Layer):
+    """An activation whose growth rates tell which channels the network can do without.
+
+    In front of the activation f stand a growth rate α, which begins at 1, and an offset δ, which
+    begins at 0, for each channel. With the layer's input `a`:
+
+        z = clip(α ⊙ (a + δ), −clip, clip),    y = f(z).
+
+    Let g be the gradient of the loss at `α ⊙ (a + δ)` (0 where that is clipped) and ⟨·⟩ the sum
+    over the batch and all axes but the channels'. δ follows the gradient's statistic over the
+    batch, which is what differentiating by it gives, `∂L/∂δ = α ⟨g⟩`; the optimizer moves it. α
+    grows in one of two ways:
+
+    * `growth="trainable"`: by the same statistic, weighted with the input,
+      `∂L/∂α = ⟨g (a + δ)⟩`, moved by the optimizer. A regularizer (λ|α|) pulls it to 0, where
+      it goes if no gradient holds against it.
+    * `growth="statistics"`: not by the optimizer. In each training step α is an exponential
+      moving average, with momentum ρ, of how large the gradients at a channel are, relative to
+      those at the whole layer:
+
+          α ← ρ α + (1 − ρ) s / mean(s),    s = mean over batch and positions of |g|,
+
+      written by the backward pass of the train step itself. The mean of α stays 1. A step whose
+      gradients are all 0 or not finite (loss scaling) changes nothing, nor does one while
+      `trainable` is False.
+
+    A channel that is taken away loses its α and δ too, `sgdap.GrowthGuidance` scores channels by
+    |α|, `sgdap.layers.to_dra` puts this layer into a model, and `sgdap.fold` takes it out of a
+    trained one without changing what that computes.
+
+    Args:
+        activation: f: name, function or layer without weights, as `activation` of any Keras layer.
+        growth: `"trainable"` or `"statistics"`.
+        growth_regularizer: The pull on a trainable α: λ of an L1 penalty, a
+            `keras.regularizers.Regularizer`, or None. `growth="statistics"` does not use it.
+        momentum: ρ of `growth="statistics"`, from 0 to less than 1.
+        clip: Bound of z. None: none, but in float16 half of the largest number, 32 752, so that
+            what is computed in float32 here does not overflow on its way out.
+        channel_axis: The axis of the channels, not 0.
+
+    Input shape:
+        Any of two axes at least; the channels' must be of a known size.
+
+    Output shape:
+        The same.
+
+    Raises:
+        ValueError: An argument has no meaning, or the size of the channel axis is not known.
+
+    Reference:
+        The penalty on a factor for each channel: Liu et al., "Network Slimming", arXiv
+        1708.06519, section 3. How this differs stands in docs/dra.md.
+
+    Example:
+        >>> model = keras.Sequential([
+        ...     keras.Input((8,)), keras.layers.Dense(16),
+        ...     sgdap.layers.DynamicRangeActivation("relu"), keras.layers.Dense(3, "softmax")])
+        >>> model.layers[1].growth_rate.shape
+        (16,)
+    """
+
+    def __init__(
+        self,
+        activation: Any = "sigmoid",
+        growth: str = "trainable",
+        *,
+        growth_regularizer: float | keras.regularizers.Regularizer | None = 1e-4,
+        momentum: float = 0.99,
+        clip: float | None = None,
+        channel_axis: int = -1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if growth not in ("trainable", "statistics"):
+            raise ValueError(
+                f"growth must be 'trainable' or 'statistics'. Received: growth={growth!r}"
+            )
+        if not _is_number(momentum) or not 0 <= momentum < 1:
+            raise ValueError(
+                f"momentum must be from 0 to less than 1. Received: momentum={momentum!r}"
+            )
+        if clip is not None and (not _is_number(clip) or not 0 < clip < np.inf):
+            raise ValueError(f"clip must be a positive number or None. Received: clip={clip!r}")
+        self.activation = keras.activations.get(activation)
+        self.growth = growth
+        self.growth_regularizer = _regularizer(growth_regularizer)
+        self.momentum = momentum
+        self.clip = clip
+        self.channel_axis = _axis(channel_axis)
+        self.supports_masking = True
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes α and δ for the channels of an input shape."""
+        rank = len(input_shape)
+        if not -rank < self.channel_axis < rank or self.channel_axis % rank == 0:
+            raise ValueError(
+                f"channel_axis={self.channel_axis} of '{self.name}' is no axis of channels of an "
+                f"input of shape {input_shape}."
+            )
+        size = input_shape[self.channel_axis]
+        if size is None:
+            raise ValueError(
+                f"'{self.name}' needs to know the number of its channels, axis "
+                f"{self.channel_axis} of its input. Received: input shape {input_shape}"
+            )
+        trained = self.growth == "trainable"
+        self.growth_rate = self.add_weight(
+            name="growth_rate",
+            shape=(size,),
+            initializer="ones",
+            regularizer=self.growth_regularizer if trained else None,
+            trainable=trained,
+            autocast=False,
+            aggregation="none" if trained else "mean",
+        )
+        self.offset = self.add_weight(
+            name="offset", shape=(size,), initializer="zeros", autocast=False
+        )
+        if isinstance(self.activation, keras.layers.Layer):
+            self.activation.build(input_shape)
+            if self.activation.weights:
+                raise ValueError(
+                    f"The activation of '{self.name}' must have no weights of its own. Received: "
+                    f"{self.activation}"
+                )
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Computes `f(clip(α ⊙ (a + δ)))`."""
+        shape = [1] * len(inputs.shape)
+        shape[self.channel_axis] = -1
+        # Half precision could overflow before the clip, and its gradients' statistics be coarse.
+        precise = "float64" if inputs.dtype == "float64" else "float32"
+        alpha, delta = (
+            ops.cast(ops.reshape(v, shape), precise) for v in (self.growth_rate, self.offset)
+        )
+        grows = training and self.trainable and self.growth == "statistics"
+        z = _scaled(ops.cast(inputs, precise), alpha, delta, self._grow if grows else None)
+        bound = self.bound
+        if bound is not None:
+            z = ops.clip(z, -bound, bound)
+        return self.activation(ops.cast(z, inputs.dtype))
+
+    @property
+    def bound(self) -> float | None:
+        """What z is clipped at, None where it is not."""
+        if self.clip is None and self.compute_dtype == "float16":
+            return float(np.finfo(np.float16).max) / 2
+        return self.clip
+
+    def _grow(self, gradient: Any) -> None:
+        """Moves α to the channels' shares of the gradient at `α ⊙ (a + δ)`."""
+        rank = len(gradient.shape)
+        others = [axis for axis in range(1, rank) if axis != self.channel_axis % rank]
+        sizes = ops.mean(ops.mean(ops.abs(gradient), axis=0, keepdims=True), axis=(0, *others))
+        whole = ops.mean(sizes)
+        usable = ops.logical_and(ops.isfinite(whole), whole > 0)
+        now = ops.cast(self.growth_rate, sizes.dtype)
+        relative = ops.where(usable, sizes / ops.where(usable, whole, 1.0), now)
+        self.growth_rate.assign(self.momentum * now + (1 - self.momentum) * relative)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The input's shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        activation = keras.activations.serialize(self.activation)
+        if isinstance(activation, dict):  # a layer's, with the width that it was built with
+            activation = {k: v for k, v in activation.items() if k != "build_config"}
+        return {
+            **super().get_config(),
+            "activation": activation,
+            "growth": self.growth,
+            "growth_regularizer": keras.regularizers.serialize(self.growth_regularizer),
+            "momentum": self.momentum,
+            "clip": self.clip,
+            "channel_axis": self.channel_axis,
+        }
+
+
+def _scaled(a: Any, alpha: Any, delta: Any, see: Callable[[Any], None] | None) -> Any:
+    """`α (a + δ)`, whose gradient g is shown to `see` in the backward pass.
+
+    The gradients are `α g` by a, `⟨g (a + δ)⟩` by α and `α ⟨g⟩` by δ. They are written out because
+    sums over the batch first, then over positions, take a third of the time of those at once.
+    """
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def scaled(a: Any, alpha: Any, delta: Any) -> Any:
+        shifted = a + delta
+
+        def backward(g: Any) -> Any:
+            if see is not None:
+                see(g)
+            return alpha * g, _channel_sums(g * shifted, alpha), alpha * _channel_sums(g, alpha)
+
+        return alpha * shifted, backward
+
+    return scaled(a, alpha, delta)
+
+
+def _channel_sums(values: Any, like: Any) -> Any:
+    """Sums over all axes along which `like` has one index only, `like.shape`."""
+    over = [axis for axis, size in enumerate(like.shape) if size == 1 and axis > 0]
+    return ops.sum(ops.sum(values, axis=0, keepdims=True), axis=over, keepdims=True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _axis(axis: Any) -> int:
+    check_integer("channel_axis", abs(axis) if isinstance(axis, int) else axis, 1)
+    return int(axis)
+
+
+def _regularizer(identifier: Any) -> Any:
+    if not _is_number(identifier):
+        return keras.regularizers.get(identifier)
+    if not 0 <= identifier < np.inf:
+        raise ValueError(
+            "growth_regularizer must be a number that is not negative, a Keras regularizer or "
+            f"None. Received: growth_regularizer={identifier!r}"
+        )
+    return keras.regularizers.L1(float(identifier)) if identifier else None

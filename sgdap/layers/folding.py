@@ -1,0 +1,271 @@
+"""Folds dynamic range activations into the layers before them; trains nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from sgdap import _keras
+from sgdap.graph.program import Call, Program
+from sgdap.graph.trace import trace
+from sgdap.layers.dynamic_range import DynamicRangeActivation
+from sgdap.surgery.apply import compile_alike
+from sgdap.surgery.functional import copy_of, functional_with, layer_names
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """How a layer is written that computes `α ⊙ (a + δ)`, `a` what it computed before.
+
+    Attributes:
+        entries: Entries of its config that change.
+        values: New values of its variables by name.
+    """
+
+    entries: Mapping[str, Any]
+    values: Mapping[str, Array]
+
+
+class _FoldingError(Exception):
+    """Why a layer can't take α and δ."""
+
+
+def fold(model: Any) -> Any:
+    """Takes dynamic range activations out of a model, which computes the same afterwards.
+
+    α and δ go into the layer that makes `a`: `α (x W + b + δ)` is a layer with the kernel `α W`
+    and the bias `α (b + δ)`; a batch normalisation in between takes them instead, as `α γ` and
+    `α (β + δ)`. A layer without the bias that δ needs gets one. A plain activation of the same
+    name stands in the place of each `DynamicRangeActivation`; a clip stays, as `keras.ops.clip`.
+
+    Nothing can be folded where something else reads `a` too (another layer, or the model's
+    output), or where `a` is not made by a dense, convolutional or batch normalisation layer that
+    ends without an activation, for that is then scaled as well or there is nothing to scale. Such
+    an activation stays, and a warning says why. One whose α is 1 and δ is 0 everywhere always
+    goes.
+
+    Args:
+        model: A built `keras.Model`; it is not changed.
+
+    Returns:
+        A new functional `keras.Model`; where `model` is compiled, compiled alike with a new
+        optimizer.
+
+    Raises:
+        TypeError: `model` is no Keras model.
+        ValueError: It can't be traced or copied.
+
+    Example:
+        >>> model = keras.Sequential([
+        ...     keras.Input((8,)), keras.layers.Dense(16),
+        ...     sgdap.layers.DynamicRangeActivation("relu", name="hidden"),
+        ...     keras.layers.Dense(3)])
+        >>> sgdap.fold(model).get_layer("hidden")
+        <Activation name=hidden, built=True>
+    """
+    program = trace(model)
+    names = layer_names(program)
+    layers = program.layers()
+    replacements: dict[str, list[Any]] = {}
+    written: dict[str, Folded] = {}
+    for path, layer in layers.items():
+        if not isinstance(layer, DynamicRangeActivation):
+            continue
+        alpha, delta = _values(layer)
+        try:
+            if not (np.all(alpha == 1) and np.all(delta == 0)):
+                maker = _maker(program, path)
+                written[maker] = _folded(layers[maker], layer, program)
+        except _FoldingError as why:
+            warnings.warn(
+                f"'{path}' of model '{model.name}' stays a DynamicRangeActivation: {why}. What is "
+                "saved or exported needs sgdap to load it.",
+                stacklevel=2,
+            )
+            continue
+        replacements[path] = [*_clip(layer), _plain(layer, names[path])]
+    copies = {p: copy_of(layers[p], p, names[p], folded.entries) for p, folded in written.items()}
+    replacements.update({path: [copy] for path, copy in copies.items()})
+    new = functional_with(program, replacements)
+    for path, copy in copies.items():
+        _write(copy, layers[path], written[path].values)
+    if model.compiled:
+        compile_alike(new, model)
+    return new
+
+
+def _values(layer: DynamicRangeActivation) -> tuple[Array, Array]:
+    alpha, delta = (np.asarray(v.numpy(), np.float64) for v in (layer.growth_rate, layer.offset))
+    return alpha, delta
+
+
+def _clip(layer: DynamicRangeActivation) -> list[Callable[[Any], Any]]:
+    bound = layer.bound
+    return [] if bound is None else [lambda z: keras.ops.clip(z, -bound, bound)]
+
+
+def _plain(layer: DynamicRangeActivation, name: str) -> Any:
+    """The activation inside as a layer."""
+    dtype = layer.dtype_policy
+    if isinstance(layer.activation, keras.layers.Layer):
+        return copy_of(layer.activation, name, name, {"dtype": dtype})
+    regularizer = layer.activity_regularizer
+    return keras.layers.Activation(
+        layer.activation, activity_regularizer=regularizer, name=name, dtype=dtype
+    )
+
+
+def _maker(program: Program, path: str) -> str:
+    """The path of the layer whose every output is read by this activation and by nothing else."""
+    makers = {ref.index: call for call in program.calls for ref in call.outputs}
+    readers: dict[int, list[str]] = {}
+    for call in program.calls:
+        for ref in call.inputs:
+            readers.setdefault(ref.index, []).append(call.path)
+    for ref in program.outputs:
+        readers.setdefault(ref.index, []).append("the model's output")
+    found: set[str] = set()
+    for call in program.calls:
+        if call.path != path:
+            continue
+        maker: Call | None = makers.get(call.inputs[0].index)
+        if maker is None:
+            raise _FoldingError("it reads an input of the model, so no layer can take α and δ")
+        found.add(maker.path)
+    if len(found) > 1:
+        raise _FoldingError(
+            f"it is called on what several layers make ({', '.join(sorted(found))}); give each an "
+            "activation of its own"
+        )
+    (maker_path,) = found
+    for call in program.calls:
+        if call.path != maker_path:
+            continue
+        others = {reader for ref in call.outputs for reader in readers.get(ref.index, [])} - {path}
+        if others:
+            raise _FoldingError(
+                f"what '{maker_path}' makes is read by {', '.join(sorted(others))} too, which "
+                "would see it scaled"
+            )
+    return maker_path
+
+
+def _folded(layer: Any, activation: DynamicRangeActivation, program: Program) -> Folded:
+    """How the layer before an activation is written when it takes α and δ."""
+    fold_into = _FOLDS.get(type(layer))
+    kind = f"'{layer.name}' (of class {type(layer).__name__})"
+    if fold_into is None:
+        raise _FoldingError(f"it follows {kind}, which can't take α and δ")
+    if getattr(layer, "activation", keras.activations.linear) is not keras.activations.linear:
+        raise _FoldingError(f"{kind} has an activation of its own before it")
+    if getattr(layer, "activity_regularizer", None) is not None:
+        raise _FoldingError(f"{kind} has an activity regularizer, which would see it scaled")
+    if getattr(layer, "lora_enabled", False) or layer.quantization_mode is not None:
+        raise _FoldingError(f"{kind} has LoRA enabled or is quantized; fold first")
+    call = next(call for call in program.calls if call.operation is layer)
+    rank = len(program.shapes[call.outputs[0].index])
+    if _output_axis(layer) % rank != activation.channel_axis % rank:
+        raise _FoldingError(
+            f"its channel_axis={activation.channel_axis} is not the axis of the channels of {kind}"
+        )
+    return fold_into(layer, *_values(activation))
+
+
+def _output_axis(layer: Any) -> int:
+    if isinstance(layer, keras.layers.BatchNormalization):
+        if not isinstance(layer.axis, int):
+            raise _FoldingError(f"'{layer.name}' normalises over several axes")
+        return layer.axis
+    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
+
+
+def _value(variable: Any) -> Array:
+    return np.asarray(variable.numpy(), np.float64)
+
+
+def _with_bias(layer: Any, kernel: str, scaled: Array, alpha: Array, delta: Array) -> Folded:
+    """`α (x W + b + δ) = x (α W) + α (b + δ)`."""
+    if not layer.use_bias and not delta.any():
+        return Folded({}, {kernel: scaled})
+    bias = _value(layer.bias) if layer.use_bias else np.zeros(len(delta))
+    return Folded({"use_bias": True}, {kernel: scaled, "bias": alpha * (bias + delta)})
+
+
+def _last_axis(layer: Any, alpha: Array, delta: Array) -> Folded:
+    return _with_bias(layer, "kernel", _value(layer.kernel) * alpha, alpha, delta)
+
+
+def _transposed(layer: Any, alpha: Array, delta: Array) -> Folded:
+    """A transposed convolution's kernel ends with the outputs and the inputs."""
+    return _with_bias(layer, "kernel", _value(layer.kernel) * alpha[:, None], alpha, delta)
+
+
+def _depthwise(layer: Any, alpha: Array, delta: Array) -> Folded:
+    """A depthwise convolution's kernel ends with the inputs and what is made of each."""
+    kernel = _value(layer.kernel)
+    scaled = kernel * alpha.reshape(kernel.shape[-2:])
+    return _with_bias(layer, "kernel", scaled, alpha, delta)
+
+
+def _separable(layer: Any, alpha: Array, delta: Array) -> Folded:
+    scaled = _value(layer.pointwise_kernel) * alpha
+    return _with_bias(layer, "pointwise_kernel", scaled, alpha, delta)
+
+
+def _einsum(layer: Any, alpha: Array, delta: Array) -> Folded:
+    """The last letter of an EinsumDense's output says where in its kernel the channels are."""
+    inputs, output = layer.equation.replace(" ", "").split("->")
+    letters, letter = inputs.split(",")[1], output[-1]
+    if letter not in letters or "." in letters:
+        raise _FoldingError(f"the last axis that '{layer.name}' makes is none of its kernel")
+    shape = [1] * len(letters)
+    shape[letters.index(letter)] = -1
+    values = {"kernel": _value(layer.kernel) * alpha.reshape(shape)}
+    axes = layer.bias_axes
+    if axes is None and not delta.any():
+        return Folded({}, values)
+    if axes is None:
+        return Folded({"bias_axes": letter}, {**values, "bias": alpha * delta})
+    if letter not in axes:
+        raise _FoldingError(f"the bias of '{layer.name}' does not lie along its last axis")
+    return Folded({}, {**values, "bias": alpha * (_value(layer.bias) + delta)})
+
+
+def _normalised(layer: Any, alpha: Array, delta: Array) -> Folded:
+    """`α (γ x̂ + β + δ) = (α γ) x̂ + α (β + δ)`."""
+    gamma = _value(layer.gamma) if layer.scale else np.ones(len(alpha))
+    beta = _value(layer.beta) if layer.center else np.zeros(len(alpha))
+    entries = {"scale": True, "center": True}
+    return Folded(entries, {"gamma": alpha * gamma, "beta": alpha * (beta + delta)})
+
+
+_FOLDS: dict[type, Callable[[Any, Array, Array], Folded]] = {
+    keras.layers.Dense: _last_axis,
+    keras.layers.EinsumDense: _einsum,
+    keras.layers.Conv1D: _last_axis,
+    keras.layers.Conv2D: _last_axis,
+    keras.layers.Conv3D: _last_axis,
+    keras.layers.Conv1DTranspose: _transposed,
+    keras.layers.Conv2DTranspose: _transposed,
+    keras.layers.Conv3DTranspose: _transposed,
+    keras.layers.DepthwiseConv1D: _depthwise,
+    keras.layers.DepthwiseConv2D: _depthwise,
+    keras.layers.SeparableConv1D: _separable,
+    keras.layers.SeparableConv2D: _separable,
+    keras.layers.BatchNormalization: _normalised,
+}
+
+
+def _write(copy: Any, layer: Any, values: Mapping[str, Array]) -> None:
+    """Gives a copy the weights of its layer, some of them new."""
+    before = {variable.name: variable.numpy() for variable in _keras.layer_variables(layer)}
+    for variable in _keras.layer_variables(copy):
+        variable.assign({**before, **values}[variable.name])

@@ -1,0 +1,23 @@
+"""The channel rule of the dynamic range activation: α and δ follow the channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sgdap.graph.channels import Symbol
+from sgdap.graph.registry import register_rule
+from sgdap.graph.rulecall import RuleCall
+from sgdap.graph.rules.activation import is_elementwise
+from sgdap.layers.dynamic_range import DynamicRangeActivation
+
+
+@register_rule(DynamicRangeActivation)
+def dynamic_range_activation(layer: Any, call: RuleCall) -> Symbol:
+    """A growth rate and an offset for each channel."""
+    channels = call.input.axes[layer.channel_axis]
+    if channels is not None:
+        call.weight(layer.growth_rate, channels)
+        call.weight(layer.offset, channels)
+    if not is_elementwise(layer.activation):
+        call.keep(call.input, f"'{layer.name}' mixes the channels")
+    return call.input
