@@ -22,6 +22,10 @@ from sgdap.statistics.tracing import traced_for_any_batch
 
 Array = npt.NDArray[np.float64]
 
+TEMPERATURE = 10.0
+"""Predictions are softened by it before targets are drawn from them: a trained model is so sure of
+its calibration samples that the loss hardly depends on anything there."""
+
 
 @dataclass(frozen=True, eq=False)
 class ConsumerStatistics:
@@ -31,11 +35,11 @@ class ConsumerStatistics:
         linear: The consumer, one call of it; a layer called at several places has one entry.
         moments: Moments of its input patches.
         sensitivity: `Σ_positions E[g gᵀ]` of the gradient g at its outputs (before the
-            activation) of the model's own negative log likelihood, `(outputs, outputs)`; None
-            where it was not collected. Half of it times an output error's second moment is the
-            expected loss of that error.
+            activation) of the model's own softened loss, `(outputs, outputs)`; None where it was
+            not collected. Half of it times an output error's second moment is the expected rise
+            of that loss.
         taylor: Mean over the samples of `|Σ_positions a ∂L/∂a|` for each distinct channel among
-            the features (in the order of its number), L the same likelihood; None likewise.
+            the features (in the order of its number), L the same loss; None likewise.
     """
 
     linear: Linear
@@ -83,7 +87,9 @@ def collect_statistics(
         positions: Output positions of a convolution that are read of each sample at most.
         sensitivity: Whether to gather the sensitivity of the loss too. It needs no targets: they
             are drawn from the model's own prediction, which gives the Fisher information
-            (Martens & Grosse 2015, arXiv 1503.05671 section 2).
+            (Martens & Grosse 2015, arXiv 1503.05671 section 2). Softmax and sigmoid predictions
+            are softened first, the loss scaled up as in distillation: logits over T, loss times
+            T² (Hinton, Vinyals, Dean 2015, arXiv 1503.02531 section 2).
         batch_size: Samples in a batch, where `data` does not come in batches. A model built for a
             batch size of its own gets that, and what does not fill a batch is left out.
         seed: Of the sampled positions and targets.
@@ -376,21 +382,23 @@ def _kind(graph: ChannelGraph, output: int) -> str:
 
 
 def _negative_log_likelihood(kind: str, y: Any, seed: Any) -> Any:
-    """The loss of targets drawn from the prediction itself, summed over the batch."""
+    """The softened loss of targets drawn from the softened prediction, summed over the batch."""
     import tensorflow as tf
 
     y = tf.cast(y, tf.float32)
-    tiny = 1e-20
+    tiny = 1e-30
     if kind == "categorical":
         flat = tf.maximum(tf.reshape(y, [-1, y.shape[-1]]), tiny)
-        logits = tf.math.log(flat)
+        logits = tf.nn.log_softmax(tf.math.log(flat) / TEMPERATURE)
         drawn = tf.random.stateless_categorical(tf.stop_gradient(logits), 1, seed)
         drawn = tf.minimum(drawn, y.shape[-1] - 1)  # NaN draws one class too many
-        return -tf.reduce_sum(tf.gather(logits, drawn, batch_dims=1))
-    noise = tf.stop_gradient(tf.random.stateless_uniform(tf.shape(y), seed))
+        return -TEMPERATURE * tf.reduce_sum(tf.gather(logits, drawn, batch_dims=1))
     if kind == "bernoulli":
-        drawn = tf.cast(noise < tf.stop_gradient(y), tf.float32)
         y = tf.clip_by_value(y, 1e-7, 1 - 1e-7)
-        return -tf.reduce_sum(drawn * tf.math.log(y) + (1 - drawn) * tf.math.log(1 - y))
+        logits = (tf.math.log(y) - tf.math.log(1 - y)) / TEMPERATURE
+        noise = tf.random.stateless_uniform(tf.shape(y), seed)
+        drawn = tf.cast(noise < tf.stop_gradient(tf.sigmoid(logits)), tf.float32)
+        losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=drawn, logits=logits)
+        return TEMPERATURE * tf.reduce_sum(losses)
     normal = tf.random.stateless_normal(tf.shape(y), seed)
     return tf.reduce_sum(y * normal)
