@@ -203,8 +203,10 @@ class BatchNormScaleGuidance(Guidance):
 class TaylorGuidance(Guidance):
     """How much the loss changes, to first order, when a channel is taken out.
 
-    No targets are needed: they are drawn from the model's own prediction. The channel's activation
-    times its gradient, summed over positions, is 0 on average then, and its magnitude is not.
+    No targets are needed: they are drawn from the model's own softened prediction. The channel's
+    activation times its gradient, summed over positions, is 0 on average then, and its magnitude
+    is not. The paper takes the training targets, of which a trained model is sure: then gradients
+    of all but a few samples vanish.
 
     Reference:
         Molchanov et al., arXiv 1611.06440, section 2.2, equation 8: `|Σ_positions a ∂L/∂a|`, mean

@@ -20,6 +20,10 @@ from sgdap.statistics.tracing import traced_for_any_batch
 BLOCK_BYTES = 1 << 26
 """Memory for the contributions of all channels to some outputs, of one batch's rows."""
 
+TEMPERATURE = 10.0
+"""Predictions are softened by it before targets are drawn from them: a trained model is so sure of
+its calibration samples that the loss hardly depends on anything there."""
+
 
 @dataclass(frozen=True, eq=False)
 class Gathering:
@@ -265,21 +269,23 @@ def _kind(graph: ChannelGraph, output: int) -> str:
 
 
 def _negative_log_likelihood(kind: str, y: Any, seed: Any) -> Any:
-    """The loss of targets drawn from the prediction itself, summed over the batch."""
+    """The softened loss of targets drawn from the softened prediction, summed over the batch."""
     import tensorflow as tf
 
     y = tf.cast(y, tf.float32)
-    tiny = 1e-20
+    tiny = 1e-30
     if kind == "categorical":
         flat = tf.maximum(tf.reshape(y, [-1, y.shape[-1]]), tiny)
-        logits = tf.math.log(flat)
+        logits = tf.nn.log_softmax(tf.math.log(flat) / TEMPERATURE)
         drawn = tf.random.stateless_categorical(tf.stop_gradient(logits), 1, seed)
         drawn = tf.minimum(drawn, y.shape[-1] - 1)  # NaN draws one class too many
-        return -tf.reduce_sum(tf.gather(logits, drawn, batch_dims=1))
-    noise = tf.stop_gradient(tf.random.stateless_uniform(tf.shape(y), seed))
+        return -TEMPERATURE * tf.reduce_sum(tf.gather(logits, drawn, batch_dims=1))
     if kind == "bernoulli":
-        drawn = tf.cast(noise < tf.stop_gradient(y), tf.float32)
         y = tf.clip_by_value(y, 1e-7, 1 - 1e-7)
-        return -tf.reduce_sum(drawn * tf.math.log(y) + (1 - drawn) * tf.math.log(1 - y))
+        logits = (tf.math.log(y) - tf.math.log(1 - y)) / TEMPERATURE
+        noise = tf.random.stateless_uniform(tf.shape(y), seed)
+        drawn = tf.cast(noise < tf.stop_gradient(tf.sigmoid(logits)), tf.float32)
+        losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=drawn, logits=logits)
+        return TEMPERATURE * tf.reduce_sum(losses)
     normal = tf.random.stateless_normal(tf.shape(y), seed)
     return tf.reduce_sum(y * normal)

@@ -36,12 +36,11 @@ class ConsumerStatistics:
         linear: The consumer, one call of it; a layer called at several places has one entry.
         moments: Moments of its input patches.
         sensitivity: `Σ_positions E[g gᵀ]` of the gradient g at its outputs (before the
-            activation) of the model's own negative log likelihood, `(outputs, outputs)`; None
-            where it was not collected. Half of it times an output error's second moment is the
-            expected loss of that error.
-            Only its diagonal, `(outputs,)`, where memory did not allow for more.
+            activation) of the model's own softened loss, `(outputs, outputs)`; None where it was
+            not collected. Half of it times an output error's second moment is the expected rise
+            of that loss. Only its diagonal, `(outputs,)`, where memory did not allow for more.
         taylor: Mean over the samples of `|Σ_positions a ∂L/∂a|` for each distinct channel among
-            the features (in the order of its number), L the same likelihood; None likewise.
+            the features (in the order of its number), L the same loss; None likewise.
         gathered: Moments of what each distinct channel among the features (in the order of its
             number) adds to the outputs, times the root of the sensitivity, where memory did not
             allow for the second moment of the features; else None.
@@ -100,7 +99,9 @@ def collect_statistics(
         positions: Output positions of a convolution that are read of each sample at most.
         sensitivity: Whether to gather the sensitivity of the loss too. It needs no targets: they
             are drawn from the model's own prediction, which gives the Fisher information
-            (Martens & Grosse 2015, arXiv 1503.05671 section 2).
+            (Martens & Grosse 2015, arXiv 1503.05671 section 2). Softmax and sigmoid predictions
+            are softened first, the loss scaled up as in distillation: logits over T, loss times
+            T² (Hinton, Vinyals, Dean 2015, arXiv 1503.02531 section 2).
         batch_size: Samples in a batch at most; fewer where what a batch computes would take more
             than `memory_limit` too. A model built for a batch size of its own gets that, and what
             does not fill a batch is left out.

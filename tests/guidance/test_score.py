@@ -8,6 +8,7 @@ from keras import layers
 import sgdap
 from sgdap.guidance import score_groups
 from sgdap.planning import plan_from_statistics
+from sgdap.statistics.collect import TEMPERATURE
 from tests.models import convnet, digits_like, outputs, randomise, samples
 
 
@@ -22,7 +23,10 @@ def test_without_sensitivities_errors_are_shares_of_the_outputs_power():
 
 @pytest.mark.parametrize("reconstruction", [True, False])
 def test_the_expected_loss_is_the_loss_that_the_removal_costs(reconstruction):
-    """For a small change of the prediction the loss is its divergence from the original one."""
+    """For a small change of the prediction the loss is its divergence from the original one.
+
+    Both are softened, and what that takes off the divergence is put back.
+    """
     model = keras.Sequential(
         [keras.Input((6,)), layers.Dense(8, "tanh"), layers.Dense(4, "softmax", name="end")]
     )
@@ -40,10 +44,15 @@ def test_the_expected_loss_is_the_loss_that_the_removal_costs(reconstruction):
         groups=[graph.groups[0]],
         reconstruction=reconstruction,
     )
-    p, q = outputs(model, x), outputs(sgdap.apply(model, plan), x)
-    divergence = float((p * np.log(p / q)).sum(axis=1).mean())
+    p, q = (softened(outputs(m, x)) for m in (model, sgdap.apply(model, plan)))
+    divergence = TEMPERATURE**2 * float((p * np.log(p / q)).sum(axis=1).mean())
     assert plan.groups[0].error == pytest.approx(divergence, rel=0.15)
     assert divergence > 1e-4
+
+
+def softened(prediction):
+    powers = prediction.astype(np.float64) ** (1 / TEMPERATURE)
+    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def test_a_group_that_no_linear_layer_reads_is_scored_by_its_filters():

@@ -8,6 +8,7 @@ from keras import layers
 
 import sgdap
 from sgdap.statistics import collect_statistics
+from sgdap.statistics.collect import TEMPERATURE
 from sgdap.statistics.moments import moments_of
 from tests.models import convnet, digits_like, mlp, outputs, randomise, samples
 
@@ -100,7 +101,8 @@ def test_inference_mode_is_used_and_nothing_is_changed():
 
 
 def fisher(kind: str, z: np.ndarray) -> np.ndarray:
-    """Its closed form for the layer before the model's output."""
+    """Its closed form for the layer before the model's output, softened."""
+    z = z / TEMPERATURE
     if kind == "softmax":
         p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
         return np.diag(p.mean(axis=0)) - p.T @ p / len(p)
@@ -122,6 +124,20 @@ def test_sensitivity_is_the_fisher_information(kind):
     own = collected(model, x, batch_size=5000).consumers["end"]
     if kind == "sigmoid":  # outputs are independent, so what is apart cancels out on average
         np.testing.assert_allclose(np.diag(own.sensitivity), np.diag(fisher(kind, z)), rtol=0.05)
+    np.testing.assert_allclose(own.sensitivity, fisher(kind, z), atol=0.03)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_a_model_that_is_sure_of_everything_has_sensitivities_too(kind):
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(5, "tanh"), layers.Dense(3, kind, name="end")]
+    )
+    randomise(model)
+    model.layers[1].bias.assign([-15.0, 0.0, 15.0])
+    x = samples(model, 20_000)
+    hidden, end = np.array(model.layers[0](x)), model.get_layer("end")
+    z = hidden @ end.kernel.numpy() + end.bias.numpy()
+    own = collected(model, x, batch_size=5000).consumers["end"]
     np.testing.assert_allclose(own.sensitivity, fisher(kind, z), atol=0.03)
 
 
