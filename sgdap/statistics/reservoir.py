@@ -35,6 +35,8 @@ class Reservoir:
     def update(self, x: Any) -> None:
         """Takes a batch of inputs into account; callable in a `tf.function`.
 
+        Where several replicas call it, the batch is what all of them have.
+
         Args:
             x: Tensor, or nested structure of tensors, with a leading batch axis.
 
@@ -44,8 +46,23 @@ class Reservoir:
         import tensorflow as tf
 
         leaves = [tf.convert_to_tensor(leaf) for leaf in keras.tree.flatten(x)]
+        structure = keras.tree.map_structure(lambda leaf: 0, x)
+        replica = tf.distribute.get_replica_context()
+        if replica is None or replica.num_replicas_in_sync == 1:
+            self._take(leaves, structure)
+        else:
+
+            def take(strategy: Any, parts: list[Any]) -> None:
+                of_all = [tf.concat(strategy.experimental_local_results(p), 0) for p in parts]
+                self._take(of_all, structure)
+
+            replica.merge_call(take, args=(leaves,))
+
+    def _take(self, leaves: list[Any], structure: Any) -> None:
+        import tensorflow as tf
+
         if self._seen is None:
-            self._create(x, leaves)
+            self._create(leaves, structure)
         count = tf.shape(leaves[0], out_type=tf.int64)[0]
         order = self._seen + tf.range(count)
         random = tf.random.stateless_uniform(
@@ -100,7 +117,7 @@ class Reservoir:
         for variable, leaf in zip(self._slots, samples, strict=True):
             variable.scatter_update(tf.IndexedSlices(leaf, tf.range(leaf.shape[0])))
 
-    def _create(self, x: Any, leaves: list[Any]) -> None:
+    def _create(self, leaves: list[Any], structure: Any) -> None:
         import tensorflow as tf
 
         for leaf in leaves:
@@ -112,7 +129,7 @@ class Reservoir:
                 )
         with tf.init_scope():
             self._make_variables([(leaf.shape[1:], leaf.dtype) for leaf in leaves])
-        self._structure = keras.tree.map_structure(lambda leaf: 0, x)
+        self._structure = structure
 
     def _make_variables(self, kinds: list[tuple[Any, Any]]) -> None:
         import tensorflow as tf
