@@ -70,7 +70,7 @@ class DynamicRangeActivation(keras.layers.Layer):
         >>> model = keras.Sequential([
         ...     keras.Input((8,)), keras.layers.Dense(16),
         ...     sgdap.layers.DynamicRangeActivation("relu"), keras.layers.Dense(3, "softmax")])
-        >>> model.layers[1].growth_rate.shape
+        >>> tuple(model.layers[1].growth_rate.shape)
         (16,)
     """
 
