@@ -44,13 +44,14 @@ def run(folder: str | None, drop: float | None, calibrate: bool, report=print) -
         ]
     )
     model.compile(
-        keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"]
+        keras.optimizers.Adam(0.03), "sparse_categorical_crossentropy", metrics=["accuracy"]
     )
     callback = sgdap.SGDAPCallback(
-        sgdap.Budget(flops=0.3),
+        sgdap.Budget(flops=0.15),
         "activation",
         max_accuracy_drop=drop,
         patience=1,
+        begin_epoch=1,
         samples=40,
         calibration_data=x if calibrate else None,
         backup_dir=folder,
@@ -77,11 +78,11 @@ def kill_at(function: str, count: int) -> None:
     """Kills this process when a function of `os` is called for a certain time."""
     own, calls = getattr(os, function), []
 
-    def deadly(*args):
+    def deadly(*args, **kwargs):
         calls.append(args)
         if len(calls) == count:
             os.kill(os.getpid(), signal.SIGKILL)
-        return own(*args)
+        return own(*args, **kwargs)
 
     setattr(os, function, deadly)
 
@@ -135,7 +136,7 @@ def main(folder: str, drop: str, calibrate: str, kills: int, seed: int) -> None:
         killed.append(attempt((folder, *arguments), moments.uniform(0, lasting / 2)))
     if not killed[-1][-1].startswith("end"):
         killed.append(attempt((folder, *arguments)))
-    for moment in (("fsync", 5), ("replace", 3), ("fsync", 6), ("rmdir", 1)):
+    for moment in (("fsync", 5), ("replace", 3), ("fsync", 6), ("unlink", 2)):
         killed.append(attempt((folder, *arguments), kill_in=moment))
         killed.append(attempt((folder, *arguments)))
     print(json.dumps({"whole": whole, "killed": killed, "left": os.path.exists(folder)}))
