@@ -87,11 +87,18 @@ def trained(arch, seed, folder, x, y):
     return model
 
 
-def accuracy(model, x, y):
-    found = [
-        np.argmax(model(x[i : i + 1000], training=False), axis=1) for i in range(0, len(x), 1000)
-    ]
-    return float((np.concatenate(found) == y).mean())
+def predictions(model, x):
+    found = [np.array(model(x[i : i + 1000], training=False)) for i in range(0, len(x), 1000)]
+    return np.concatenate(found).astype(np.float64)
+
+
+def accuracy(predicted, y):
+    return float((predicted.argmax(axis=1) == y).mean())
+
+
+def divergence(whole, slim):
+    """Mean Kullback-Leibler divergence of predictions: finer than accuracy, which is counted."""
+    return float((whole * (np.log(whole + 1e-20) - np.log(slim + 1e-20))).sum(axis=1).mean())
 
 
 class Results:
@@ -102,7 +109,8 @@ class Results:
         if not path.exists():
             path.write_text(",".join(columns) + "\n")
         with path.open(newline="") as file:
-            self.rows = list(csv.DictReader(file))
+            # Two runs at a time may have measured the same.
+            self.rows = list({tuple(row.values()): row for row in csv.DictReader(file)}.values())
 
     def add(self, *values):
         row = dict(zip(self.columns, map(str, values), strict=True))
@@ -129,10 +137,10 @@ def measure_accuracy(arch, seed, options, data, results):
         if not results.has(arch, seed, criterion, refitted, share)
     ]
     model = trained(arch, seed, options.out, x, y)
+    dense = predictions(model, x_test)
     if not results.has(arch, seed, "dense", "no", 1.0):
-        dense = accuracy(model, x_test, y_test)
-        results.add(arch, seed, "dense", "no", 1.0, dense, "")
-        print(f"{arch} {seed} dense {dense:.4f}", flush=True)
+        results.add(arch, seed, "dense", "no", 1.0, accuracy(dense, y_test), 0.0, "")
+        print(f"{arch} {seed} dense {accuracy(dense, y_test):.4f}", flush=True)
     if not missing:
         return
     calibration = x[: options.samples]
@@ -155,9 +163,10 @@ def measure_accuracy(arch, seed, options, data, results):
             data=calibration if refit else None,
             curves=curves[criterion, refit],
         )
-        found = accuracy(sgdap.apply(model, plan), x_test, y_test)
+        slim = predictions(sgdap.apply(model, plan), x_test)
+        found, apart = accuracy(slim, y_test), divergence(dense, slim)
         widths = "-".join(str(plan.widths[g.name]) for g in prunable_groups(graph))
-        results.add(arch, seed, criterion, refitted, share, found, widths)
+        results.add(arch, seed, criterion, refitted, share, found, f"{apart:.6f}", widths)
         print(f"{arch} {seed} {criterion} refitted={refitted} {share}: {found:.4f}", flush=True)
 
 
@@ -242,33 +251,45 @@ def measure_time(options, data, results):
         print(f"time: {results.rows[-1]}", flush=True)
 
 
-def gathered_by_arch(rows):
-    """`{arch: {(criterion, refitted): {share: [accuracies in %]}}}`, in the order of CRITERIA."""
+def gathered_by_arch(rows, column, factor):
+    """`{arch: {(criterion, refitted): {share: [values]}}}`, in the order of CRITERIA."""
     order = {name: i for i, name in enumerate(("dense", *CRITERIA))}
     found = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for row in sorted(rows, key=lambda r: (-len(r["refitted"]), order[r["criterion"]])):
         by_share = found[row["arch"]][row["criterion"], row["refitted"]]
-        by_share[float(row["share"])].append(100 * float(row["accuracy"]))
-    return found
+        by_share[float(row["share"])].append(factor * float(row[column]))
+    return {arch: found[arch] for arch in EPOCHS if arch in found}
 
 
-def accuracy_tables(rows):
-    """Markdown: for each architecture the mean accuracy of each criterion and share."""
+def result_tables(rows):
+    """Markdown: for each architecture the mean of each criterion and share."""
     text = []
-    for arch, found in gathered_by_arch(rows).items():
+    by_arch = gathered_by_arch(rows, "accuracy", 100)
+    apart = gathered_by_arch(rows, "divergence", 1000)
+    for arch, found in by_arch.items():
         dense = found.pop(("dense", "no"))[1.0]
-        shares = sorted({s for by_share in found.values() for s in by_share}, reverse=True)
+        del apart[arch]["dense", "no"]
         text.append(
-            f"### {arch}\n\nDense: {mean_and_deviation(dense)} % over {len(dense)} networks. "
-            "Where a number comes from fewer, it is followed by how many.\n"
+            f"### {arch}\n\nTest accuracy in %; dense {mean_and_deviation(dense)} over "
+            f"{len(dense)} networks. Where a number comes from fewer, it is followed by how many.\n"
         )
-        text.append("| criterion | refitted | " + " | ".join(f"{s:.0%}" for s in shares) + " |")
-        text.append("| --- | --- |" + " --- |" * len(shares))
-        for (criterion, refitted), by_share in found.items():
-            cells = [cell(by_share.get(share, []), len(dense)) for share in shares]
-            text.append(f"| {criterion} | {refitted} | " + " | ".join(cells) + " |")
+        text += table(found, len(dense))
+        text.append(
+            "\nDivergence of the predictions from those of the dense network, in thousandths:\n"
+        )
+        text += table(apart[arch], len(dense))
         text.append("")
     return "\n".join(text)
+
+
+def table(found, networks):
+    shares = sorted({s for by_share in found.values() for s in by_share}, reverse=True)
+    text = ["| criterion | refitted | " + " | ".join(f"{s:.0%}" for s in shares) + " |"]
+    text.append("| --- | --- |" + " --- |" * len(shares))
+    for (criterion, refitted), by_share in found.items():
+        cells = [cell(by_share.get(share, []), networks) for share in shares]
+        text.append(f"| {criterion} | {refitted} | " + " | ".join(cells) + " |")
+    return text
 
 
 def cell(values, networks):
@@ -308,7 +329,7 @@ def draw_accuracy(rows, path):
     """One panel for each architecture and kind of refit; the error on a logarithmic axis."""
     from matplotlib.figure import Figure
 
-    by_arch = gathered_by_arch(rows)
+    by_arch = gathered_by_arch(rows, "accuracy", 100)
     figure = Figure(figsize=(11, 3.8 * len(by_arch)), layout="constrained")
     axes = figure.subplots(len(by_arch), 2, squeeze=False, sharey="row")
     styles = {name: (f"C{i % 10}", "o^sv<>PXD*d"[i]) for i, name in enumerate(CRITERIA)}
@@ -381,7 +402,7 @@ def main():
     options.out.mkdir(parents=True, exist_ok=True)
     results = Results(
         options.out / RESULTS,
-        ["arch", "seed", "criterion", "refitted", "share", "accuracy", "widths"],
+        ["arch", "seed", "criterion", "refitted", "share", "accuracy", "divergence", "widths"],
     )
     times = Results(
         options.out / TIMES,
@@ -397,7 +418,7 @@ def main():
             measure_stages(options, data, stages)
     report = []
     if results.rows:
-        report.append(accuracy_tables(results.rows))
+        report.append(result_tables(results.rows))
         draw_accuracy(results.rows, options.out / "accuracy.png")
     if times.rows:
         report.append(time_table(times.rows))

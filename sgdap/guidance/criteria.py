@@ -36,7 +36,7 @@ class LassoGuidance(Guidance):
         refinement: Where weights are reconstructed, the share of the remaining channels, the
             first ones of the LASSO's order, of which the one leaves that costs least then. The
             LASSO looks at all channels at once but shrinks what it keeps; elimination knows the
-            cost of the next step only. 0 keeps strictly to the LASSO's order.
+            cost of the next step only. 0 keeps strictly to the LASSO's order, 1 does not ask it.
         tol: Duality gap at which a coordinate descent stops, relative to the outputs' power.
 
     Raises:
@@ -51,7 +51,7 @@ class LassoGuidance(Guidance):
     name: ClassVar[str] = "lasso"
 
     def __init__(
-        self, alphas: int = 100, eps: float = 1e-3, refinement: float = 0.5, tol: float = 1e-4
+        self, alphas: int = 100, eps: float = 1e-3, refinement: float = 0.75, tol: float = 1e-4
     ) -> None:
         if alphas < 2:
             raise ValueError(f"alphas must be at least 2. Received: alphas={alphas}")
