@@ -15,6 +15,7 @@ from keras import layers
 import sgdap
 
 ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("SGDAP_KILLS", "3"))  # a run takes seconds: more than 3 when asked for
 
 
 class InterruptionError(Exception):
@@ -77,7 +78,7 @@ def assert_equal(one: list[np.ndarray], other: list[np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("drop", "calibrate", "kills"), [(0.0, False, 10), (None, True, 1)], ids=["guarded", "free"]
+    ("drop", "calibrate", "kills"), [(0.0, False, KILLS), (None, True, 1)], ids=["guarded", "free"]
 )
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
     tmp_path, drop, calibrate, kills
