@@ -270,8 +270,8 @@ def result_tables(rows):
         dense = found.pop(("dense", "no"))[1.0]
         del apart[arch]["dense", "no"]
         text.append(
-            f"### {arch}\n\nTest accuracy in %; dense {mean_and_deviation(dense)} over "
-            f"{len(dense)} networks. Where a number comes from fewer, it is followed by how many.\n"
+            f"### {arch}\n\nTest accuracy in %; dense {mean_and_deviation(dense)}; networks: "
+            f"{len(dense)}. Where a number comes from fewer, it is followed by how many.\n"
         )
         text += table(found, len(dense))
         text.append(
@@ -332,7 +332,8 @@ def draw_accuracy(rows, path):
     by_arch = gathered_by_arch(rows, "accuracy", 100)
     figure = Figure(figsize=(11, 3.8 * len(by_arch)), layout="constrained")
     axes = figure.subplots(len(by_arch), 2, squeeze=False, sharey="row")
-    styles = {name: (f"C{i % 10}", "o^sv<>PXD*d"[i]) for i, name in enumerate(CRITERIA)}
+    styles = {name: (f"C{i}", "^sv<>PXD*d"[i]) for i, name in enumerate(list(CRITERIA)[1:])}
+    styles["lasso"] = ("black", "o")
     for (arch, found), row in zip(by_arch.items(), axes, strict=True):
         dense = 100 - np.mean(found.pop(("dense", "no"))[1.0])
         for axis, (refitted, title) in zip(
@@ -356,6 +357,7 @@ def draw_accuracy(rows, path):
                     label=criterion,
                 )
             axis.set(xscale="log", yscale="log", xlabel="FLOPs kept, %", title=f"{arch}, {title}")
+            axis.set_xlim(4.5, 90)
             axis.set_xticks([5, 10, 20, 30, 50, 80], ["5", "10", "20", "30", "50", "80"])
             axis.minorticks_off()
             axis.set_yticks([1, 2, 5, 10, 20, 50, 90], ["1", "2", "5", "10", "20", "50", "90"])
