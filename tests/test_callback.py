@@ -603,3 +603,14 @@ def test_embeddings_shrink_in_fit():
     x, y = np.random.randint(50, size=(64, 7)), np.random.randint(3, size=64)
     model.fit(x, y, epochs=2, verbose=0, callbacks=[sgdap.SGDAPCallback(HALF, verbose=0)])
     assert model.layers[1].output_dim < 16
+
+
+@pytest.mark.compiled
+def test_a_model_that_shrank_in_fit_exports_with_its_optimizer(tmp_path):
+    rate = keras.optimizers.schedules.CosineDecay(1e-3, 30)
+    model, (x, y) = convnet(optimizer=keras.optimizers.Adam(rate)), digits_like(48)
+    callbacks = [sgdap.SGDAPCallback(HALF, verbose=0, max_accuracy_drop=1.0)]
+    model.fit(x, y, epochs=4, verbose=0, validation_data=(x, y), callbacks=callbacks)
+    model.export(tmp_path, verbose=False)
+    served = tf.saved_model.load(tmp_path).serve(x)
+    np.testing.assert_allclose(served, outputs(model, x), atol=1e-5)

@@ -27,7 +27,12 @@ def digits(tmp_path_factory):
 def test_demo_prunes_to_its_budget_and_serves_without_sgdap(digits, tmp_path):
     out = io.StringIO()
     result = run_demo(
-        out=tmp_path, path=digits, epochs=1, prune_epochs=2, console=Console(file=out, width=120)
+        out=tmp_path,
+        path=digits,
+        max_accuracy_drop=1.0,  # a few hundred digits say little about accuracy
+        epochs=1,
+        prune_epochs=2,
+        console=Console(file=out, width=120),
     )
     assert result.slim.flops <= 0.3 * result.dense.flops
     assert result.slim.params <= 0.3 * result.dense.params

@@ -59,6 +59,7 @@ class RuleCall:
         output_shapes: Sequence[Shape],
         input_dtypes: Sequence[str] = (),
         place: _Inside | None = None,
+        refs: Sequence[Ref] = (),
     ) -> None:
         self.inputs = tuple(inputs)
         self.output_shapes = tuple(output_shapes)
@@ -69,11 +70,8 @@ class RuleCall:
         self._call = call
         self._number = number
         self._place = place or _Inside(call.operation)
-        self._symbols = (
-            {ref.index: symbol for ref, symbol in zip(call.inputs, self.inputs, strict=True)}
-            if place is None
-            else {}
-        )
+        refs = refs if place else call.inputs
+        self._symbols = {ref.index: x for ref, x in zip(refs, self.inputs, strict=bool(refs))}
         self._variables = (
             {id(v): i for i, v in enumerate(_keras.layer_variables(call.operation))}
             if hasattr(call.operation, "weights")
@@ -197,10 +195,16 @@ class RuleCall:
             measured=False,
         )
         shown = RuleCall(
-            self._record, self._call, self._number, inputs, output_shapes, input_dtypes, place
+            self._record,
+            self._call,
+            self._number,
+            inputs,
+            output_shapes,
+            input_dtypes,
+            place,
+            inner.inputs,
         )
         shown.args, shown.kwargs = inner.args, inner.kwargs
-        shown._symbols = {ref.index: x for ref, x in zip(inner.inputs, inputs, strict=True)}
         return apply_rule(inner.operation, shown)
 
     def fixed(self, count: int) -> Channels:

@@ -88,9 +88,8 @@ def _from_config(optimizer: Any) -> Any:
     rate = _keras.learning_rate_function(optimizer)
     if rate is None:
         return type(optimizer).from_config(optimizer.get_config())
-    new = type(optimizer).from_config(_keras.config_without_learning_rate(optimizer))
-    new.learning_rate = rate
-    return new
+    config = _keras.config_without_learning_rate(optimizer)
+    return type(optimizer).from_config({**config, "learning_rate": rate})
 
 
 def _is_setting(value: Any) -> bool:
