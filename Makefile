@@ -41,7 +41,7 @@ test: $(INSTALLED)
 	$(BIN)/pytest
 
 test-architectures: $(INSTALLED)
-	$(BIN)/pytest -m architectures tests/architectures
+	$(BIN)/pytest -n 2 -m architectures tests/architectures
 
 architectures-table: $(INSTALLED)
 	SGDAP_ARCHITECTURES_TABLE=docs/architectures.md \

@@ -612,5 +612,6 @@ def test_a_model_that_shrank_in_fit_exports_with_its_optimizer(tmp_path):
     callbacks = [sgdap.SGDAPCallback(HALF, verbose=0, max_accuracy_drop=1.0)]
     model.fit(x, y, epochs=4, verbose=0, validation_data=(x, y), callbacks=callbacks)
     model.export(tmp_path, verbose=False)
-    served = tf.saved_model.load(tmp_path).serve(x)
+    loaded = tf.saved_model.load(tmp_path)
+    served = loaded.serve(x)
     np.testing.assert_allclose(served, outputs(model, x), atol=1e-5)
