@@ -78,7 +78,7 @@ def test_a_loss_that_cannot_be_copied_is_told_in_a_warning(pruned):
             raise NotImplementedError("no config")
 
     model.compile("adam", Unserialisable())
-    with pytest.warns(UserWarning, match=r"not compiled.*slim\.compile"):
+    with pytest.warns(UserWarning, match="not compiled.*Call its `compile`"):
         slim = sgdap.apply(model, plan)
     assert not slim.compiled
 

@@ -210,6 +210,9 @@ def test_a_full_disk_does_not_lose_the_backup_before(tmp_path, monkeypatch):
 
 def test_a_layer_whose_config_can_not_be_kept_is_refused_before_the_run(tmp_path):
     class Odd(layers.Dense):
+        def __init__(self, units, odd=None, **kwargs):
+            super().__init__(units, **kwargs)
+
         def get_config(self):
             return {**super().get_config(), "name": self.name, "odd": (n for n in ())}
 
