@@ -38,14 +38,14 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy sgdap
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 test-architectures: $(INSTALLED)
 	$(BIN)/pytest -n 2 -m architectures tests/architectures
 
 architectures-table: $(INSTALLED)
 	SGDAP_ARCHITECTURES_TABLE=docs/architectures.md \
-		$(BIN)/pytest -m architectures tests/architectures
+		$(BIN)/pytest -n 2 -m architectures tests/architectures
 
 compatibility-table: $(INSTALLED)
 	SGDAP_COMPATIBILITY_TABLE=docs/compatibility.md $(BIN)/pytest tests/compatibility

@@ -329,11 +329,10 @@ def mask_of(tensor: Any) -> Any:
     return getattr(tensor, "_keras_mask", None)
 
 
-def copy_mask(source: Any, target: Any) -> None:
-    """Gives a tensor the mask that Keras attached to another one, if any."""
-    mask = mask_of(source)
+def attach_mask(tensor: Any, mask: Any) -> None:
+    """Gives a tensor a mask as Keras does, if it isn't None."""
     if mask is not None:
-        target._keras_mask = mask
+        tensor._keras_mask = mask
 
 
 def application_layers() -> tuple[type, type, type]:

@@ -102,7 +102,7 @@ def test_masks_travel_with_tensors_and_a_frozen_inner_layer_is_copied():
     tokens = keras.ops.convert_to_tensor([[1, 0]])
     embedded = layers.Embedding(3, 2, mask_zero=True)(tokens)
     other = embedded * 2
-    _keras.copy_mask(embedded, other)
+    _keras.attach_mask(other, _keras.mask_of(embedded))
     assert _keras.mask_of(other).numpy().tolist() == [[True, False]]
     old, new = (layers.TimeDistributed(layers.Dense(2)) for _ in range(2))
     old.layer.trainable = False

@@ -146,10 +146,26 @@ class Program:
             taps: As for `run`.
             stop: How many calls are run, the others' outputs are None; None: all.
         """
-        values: dict[int, Any] = {}
-        for ref, value in zip(self.inputs, inputs, strict=True):
-            values[ref.index] = value
-        for number, call in enumerate(self.calls[:stop]):
+        values = dict(zip((ref.index for ref in self.inputs), inputs, strict=True))
+        self.advance(values, taps, 0, stop)
+        return [values.get(ref.index) for ref in self.outputs]
+
+    def advance(
+        self,
+        values: dict[int, Any],
+        taps: Mapping[int, Callable[[Call, Callable[[], Any], list[Any]], Any]] | None,
+        start: int,
+        stop: int | None = None,
+    ) -> None:
+        """Runs some of the calls, in inference mode.
+
+        Args:
+            values: The tensors made before, by number; those that the calls make are added.
+            taps: As for `run`.
+            start: Number of the first call that is run.
+            stop: Number after the last one; None: all.
+        """
+        for number, call in enumerate(self.calls[start:stop], start):
             args, kwargs = fill(call, values)
             if "training" not in kwargs and "training" in getattr(
                 call.operation, "call_signature_parameters", ()
@@ -164,9 +180,13 @@ class Program:
                 result = compute()
             else:
                 result = tap(call, compute, [values[ref.index] for ref in call.inputs])
-            for ref, value in zip(call.outputs, leaves_of(result), strict=True):
-                values[ref.index] = value
-        return [values.get(ref.index) for ref in self.outputs]
+            values.update(zip((ref.index for ref in call.outputs), leaves_of(result), strict=True))
+
+    def needed(self, start: int, stop: int) -> list[int]:
+        """Numbers of the tensors made before call `start` that the calls until `stop` take."""
+        taken = {ref.index for call in self.calls[start:stop] for ref in call.inputs}
+        made = {ref.index for call in self.calls[start:stop] for ref in call.outputs}
+        return sorted(taken - made)
 
 
 def fill(call: Call, values: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

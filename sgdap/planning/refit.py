@@ -22,7 +22,7 @@ from sgdap.statistics.collect import (
 )
 from sgdap.statistics.contributions import Contributions
 from sgdap.statistics.memory import checked_memory_limit
-from sgdap.statistics.residuals import collect_residuals
+from sgdap.statistics.residuals import SideBySide
 from sgdap.statistics.taps import kernel_matrix
 
 Array = npt.NDArray[np.float64]
@@ -90,20 +90,24 @@ def refitted_weights(
         return fitted
     shifts = {p: own.moments.total().mean[0] for p, own in statistics.consumers.items()}
     parts = _passes(paths, needed, limit, _affordable_passes(graph, statistics.samples))
-    most = affordable_batch(graph, limit)
-    for turn, part in enumerate(parts, start=1):
-        found = collect_residuals(
-            graph,
-            data,
+    largest = max(sum(needed[path] for path in part) for part in parts)
+    models = SideBySide(
+        graph,
+        data,
+        parts,
+        kept,
+        shifts,
+        samples=samples,
+        positions=positions,
+        most=affordable_batch(graph, limit),
+        seed=seed,
+        room=max(limit - largest, 0) / 2 / max(statistics.samples, 1),
+    )
+    for turn, part in enumerate(parts):
+        found = models.residuals(
+            turn,
             _in_full_size(graph, kept, fitted),
-            part,
-            kept,
-            shifts,
-            samples=samples,
-            positions=positions,
-            most=most,
-            seed=seed,
-            progress=progress and functools.partial(progress, turn, len(parts)),
+            progress and functools.partial(progress, turn + 1, len(parts)),
         )
         for path in part:
             own = found.pop(path)

@@ -141,7 +141,7 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
             results[path] = result
         return results
 
-    return traced_for_any_batch(program, step)
+    return traced_for_any_batch([program.shapes[ref.index] for ref in program.inputs], step)
 
 
 def _folds(rows: Any, folds: int, first: Any) -> list[Any]:

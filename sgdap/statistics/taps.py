@@ -33,7 +33,7 @@ def linear_outputs(linear: Linear, call: Call, compute: Callable[[], Any]) -> tu
     finally:
         layer.activation = activation
     after = activation(before)
-    _keras.copy_mask(before, after)
+    _keras.attach_mask(after, _keras.mask_of(before))
     return before, after
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-from sgdap.graph.program import Program
+from sgdap.graph.program import Shape
 
 
-def traced_for_any_batch(program: Program, step: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a step over a batch of a model's inputs.
+def traced_for_any_batch(shapes: Sequence[Shape], step: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a step over a batch.
 
     Args:
-        program: The model.
-        step: A function of the flat list of input tensors and of other (nested) tensors, whose
+        shapes: Symbolic shapes of the batch's tensors, of which the first axis counts.
+        step: A function of the flat list of these tensors and of other (nested) tensors, whose
             shapes never change.
 
     Returns:
@@ -30,10 +30,9 @@ def traced_for_any_batch(program: Program, step: Callable[..., Any]) -> Callable
     def run(x: list[Any], *others: Any) -> Any:
         if tf.config.functions_run_eagerly():
             return compiled(x, *others)
-        sizes = [program.shapes[ref.index][:1] for ref in program.inputs]
         specs = [
-            tf.TensorSpec([*size, *leaf.shape[1:]], leaf.dtype)
-            for size, leaf in zip(sizes, x, strict=True)
+            tf.TensorSpec([*shape[:1], *leaf.shape[1:]], leaf.dtype)
+            for shape, leaf in zip(shapes, x, strict=True)
         ]
         key = tuple((tuple(spec.shape), spec.dtype) for spec in specs)
         if key not in traced:

@@ -1,5 +1,6 @@
 """Frees memory between models and writes what the proofs found as a table, where told to."""
 
+import fcntl
 import gc
 import os
 import shutil
@@ -36,15 +37,18 @@ FIRST = len(HEADER.splitlines())
 def evidence() -> Iterator[dict[str, Evidence | None]]:
     """What was found, None where a proof failed; written to SGDAP_ARCHITECTURES_TABLE.
 
-    Lines of other architectures that are there already stay.
+    Lines of other architectures that are there already stay, those of a process beside too.
     """
     found: dict[str, Evidence | None] = {}
     yield found
     target = os.environ.get("SGDAP_ARCHITECTURES_TABLE")
     if target:
-        path = Path(target)
-        known = path.read_text(encoding="utf-8") if path.exists() else ""
-        path.write_text(table(found, known), encoding="utf-8")
+        with Path(target).open("a+", encoding="utf-8") as page:
+            fcntl.flock(page, fcntl.LOCK_EX)
+            page.seek(0)
+            known = page.read()
+            page.truncate(0)
+            page.write(table(found, known))
 
 
 @pytest.fixture

@@ -414,13 +414,13 @@ def test_sampled_positions_and_their_seed_reach_all_passes(monkeypatch):
     from sgdap.planning import refit
 
     seen = []
-    collect = refit.collect_residuals
+    models = refit.SideBySide
 
     def record(*arguments, **options):
         seen.append((options["positions"], options["seed"]))
-        return collect(*arguments, **options)
+        return models(*arguments, **options)
 
-    monkeypatch.setattr(refit, "collect_residuals", record)
+    monkeypatch.setattr(refit, "SideBySide", record)
     model, x = correlated(40)
     sgdap.plan(model, x, HALF, positions=3, seed=7)
     assert seen and set(seen) == {(3, 7)}

@@ -9,7 +9,7 @@ import sgdap
 from sgdap.guidance.reconstruction import cross_validated_fit
 from sgdap.planning import planner, refit
 from sgdap.planning.plan import kept_mask
-from sgdap.statistics.residuals import collect_residuals
+from sgdap.statistics.residuals import SideBySide
 from sgdap.surgery.apply import prune_by_plan
 from tests.models import outputs, randomise, samples
 
@@ -47,7 +47,8 @@ def test_what_a_slim_consumer_lacks_is_what_the_two_models_show(use_bias):
     slim = sgdap.apply(model, plan)
     full = refit._in_full_size(graph, kept, {})
     shifts = {"third": np.full(72 // 18 * 8, 0.3)}
-    found = collect_residuals(graph, x, full, ["third"], kept, shifts, batch_size=16)["third"]
+    models = SideBySide(graph, x, [["third"]], kept, shifts, batch_size=16)
+    found = models.residuals(0, full)["third"]
     rows = input_of(slim, "third", x)
     stays = np.isin(np.arange(12), plan.groups[2].kept)
     lack = before_activation(model, "third", x)[:, stays] - before_activation(slim, "third", x)
@@ -142,3 +143,39 @@ def test_fewer_samples_than_features_are_enough(count):
     data = samples(model, count) * 100
     slim = sgdap.apply(model, sgdap.plan(model, data, sgdap.Budget(flops=0.5)))
     assert np.isfinite(outputs(slim, data)).all()
+
+
+def masked_chain() -> keras.Model:
+    """Tokens, some of them padding that a mask hides, read by layers one after another."""
+    inputs = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(9, 8, mask_zero=True, name="tokens")(inputs)
+    x = layers.Dense(8, "relu", name="first")(x)
+    x = layers.Dense(8, "relu", name="second")(x)
+    x = layers.GlobalAveragePooling1D()(x)
+    x = layers.Dense(8, "relu", name="third")(x)
+    return randomise(keras.Model(inputs, layers.Dense(3, name="end")(x)))
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("make", [chain, masked_chain])
+def test_a_run_that_goes_on_from_what_was_kept_finds_what_one_from_the_inputs_does(make):
+    model = make()
+    x = samples(model, 40)
+    if make is masked_chain:
+        x = np.random.default_rng(0).integers(0, 9, x.shape)
+    graph = sgdap.channel_graph(model)
+    plan = sgdap.plan(model, x, sgdap.Budget(params=0.5), reconstruction=False)
+    full = refit._in_full_size(graph, kept_mask(graph, plan), {})
+    shifts = {linear.path: np.zeros(len(linear.features)) for linear in graph.linears}
+    parts = [["second"], ["third"], ["end"]]
+    found = []
+    for room in (0, 1e6):
+        models = SideBySide(
+            graph, x, parts, kept_mask(graph, plan), shifts, batch_size=16, room=room
+        )
+        results = [models.residuals(number, full) for number in range(3)]
+        assert bool(models._reached.call) is bool(room)
+        found.append([own[path] for own, (path,) in zip(results, parts, strict=True)])
+    for one, other in zip(*found, strict=True):
+        for name in ("count", "mean", "second", "lacking", "cross"):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-5)
