@@ -91,9 +91,9 @@ class SGDAPCallback(keras.callbacks.Callback):
         round_to: Groups that shrink get a multiple of this many channels.
         overrides: For names or patterns of layers the share of their channels to keep, as in
             `sgdap.plan`.
-        jit_compile: `"auto"` measures after the first round whether XLA pays for itself in the
-            steps that are left (a model compiled with XLA stays so); True or False decide; None
-            leaves the model's setting.
+        jit_compile: `"auto"` measures after each round whether XLA pays for itself in the steps
+            that are left (a model compiled with XLA stays so); True or False decide; None leaves
+            the model's setting.
         seed: Of everything random.
         backup_dir: A folder in which the state of the run is kept, anew with each epoch: when the
             process is killed and the same script run again, `fit` goes on after the last whole
@@ -256,7 +256,8 @@ class SGDAPCallback(keras.callbacks.Callback):
         self._served = 0  # steps of a schedule over steps that were looked at
         self._good: Snapshot | None = None
         self._best: Snapshot | None = None
-        self._jit_chosen = False
+        self._compiled_with_xla = bool(self.model.jit_compile)
+        self._jit_said: str | None = None
         self._neighbours = neighbours
         self._summaries = Summaries(neighbours.of_class(keras.callbacks.TensorBoard))
         self._tap: TrainStepTap | None = None
@@ -284,7 +285,10 @@ class SGDAPCallback(keras.callbacks.Callback):
         """Reads the metric, and adds to the logs what the model costs that it is of."""
         logs = {} if logs is None else logs
         with self._untapped_on_error():
-            value = self._monitor.read(logs)
+            watched = self._monitor.name
+            value = self._monitor.read(logs, settled=bool(self.rounds))
+            if watched != self._monitor.name:
+                self._guard.best = None
         if self._guard.drop is not None and value is not None:
             self._guard.sign = self._monitor.sign(self.model)
         self._ended = (epoch, value)
@@ -527,16 +531,19 @@ class SGDAPCallback(keras.callbacks.Callback):
     # How it runs
 
     def _choose_jit(self, epoch: int, data: Any) -> None:
-        if self.jit_compile is None or self._jit_chosen:
+        if self.jit_compile is None:
             return
-        self._jit_chosen = True
-        if self.jit_compile == "auto":
-            left = (int(self.params["epochs"]) - epoch - 1) * int(self.params["steps"] or 1)
-            compiles = 1 + sum(e > epoch for e in self._epochs)
-            chosen, why = choose_jit_compile(self.model, data, left, compiles)
-            self._say(f"SGDAP: jit_compile={chosen} ({why})")
-        else:
+        if self.jit_compile != "auto":
             chosen = bool(self.jit_compile)
+        else:
+            chosen, why = True, "as the model was compiled"
+            if not self._compiled_with_xla:
+                left = (int(self.params["epochs"]) - epoch - 1) * int(self.params["steps"] or 1)
+                compiles = 1 + sum(e > epoch for e in self._epochs)
+                chosen, why = choose_jit_compile(self.model, data, left, compiles)
+            said, self._jit_said = self._jit_said, f"SGDAP: jit_compile={chosen} ({why})"
+            if self._jit_said != said:
+                self._say(self._jit_said)
         if chosen != self.model.jit_compile:
             self.model.jit_compile = chosen
             remake_functions(self.model)
@@ -554,7 +561,7 @@ _KEPT = (
     "_served",
     "_good",
     "_best",
-    "_jit_chosen",
+    "_jit_said",
     "_first",
     "_epochs",
 )

@@ -368,6 +368,29 @@ def test_each_decision_is_a_line_and_what_was_chosen_is_said_once(capsys):
     assert sum("jit_compile=" in line for line in lines) == 1
 
 
+def test_what_xla_gains_is_measured_after_each_round_and_the_gain_decides(monkeypatch, capsys):
+    answers = iter([(True, "it halves the time"), (True, "it halves the time"), (False, "no gain")])
+    shapes, chosen = [], []
+
+    def choose(model, data, steps, compiles):
+        shapes.append(model.get_layer("hidden_1").units)
+        return next(answers)
+
+    monkeypatch.setattr(callback_module, "choose_jit_compile", choose)
+    note = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: chosen.append(model.jit_compile)
+    )
+    model = network(jit_compile=False)
+    fit(model, [pruner(verbose=1), note])
+    assert len(set(shapes)) == 3
+    assert chosen == [False, True, True, False]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "jit_compile=" in line]
+    assert lines == [
+        "SGDAP: jit_compile=True (it halves the time)",
+        "SGDAP: jit_compile=False (no gain)",
+    ]
+
+
 def test_rounds_tell_the_metric_before_and_after_without_a_guard_too():
     callback = pruner()
     history = fit(network(), callback).history["val_accuracy"]

@@ -24,15 +24,13 @@ def choose_jit_compile(
         batch_size: Samples in a batch.
 
     Returns:
-        Whether to use XLA, and why in words. A model compiled with XLA keeps it; where the steps
-        left take less than a minute without it, nothing is measured.
+        Whether to use XLA, and why in words. Where the steps left take less than a minute without
+        it, nothing is compiled.
     """
     import tensorflow as tf
 
     from sgdap.statistics.data import batches
 
-    if model.jit_compile:
-        return True, "as the model was compiled"
     if model.run_eagerly:
         return False, "the model runs eagerly"
     program = trace(model)
@@ -50,7 +48,7 @@ def choose_jit_compile(
     with _keras.recurrent_states_kept(model):
         plain = _seconds(tf.function(gradients))[1]
         if plain * steps < 60:
-            return False, f"the {steps} steps left are too few for a compile to pay"
+            return False, "the steps left are too few for a compile to pay"
         try:
             first, compiled = _seconds(tf.function(gradients, jit_compile=True))
         except Exception as error:  # an operation that XLA does not know

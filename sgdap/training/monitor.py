@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,15 +31,32 @@ class Monitor:
         self.name: str | None = None
         self._metric = metric
         self._mode = mode
+        self._warned = False
 
-    def read(self, logs: Mapping[str, Any]) -> float | None:
+    def read(self, logs: Mapping[str, Any], settled: bool = False) -> float | None:
         """The metric in an epoch's logs, None where the epoch had none.
+
+        Args:
+            logs: The epoch's logs.
+            settled: Whether `"auto"` stays with a metric of the training data when the first
+                epoch with validation data comes.
 
         Raises:
             ValueError: The metric is not among those of the run.
         """
         if self.name is None:
             self.name = self._find(logs)
+        elif self._metric == "auto" and not self.name.startswith("val_"):
+            found = self._find(logs)
+            if not settled:
+                self.name = found
+            elif found != self.name and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"SGDAPCallback watches '{self.name}', because no epoch was validated before "
+                    f"its first round (validation_freq). Pass monitor='{found}' to let it wait.",
+                    stacklevel=2,
+                )
         value = None if self.name is None else logs.get(self.name)
         return None if value is None else float(value)
 

@@ -140,6 +140,13 @@ def test_without_a_validation_every_epoch_rounds_wait_to_be_judged():
     assert decisions == ["kept", "kept", "undone"], "the last one was never measured"
 
 
+def test_the_validation_is_watched_by_itself_where_it_comes_before_the_first_round():
+    callback = careless(max_accuracy_drop=1.0, schedule="one_shot", begin_epoch=1)
+    logs = fit(network(), [callback], epochs=6, validation_freq=2).history
+    (only,) = callback.rounds
+    assert (only.before, only.after) == (logs["val_accuracy"][0], logs["val_accuracy"][1])
+
+
 # Compilations
 
 

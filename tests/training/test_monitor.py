@@ -88,6 +88,19 @@ def test_a_validation_metric_may_come_in_a_later_epoch():
     assert monitor.read({"loss": 1.0}) is None
 
 
+def test_by_itself_it_turns_to_validation_data_unless_rounds_were_judged_already():
+    trained, validated = {"accuracy": 0.5}, {"accuracy": 0.6, "val_accuracy": 0.4}
+    monitor = Monitor()
+    assert monitor.read(trained) == 0.5
+    assert monitor.read(validated) == 0.4
+    assert monitor.read(trained, settled=True) is None
+    settled = Monitor()
+    settled.read(trained)
+    with pytest.warns(UserWarning, match="watches 'accuracy'.*Pass monitor='val_accuracy'"):
+        assert settled.read(validated, settled=True) == 0.6
+    assert settled.read(validated, settled=True) == 0.6  # and says it once
+
+
 def test_a_metric_that_never_comes_is_refused():
     with pytest.raises(ValueError, match="'f1', which is not among.*: accuracy, loss. Pass one"):
         Monitor("f1").read({"loss": 1.0, "accuracy": 0.5})
