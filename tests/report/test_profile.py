@@ -87,3 +87,11 @@ def test_open_input_sizes_are_refused():
     model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(2, 3)])
     with pytest.raises(ValueError, match="fixed keras.Input shape"):
         sgdap.profile(model)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": 1.5}, {"repeats": 0}])
+def test_what_cannot_be_timed_is_refused(wrong):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1.*{value}"):
+        sgdap.profile(model, **wrong)
