@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from scipy.sparse import csgraph
 from sgdap.graph import rules as _rules  # noqa: F401  (registers the rules)
 from sgdap.graph.channels import Channels, Settled, Symbol, plain
 from sgdap.graph.program import Program
-from sgdap.graph.record import Axis, Linear, Record, Resize, Rewrite, Scale, Work
+from sgdap.graph.record import Axis, Linear, Reading, Record, Resize, Rewrite, Scale, Work
 from sgdap.graph.registry import apply_rule
 from sgdap.graph.replay import what_code_does_not_follow
 from sgdap.graph.rulecall import RuleCall
@@ -79,6 +80,7 @@ class ChannelGraph:
         rewrites: Every operation whose sizes, bounds or indices follow the channels.
         work: What the layers compute.
         linears: Every place where a linear layer reads channels.
+        readings: Every tensor of channels that another layer reads with a kernel.
         kept: What no rule covers: path and reason.
     """
 
@@ -91,6 +93,7 @@ class ChannelGraph:
     rewrites: tuple[Rewrite, ...]
     work: tuple[Work, ...]
     linears: tuple[Linear, ...]
+    readings: tuple[Reading, ...]
     kept: tuple[tuple[str, str], ...]
 
     def group(self, name: str) -> ChannelGroup:
@@ -153,7 +156,7 @@ def channel_graph(model: Any) -> ChannelGraph:
             record.ledger.protect(channels, "model output")
     _keep_inside_configs(program, record)
     while True:
-        graph = _assemble(program, record)
+        graph = _assemble(program, record, symbols)
         stays = what_code_does_not_follow(
             program, graph.rewrites, graph.axes, symbols, record.ledger
         )
@@ -192,7 +195,7 @@ def _keep_inside_configs(program: Program, record: Record) -> None:
                 record.ledger.protect(channels, reason)
 
 
-def _assemble(program: Program, record: Record) -> ChannelGraph:
+def _assemble(program: Program, record: Record, symbols: Mapping[int, Symbol]) -> ChannelGraph:
     settled = record.ledger.settle()
     classes = settled.classes
 
@@ -220,8 +223,38 @@ def _assemble(program: Program, record: Record) -> ChannelGraph:
         ),
         work=tuple(Work(w.path, w.factor, tuple(classes[c] for c in w.axes)) for w in record.work),
         linears=linears,
+        readings=_readings(program, symbols, axes, linears, classes),
         kept=tuple(record.kept),
     )
+
+
+def _readings(
+    program: Program,
+    symbols: Mapping[int, Symbol],
+    axes: Sequence[Axis],
+    linears: Sequence[Linear],
+    classes: Channels,
+) -> tuple[Reading, ...]:
+    """The tensors that a kernel reads of which no rule says that it is a linear layer's."""
+    read: dict[str, set[int]] = {}
+    for of_kernel in axes:
+        if of_kernel.role == "consumer":
+            read.setdefault(of_kernel.path, set()).update(of_kernel.channels.tolist())
+    of_linears = {linear.call for linear in linears}
+    known: set[int] = set()
+    found = []
+    for number, call in enumerate(program.calls):
+        if call.path not in read or number in of_linears:
+            continue
+        for place, ref in enumerate(call.inputs):
+            for axis, made in enumerate(symbols[ref.index].axes):
+                channels = None if made is None else classes[made]
+                if ref.index in known or channels is None or axis == 0:
+                    continue
+                if read[call.path].issuperset(channels.tolist()):
+                    known.add(ref.index)
+                    found.append(Reading(f"{call.path}:{place}", number, place, axis, channels))
+    return tuple(found)
 
 
 def _in_classes(symbol: Symbol, classes: Channels) -> Symbol:

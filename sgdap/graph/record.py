@@ -34,11 +34,48 @@ class Linear:
     outputs: Channels
     inside: tuple[str, ...] = ()
 
+    @property
+    def output_axis(self) -> int:
+        """The axis of its output along which the channels lie."""
+        return self.patches.steps + 1 if self.patches.channels_first else -1
+
     def layer_of(self, operation: Any) -> Any:
         """The layer whose kernel it is: that of the call, or the one inside it."""
         for attribute in self.inside:
             operation = getattr(operation, attribute)
         return operation
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A tensor that something other than a linear layer reads with a kernel (an LSTM, say).
+
+    It stands in for a linear layer of weights 1: how much the loss depends on the channels is
+    measured where they are read.
+
+    Attributes:
+        path: Path of the layer, and the number of the input.
+        call: Number of its first call on the tensor.
+        input: Number of the input.
+        axis: The axis of the channels.
+        features: The channels, `(features,)`.
+    """
+
+    path: str
+    call: int
+    input: int
+    axis: int
+    features: Channels
+
+    @property
+    def outputs(self) -> Channels:
+        """What is made of them: they themselves."""
+        return self.features
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of the channels."""
+        return self.axis
 
 
 @dataclass(frozen=True, eq=False)

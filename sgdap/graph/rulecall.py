@@ -250,16 +250,16 @@ class RuleCall:
         number = self._variables[id(variable)]
         path = self._call.path
         inner = "/".join(self._place.names)
-        own = {
-            id(made)
+        own = [
+            made
             for (maker, kind), made in self._record.born.items()
             if maker == path and kind.startswith(f"{inner}:")
-        }
-        makes = any(id(channels) in own for channels in axes)
+        ]
+        made = [c is not None and bool(np.isin(c, np.concatenate(own)).all()) for c in axes if own]
         for axis, channels in enumerate(axes):
             if channels is None:
                 continue
-            role = "follower" if not makes else "producer" if id(channels) in own else "consumer"
+            role = "follower" if not any(made) else "producer" if made[axis] else "consumer"
             known = self._record.axes.setdefault(
                 (path, number, axis), Axis(path, number, axis, channels, role)
             )

@@ -27,7 +27,8 @@ class GroupData:
         name: The group's name.
         size: Its number of channels.
         candidates: The channels that may leave, `(removable,)`.
-        consumers: Its consumers with their weights.
+        consumers: Its consumers with their weights, first those whose weights can be refitted.
+        fitted: How many these are.
         moments: For each consumer the moments of its features by fold.
         gathered: For each consumer the moments of the channels' contributions by fold where they
             were gathered in the place of the features', else None.
@@ -44,6 +45,7 @@ class GroupData:
     size: int
     candidates: npt.NDArray[np.int64]
     consumers: tuple[Consumer, ...]
+    fitted: int
     moments: tuple[Moments, ...]
     gathered: tuple[Contributions | None, ...]
     filters: tuple[Array, ...]

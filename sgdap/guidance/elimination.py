@@ -102,7 +102,9 @@ def eliminate(
     return ErrorCurve(np.array(removed, np.int64), np.array(errors))
 
 
-def removal_errors(consumers: Sequence[Consumer], order: Order) -> ErrorCurve:
+def removal_errors(
+    consumers: Sequence[Consumer], order: Order, refinement: float = 0.0
+) -> ErrorCurve:
     """The error curve where the weights of the channels that stay are left as they are.
 
     A removed channel is 0 at its consumers, so `½ Σ_{i,j removed} G_ij` is the expected loss, with
@@ -111,6 +113,8 @@ def removal_errors(consumers: Sequence[Consumer], order: Order) -> ErrorCurve:
     Args:
         consumers: All consumers of the group; their errors add up.
         order: Channels in the order of their removal, `(removable,)`.
+        refinement: Share of the remaining channels, the first ones of `order`, of which the
+            cheapest leaves next; 0 keeps strictly to `order`.
 
     Returns:
         The `ErrorCurve`.
@@ -121,9 +125,17 @@ def removal_errors(consumers: Sequence[Consumer], order: Order) -> ErrorCurve:
         mean = consumer.mean.reshape(len(consumer.mean), -1)
         raw = consumer.second + mean @ mean.T
         gram += channel_gram(raw, consumer.weights, consumer.channels, size)
-    ordered = gram[np.ix_(order, order)]
-    inside = np.cumsum(np.cumsum(ordered, axis=0), axis=1)
-    return ErrorCurve(order, np.append(0.0, np.maximum(np.diag(inside) / 2, 0)))
+    costs = np.diag(gram) / 2
+    left = list(order)
+    removed: list[int] = []
+    errors = [0.0]
+    while left:
+        window = np.array(left[: max(1, round(refinement * len(left)))])
+        channel = left.pop(int(np.argmin(costs[window])))
+        removed.append(int(channel))
+        errors.append(max(errors[-1] + float(costs[channel]), 0.0))
+        costs = costs + gram[:, channel]
+    return ErrorCurve(np.array(removed, np.int64), np.array(errors))
 
 
 def scale_of(power: float) -> float:

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph, ChannelGroup
+from sgdap.graph.record import Linear
 from sgdap.guidance.base import GroupData, Guidance
 from sgdap.guidance.elimination import Consumer, ErrorCurve, eliminate, removal_errors, scale_of
 from sgdap.guidance.growth import growth_rates
@@ -49,9 +50,10 @@ def score_groups(
     Returns:
         The `ErrorCurve` of each group by name. With sensitivities in the statistics,
         errors are in units of loss and comparable between groups; without, each consumer's error
-        is relative to the power of its outputs. A group that no linear layer reads (recurrent or
-        grouped layers, say) is scored by the norm of its filters; one of which memory allowed to
-        know only each channel's own contribution, by their power.
+        is relative to the power of its outputs. What other layers read with a kernel (recurrent or
+        grouped ones, say), whose weights are never refitted, costs what zeroing it there does. A
+        group that nothing reads with a kernel is scored by the norm of its filters; one of which
+        memory allowed to know only each channel's own contribution, by their power.
     """
     if groups is None:
         groups = [group for group in graph.groups if group.prunable]
@@ -67,11 +69,16 @@ def score_groups(
         if data.alone:
             return power_curve(data, reconstruction)
         order = guidance.order(data)
-        if reconstruction:
-            return eliminate(data.consumers, data.candidates, order, guidance.refinement)
+        fitted, others = data.consumers[: data.fitted], data.consumers[data.fitted :]
+        if reconstruction and fitted:
+            found = eliminate(fitted, data.candidates, order, guidance.refinement)
+            if not others:
+                return found
+            added = removal_errors(others, found.order).errors
+            return ErrorCurve(found.order, found.errors + added)
         if order is None:
-            order = eliminate(data.consumers, data.candidates).order
-        return removal_errors(data.consumers, order)
+            return removal_errors(data.consumers, data.candidates, refinement=1.0)
+        return removal_errors(data.consumers, order, 0.0 if fitted else guidance.refinement)
 
     # Threads of the linear algebra would wait for each other: one each, the groups side by side.
     with threadpool_limits(limits=1, user_api="blas"):
@@ -89,7 +96,7 @@ def _working_memory(group: ChannelGroup, statistics: CalibrationStatistics, chan
     member = np.zeros(channels, bool)
     member[group.channels] = True
     total = 8 * 4 * group.size**2
-    for own in statistics.consumers.values():
+    for own in (*statistics.consumers.values(), *statistics.readings.values()):
         if member[own.linear.features].any():
             size = len(own.linear.features)
             if own.gathered is not None:
@@ -102,7 +109,7 @@ def scoring_notes(graph: ChannelGraph, statistics: CalibrationStatistics) -> tup
     """Says which prunable groups can't be scored by what their consumers need, and why."""
     read = np.zeros(graph.count, bool)
     alone = np.zeros(graph.count, bool)
-    for own in statistics.consumers.values():
+    for own in (*statistics.consumers.values(), *statistics.readings.values()):
         read[own.linear.features] = True
         if own.gathered is not None and own.gathered.alone:
             alone[own.linear.features] = True
@@ -110,8 +117,8 @@ def scoring_notes(graph: ChannelGraph, statistics: CalibrationStatistics) -> tup
     notes = []
     for reason, names in (
         (
-            "Scored by the norm of their filters, because no linear layer reads them (losing all "
-            "channels counts as a loss of 1)",
+            "Scored by the norm of their filters, because no kernel reads them where it can be "
+            "seen (losing all channels counts as a loss of 1)",
             [g.name for g in prunable if not read[g.channels].any()],
         ),
         (
@@ -141,7 +148,7 @@ def power_curve(data: GroupData, reconstruction: bool) -> ErrorCurve:
 
 
 def filter_norm_curve(data: GroupData) -> ErrorCurve:
-    """The curve of a group that no linear layer reads: its filters' squared norms.
+    """The curve of a group that no kernel reads: its filters' squared norms.
 
     They are scaled so that losing the whole group costs a loss of 1.
     """
@@ -169,13 +176,15 @@ def group_data(
     layers = graph.program.layers()
     consumers, moments, activations, taylor = [], [], [], []
     gathered: list[Contributions | None] = []
-    for own in statistics.consumers.values():
+    fitted = 0
+    for own in (*statistics.consumers.values(), *statistics.readings.values()):
         channels = local[own.linear.features]
         if (channels < 0).all():
             continue
+        fitted += isinstance(own.linear, Linear)
         moments.append(own.moments)
         if own.gathered is None:
-            consumers.append(_of_features(layers[own.linear.path], own, channels))
+            consumers.append(_of_features(layers.get(own.linear.path), own, channels))
             activations.append(activation_statistics(own.moments, channels))
             gathered.append(None)
         else:
@@ -212,6 +221,7 @@ def group_data(
         size=group.size,
         candidates=np.flatnonzero(group.removable),
         consumers=tuple(consumers),
+        fitted=fitted,
         moments=tuple(moments),
         gathered=tuple(gathered),
         filters=tuple(filters),

@@ -79,13 +79,14 @@ def refitted_weights(
     fitted = dict(weights)
     behind = _behind_changes(graph, {path for path, _ in weights})
     limit = checked_memory_limit(memory_limit)
+    linears = {path: _linear(own) for path, own in statistics.consumers.items()}
     needed = {
-        path: _residual_memory(own.linear, kept)
-        for path, own in statistics.consumers.items()
-        if path in behind and not _constrained(graph, own.linear)
+        path: _residual_memory(linear, kept)
+        for path, linear in linears.items()
+        if path in behind and not _constrained(graph, linear)
     }
     paths = [path for path in needed if needed[path] <= limit]
-    paths.sort(key=lambda path: statistics.consumers[path].linear.call)
+    paths.sort(key=lambda path: linears[path].call)
     if not paths:
         return fitted
     shifts = {p: own.moments.total().mean[0] for p, own in statistics.consumers.items()}
@@ -111,7 +112,7 @@ def refitted_weights(
         )
         for path in part:
             own = found.pop(path)
-            linear = statistics.consumers[path].linear
+            linear = linears[path]
             share = own.count / own.count.sum()
             mean, lacking = share @ own.mean, share @ own.lacking
             second, cross = own.second, own.cross
@@ -128,6 +129,11 @@ def refitted_weights(
                     after = before + delta.reshape(before.shape)
                     fitted[(path, number)] = after.astype(np.float32)
     return fitted
+
+
+def _linear(statistics: ConsumerStatistics) -> Linear:
+    assert isinstance(statistics.linear, Linear)
+    return statistics.linear
 
 
 def _residual_memory(linear: Linear, kept: Mask) -> int:
@@ -174,7 +180,7 @@ def _rescaled(
     The factors are the least squares optimum on the contributions of whole channels; 1 where only
     each channel's own power is known.
     """
-    linear = statistics.linear
+    linear = _linear(statistics)
     stays = kept[linear.features]
     distinct, number = np.unique(linear.features, return_inverse=True)
     factors = np.ones(len(distinct))
@@ -251,7 +257,7 @@ def reconstructed_weights(
     updates: Weights = {}
     layers = graph.program.layers()
     for path, own in statistics.consumers.items():
-        linear = own.linear
+        linear = _linear(own)
         stays = kept[linear.features]
         if stays.all() or _constrained(graph, linear):
             continue

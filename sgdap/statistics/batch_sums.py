@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap.graph.groups import ChannelGraph
+from sgdap.graph.patches import Patches
 from sgdap.graph.program import Call
-from sgdap.graph.record import Linear
+from sgdap.graph.record import Linear, Reading
 from sgdap.statistics.memory import Storage
 from sgdap.statistics.taps import linear_outputs
 from sgdap.statistics.tracing import traced_for_any_batch
@@ -40,7 +41,7 @@ class Gathering:
             the root of the sensitivity, `(features, outputs)`.
     """
 
-    linears: Mapping[str, list[Linear]]
+    linears: Mapping[str, Sequence[Linear | Reading]]
     storage: Mapping[str, Storage]
     folds: int
     positions: int
@@ -65,7 +66,9 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
 
     program = graph.program
     linears = gathering.linears
-    by_call = {linear.call: linear for calls in linears.values() for linear in calls}
+    by_call: dict[int, list[Linear | Reading]] = {}
+    for linear in (linear for calls in linears.values() for linear in calls):
+        by_call.setdefault(linear.call, []).append(linear)
     sensitivity, positions = gathering.gradients, gathering.positions
     weights = {
         path: _by_channel(linears[path][0], matrix, gathering)
@@ -84,14 +87,23 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
             seen.setdefault(path, []).append(tensor)
 
         def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
-            linear = by_call[program.calls.index(call)]
-            watched(given, call.path, inputs[0])
-            rows.setdefault(call.path, []).append(
-                tf.cast(linear.patches.extract(inputs[0], positions, seed), tf.float32)
-            )
-            before, after = linear_outputs(linear, call, compute)
-            watched(outputs, call.path, before)
-            return after
+            made = None
+            for linear in by_call[program.calls.index(call)]:
+                if isinstance(linear, Reading):
+                    read = before = inputs[linear.input]
+                    there = keras.ops.moveaxis(read, linear.axis, -1)
+                    patches = Patches()
+                else:
+                    read = there = inputs[0]
+                    patches = linear.patches
+                watched(given, linear.path, read)
+                rows.setdefault(linear.path, []).append(
+                    tf.cast(patches.extract(there, positions, seed), tf.float32)
+                )
+                if isinstance(linear, Linear):
+                    before, made = linear_outputs(linear, call, compute)
+                watched(outputs, linear.path, before)
+            return compute() if made is None else made
 
         taps = dict.fromkeys(by_call, tap)
         if sensitivity:
@@ -126,8 +138,7 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
                     sums.append(_totals(folded))
             result = {key: tf.add_n([s[key] for s in sums]) for key in sums[0]}
             if sensitivity:
-                patches = linears[path][0].patches
-                axis = patches.steps + 1 if patches.channels_first else -1
+                axis = linears[path][0].output_axis
                 at_inputs, at_outputs = (of_place[path] for of_place in gradients)
                 result["sensitivity"] = tf.add_n(
                     [_outer(g, axis, own.sensitivity == "diagonal") for g in at_outputs]
@@ -179,7 +190,7 @@ def _sums(centred: list[Any], raw: list[Any], diagonal: bool) -> dict[str, Any]:
 
 
 def _by_channel(
-    linear: Linear, weights: npt.NDArray[np.float32], gathering: Gathering
+    linear: Linear | Reading, weights: npt.NDArray[np.float32], gathering: Gathering
 ) -> tuple[Any, Any]:
     """The features of each channel and its weights, in blocks of outputs.
 
@@ -236,7 +247,7 @@ def _outer(gradient: Any, axis: int, diagonal: bool) -> Any:
     return tf.matmul(flat, flat, transpose_a=True)
 
 
-def _first_order(x: Any, gradient: Any, axis: int, linear: Linear) -> Any:
+def _first_order(x: Any, gradient: Any, axis: int, linear: Linear | Reading) -> Any:
     """Sum over the samples of `|Σ_positions a ∂L/∂a|`, for each distinct channel of a consumer."""
     import tensorflow as tf
 
@@ -246,7 +257,7 @@ def _first_order(x: Any, gradient: Any, axis: int, linear: Linear) -> Any:
     change = tf.reduce_sum(tf.reshape(product, [tf.shape(x)[0], -1, width]), 1)
     # The features of a kernel position are the input's channels; a depthwise part repeats each.
     of_input = linear.features[:: len(linear.features) // width]
-    if linear.patches.depthwise is None:
+    if isinstance(linear, Reading) or linear.patches.depthwise is None:
         of_input = linear.features[:width]
     distinct, number = np.unique(of_input, return_inverse=True)
     by_channel = tf.math.unsorted_segment_sum(tf.transpose(change), number, len(distinct))

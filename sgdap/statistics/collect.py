@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap._arguments import check_integer
 from sgdap.graph.groups import ChannelGraph
-from sgdap.graph.record import Linear
+from sgdap.graph.record import Linear, Reading
 from sgdap.statistics.batch_sums import Gathering, make_step
 from sgdap.statistics.contributions import Contributions, channel_sums, weighted_kernel
 from sgdap.statistics.data import batches, reusable
@@ -33,7 +33,8 @@ class ConsumerStatistics:
     """What one consumer's input looks like and how much its outputs matter.
 
     Attributes:
-        linear: The consumer, one call of it; a layer called at several places has one entry.
+        linear: The consumer, one call of it; a layer called at several places has one entry. Or a
+            tensor that other layers read, whose outputs are taken to be itself.
         moments: Moments of its input patches.
         sensitivity: `Σ_positions E[g gᵀ]` of the gradient g at its outputs (before the
             activation) of the model's own softened loss, `(outputs, outputs)`; None where it was
@@ -46,7 +47,7 @@ class ConsumerStatistics:
             allow for the second moment of the features; else None.
     """
 
-    linear: Linear
+    linear: Linear | Reading
     moments: Moments
     sensitivity: Array | None
     taylor: Array | None = None
@@ -59,12 +60,15 @@ class CalibrationStatistics:
 
     Attributes:
         samples: How many samples were seen.
-        consumers: Statistics of each consumer that reads removable channels, by path.
+        consumers: Statistics of each linear consumer that reads removable channels, by path.
+        readings: Statistics of the tensors of such channels that other layers read with a kernel,
+            by the layer's path and the number of the input.
         notes: What was given up to stay under the memory limit, in words.
     """
 
     samples: int
     consumers: Mapping[str, ConsumerStatistics]
+    readings: Mapping[str, ConsumerStatistics] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -145,7 +149,7 @@ def collect_statistics(
         before = run(data, replace(whole, moments=False))
         weights = {}
         for path in contributing:
-            kernel = kernel_matrix(linears[path][0], graph.program.layers()[path])
+            kernel = kernel_matrix(linears[path][0], graph.program.layers().get(path))
             known = before[path].sensitivity / run.seen if sensitivity else None
             weights[path] = weighted_kernel(kernel, known).astype(np.float32)
         sums = run(data, replace(whole, gradients=False, weights=weights), before)
@@ -165,7 +169,12 @@ def collect_statistics(
             own.taylor / run.seen if sensitivity else None,
             own.contributions(linear, moments) if path in contributing else None,
         )
-    return CalibrationStatistics(samples=run.seen, consumers=consumers, notes=notes)
+    readings = {
+        path: consumers.pop(path)
+        for path, (linear, *_) in linears.items()
+        if isinstance(linear, Reading)
+    }
+    return CalibrationStatistics(run.seen, consumers, readings, notes)
 
 
 @dataclass(eq=False)
@@ -190,7 +199,7 @@ class _Sums:
                     known += value
         self.moments.add(**{key: _finite(path, value.numpy()) for key, value in sums.items()})
 
-    def contributions(self, linear: Linear, moments: Moments) -> Contributions:
+    def contributions(self, linear: Linear | Reading, moments: Moments) -> Contributions:
         """The moments of the channels' contributions, about the folds' own means."""
         assert self.weights is not None
         distinct, channels = np.unique(linear.features, return_inverse=True)
@@ -294,11 +303,12 @@ def affordable_batch(graph: ChannelGraph, limit: int) -> int:
     return max(limit // (4 * max(numbers, 1)), 1)
 
 
-def _consumers(graph: ChannelGraph) -> dict[str, list[Linear]]:
-    """The calls of each linear layer that reads removable channels, by path."""
+def _consumers(graph: ChannelGraph) -> dict[str, list[Linear | Reading]]:
+    """The calls of each linear layer that reads removable channels, by path; other readings."""
     removable = _removable(graph)
-    linears: dict[str, list[Linear]] = {}
-    for linear in graph.linears:
+    linears: dict[str, list[Linear | Reading]] = {}
+    reading: list[Linear | Reading] = [*graph.linears, *graph.readings]
+    for linear in reading:
         if removable[linear.features].any():
             linears.setdefault(linear.path, []).append(linear)
     return linears

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.program import Call
-from sgdap.graph.record import Linear
+from sgdap.graph.record import Linear, Reading
 
 
 def linear_outputs(linear: Linear, call: Call, compute: Callable[[], Any]) -> tuple[Any, Any]:
@@ -37,8 +37,10 @@ def linear_outputs(linear: Linear, call: Call, compute: Callable[[], Any]) -> tu
     return before, after
 
 
-def kernel_matrix(linear: Linear, layer: Any) -> npt.NDArray[np.float64]:
-    """A linear layer's kernel as a matrix, `(features, outputs)`."""
+def kernel_matrix(linear: Linear | Reading, layer: Any) -> npt.NDArray[np.float64]:
+    """A linear layer's kernel as a matrix, `(features, outputs)`; that of a `Reading` is 1."""
+    if isinstance(linear, Reading):
+        return np.eye(len(linear.features))
     kernel = _keras.layer_variables(layer)[linear.kernel].numpy()
     matrix: npt.NDArray[np.float64] = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
     return matrix

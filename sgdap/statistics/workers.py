@@ -45,8 +45,8 @@ def merge_across_workers(statistics: CalibrationStatistics, strategy: Any) -> Ca
     parts = [_unpacked(row, shapes) for row in _gathered(_packed(statistics), strategy)]
     samples = [int(part[0]) for part in parts]
     place = 1
-    consumers = {}
-    for path, consumer in statistics.consumers.items():
+    merged = {}
+    for path, consumer in {**statistics.consumers, **statistics.readings}.items():
         stop = place + len(fields(Moments))
         moments = reduce(merge_moments, (Moments(*part[place:stop]) for part in parts))
         place = stop
@@ -55,13 +55,14 @@ def merge_across_workers(statistics: CalibrationStatistics, strategy: Any) -> Ca
             if getattr(consumer, name) is not None:
                 means[name] = np.average([p[place] for p in parts], axis=0, weights=samples)
                 place += 1
-        consumers[path] = replace(consumer, moments=moments, **means)
-    return CalibrationStatistics(samples=sum(samples), consumers=consumers)
+        merged[path] = replace(consumer, moments=moments, **means)
+    readings = {path: merged.pop(path) for path in statistics.readings}
+    return CalibrationStatistics(sum(samples), merged, readings)
 
 
 def _arrays(statistics: CalibrationStatistics) -> Iterator[Array]:
     yield np.array(float(statistics.samples))
-    for consumer in statistics.consumers.values():
+    for consumer in (*statistics.consumers.values(), *statistics.readings.values()):
         moments = consumer.moments
         yield from (moments.count, moments.mean, moments.second, moments.zeros, moments.absolute)
         yield from (a for a in (consumer.sensitivity, consumer.taylor) if a is not None)

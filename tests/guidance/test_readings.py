@@ -1,0 +1,96 @@
+"""Channels that no linear layer reads are scored by what the loss does where they are read."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import sgdap
+from sgdap.guidance.score import score_groups
+from tests.models import outputs, randomise, samples
+
+READERS = {
+    "LSTM": lambda x: layers.LSTM(6)(x),
+    "Bidirectional": lambda x: layers.Bidirectional(layers.GRU(3))(x),
+    "MultiHeadAttention": lambda x: layers.MultiHeadAttention(2, 4)(x, x),
+    "Conv1DTranspose": lambda x: layers.Conv1DTranspose(4, 3)(x),
+    "grouped": lambda x: layers.Conv1D(6, 3, groups=2)(x),
+}
+
+
+def model_with(reader: str) -> keras.Model:
+    """A layer `made` of ten channels, four of them dead, the others' filters the smaller ones."""
+    inputs = keras.Input((6, 5))
+    x = layers.Dense(10, "relu", name="made")(inputs)
+    x = layers.Flatten()(READERS[reader](x))
+    model = randomise(keras.Model(inputs, layers.Dense(3, "softmax", name="end")(x)))
+    kernel, bias = model.get_layer("made").get_weights()
+    dead = [0, 3, 5, 8]
+    kernel[:, dead] *= 3
+    bias[dead] = -100
+    model.get_layer("made").set_weights([kernel, bias])
+    return model
+
+
+# TensorFlow has no gradient of grouped convolutions on a CPU otherwise.
+GROUPED = pytest.param("grouped", "lasso", marks=pytest.mark.compiled)
+
+
+@pytest.mark.parametrize(
+    ("reader", "guidance"),
+    [
+        *((reader, "lasso") for reader in READERS if reader != "grouped"),
+        GROUPED,
+        *(("LSTM", guidance) for guidance in ("second_order", "activation", "taylor")),
+    ],
+)
+def test_dead_channels_leave_first_whatever_reads_them(reader, guidance):
+    model = model_with(reader)
+    x = samples(model, 64)
+    plan = sgdap.plan(
+        model,
+        x,
+        sgdap.Budget(params=0.999),
+        guidance=guidance,
+        layers=["made"],
+        overrides={"made": 0.6},
+    )
+    (group,) = (g for g in plan.groups if g.name == "made")
+    in_pairs = reader == "grouped"  # 0 leaves with 5, 3 with 8
+    assert group.kept == ((1, 2, 4) if in_pairs else (1, 2, 4, 6, 7, 9))
+    assert group.error == pytest.approx(0, abs=1e-6)
+    assert not any("made" in note for note in plan.notes)
+    np.testing.assert_allclose(outputs(sgdap.apply(model, plan), x), outputs(model, x), atol=1e-5)
+
+
+def test_the_expected_loss_of_one_channel_is_half_its_power_times_the_gradients():
+    model = model_with("LSTM")
+    x = samples(model, 40)
+    graph = sgdap.channel_graph(model)
+    statistics = sgdap.collect_statistics(graph, x)
+    (reading,) = statistics.readings.values()
+    read = outputs(keras.Model(model.input, model.get_layer("made").output), x).reshape(-1, 10)
+    np.testing.assert_allclose(reading.moments.total().mean[0], read.mean(0), atol=1e-5)
+    curve = score_groups(graph, statistics, sgdap.SecondOrderGuidance())["made"]
+    expected = np.sort((read**2).mean(0) * np.diag(reading.sensitivity))[:5] / 2
+    np.testing.assert_allclose(curve.errors[:6], np.append(0, np.cumsum(expected)), atol=1e-6)
+
+
+def test_a_channel_that_a_linear_layer_does_not_need_stays_for_another_reader():
+    inputs = keras.Input((6, 5))
+    x = layers.Dense(8, "relu", name="made")(inputs)
+    read = layers.Flatten()(layers.Conv1D(2, 1, name="linear")(x))
+    both = layers.Concatenate()([read, layers.LSTM(4)(x)])
+    model = randomise(keras.Model(inputs, layers.Dense(3, "softmax")(both)))
+    kernel, bias = model.get_layer("linear").get_weights()
+    kernel[:, :4] = 0
+    model.get_layer("linear").set_weights([kernel, bias])
+    lstm = next(layer for layer in model.layers if isinstance(layer, layers.LSTM))
+    of_input, *rest = lstm.get_weights()
+    of_input[4:] *= 0.01
+    lstm.set_weights([of_input, *rest])
+    graph = sgdap.channel_graph(model)
+    statistics = sgdap.collect_statistics(graph, samples(model, 64))
+    assert len(statistics.readings) == 1
+    curve = score_groups(graph, statistics, sgdap.SecondOrderGuidance())["made"]
+    assert curve.errors[4] > 1e-6, "the linear layer alone would give four of them for nothing"
