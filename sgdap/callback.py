@@ -257,7 +257,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         self._good: Snapshot | None = None
         self._best: Snapshot | None = None
         self._compiled_with_xla = bool(self.model.jit_compile)
-        self._jit_said: str | None = None
+        self._jit_said: bool | None = None
         self._neighbours = neighbours
         self._summaries = Summaries(neighbours.of_class(keras.callbacks.TensorBoard))
         self._tap: TrainStepTap | None = None
@@ -555,9 +555,9 @@ class SGDAPCallback(keras.callbacks.Callback):
                 left = (int(self.params["epochs"]) - epoch - 1) * int(self.params["steps"] or 1)
                 compiles = 1 + sum(e > epoch for e in self._epochs)
                 chosen, why = choose_jit_compile(self.model, data, left, compiles)
-            said, self._jit_said = self._jit_said, f"SGDAP: jit_compile={chosen} ({why})"
-            if self._jit_said != said:
-                self._say(self._jit_said)
+            if chosen != self._jit_said:
+                self._jit_said = chosen
+                self._say(f"SGDAP: jit_compile={chosen} ({why})")
         if chosen != self.model.jit_compile:
             self.model.jit_compile = chosen
             remake_functions(self.model)

@@ -194,10 +194,11 @@ def counting(traces: list) -> type:
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("steps_per_execution", [1, 2])
-def test_the_train_step_is_compiled_once_for_each_shape_of_the_model(steps_per_execution):
+@pytest.mark.parametrize(("steps_per_execution", "xla"), [(1, False), (2, False), (1, True)])
+def test_the_train_step_is_compiled_once_for_each_shape_of_the_model(steps_per_execution, xla):
     traces = []
-    model = network(kind=counting(traces), steps_per_execution=steps_per_execution)
+    how = {"steps_per_execution": steps_per_execution, "jit_compile": xla}
+    model = network(kind=counting(traces), **how)
     callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), final_finetune_epochs=3, verbose=0)
     history = fit(model, [callback], epochs=6, batch_size=48)  # batches of 48, 48 and 32
     shapes = list(dict.fromkeys(history.history["params"]))
@@ -205,5 +206,5 @@ def test_the_train_step_is_compiled_once_for_each_shape_of_the_model(steps_per_e
     first = [shapes[0]]  # in its first step Keras makes variables, and traces once more
     assert traces == first + shapes
     traces.clear()
-    fit(network(kind=counting(traces), steps_per_execution=steps_per_execution), [], epochs=2)
+    fit(network(kind=counting(traces), **how), [], epochs=2)
     assert traces == first + first, "as without SGDAPCallback"
