@@ -332,6 +332,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         return {
             **{name: getattr(self, name) for name in _KEPT},
             "monitor": self._monitor.name,
+            "seconds": self._goal.seconds,
             "reservoir": None if self._tap is None else self._tap.reservoir.state(),
         }
 
@@ -341,6 +342,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         for name in _KEPT:
             setattr(self, name, state[name])
         self._monitor.name = state["monitor"]
+        self._goal.seconds = state["seconds"]
         if self._tap is not None:
             self._tap.reservoir.set_state(state["reservoir"])
         self._note_costs(channel_graph(self.model))
