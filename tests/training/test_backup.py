@@ -96,6 +96,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
     result = json.loads(done.stdout.splitlines()[-1])
     end = result["whole"][-1]
     assert end.startswith("end")
+    assert "kept" in end
     assert ("undone" in end) == (drop is not None)
     reached, died = 0, 0
     for lines in result["killed"]:
