@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
+from sgdap._arguments import check_integer
 from sgdap.graph.groups import channel_graph
 from sgdap.planning.cost import input_shapes, parameters_by_layer, work_by_layer
 from sgdap.planning.latency import measure_latency
@@ -90,13 +91,16 @@ def profile(model: Any, *, latency: bool = True, batch_size: int = 1, repeats: i
 
     Raises:
         TypeError: `model` is no Keras model.
-        ValueError: It is not built, or leaves the size of an input open.
+        ValueError: It is not built, or leaves the size of an input open; `batch_size` or `repeats`
+            is no positive integer.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
         >>> sgdap.profile(model, latency=False).flops
         48
     """
+    check_integer("batch_size", batch_size, 1)
+    check_integer("repeats", repeats, 1)
     graph = channel_graph(model)
     for shape in input_shapes(graph):
         if None in shape[1:]:

@@ -71,9 +71,7 @@ class Goal:
         self._shares = np.minimum(budget.targets(self._full) / self._full, 1.0)
         if budget.latency is not None:
             everything = np.ones(graph.count, bool)
-            self.seconds = budget.latency_target(
-                slim_latency(graph, everything, budget.batch_size)
-            )
+            self.seconds = budget.latency_target(slim_latency(graph, everything, budget.batch_size))
             curves = {g.name: _flat(g) for g in groups}
             self._measure(graph, groups, curves, "layerwise")
         if isinstance(schedule, StepSchedule):

@@ -282,7 +282,12 @@ WRONG = {
     "percent as a budget": (
         lambda: (convnet(), x, sgdap.Budget(flops=30)),
         ValueError,
-        r"cannot be met.*A limit above 1 is absolute \(flops=30\)",
+        r"cannot be met.*A limit above 1 is absolute \(flops=30\). Did you mean flops=0.3\?",
+    ),
+    "an absolute budget that is no percent": (
+        lambda: (convnet(), x, sgdap.Budget(flops=101)),
+        ValueError,
+        r"cannot be met.*A limit above 1 is absolute \(flops=101\).$",
     ),
     "a latency, which a plan does not measure": (
         lambda: (convnet(), x, sgdap.Budget(latency="5ms")),

@@ -87,3 +87,10 @@ def test_open_input_sizes_are_refused():
     model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(2, 3)])
     with pytest.raises(ValueError, match="fixed keras.Input shape"):
         sgdap.profile(model)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True])
+@pytest.mark.parametrize("name", ["batch_size", "repeats"])
+def test_a_measurement_of_nothing_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1. Received"):
+        sgdap.profile(convnet(), **{name: value})
