@@ -372,7 +372,7 @@ def validated_epochs(model: Any) -> list[int] | None:
     frame = inspect.currentframe()
     while frame is not None:
         fit = frame.f_locals
-        if fit.get("self") is model and "validation_freq" in fit:
+        if "validation_freq" in fit and fit["self"] is model:
             if fit["validation_data"] is None:
                 return []
             often = fit["validation_freq"]
