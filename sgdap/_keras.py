@@ -372,7 +372,8 @@ def validated_epochs(model: Any) -> list[int] | None:
     frame = inspect.currentframe()
     while frame is not None:
         fit = frame.f_locals
-        if "validation_freq" in fit and fit["self"] is model:
+        told = fit.keys() >= {"self", "epochs", "validation_data", "validation_freq"}
+        if told and fit["self"] is model:
             if fit["validation_data"] is None:
                 return []
             often = fit["validation_freq"]
