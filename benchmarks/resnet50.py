@@ -11,6 +11,9 @@ import keras
 import numpy as np
 
 import sgdap
+from sgdap.guidance import get_guidance
+from sgdap.guidance.score import score_groups
+from sgdap.planning.planner import plan_from_statistics, prunable_groups
 
 
 def images(count, size=224, seed=0):
@@ -33,22 +36,47 @@ def main():
     parser.add_argument("--flops", type=float, default=0.5)
     options = parser.parse_args()
 
+    limit = options.memory_limit and options.memory_limit * 10**6
     keras.utils.set_random_seed(0)
     model = keras.applications.ResNet50(weights=None)
     x = images(options.samples)
-    wall, processor = time.perf_counter(), time.process_time()
-    plan = sgdap.plan(
-        model,
-        x,
-        sgdap.Budget(flops=options.flops),
-        guidance=options.guidance,
-        memory_limit=options.memory_limit and options.memory_limit * 10**6,
-        verbose=1,
+
+    def timed(stage, work):
+        wall, processor = time.perf_counter(), time.process_time()
+        made = work()
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB on Linux
+        print(
+            f"{stage}: {wall:.0f} s, {processor:.0f} s of processor time, "
+            f"{peak:.2f} GB resident at most so far",
+            flush=True,
+        )
+        return made
+
+    graph = timed("channels", lambda: sgdap.channel_graph(model))
+    groups = prunable_groups(graph)
+    statistics = timed(
+        "calibration pass", lambda: sgdap.collect_statistics(graph, x, memory_limit=limit)
     )
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB on Linux
+    guidance = get_guidance(options.guidance)
+    curves = timed(
+        "scoring",
+        lambda: score_groups(graph, statistics, guidance, groups=groups, memory_limit=limit),
+    )
+    plan = timed(
+        "allocation and refit",
+        lambda: plan_from_statistics(
+            graph,
+            statistics,
+            sgdap.Budget(flops=options.flops),
+            guidance,
+            groups=groups,
+            data=x,
+            memory_limit=limit,
+            curves=curves,
+        ),
+    )
     print(plan)
-    print(f"{wall:.0f} s, {processor:.0f} s of processor time, {peak:.2f} GB resident at most")
     before, after = model(x[:16]).numpy(), sgdap.apply(model, plan)(x[:16]).numpy()
     print(
         f"outputs differ by {np.abs(after - before).mean() / before.std():.3f} of their deviation"

@@ -91,8 +91,8 @@ def profile(model: Any, *, latency: bool = True, batch_size: int = 1, repeats: i
 
     Raises:
         TypeError: `model` is no Keras model.
-        ValueError: It is not built, or leaves the size of an input open; `batch_size` or `repeats`
-            is no positive integer.
+        ValueError: It is not built, or leaves the size of an input open; or `batch_size` or
+            `repeats` is no integer of at least 1.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
