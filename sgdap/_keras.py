@@ -364,6 +364,24 @@ def callbacks_beside(callback: Any) -> tuple[list[Any], list[Any]]:
     return [], []
 
 
+def validated_epochs(model: Any) -> list[int] | None:
+    """Returns the epochs (from 0) that the `fit` of a model validates, or None where none is there.
+
+    Keras does not tell callbacks, but its `fit` stands on the stack of calls.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        fit = frame.f_locals
+        told = fit.keys() >= {"self", "epochs", "validation_data", "validation_freq"}
+        if told and fit["self"] is model:
+            if fit["validation_data"] is None:
+                return []
+            often = fit["validation_freq"]
+            return [e for e in range(fit["epochs"]) if model._should_eval(e, often)]
+        frame = frame.f_back
+    return None
+
+
 def more_is_better(model: Any, metric: str, mode: str) -> bool:
     """Whether more of a metric in the logs is better, as Keras' own callbacks decide.
 

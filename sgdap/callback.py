@@ -74,10 +74,10 @@ class SGDAPCallback(keras.callbacks.Callback):
             most loss was expected. The best model within the last widths is left. None: rounds
             are never undone, and the last weights are left.
         monitor: The metric to watch; `"auto"`: the first accuracy on validation data, else the
-            validation loss, else the same of the training data.
+            validation loss, else, where `fit` validates no epoch, the same of the training data.
         mode: `"min"`, `"max"` or `"auto"`: as Keras' own callbacks decide for this metric.
         patience: Epochs that a round has to recover before it is undone; the last one has all
-            that are left.
+            that are left. Those without the metric (`validation_freq`) do not count.
         begin_epoch: The first epoch (from 0) after which layers shrink.
         frequency: Epochs from one round to the next.
         final_finetune_epochs: Epochs at the end in which nothing is removed.
@@ -227,6 +227,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         groups = prunable_groups(graph, self.layers)
         self.guidance.check(graph, groups)
         self._rules = width_rules(groups, self.min_channels, self.round_to, self.overrides)
+        self._monitor = Monitor(self.monitor, self.mode, _keras.validated_epochs(self.model))
         self._note_costs(graph)
         self._full = self._costs
         self._steps: StepSchedule | None = None
@@ -250,14 +251,13 @@ class SGDAPCallback(keras.callbacks.Callback):
             check_calibration_data(graph, self._data)
         self.rounds = []
         self.plan = None
-        self._monitor = Monitor(self.monitor, self.mode)
         self._guard = Guard(self.max_accuracy_drop, self.patience, self._goal.step)
         self._ended: tuple[int, float | None] | None = None  # an epoch that is not yet judged
         self._served = 0  # steps of a schedule over steps that were looked at
         self._good: Snapshot | None = None
         self._best: Snapshot | None = None
         self._compiled_with_xla = bool(self.model.jit_compile)
-        self._jit_said: str | None = None
+        self._jit_said: bool | None = None
         self._neighbours = neighbours
         self._summaries = Summaries(neighbours.of_class(keras.callbacks.TensorBoard))
         self._tap: TrainStepTap | None = None
@@ -285,10 +285,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         """Reads the metric, and adds to the logs what the model costs that it is of."""
         logs = {} if logs is None else logs
         with self._untapped_on_error():
-            watched = self._monitor.name
-            value = self._monitor.read(logs, settled=bool(self.rounds))
-            if watched != self._monitor.name:
-                self._guard.best = None
+            value = self._monitor.read(logs)
         if self._guard.drop is not None and value is not None:
             self._guard.sign = self._monitor.sign(self.model)
         self._ended = (epoch, value)
@@ -334,7 +331,8 @@ class SGDAPCallback(keras.callbacks.Callback):
     def _state(self) -> dict[str, Any]:
         return {
             **{name: getattr(self, name) for name in _KEPT},
-            "monitor": dict(vars(self._monitor)),
+            "monitor": self._monitor.name,
+            "seconds": self._goal.seconds,
             "reservoir": None if self._tap is None else self._tap.reservoir.state(),
         }
 
@@ -343,7 +341,8 @@ class SGDAPCallback(keras.callbacks.Callback):
             return
         for name in _KEPT:
             setattr(self, name, state[name])
-        vars(self._monitor).update(state["monitor"])
+        self._monitor.name = state["monitor"]
+        self._goal.seconds = state["seconds"]
         if self._tap is not None:
             self._tap.reservoir.set_state(state["reservoir"])
         self._note_costs(channel_graph(self.model))
@@ -361,18 +360,35 @@ class SGDAPCallback(keras.callbacks.Callback):
 
     def _last_epoch(self) -> int:
         """The first epoch after which no layers shrink any more."""
-        return int(self.params["epochs"]) - self.final_finetune_epochs
+        last = int(self.params["epochs"]) - self.final_finetune_epochs
+        measured = self._measured_epochs()
+        return last if measured is None else min(last, measured[-1])
+
+    def _measured_epochs(self) -> Sequence[int] | None:
+        """The epochs by which the guard can judge; None: all."""
+        return None if self.max_accuracy_drop is None else self._monitor.epochs
 
     def _possible_epochs(self) -> list[int]:
         """The epochs after which there may be a round."""
         first = max(self.begin_epoch, self._first or 0)
-        epochs = list(range(first, self._last_epoch(), self.frequency))
+        measured = self._measured_epochs()
+        epochs: list[int] = []
+        for epoch in range(first, self._last_epoch()):
+            rested = not epochs or epoch - epochs[-1] >= self.frequency
+            if rested and (measured is None or epoch in measured):
+                epochs.append(epoch)
         if not epochs:
             raise ValueError(
                 f"There is no epoch for a round: of {self.params['epochs']} epochs, pruning begins "
                 f"after epoch {first} (begin_epoch or fit's initial_epoch, counted from 0) and "
                 f"{self.final_finetune_epochs} are left for fine-tuning (final_finetune_epochs). "
                 "Train for more epochs or lower one of the two."
+                + (
+                    " With max_accuracy_drop a round begins after a validated epoch and is judged "
+                    f"by a later one: validation_freq leaves {len(measured)} of them."
+                    if measured is not None
+                    else ""
+                )
             )
         return epochs
 
@@ -541,9 +557,9 @@ class SGDAPCallback(keras.callbacks.Callback):
                 left = (int(self.params["epochs"]) - epoch - 1) * int(self.params["steps"] or 1)
                 compiles = 1 + sum(e > epoch for e in self._epochs)
                 chosen, why = choose_jit_compile(self.model, data, left, compiles)
-            said, self._jit_said = self._jit_said, f"SGDAP: jit_compile={chosen} ({why})"
-            if self._jit_said != said:
-                self._say(self._jit_said)
+            if chosen != self._jit_said:
+                self._jit_said = chosen
+                self._say(f"SGDAP: jit_compile={chosen} ({why})")
         if chosen != self.model.jit_compile:
             self.model.jit_compile = chosen
             remake_functions(self.model)

@@ -261,6 +261,27 @@ def test_a_callback_finds_those_beside_it():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "epochs"),
+    [
+        ({}, []),
+        ({"validation_split": 0.5}, [0, 1, 2, 3]),
+        ({"validation_split": 0.5, "validation_freq": 2}, [1, 3]),
+        ({"validation_data": digits_like(8), "validation_freq": [1, 4, 9]}, [0, 3]),
+    ],
+)
+def test_the_epochs_that_a_fit_validates_are_known_when_it_begins(arguments, epochs):
+    found = []
+    finder = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: found.append(_keras.validated_epochs(model))
+    )
+    model = convnet(optimizer="sgd")
+    model.fit(*digits_like(8), epochs=4, verbose=0, callbacks=[finder], **arguments)
+    assert found == [epochs]
+    validation_freq = 2  # of a loop of one's own
+    assert _keras.validated_epochs(model) is None, validation_freq
+
+
+@pytest.mark.parametrize(
     ("metric", "mode", "better"),
     [("val_accuracy", "auto", True), ("loss", "auto", False), ("own", "max", True)],
 )

@@ -70,7 +70,9 @@ def allocate(
             for i, name in enumerate(MEASURES)
             if cost[i] > targets[i]
         )
-        absolute = [f"{n}={limit}" for n, limit in budget.limits().items() if limit > 1]
+        above = {name: limit for name, limit in budget.limits().items() if limit > 1}
+        absolute = [f"{name}={limit}" for name, limit in above.items()]
+        percent = [f"{name}={limit / 100:.4g}" for name, limit in above.items() if limit <= 100]
         least = f"{rules.min_channels} channel{'s' if rules.min_channels > 1 else ''} per group"
         if rules.round_to > 1:
             least += f", rounded to {rules.round_to},"
@@ -80,6 +82,7 @@ def allocate(
             f"{budget} cannot be met: with {least} the model still needs {share}. Raise the "
             "budget, lower min_channels or round_to, or let more layers shrink."
             + (f" A limit above 1 is absolute ({', '.join(absolute)})." if absolute else "")
+            + (f" Did you mean {', '.join(percent)}?" if percent else "")
         )
     return widths.kept
 

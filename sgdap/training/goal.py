@@ -37,6 +37,7 @@ class Goal:
         final: The budget.
         way: How it is approached.
         step: How far the first round may go, from 0 to 1.
+        seconds: What a batch may take in the end, infinite without such a limit.
 
     Raises:
         ValueError: The budget cannot be met, or not in so few rounds.
@@ -57,7 +58,7 @@ class Goal:
         self._allocation = allocation
         self._full = model.cost(model.lengths(np.ones(graph.count, bool)))
         self._open = budget is None and isinstance(schedule, Schedule)
-        self._seconds = np.inf
+        self.seconds = np.inf
         if self._open:
             least = model.cost(model.lengths(narrowest(groups, model, rules)))
             budget = Budget(flops=float((least / self._full)[_FLOPS]))
@@ -70,9 +71,7 @@ class Goal:
         self._shares = np.minimum(budget.targets(self._full) / self._full, 1.0)
         if budget.latency is not None:
             everything = np.ones(graph.count, bool)
-            self._seconds = budget.latency_target(
-                slim_latency(graph, everything, budget.batch_size)
-            )
+            self.seconds = budget.latency_target(slim_latency(graph, everything, budget.batch_size))
             curves = {g.name: _flat(g) for g in groups}
             self._measure(graph, groups, curves, "layerwise")
         if isinstance(schedule, StepSchedule):
@@ -112,7 +111,7 @@ class Goal:
             groups: The groups that may shrink.
             curves: Their error curves by name.
         """
-        if np.isfinite(self._seconds):
+        if np.isfinite(self.seconds):
             self._measure(graph, groups, curves, self._allocation)
         limits = {
             name: max(self.way.fraction(progress, float(share)) * full, 1.5)
@@ -137,7 +136,7 @@ class Goal:
             )
             if cost > target * (1 + 1e-9)
         ]
-        if np.isfinite(self._seconds) and progress < 1 - 1e-9:
+        if np.isfinite(self.seconds) and progress < 1 - 1e-9:
             words.append("more time than allowed")
         return words
 
@@ -150,7 +149,7 @@ class Goal:
     ) -> None:
         """Finds the share of FLOPs with which the model is as fast as asked."""
         flops = flops_within_latency(
-            graph, groups, curves, self._rules, allocation, self.final, self._seconds
+            graph, groups, curves, self._rules, allocation, self.final, self.seconds
         )
         counted = self.final.targets(self._full)[_FLOPS]
         self._shares[_FLOPS] = min(min(flops, counted) / self._full[_FLOPS], 1.0)

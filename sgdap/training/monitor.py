@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgdap import _keras
@@ -16,47 +15,45 @@ class Monitor:
         metric: Its name; `"auto"`: the first accuracy on validation data, else the validation
             loss, else the same of the training data.
         mode: `"min"`, `"max"` or `"auto"`: as Keras' own callbacks decide.
+        validated: The epochs (from 0) that the run validates; None: that is not known.
 
     Attributes:
         name: The metric, None while none was found.
+        epochs: The epochs that have it, None where all may.
+
+    Raises:
+        ValueError: An argument has no meaning, or a metric on validation data will never come.
     """
 
-    def __init__(self, metric: str = "auto", mode: str = "auto") -> None:
+    def __init__(
+        self, metric: str = "auto", mode: str = "auto", validated: Sequence[int] | None = None
+    ) -> None:
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode must be 'auto', 'min' or 'max'. Received: mode={mode!r}")
         if not isinstance(metric, str):
             raise ValueError(
                 f"monitor must be the name of a metric, or 'auto'. Received: monitor={metric!r}"
             )
+        if metric.startswith("val_") and validated is not None and not validated:
+            raise ValueError(
+                f"SGDAPCallback is to watch '{metric}', and no epoch of this run is validated. "
+                "Pass validation_data to fit (validation_freq may be too large), or another "
+                "monitor."
+            )
         self.name: str | None = None
+        on_validation = metric == "auto" or metric.startswith("val_")
+        self.epochs = (validated or None) if on_validation else None
         self._metric = metric
         self._mode = mode
-        self._warned = False
 
-    def read(self, logs: Mapping[str, Any], settled: bool = False) -> float | None:
+    def read(self, logs: Mapping[str, Any]) -> float | None:
         """The metric in an epoch's logs, None where the epoch had none.
-
-        Args:
-            logs: The epoch's logs.
-            settled: Whether `"auto"` stays with a metric of the training data when the first
-                epoch with validation data comes.
 
         Raises:
             ValueError: The metric is not among those of the run.
         """
         if self.name is None:
             self.name = self._find(logs)
-        elif self._metric == "auto" and not self.name.startswith("val_"):
-            found = self._find(logs)
-            if not settled:
-                self.name = found
-            elif found != self.name and not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"SGDAPCallback watches '{self.name}', because no epoch was validated before "
-                    f"its first round (validation_freq). Pass monitor='{found}' to let it wait.",
-                    stacklevel=2,
-                )
         value = None if self.name is None else logs.get(self.name)
         return None if value is None else float(value)
 
@@ -86,6 +83,8 @@ class Monitor:
     def _find(self, logs: Mapping[str, Any]) -> str | None:
         validated = [name for name in logs if name.startswith("val_")]
         if self._metric == "auto":
+            if self.epochs is not None and not validated:
+                return None
             names = validated or list(logs)
             accuracies = [name for name in names if name.endswith(("acc", "accuracy"))]
             losses = [name for name in names if name in ("loss", "val_loss")]

@@ -55,20 +55,16 @@ def softened(prediction):
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def test_a_group_that_no_linear_layer_reads_is_scored_by_its_filters():
-    model = keras.Sequential(
-        [
-            keras.Input((4, 5)),
-            layers.Dense(8, "relu", name="hidden"),
-            layers.LSTM(3, name="lstm"),
-            layers.Dense(2),
-        ]
-    )
-    randomise(model)
+def test_a_group_that_no_kernel_reads_is_scored_by_its_filters():
+    inputs = keras.Input((4, 5))
+    query, key = (layers.Dense(8, name=name)(inputs) for name in ("query", "key"))
+    alike = layers.Flatten()(layers.Dot(axes=2)([query, key]))
+    model = randomise(keras.Model(inputs, layers.Dense(2)(alike)))
     graph = sgdap.channel_graph(model)
     statistics = sgdap.collect_statistics(graph, samples(model, 32))
-    curve = score_groups(graph, statistics, sgdap.LassoGuidance())["hidden"]
-    norms = np.square(model.get_layer("hidden").kernel.numpy()).sum(axis=0)
+    curve = score_groups(graph, statistics, sgdap.LassoGuidance())["query"]
+    kernels = [model.get_layer(name).kernel.numpy() for name in ("query", "key")]
+    norms = np.square(np.concatenate(kernels)).sum(axis=0)
     assert curve.order.tolist() == np.argsort(norms).tolist()
     np.testing.assert_allclose(np.diff(curve.errors), np.sort(norms) / norms.sum(), rtol=1e-5)
 

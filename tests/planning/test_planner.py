@@ -282,7 +282,12 @@ WRONG = {
     "percent as a budget": (
         lambda: (convnet(), x, sgdap.Budget(flops=30)),
         ValueError,
-        r"cannot be met.*A limit above 1 is absolute \(flops=30\)",
+        r"cannot be met.*A limit above 1 is absolute \(flops=30\). Did you mean flops=0.3\?",
+    ),
+    "an absolute budget that is no percent": (
+        lambda: (convnet(), x, sgdap.Budget(flops=101)),
+        ValueError,
+        r"cannot be met.*A limit above 1 is absolute \(flops=101\).$",
     ),
     "a latency, which a plan does not measure": (
         lambda: (convnet(), x, sgdap.Budget(latency="5ms")),
@@ -427,11 +432,14 @@ def test_sampled_positions_and_their_seed_reach_all_passes(monkeypatch):
 
 
 def test_a_plan_says_which_groups_are_scored_by_their_filters():
-    model = keras.Sequential(
-        [keras.Input((4, 5)), layers.Dense(8, name="read"), layers.LSTM(3), layers.Dense(2)]
-    )
-    plan = sgdap.plan(randomise(model), samples(model, 16), sgdap.Budget(params=0.8))
-    assert any("because no linear layer reads them" in n and "read" in n for n in plan.notes)
+    inputs = keras.Input((4, 5))
+    x = layers.Dense(8, name="read")(inputs)
+    x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    model = randomise(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    plan = sgdap.plan(model, samples(model, 16), sgdap.Budget(params=0.8))
+    (note,) = plan.notes
+    assert note.startswith("Scored by the norm of their filters, because no kernel reads them")
+    assert note.endswith(": attention:heads, attention:keys, attention:values.")
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e12])

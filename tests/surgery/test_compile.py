@@ -48,6 +48,20 @@ def test_xla_is_chosen_where_it_pays_for_its_compiles(
     assert found is chosen
 
 
+@pytest.mark.parametrize(("lasting", "calls"), [(0.1, 6), (0.4, 4), (30.0, 2)])
+def test_steps_that_take_long_are_timed_but_once(monkeypatch, lasting, calls):
+    now, steps = [0.0], []
+
+    def step():
+        steps.append(None)
+        now[0] += lasting + (len(steps) == 1)
+        return []
+
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: now[0])
+    assert measuring._seconds(step) == pytest.approx((lasting + 1, lasting))
+    assert len(steps) == calls
+
+
 @pytest.mark.compiled
 def test_both_ways_are_timed_on_a_batch_and_nothing_of_the_model_changes(model):
     before = [v.numpy().copy() for v in model.variables]

@@ -1,6 +1,8 @@
 """A run on one device and one on two, for `test_devices.py`; prints what came out as JSON."""
 
 import json
+import tempfile
+import warnings
 
 import keras
 import numpy as np
@@ -71,6 +73,68 @@ def run(strategy, calibrate: bool) -> dict:
     }
 
 
+class InterruptionError(Exception):
+    pass
+
+
+def guarded(strategy, folder: str | None = None, interrupt_at: int | None = None) -> dict:
+    """A run whose first round is undone; no training makes up for it."""
+    x, y = data()
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        model = keras.Sequential(
+            [
+                keras.Input((6,)),
+                layers.Dense(8, "relu", name="one"),
+                layers.BatchNormalization(name="norm"),
+                layers.Dense(3, "softmax", name="two"),
+            ]
+        )
+        loss = "sparse_categorical_crossentropy"
+        model.compile(keras.optimizers.Adam(0.05), loss, metrics=["accuracy"])
+    model.fit(x, y, batch_size=16, epochs=10, verbose=0)
+    model.optimizer.learning_rate = 0.0
+    callback = sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.2),
+        "random",
+        schedule="one_shot",
+        max_accuracy_drop=0.01,
+        patience=1,
+        reconstruction=False,
+        backup_dir=folder,
+        jit_compile=None,
+        verbose=0,
+    )
+
+    def interrupt(epoch, logs):
+        if epoch == interrupt_at:
+            raise InterruptionError
+
+    arguments = {"batch_size": 16, "epochs": 4, "verbose": 0, "validation_data": (x, y)}
+    others = [keras.callbacks.LambdaCallback(on_epoch_begin=interrupt)]
+    history = model.fit(x, y, callbacks=[callback, *others], **arguments)
+    variables = [*model.trainable_variables, *model.optimizer.variables]
+    copies = [strategy.experimental_local_results(v.value) for v in variables]
+    return {
+        "epochs": history.epoch,
+        "kinds": sorted({type(v.value).__name__ for v in variables}),
+        "alike": all(np.array_equal(c.numpy(), cs[0].numpy()) for cs in copies for c in cs),
+        "decisions": [r.decision for r in callback.rounds],
+        "widths": [dict(r.widths) for r in callback.rounds],
+        "variables": [v.numpy().tolist() for v in variables],
+    }
+
+
+def resumed(strategy) -> dict:
+    """The same, broken off when its third epoch begins and taken up again."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            guarded(strategy, folder, interrupt_at=2)
+        except InterruptionError:
+            return guarded(strategy, folder)
+    raise AssertionError
+
+
 def main() -> None:
     (device,) = tf.config.list_physical_devices("CPU")
     two = [tf.config.LogicalDeviceConfiguration()] * 2
@@ -79,14 +143,17 @@ def main() -> None:
         "one": tf.distribute.get_strategy(),
         "two": tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]),
     }
-    print(
-        json.dumps(
-            {
-                name: {"data": run(strategy, True), "reservoir": run(strategy, False)}
-                for name, strategy in strategies.items()
-            }
-        )
-    )
+    warnings.filterwarnings("ignore", message="SGDAPCallback stopped short")
+    found = {
+        name: {
+            "data": run(strategy, True),
+            "reservoir": run(strategy, False),
+            "guarded": guarded(strategy),
+        }
+        for name, strategy in strategies.items()
+    }
+    found["two"]["resumed"] = resumed(strategies["two"])
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

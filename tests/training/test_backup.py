@@ -13,6 +13,7 @@ import pytest
 from keras import layers
 
 import sgdap
+from sgdap.surgery import latency
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("SGDAP_KILLS", "3"))  # a run takes seconds: more than 3 when asked for
@@ -49,9 +50,14 @@ def data():
     return random.normal(size=(20, 4)).astype("float32"), random.normal(size=(20, 2))
 
 
-def fit(model: keras.Model, folder: Path | None, *others, epochs: int = 4, **arguments):
+HALF = sgdap.Budget(flops=0.5)
+
+
+def fit(
+    model: keras.Model, folder: Path | None, *others, epochs: int = 4, budget=HALF, **arguments
+):
     callback = sgdap.SGDAPCallback(
-        sgdap.Budget(flops=0.5),
+        budget,
         "activation",
         backup_dir=folder,
         reconstruction=False,
@@ -90,6 +96,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
     result = json.loads(done.stdout.splitlines()[-1])
     end = result["whole"][-1]
     assert end.startswith("end")
+    assert "kept" in end
     assert ("undone" in end) == (drop is not None)
     reached, died = 0, 0
     for lines in result["killed"]:
@@ -115,6 +122,24 @@ def test_a_run_that_was_interrupted_goes_on_after_the_last_whole_epoch(tmp_path,
     assert rest.history["loss"] == history.history["loss"][2:]
     assert callback.rounds == expected.rounds
     assert callback.plan.to_json() == expected.plan.to_json()
+    assert_equal(state(model), state(whole))
+
+
+def test_a_latency_stays_a_fraction_of_what_was_measured_at_the_start(tmp_path, monkeypatch):
+    busy = []
+
+    def measured(model, batch_size):
+        flops = sgdap.profile(model, latency=False).flops
+        return flops * batch_size * 1e-9 * (busy.pop() if busy else 1)
+
+    monkeypatch.setattr(latency, "measure_latency", measured)
+    budget = sgdap.Budget(latency=0.5)
+    whole, model = net(), net()
+    fit(whole, None, budget=budget)
+    interrupted(tmp_path, budget=budget)
+    busy.append(3.0)  # the whole model, when the run is taken up
+    fit(model, tmp_path, budget=budget)
+    assert not busy
     assert_equal(state(model), state(whole))
 
 

@@ -132,19 +132,53 @@ def test_batches_of_an_unknown_form_need_calibration_data():
         network(kind=OwnForm).fit(data, callbacks=[without], **arguments)
 
 
-def test_without_a_validation_every_epoch_rounds_wait_to_be_judged():
-    callback = careless(max_accuracy_drop=1.0, monitor="val_accuracy", schedule="linear")
-    fit(network(), [callback], epochs=7, validation_freq=2)
-    assert [r.epoch for r in callback.rounds] == [1, 3, 5]
-    decisions = [r.decision for r in callback.rounds]
-    assert decisions == ["kept", "kept", "undone"], "the last one was never measured"
+@pytest.mark.parametrize("monitor", ["auto", "val_accuracy"])
+@pytest.mark.parametrize("often", [2, [2, 4, 6]])
+def test_the_guard_goes_from_one_validated_epoch_to_the_next(monitor, often):
+    callback = careless(max_accuracy_drop=1.0, monitor=monitor, schedule="linear")
+    logs = fit(network(), [callback], epochs=8, validation_freq=often).history
+    values = logs["val_accuracy"]
+    assert [r.epoch for r in callback.rounds] == [1, 3, 5][: len(values) - 1]
+    assert [r.decision for r in callback.rounds] == ["kept"] * (len(values) - 1)
+    assert [(r.before, r.after) for r in callback.rounds] == list(
+        zip(values, values[1:], strict=False)
+    )
+    assert logs["flops"][-1] <= 0.1 * logs["flops"][0], "the last round reaches the budget"
 
 
-def test_the_validation_is_watched_by_itself_where_it_comes_before_the_first_round():
-    callback = careless(max_accuracy_drop=1.0, schedule="one_shot", begin_epoch=1)
-    logs = fit(network(), [callback], epochs=6, validation_freq=2).history
-    (only,) = callback.rounds
-    assert (only.before, only.after) == (logs["val_accuracy"][0], logs["val_accuracy"][1])
+def test_a_round_that_fails_is_undone_by_the_next_validated_epoch():
+    model = network()
+    fit(model, [], epochs=10)
+    model.optimizer.learning_rate = 0.0
+    callback = careless()
+    logs = fit(model, [callback], epochs=9, validation_freq=3).history
+    first, second = callback.rounds
+    assert (first.epoch, first.decision, second.epoch) == (2, "undone", 5)
+    assert logs["flops"][3:6] == [first.flops[1]] * 3
+
+
+def test_epochs_without_validation_use_up_no_patience():
+    model = network()
+    fit(model, [], epochs=10)
+    model.optimizer.learning_rate = 0.0
+    callback = careless(patience=2)
+    fit(model, [callback], epochs=8, validation_freq=2)
+    assert [r.epoch for r in callback.rounds] == [1, 5]
+
+
+def test_too_few_validated_epochs_are_refused_at_the_start():
+    model = network()
+    with pytest.raises(ValueError, match="no epoch for a round.*validation_freq leaves 1 of them"):
+        fit(model, [careless(max_accuracy_drop=1.0)], epochs=5, validation_freq=3)
+    with pytest.raises(ValueError, match="needs 3 rounds, and there are epochs for 2"):
+        fit(model, [careless(schedule=sgdap.Linear(3))], epochs=7, validation_freq=2)
+    assert "train_step" not in vars(model)
+
+
+def test_without_a_guard_rounds_wait_for_no_validation():
+    callback = careless(max_accuracy_drop=None, schedule="linear")
+    fit(network(), [callback], epochs=4, validation_freq=4)
+    assert [r.epoch for r in callback.rounds] == [0, 1, 2]
 
 
 # Compilations
@@ -160,10 +194,11 @@ def counting(traces: list) -> type:
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("steps_per_execution", [1, 2])
-def test_the_train_step_is_compiled_once_for_each_shape_of_the_model(steps_per_execution):
+@pytest.mark.parametrize(("steps_per_execution", "xla"), [(1, False), (2, False), (1, True)])
+def test_the_train_step_is_compiled_once_for_each_shape_of_the_model(steps_per_execution, xla):
     traces = []
-    model = network(kind=counting(traces), steps_per_execution=steps_per_execution)
+    how = {"steps_per_execution": steps_per_execution, "jit_compile": xla}
+    model = network(kind=counting(traces), **how)
     callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), final_finetune_epochs=3, verbose=0)
     history = fit(model, [callback], epochs=6, batch_size=48)  # batches of 48, 48 and 32
     shapes = list(dict.fromkeys(history.history["params"]))
@@ -171,5 +206,5 @@ def test_the_train_step_is_compiled_once_for_each_shape_of_the_model(steps_per_e
     first = [shapes[0]]  # in its first step Keras makes variables, and traces once more
     assert traces == first + shapes
     traces.clear()
-    fit(network(kind=counting(traces), steps_per_execution=steps_per_execution), [], epochs=2)
+    fit(network(kind=counting(traces), **how), [], epochs=2)
     assert traces == first + first, "as without SGDAPCallback"

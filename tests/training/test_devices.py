@@ -44,3 +44,18 @@ def test_the_sample_of_the_training_data_has_the_batches_of_both_devices(runs):
     for run in runs.values():
         assert run["reservoir"]["seen"] == SAMPLES
         np.testing.assert_array_equal(run["reservoir"]["sample"], np.sort(data()[0], axis=0))
+
+
+def test_a_round_is_undone_on_both_devices_as_on_one(runs):
+    one, two = runs["one"]["guarded"], runs["two"]["guarded"]
+    assert two["decisions"] == one["decisions"]
+    assert two["decisions"][0] == "undone"
+    assert two["widths"] == one["widths"]
+    assert two["kinds"] == ["MirroredVariable"]
+    assert two["alike"]
+
+
+def test_a_run_on_both_devices_that_was_interrupted_goes_on_on_both(runs):
+    whole, resumed = runs["two"]["guarded"], runs["two"]["resumed"]
+    assert (whole.pop("epochs"), resumed.pop("epochs")) == ([0, 1, 2, 3], [2, 3])
+    assert resumed == whole

@@ -88,17 +88,30 @@ def test_a_validation_metric_may_come_in_a_later_epoch():
     assert monitor.read({"loss": 1.0}) is None
 
 
-def test_by_itself_it_turns_to_validation_data_unless_rounds_were_judged_already():
+def test_by_itself_it_waits_for_the_epochs_that_are_validated():
     trained, validated = {"accuracy": 0.5}, {"accuracy": 0.6, "val_accuracy": 0.4}
-    monitor = Monitor()
-    assert monitor.read(trained) == 0.5
-    assert monitor.read(validated) == 0.4
-    assert monitor.read(trained, settled=True) is None
-    settled = Monitor()
-    settled.read(trained)
-    with pytest.warns(UserWarning, match="watches 'accuracy'.*Pass monitor='val_accuracy'"):
-        assert settled.read(validated, settled=True) == 0.6
-    assert settled.read(validated, settled=True) == 0.6  # and says it once
+    monitor = Monitor(validated=[1, 3])
+    assert [monitor.read(logs) for logs in (trained, validated, trained)] == [None, 0.4, None]
+    assert Monitor(validated=[]).read(trained) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("metric", "validated", "epochs"),
+    [
+        ("auto", [1, 3], [1, 3]),
+        ("val_loss", [1, 3], [1, 3]),
+        ("loss", [1, 3], None),
+        ("auto", [], None),
+        ("val_loss", None, None),
+    ],
+)
+def test_it_knows_which_epochs_have_the_metric(metric, validated, epochs):
+    assert Monitor(metric, validated=validated).epochs == epochs
+
+
+def test_a_metric_on_validation_data_is_refused_where_no_epoch_is_validated():
+    with pytest.raises(ValueError, match="'val_loss', and no epoch.*Pass validation_data to fit"):
+        Monitor("val_loss", validated=[])
 
 
 def test_a_metric_that_never_comes_is_refused():
