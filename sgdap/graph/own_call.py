@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from sgdap import _keras
 from sgdap.graph.interception import user_line
 
 
@@ -46,6 +47,16 @@ def symbolic_arguments(model: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         for name, shape in shapes.items()
     }
     return ((made[""],), {}) if "" in made else ((), made)
+
+
+def saves_by_its_graph(model: Any) -> bool:
+    """Whether the classes of a functional model and of those in it leave configs to Keras."""
+    models = (layer for layer in _keras.flatten_layers(model) if isinstance(layer, keras.Model))
+    return all(
+        type(one).get_config in (keras.Model.get_config, keras.Sequential.get_config)
+        or type(one).__module__.split(".")[0] == "keras"
+        for one in models
+    )
 
 
 def _plain(shapes: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ import keras
 from sgdap import _keras
 from sgdap.graph.program import Call, Program, Ref, fill
 from sgdap.graph.trace import trace
-from sgdap.surgery.rebuild import without_build_config
+from sgdap.surgery.copying import copied_operation
 
 
 def functional(model: Any) -> Any:
@@ -49,13 +48,6 @@ def functional(model: Any) -> Any:
         ['hidden', 'end']
     """
     return functional_program(trace(model)).model
-
-
-def saves_by_its_graph(model: Any) -> bool:
-    """Whether the class of a functional model leaves its config to Keras."""
-    return type(model).get_config in (keras.Model.get_config, keras.Sequential.get_config) or (
-        type(model).__module__.split(".")[0] == "keras"
-    )
 
 
 def functional_program(program: Program) -> Program:
@@ -211,19 +203,7 @@ def copy_of(operation: Any, path: str, name: str, entries: Mapping[str, Any] | N
     Raises:
         ValueError: It can't be made from its config.
     """
-    try:
-        config = without_build_config(operation.get_config())
-        with contextlib.suppress(TypeError):
-            if "name" in config:
-                config["name"] = name
-        if entries:
-            config.update(entries)
-        new = type(operation).from_config(config)
-    except Exception as error:
-        raise ValueError(
-            f"'{path}' (of class {type(operation).__name__}) can't be copied: {error} "
-            "Implement `get_config` in its class, or use sgdap.apply(model, plan, in_place=True)."
-        ) from error
+    new = copied_operation(operation, path, {"name": name, **(entries or {})})
     if isinstance(operation, keras.Layer):
         new.trainable = operation.trainable
     return new

@@ -26,6 +26,7 @@ from tests.oracles import (
     SEPARABLE,
     TRANSPOSED,
     each_call,
+    each_product,
     every_layer,
     lost_channels,
     lost_of_results,
@@ -164,8 +165,8 @@ def largest_difference(model: keras.Model, slim: keras.Model, x) -> float:
     for (layer, whole, kwargs), (_, part, _) in zip(masked_pass, of_slim, strict=True):
         masks = lost_of_results(layer, lost, whole, kwargs)
         for mine, other, gone in zip(part, whole, masks, strict=True):
-            expected = other.numpy() if len(gone) == 1 else other.numpy()[..., ~gone]
-            differences.append(relative_difference(mine.numpy(), expected))
+            expected = other.numpy() if gone.size == 1 else other.numpy()[..., ~gone]
+            differences.append(relative_difference(mine.numpy().reshape(expected.shape), expected))
     return max(differences)
 
 
@@ -227,7 +228,16 @@ def counted_flops(model: keras.Model, x, unknown: set[str]) -> int:
         unknown: Names of layers that are left out, with all that is in them.
     """
     counts: list[int] = []
-    with _each_call(lambda layer, given, made: counts.append(_flops(layer, given, made)), unknown):
+
+    def product(first, second, axes, compute):
+        made = compute(first, second)
+        counts.append(2 * _size(made) * int(np.prod([first.shape[mine] for mine, _ in axes])))
+        return made
+
+    watched = _each_call(
+        lambda layer, given, made: counts.append(_flops(layer, given, made)), unknown
+    )
+    with watched, each_product(product):
         outputs(model, x)
     batch = len(keras.tree.flatten(x)[0])
     assert sum(counts) % batch == 0

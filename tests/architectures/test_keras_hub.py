@@ -61,14 +61,13 @@ BACKBONES = {
 
 def functional(backbone: keras.Model) -> keras.Model:
     """A backbone as a functional model, for sequences of 6 where it leaves the length open."""
-    model = sgdap.functional(backbone)
-    named = model.input if isinstance(model.input, dict) else {"images": model.input}
+    named = backbone.input if isinstance(backbone.input, dict) else {"images": backbone.input}
     given = {
         name: keras.Input([size or 6 for size in x.shape[1:]], dtype=x.dtype, name=name)
         for name, x in named.items()
     }
-    whole = given if isinstance(model.input, dict) else given["images"]
-    return sgdap.functional(keras.models.clone_model(model, input_tensors=whole))
+    whole = given if isinstance(backbone.input, dict) else given["images"]
+    return sgdap.functional(keras.Model(whole, backbone.call(whole)))
 
 
 def inputs(model: keras.Model):
