@@ -50,11 +50,18 @@ def _product_classes() -> tuple[type, ...]:
     x = keras.Input(batch_shape=(2, 2))
     calls = (keras.ops.matmul, keras.ops.dot, lambda a, b: keras.ops.tensordot(a, b, 1))
     made = [call(x, x) for call in calls] + [keras.ops.einsum("ab,bc->ac", x, x)]
-    return tuple(type(keras.Model(x, y).operations[-1]) for y in made)
+    x = keras.Input(batch_shape=(2, 2, 2, 2))
+    made.append(keras.ops.dot_product_attention(x, x, x))
+    return tuple(
+        type(keras.Model(keras.utils.get_source_inputs(y), y).operations[-1]) for y in made
+    )
 
 
 PRODUCTS = _product_classes()
-"""Operations that contract axes of two tensors."""
+"""Operations that contract axes of two tensors; the last one attends."""
+
+ATTENDED = [(-1, -1)]
+"""The axes of query and key that meet in `ops.dot_product_attention`."""
 
 
 @contextmanager
@@ -62,9 +69,11 @@ def each_product(watch: Callable) -> Iterator[None]:
     """Within, `watch(x, y, pairs of axes that meet, compute)` stands in for each contraction."""
 
     def watched(original: Callable) -> Callable:
-        def call(self, *operands):
-            axes = contracted_axes(self, *operands)
-            return watch(*operands, axes, lambda x, y: original(self, x, y))
+        def call(self, *operands, **kwargs):
+            names = [name for name in ("query", "key", "value") if name in kwargs]
+            first, second, *rest = (*operands, *(kwargs.pop(name) for name in names))
+            axes = contracted_axes(self, first, second)
+            return watch(first, second, axes, lambda x, y: original(self, x, y, *rest, **kwargs))
 
         return call
 
@@ -78,6 +87,8 @@ def each_product(watch: Callable) -> Iterator[None]:
 
 def contracted_axes(operation, x, y) -> list[tuple[int, int]]:
     """The axes of two tensors that an operation multiplies and sums over."""
+    if isinstance(operation, PRODUCTS[-1]):
+        return ATTENDED
     equation = getattr(operation, "subscripts", None)
     if equation is not None:
         read, made = equation.replace(" ", "").split("->")
@@ -190,9 +201,7 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
         def disturb_product(first, second, axes, compute):
             before = products[len(contracted)]
             changed = before[0] != np.array(first)
-            contracted.append(
-                [changed.all(axis=tuple(n for n in range(changed.ndim) if n != a)) for a, _ in axes]
-            )
+            contracted.append([changed.all(axis=others(axis, changed.ndim)) for axis, _ in axes])
             for gone, (mine, theirs) in zip(contracted[-1], axes, strict=True):
                 first = replaced(first, before[0], gone, mine)
                 second = replaced(second, before[1], gone, theirs)

@@ -247,6 +247,7 @@ class Origins:
         try:
             args, kwargs = keras.tree.map_structure(marked, (call.args, dict(call.kwargs)))
             made = keras.tree.flatten(output_spec(call.operation, args, kwargs))
+            made = [part for part in made if isinstance(part, keras.KerasTensor)]
         except Exception:  # it takes no tensors of these sizes
             self._follow_batches(call, shapes)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -36,6 +37,8 @@ def made_like(operation: Any, entries: Mapping[str, Any]) -> Any:
     other = _from_attributes(operation, entries) if forgotten else None
     if other is not None:
         return other
+    if "get_config" in vars(operation):
+        _tell_all(new)
     for name, value in forgotten.items():
         setattr(new, name, value)
     return new
@@ -86,28 +89,46 @@ def _from_attributes(operation: Any, entries: Mapping[str, Any]) -> Any | None:
     """A layer made with the attributes that are named like its arguments, or None."""
     if not isinstance(operation, keras.Layer) or isinstance(operation, keras.Model):
         return None
-    base = {
-        "name": operation.name,
-        "trainable": operation.trainable,
-        "dtype": operation.dtype_policy.name,
-    }
-    arguments: dict[str, Any] = {}
-    for argument in inspect.signature(type(operation).__init__).parameters.values():
-        if argument.kind is argument.VAR_KEYWORD:
-            arguments |= base
-        elif argument.name in base:
-            arguments[argument.name] = base[argument.name]
-        elif hasattr(operation, argument.name):
-            arguments[argument.name] = getattr(operation, argument.name)
-    arguments |= entries
+    arguments = {**_arguments(operation), **entries}
     if not all(isinstance(x, _SHARED) for x in keras.tree.flatten(arguments)):
         return None  # two layers may not share it
     try:
         new = type(operation)(**arguments)
     except Exception:  # an argument has an attribute of another name, or of another kind
         return None
-    return None if set(_forgotten(operation, new)) - set(entries) else new
+    if set(_forgotten(operation, new)) - set(entries):
+        return None
+    _tell_all(new)
+    return new
 
+
+def _arguments(layer: Any) -> dict[str, Any]:
+    """What a layer's class takes, as far as the layer has attributes of the same names."""
+    base = {"name": layer.name, "trainable": layer.trainable, "dtype": layer.dtype_policy.name}
+    arguments: dict[str, Any] = {}
+    for argument in inspect.signature(type(layer).__init__).parameters.values():
+        if argument.kind is argument.VAR_KEYWORD:
+            arguments |= base
+        elif argument.name in base:
+            arguments[argument.name] = base[argument.name]
+        elif hasattr(layer, argument.name):
+            arguments[argument.name] = getattr(layer, argument.name)
+    return arguments
+
+
+def _tell_all(layer: Any) -> None:
+    """Gives a layer a config that tells all, for its class has none, so that it can be loaded."""
+    object.__setattr__(layer, "get_config", partial(_config_of, layer))
+
+
+def _config_of(layer: Any) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, _PLAIN) else keras.saving.serialize_keras_object(value)
+        for name, value in _arguments(layer).items()
+    }
+
+
+_PLAIN = (bool, int, float, str, type(None), list, tuple, dict)
 
 _SHARED = (
     *(bool, int, float, str, type(None), FunctionType),

@@ -65,7 +65,7 @@ def functional_program(program: Program) -> Program:
     """
     names = layer_names(program)
     operations = {p: copy_of(layer, p, names[p]) for p, layer in program.layers().items()}
-    model, tensors, nodes = _connected(program, {path: [x] for path, x in operations.items()})
+    model, symbols, nodes = _connected(program, {path: [x] for path, x in operations.items()})
     calls = [
         replace(call, operation=operations[call.path], node=node)
         for call, node in zip(program.calls, nodes, strict=True)
@@ -76,7 +76,7 @@ def functional_program(program: Program) -> Program:
         model=model,
         functional=model,
         calls=tuple(calls),
-        symbols=tuple((tensor, Ref(index)) for index, tensor in tensors.items()),
+        symbols=symbols,
         codes=(),
         structure=None,
     )
@@ -110,9 +110,10 @@ def functional_with(program: Program, replacements: Mapping[str, Sequence[Any]])
 
 def _connected(
     program: Program, places: Mapping[str, Sequence[Any]]
-) -> tuple[Any, dict[int, Any], list[Any]]:
+) -> tuple[Any, tuple[tuple[keras.KerasTensor, Ref], ...], list[Any]]:
     """The model of what is called in each place, its tensors, and Keras' record of each call."""
     tensors: dict[int, Any] = {}
+    symbols: list[tuple[keras.KerasTensor, Ref]] = []
     nodes = []
     for ref, name in zip(program.inputs, _input_names(program), strict=True):
         shape, dtype = program.shapes[ref.index], program.dtypes[ref.index]
@@ -120,6 +121,12 @@ def _connected(
     for call in program.calls:
         _check_arguments(call, program)
         first, *others = places[call.path]
+        if isinstance(first, keras.Layer):
+            for ref in call.inputs:
+                if tensors[ref.index].sparse:  # to Keras, whatever is multiplied with a number is
+                    symbols.append((tensors[ref.index], ref))
+                    dense = keras.ops.convert_to_tensor(tensors[ref.index], sparse=False)
+                    tensors[ref.index] = dense
         args, kwargs = fill(call, tensors)
         results = first(*args, **kwargs)
         for operation in others:
@@ -129,7 +136,8 @@ def _connected(
         assert record is not None
         nodes.append(_keras.node_of(*record))
         tensors.update({ref.index: x for ref, x in zip(call.outputs, made, strict=True)})
-    return _assembled(program, tensors), tensors, nodes
+    symbols += [(tensor, Ref(index)) for index, tensor in tensors.items()]
+    return _assembled(program, tensors), tuple(symbols), nodes
 
 
 def _copy_variables(program: Program, copies: Mapping[str, Any]) -> None:

@@ -20,6 +20,8 @@ from sgdap.surgery import prune_in_place
 from sgdap.surgery.apply import copy_model
 from tests.models import outputs, randomise
 from tests.oracles import (
+    ATTENDED,
+    CONVOLVING,
     HEADED,
     MEETING,
     RECURRENT,
@@ -231,7 +233,9 @@ def counted_flops(model: keras.Model, x, unknown: set[str]) -> int:
 
     def product(first, second, axes, compute):
         made = compute(first, second)
-        counts.append(2 * _size(made) * int(np.prod([first.shape[mine] for mine, _ in axes])))
+        summed = int(np.prod([first.shape[mine] for mine, _ in axes]))
+        scores = 2 * _size(first) * second.shape[1]  # and as much for the values
+        counts.append(2 * scores if axes == ATTENDED else 2 * _size(made) * summed)
         return made
 
     watched = _each_call(
@@ -249,6 +253,8 @@ def _flops(layer: layers.Layer, given, made) -> int:
     if isinstance(layer, RECURRENT):
         cell = layer.cell
         steps = given.shape[0] * given.shape[1]
+        if isinstance(layer, CONVOLVING):
+            steps *= int(np.prod(made.shape[2 if layer.return_sequences else 1 : -1]))
         return 2 * steps * (_size(cell.kernel) + _size(cell.recurrent_kernel))
     if isinstance(layer, SEPARABLE):
         places = _size(made) // made.shape[-1]

@@ -12,18 +12,18 @@ from tests.models import outputs, randomise
 
 @keras.saving.register_keras_serializable("tests")
 class Forgetting(layers.Layer):
-    """Its config leaves out `power`, which has a default; a layer in it depends on it."""
+    """Its config leaves out `power`, which has a default."""
 
     def __init__(self, units, power=1.0, **kwargs):
         super().__init__(**kwargs)
         self.units, self.power = units, power
-        self.pool = layers.Lambda(lambda x: x**power)
+        self._exponent = power
 
     def get_config(self):
         return {**super().get_config(), "units": self.units}
 
     def call(self, x):
-        return self.pool(x)
+        return x**self._exponent
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -66,9 +66,58 @@ def test_arguments_that_a_config_does_not_tell_are_read_from_the_attributes(kind
     np.testing.assert_array_equal(new(x), x**2)
 
 
+@pytest.mark.parametrize("kind", [Forgetting, Lacking, Failing, Without, Surplus])
+def test_a_copy_tells_what_its_class_does_not_and_is_loaded(kind, tmp_path):
+    inputs = keras.Input((4,))
+    y = kind(3, 2.0, name="layer")(layers.Dense(3)(inputs))
+    copy = sgdap.functional(randomise(keras.Model(inputs, layers.Dense(2)(y))))
+    copy.save(tmp_path / "copy.keras")
+    loaded = keras.models.load_model(tmp_path / "copy.keras")
+    x = np.ones((3, 4), "float32")
+    np.testing.assert_allclose(outputs(loaded, x), outputs(copy, x), rtol=1e-6)
+
+
 def test_entries_that_change_take_the_place_of_attributes():
     new = made_like(Lacking(3, 2.0), {"units": 2})
     assert (new.units, new.power) == (2, 2.0)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Halved(layers.Layer):
+    """Keras finds out the shape of its output by a run, which takes dense tensors only."""
+
+    def call(self, x):
+        return keras.ops.mean(keras.ops.square(x), -1, keepdims=True) * x
+
+
+@keras.saving.register_keras_serializable("tests")
+class Around(layers.Layer):
+    """A layer around another one that says its shape by itself."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.halved, self.dense = Halved(), layers.Dense(4)
+
+    def build(self, shape):
+        self.halved.build(shape)
+        self.dense.build(shape)
+        self.built = True
+
+    def compute_output_shape(self, shape):
+        return shape
+
+    def call(self, x):
+        return self.dense(self.halved(x))
+
+
+def test_a_product_with_a_number_goes_into_any_layer_of_a_copy(tmp_path):
+    inputs = keras.Input((4,))  # Keras takes such a product for a sparse tensor
+    model = randomise(keras.Model(inputs, Around()(inputs * 2.0)))
+    copy = sgdap.functional(model)
+    copy.save(tmp_path / "copy.keras")
+    x = np.ones((3, 4), "float32")
+    for other in (copy, keras.models.load_model(tmp_path / "copy.keras")):
+        np.testing.assert_allclose(outputs(other, x), outputs(model, x), rtol=1e-6)
 
 
 class Hiding(layers.Layer):
