@@ -230,8 +230,16 @@ class Origins:
             raise ValueError("no input of the model has an axis that is as long")
         return self._known[place]
 
-    def _follow(self, call: Call, shapes: Sequence[Shape], dtypes: Sequence[str]) -> None:
+    def _follow(
+        self, call: Call, shapes: Sequence[Shape], dtypes: Sequence[str], alike: bool = False
+    ) -> None:
+        """Finds out about a call's outputs; `alike`: all its unknown sizes but batches are one."""
         marks: dict[Place, int] = {}
+
+        def mark(origin: Place) -> int:
+            first = next((m for place, m in marks.items() if place[1] and origin[1]), None)
+            new = first if alike and first is not None else _MARKS[len(marks)]
+            return marks.setdefault(origin, new)
 
         def marked(leaf: Any) -> Any:
             if not isinstance(leaf, Ref):
@@ -239,7 +247,7 @@ class Origins:
             places = [(leaf.index, axis) for axis in range(len(shapes[leaf.index]))]
             origins = [self._known.get(place, place) for place in places]
             sizes = [
-                marks.setdefault(origin, _MARKS[len(marks)]) if size is None else size
+                mark(origin) if size is None else size
                 for size, origin in zip(shapes[leaf.index], origins, strict=True)
             ]
             return keras.KerasTensor(sizes, dtype=dtypes[leaf.index])
@@ -249,9 +257,12 @@ class Origins:
             made = keras.tree.flatten(output_spec(call.operation, args, kwargs))
             made = [part for part in made if isinstance(part, keras.KerasTensor)]
         except Exception:  # it takes no tensors of these sizes
-            self._follow_batches(call, shapes)
+            if alike or isinstance(call.operation, keras.Layer):
+                self._follow_batches(call, shapes)
+            else:  # two inputs are equally long, to all appearance
+                self._follow(call, shapes, dtypes, alike=True)
             return
-        origins = {mark: origin for origin, mark in marks.items()}
+        origins = {size: origin for origin, size in reversed(marks.items())}
         for ref, tensor in zip(call.outputs, made, strict=True):
             for axis, size in enumerate(tensor.shape):
                 if size in origins:
@@ -259,7 +270,8 @@ class Origins:
 
     def _follow_batches(self, call: Call, shapes: Sequence[Shape]) -> None:
         """A layer makes as many samples as it is given."""
-        batch = next((self._known.get((ref.index, 0)) for ref in call.inputs), None)
+        given = [self._known.get((ref.index, 0)) for ref in call.inputs]
+        batch = next((place for place in given if place is not None), None)
         if batch is not None and isinstance(call.operation, keras.Layer):
             for ref in call.outputs:
                 if shapes[ref.index][:1] == (None,):

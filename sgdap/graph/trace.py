@@ -203,6 +203,7 @@ class _Tracer:
                 return
             except ValueError:  # what can't be traced is one layer without a rule
                 del self.calls[calls:], self.codes[codes:]
+                self._origins = Origins()
         if inner is not None:
             given = leaves_of(args[0] if args else kwargs["inputs"])
             made = self._inner_graph(inner, given, f"{path}/")
@@ -299,6 +300,7 @@ class _Tracer:
         except Exception:  # what can't be traced is one layer without a rule
             del self.calls[calls:], self._lines[calls - self._start :]
             del self.shapes[shapes:], self.dtypes[shapes:]
+            self._origins = Origins()
             return self._leaf_called(layer, path, args, kwargs)
         finally:
             self._prefixes.pop()

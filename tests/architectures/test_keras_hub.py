@@ -64,6 +64,12 @@ BACKBONES = {
     "Qwen": GROUPED,
     "Qwen3": {**GROUPED, "head_dim": 4},
     "Roberta": TEXT,
+    "Whisper": {
+        **TEXT,
+        "num_mels": 4,
+        "max_encoder_sequence_length": 8,
+        "max_decoder_sequence_length": 6,
+    },
     "XLMRoberta": TEXT,
     "DeiT": {**VISION, "intermediate_dim": 12},
     "ViT": {**VISION, "mlp_dim": 12},

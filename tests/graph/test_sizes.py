@@ -134,3 +134,33 @@ def test_constants_that_a_call_returns_are_passed_on():
     assert not sgdap.channel_graph(model).kept
     x = np.ones((3, 4), "float32")
     np.testing.assert_allclose(outputs(sgdap.functional(model), x), outputs(model, x), atol=1e-6)
+
+
+class Masked(layers.Layer):
+    """Attends to what is before, where another input does not hide it; knows no lengths."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.attention = layers.MultiHeadAttention(2, 3, name="attention")
+
+    def build(self, x_shape, hidden_shape):
+        self.attention.build(x_shape, x_shape)
+        self.built = True
+
+    def call(self, x, hidden):
+        batch, length, _ = ops.shape(x)
+        numbers = ops.arange(length)
+        before = ops.broadcast_to(numbers[None, :, None] >= numbers, (batch, length, length))
+        return x + self.attention(x, x, attention_mask=ops.logical_and(before, hidden[:, None]))
+
+
+def test_lengths_of_two_inputs_that_meet_are_one():
+    x, hidden = keras.Input((None, 6)), keras.Input((None,), dtype="bool")
+    y = Masked(name="second")(Masked(name="first")(layers.Dense(6)(x), hidden), hidden)
+    model = randomise(keras.Model([x, hidden], layers.Dense(2)(y)))
+    assert not sgdap.channel_graph(model).kept
+    copy = sgdap.functional(model)
+    random = np.random.default_rng(0)
+    for length in (3, 5):
+        given = [random.normal(size=(2, length, 6)).astype("float32"), np.ones((2, length), bool)]
+        np.testing.assert_allclose(outputs(copy, given), outputs(model, given), atol=1e-5)
