@@ -8,7 +8,6 @@ from typing import Any
 
 import keras
 
-from sgdap import _keras
 from sgdap.graph.interception import user_line
 
 
@@ -50,12 +49,9 @@ def symbolic_arguments(model: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def saves_by_its_graph(model: Any) -> bool:
-    """Whether the classes of a functional model and of those in it leave configs to Keras."""
-    models = (layer for layer in _keras.flatten_layers(model) if isinstance(layer, keras.Model))
-    return all(
-        type(one).get_config in (keras.Model.get_config, keras.Sequential.get_config)
-        or type(one).__module__.split(".")[0] == "keras"
-        for one in models
+    """Whether the class of a functional model leaves its config to Keras."""
+    return type(model).get_config in (keras.Model.get_config, keras.Sequential.get_config) or (
+        type(model).__module__.split(".")[0] == "keras"
     )
 
 

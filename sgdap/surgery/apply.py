@@ -113,12 +113,17 @@ def copied(graph: ChannelGraph, *, compiled: bool = True) -> ChannelGraph:
         compiled: Whether the copy of a compiled model is compiled alike.
     """
     model = graph.program.model
-    if graph.program.functional is not None and saves_by_its_graph(model):
+    graphs = filter(_keras.functional_of, filter(_is_model, _keras.flatten_layers(model)))
+    if graph.program.functional is not None and all(map(saves_by_its_graph, graphs)):
         return channel_graph(copy_model(model, compiled=compiled))
     program = functional_program(graph.program)
     if model.compiled and compiled:
         compile_alike(program.model, model)
     return replace(graph, program=program)
+
+
+def _is_model(layer: Any) -> bool:
+    return isinstance(layer, keras.Model)
 
 
 def copy_model(model: Any, *, compiled: bool = True) -> Any:

@@ -200,9 +200,21 @@ def test_layers_of_layers_in_a_model_with_its_own_config_are_pruned_inside(in_pl
     slim.fit(x, x, verbose=0)
 
 
+class OfLayers(keras.Model):
+    """A functional model of plain layers with a config of its own."""
+
+    def __init__(self, width, **kwargs):
+        inputs = keras.Input((None, 4))
+        super().__init__(inputs, layers.Dense(4)(layers.Dense(width)(inputs)), **kwargs)
+        self.width = width
+
+    def get_config(self):
+        return {"width": self.width}
+
+
 def test_a_model_around_one_with_its_own_config_is_copied_as_a_plain_one(tmp_path):
     inputs = keras.Input((None, 4))
-    model = randomise(keras.Model(inputs, layers.Dense(2)(OfBlocks(8)(inputs))))
+    model = randomise(keras.Model(inputs, layers.Dense(2)(OfLayers(8)(inputs))))
     x = np.random.default_rng(0).normal(size=(8, 3, 4)).astype("float32")
     plan = sgdap.plan(model, x, sgdap.Budget(params=0.7), guidance="random", reconstruction=False)
     slim = sgdap.apply(model, plan)
