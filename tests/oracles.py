@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
@@ -49,21 +50,30 @@ def _product_classes() -> tuple[type, ...]:
     x = keras.Input(batch_shape=(2, 2))
     calls = (keras.ops.matmul, keras.ops.dot, lambda a, b: keras.ops.tensordot(a, b, 1))
     made = [call(x, x) for call in calls] + [keras.ops.einsum("ab,bc->ac", x, x)]
-    return tuple(type(keras.Model(x, y).operations[-1]) for y in made)
+    x = keras.Input(batch_shape=(2, 2, 2, 2))
+    made.append(keras.ops.dot_product_attention(x, x, x))
+    return tuple(
+        type(keras.Model(keras.utils.get_source_inputs(y), y).operations[-1]) for y in made
+    )
 
 
 PRODUCTS = _product_classes()
-"""Operations that contract axes of two tensors."""
+"""Operations that contract axes of two tensors; the last one attends."""
+
+ATTENDED = [(-1, -1)]
+"""The axes of query and key that meet in `ops.dot_product_attention`."""
 
 
 @contextmanager
 def each_product(watch: Callable) -> Iterator[None]:
-    """Within, `watch(x, y, axis of y, compute)` stands in for each contraction of x's last axis."""
+    """Within, `watch(x, y, pairs of axes that meet, compute)` stands in for each contraction."""
 
     def watched(original: Callable) -> Callable:
-        def call(self, *operands):
-            second = -1 if "kc->bqk" in getattr(self, "subscripts", "") else -2
-            return watch(*operands, second, lambda x, y: original(self, x, y))
+        def call(self, *operands, **kwargs):
+            names = [name for name in ("query", "key", "value") if name in kwargs]
+            first, second, *rest = (*operands, *(kwargs.pop(name) for name in names))
+            axes = contracted_axes(self, first, second)
+            return watch(first, second, axes, lambda x, y: original(self, x, y, *rest, **kwargs))
 
         return call
 
@@ -73,6 +83,32 @@ def each_product(watch: Callable) -> Iterator[None]:
                 mock.patch.object(operation_class, "call", watched(operation_class.call))
             )
         yield
+
+
+def contracted_axes(operation, x, y) -> list[tuple[int, int]]:
+    """The axes of two tensors that an operation multiplies and sums over."""
+    if isinstance(operation, PRODUCTS[-1]):
+        return ATTENDED
+    equation = getattr(operation, "subscripts", None)
+    if equation is not None:
+        read, made = equation.replace(" ", "").split("->")
+        first, second = (
+            term.replace("...", "ABCDEF"[: one.ndim - len(term.replace("...", ""))])
+            for term, one in zip(read.split(","), (np.asarray(x), np.asarray(y)), strict=True)
+        )
+        return [(first.index(a), second.index(a)) for a in first if a in second and a not in made]
+    axes = getattr(operation, "axes", None)
+    if isinstance(axes, (list, tuple)):
+        mine, theirs = ([a] if isinstance(a, int) else a for a in axes)
+        return list(zip(mine, theirs, strict=True))
+    return [(len(x.shape) - 1, 0 if axes == 1 else max(len(y.shape) - 2, 0))]
+
+
+def along(mask: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """A mask in the shape that broadcasts along one axis of a tensor."""
+    shape = [1] * rank
+    shape[axis] = len(mask)
+    return mask.reshape(shape)
 
 
 @contextmanager
@@ -129,7 +165,7 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
 
     def touched_by(disturbance: Callable) -> tuple[list[np.ndarray], list[np.ndarray]]:
         touched: list[np.ndarray] = []
-        contracted: list[np.ndarray] = []
+        contracted: list[list[np.ndarray]] = []
 
         def disturb(layer, inputs, compute, kwargs):
             if isinstance(layer, HEADED):
@@ -143,7 +179,7 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
             # Along an axis of positions, a channel that is lost changes a part of each index.
             whole = np.all if isinstance(layer, layers.Dot) else np.any
             changed = [
-                whole(one != other, axis=tuple(i for i in range(one.ndim) if i != axis % one.ndim))
+                whole(one != other, axis=others(axis, one.ndim))
                 for one, other, axis in zip(before, arrays(inputs), axes, strict=True)
                 if axis is not None
             ]
@@ -162,15 +198,14 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
             ]
             return disturbed[0] if len(disturbed) == 1 else tuple(disturbed)
 
-        def disturb_product(first, second, axis, compute):
+        def disturb_product(first, second, axes, compute):
             before = products[len(contracted)]
             changed = before[0] != np.array(first)
-            gone = changed.all(axis=tuple(range(changed.ndim - 1)))
-            contracted.append(gone)
-            along = gone if axis == -1 else gone[:, None]
-            return compute(
-                keras.ops.where(gone, before[0], first), keras.ops.where(along, before[1], second)
-            )
+            contracted.append([changed.all(axis=others(axis, changed.ndim)) for axis, _ in axes])
+            for gone, (mine, theirs) in zip(contracted[-1], axes, strict=True):
+                first = replaced(first, before[0], gone, mine)
+                second = replaced(second, before[1], gone, theirs)
+            return compute(first, second)
 
         with each_call(disturb), each_product(disturb_product):
             found = outputs(model, x)
@@ -179,9 +214,11 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
 
     # Noise does not show behind a unit that is dead, NaN not behind a maximum.
     by_noise, by_nan = touched_by(noisy), touched_by(lambda y: y * np.nan)
-    touched, contracted = (
-        list(map(np.logical_or, one, other)) for one, other in zip(by_noise, by_nan, strict=True)
-    )
+    touched = list(map(np.logical_or, by_noise[0], by_nan[0]))
+    contracted = [
+        list(map(np.logical_or, one, other))
+        for one, other in zip(by_noise[1], by_nan[1], strict=True)
+    ]
 
     def mask(layer, inputs, compute, kwargs):
         if isinstance(layer, HEADED):
@@ -204,8 +241,10 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
             result = compute(inputs)
         return result if after_it is None else result * ~after_it
 
-    def mask_product(first, second, axis, compute):
-        return compute(first * (~contracted.pop(0)).astype("float32"), second)
+    def mask_product(first, second, axes, compute):
+        for gone, (mine, _) in zip(contracted.pop(0), axes, strict=True):
+            first = replaced(first, np.zeros_like(first), gone, mine)
+        return compute(first, second)
 
     with each_call(mask), each_product(mask_product):
         return outputs(model, x)
@@ -215,8 +254,19 @@ def arrays(tensors) -> list[np.ndarray]:
     return [np.asarray(tensor) for tensor in keras.tree.flatten(tensors)]
 
 
-def read_axes(layer: layers.Layer, inputs: list) -> list[int | None]:
-    """The axis of each input that the layer sums over; None: what is there passes."""
+def others(axis: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """All axes but one or some."""
+    axes = [a % rank for a in np.atleast_1d(axis)]
+    return tuple(a for a in range(rank) if a not in axes)
+
+
+def read_axes(layer: layers.Layer, inputs: list) -> list[int | tuple[int, ...] | None]:
+    """The axis, or last axes, of each input that the layer sums over; None: it passes."""
+    if isinstance(layer, layers.EinsumDense):
+        read, kernel, made = re.split(",|->", layer.equation.replace(" ", ""))
+        summed = [letter for letter in read if letter in kernel and letter not in made]
+        assert read.endswith("".join(summed))
+        return [tuple(range(-len(summed), 0))]
     if isinstance(layer, layers.Dot):
         return [layer.axes] * 2 if isinstance(layer.axes, int) else list(layer.axes)
     if isinstance(layer, MEETING):  # query, value and key; a value alone is the key too
@@ -234,9 +284,7 @@ def met(layer: layers.Layer, inputs: list, before: list) -> list[tuple]:
 
 def replaced(tensor, other: np.ndarray, where: np.ndarray, axis: int) -> np.ndarray:
     """A tensor with the values of another one at some indices along an axis."""
-    shape = [1] * other.ndim
-    shape[axis] = len(where)
-    return keras.ops.where(where.reshape(shape), other, tensor)
+    return keras.ops.where(along(where, axis, other.ndim), other, tensor)
 
 
 def lost_channels(model: keras.Model, slim: keras.Model) -> tuple[dict, dict]:
@@ -288,7 +336,17 @@ def noisy(result: np.ndarray) -> np.ndarray:
 
 
 def lost_filters(old: layers.Layer, new: layers.Layer) -> np.ndarray:
-    """Which filters of a layer its slim version lacks; each is known by its random weights."""
+    """Which filters of a layer its slim version lacks; each is known by its random weights.
+
+    An EinsumDense may have several axes of them, the last ones of what it makes.
+    """
+    if isinstance(old, layers.EinsumDense):
+        read, kernel, made = re.split(",|->", old.equation.replace(" ", ""))
+        own = [letter for letter in kernel if letter not in read]
+        assert made.endswith("".join(own))
+        masks = [lost_along(old.kernel, new.kernel, kernel.index(letter)) for letter in own]
+        spread = [along(mask, axis, len(masks)) for axis, mask in enumerate(masks)]
+        return functools.reduce(np.logical_or, spread)
     return lost_along(filters_of(old), filters_of(new), 0)
 
 

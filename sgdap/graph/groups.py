@@ -14,6 +14,7 @@ from scipy.sparse import csgraph
 
 from sgdap.graph import rules as _rules  # noqa: F401  (registers the rules)
 from sgdap.graph.channels import Channels, Settled, Symbol, plain
+from sgdap.graph.own_call import saves_by_its_graph
 from sgdap.graph.program import Program
 from sgdap.graph.record import Axis, Linear, Reading, Record, Resize, Rewrite, Scale, Work
 from sgdap.graph.registry import apply_rule
@@ -183,12 +184,15 @@ def _sharing_weights(program: Program) -> dict[str, str]:
 
 def _keep_inside_configs(program: Program, record: Record) -> None:
     """Protects what layers of the user's own make inside, in a model that is saved by configs."""
+    if not saves_by_its_graph(program.model):
+        return
     for code in program.codes:
         if not code.path:
             continue
         reason = (
             f"made inside '{code.path}' (of class {type(code.layer).__name__}), whose config "
-            "fixes their number; register a rule with sgdap.register_rule"
+            "fixes their number; prune sgdap.functional(model) instead, or register a rule with "
+            "sgdap.register_rule"
         )
         for (path, _), channels in record.born.items():
             if path.startswith(f"{code.path}/"):

@@ -48,6 +48,13 @@ def symbolic_arguments(model: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return ((made[""],), {}) if "" in made else ((), made)
 
 
+def saves_by_its_graph(model: Any) -> bool:
+    """Whether the class of a functional model leaves its config to Keras."""
+    return type(model).get_config in (keras.Model.get_config, keras.Sequential.get_config) or (
+        type(model).__module__.split(".")[0] == "keras"
+    )
+
+
 def _plain(shapes: Any) -> Any:
     """Shapes in the containers that a user would pass; Keras keeps them in ones of its own."""
     if isinstance(shapes, Mapping):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.channels import Channels, Ledger, Settled, Symbol
+from sgdap.graph.own_call import saves_by_its_graph
 from sgdap.graph.program import Code, Program, Ref
 from sgdap.graph.record import Axis, Rewrite
 from sgdap.graph.rewriting import Written, rewritten
@@ -74,6 +75,7 @@ def what_code_does_not_follow(
     if not program.codes:
         return []
     settled = ledger.settle()
+    by_configs = saves_by_its_graph(program.model)
     for seed in (0, 1):
         kept = _half(settled, symbols, seed)
         slim = [
@@ -88,7 +90,8 @@ def what_code_does_not_follow(
         operations = rewritten_operations(program, rewrites, kept)
         for code in program.codes:
             found = _first_difference(program, code, slim, operations)
-            if found is None and code.path and not _is_rebuilt(program, code, slim, axes, kept):
+            made_anew = code.path and by_configs and found is None
+            if made_anew and not _is_rebuilt(program, code, slim, axes, kept):
                 name = type(code.layer).__name__
                 remedy = "register a rule with sgdap.register_rule"
                 found = -1, f"config of '{code.path}' (a {name}) makes none for fewer; {remedy}"

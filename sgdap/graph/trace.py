@@ -15,6 +15,7 @@ from sgdap import _keras
 from sgdap.graph.interception import calls_intercepted, has_code, user_line
 from sgdap.graph.own_call import symbolic_arguments, untraceable
 from sgdap.graph.program import Call, Code, Program, Ref, Shape, leaves_of
+from sgdap.graph.sizes import Origins, UnknownSize, output_spec, unknown_sizes
 
 
 def trace(model: Any) -> Program:
@@ -46,7 +47,7 @@ def trace(model: Any) -> Program:
             )
         return _trace_own(model)
     tracer = _Tracer()
-    inputs = tuple(tracer.new(tensor) for tensor in functional.inputs)
+    inputs = tracer.inputs = tuple(tracer.new(tensor) for tensor in functional.inputs)
     known = dict(zip(map(id, functional.inputs), inputs, strict=True))
     outputs = tuple(tracer.graph(functional.outputs, known, ""))
     return Program(
@@ -66,7 +67,7 @@ def _trace_own(model: Any) -> Program:
     tracer = _Tracer()
     args, kwargs = symbolic_arguments(model)
     leaves = leaves_of((args, kwargs))
-    inputs = tuple(tracer.new(tensor) for tensor in leaves)
+    inputs = tracer.inputs = tuple(tracer.new(tensor) for tensor in leaves)
     tracer.bind(leaves, inputs)
     outputs = tracer.code(model, "", args, kwargs)
     flat = [leaf for leaf in leaves_of(outputs) if isinstance(leaf, keras.KerasTensor)]
@@ -93,6 +94,7 @@ class _Tracer:
     """Walks the symbolic graphs of a model and of the models in it."""
 
     def __init__(self) -> None:
+        self.inputs: Sequence[Ref] = ()
         self.calls: list[Call] = []
         self.shapes: list[Shape] = []
         self.dtypes: list[str] = []
@@ -101,6 +103,9 @@ class _Tracer:
         self.slim: tuple[Sequence[Shape], Sequence[str]] | None = None
         self._fixed: int | None = None
         self._before: Sequence[Call] = ()
+        self._earlier: Sequence[Call] = ()
+        self._origins = Origins()
+        self._told: set[int] = set()
         self._known: dict[int, tuple[keras.KerasTensor, Ref]] = {}
         self._lines: list[str] = []
         self._start = 0
@@ -108,9 +113,11 @@ class _Tracer:
         self._paths: dict[int, str] = {}
         self._prefixes: list[str] = []
 
-    def again(self, before: Sequence[Call], slim: Sequence[Shape], dtypes: Sequence[str]) -> None:
-        """Makes layers answer as in `before`, with slim shapes."""
-        self._before, self.slim = before, (slim, dtypes)
+    def again(self, program: Program, code: Code, slim: Sequence[Shape]) -> None:
+        """Makes layers answer as they did in a `call` before, with slim shapes."""
+        self.inputs, self.slim = program.inputs, (slim, program.dtypes)
+        self._earlier = program.calls[: code.start]
+        self._before = program.calls[code.start : code.stop]
 
     def bind(self, tensors: Sequence[Any], refs: Sequence[Ref]) -> None:
         """Remembers which number each tensor of a `call` has."""
@@ -120,8 +127,9 @@ class _Tracer:
     def ref(self, tensor: Any) -> Ref:
         """The number of a tensor of a `call`."""
         if id(tensor) not in self._known:
+            name = getattr(tensor, "name", "") if _is_symbolic(tensor) else type(tensor).__name__
             raise ValueError(
-                f"The tensor '{tensor.name}' of shape {tensor.shape} is made by no layer and no "
+                f"The tensor '{name}' of shape {tensor.shape} is made by no layer and no "
                 "operation of keras.ops that was called on the inputs."
             )
         return self._known[id(tensor)][1]
@@ -146,12 +154,18 @@ class _Tracer:
         return ref
 
     def graph(
-        self, outputs: list[keras.KerasTensor], known: dict[int, Ref], prefix: str
+        self, outputs: list[keras.KerasTensor], known: dict[int, Any], prefix: str
     ) -> list[Ref]:
         """Unrolls all calls between the `known` tensors and `outputs`; returns the outputs."""
         for node in _ordered_nodes(outputs, known):
             self._call(node, known, prefix)
-        return [known[id(tensor)] for tensor in outputs]
+        made = [known[id(tensor)] for tensor in outputs]
+        if not all(isinstance(ref, Ref) for ref in made):
+            raise ValueError(
+                "An output of the model does not depend on its inputs. Leave it away, or make it "
+                "in a keras.layers.Layer of its own."
+            )
+        return made
 
     def _inner_graph(self, inner: Any, given: list[Ref], prefix: str) -> list[Ref]:
         """Unrolls a model inside the model, whose graph Keras may have made for one batch size."""
@@ -165,33 +179,31 @@ class _Tracer:
         finally:
             self._fixed = before
 
-    def _call(self, node: Any, known: dict[int, Ref], prefix: str) -> None:
+    def _call(self, node: Any, known: dict[int, Any], prefix: str) -> None:
         def substitute(leaf: Any) -> Any:
             return known[id(leaf)] if isinstance(leaf, keras.KerasTensor) else leaf
 
         args, kwargs = keras.tree.map_structure(substitute, _keras.node_arguments(node))
         operation = node.operation
+        if node.input_tensors and not any(isinstance(x, Ref) for x in leaves_of((args, kwargs))):
+            self._know(node, operation(*args, **kwargs), known)  # constants that a `call` returned
+            return
         path = self._paths.setdefault(id(operation), prefix + operation.name)
         inner = _keras.functional_of(operation) if isinstance(operation, keras.Model) else None
         enters = inner is None and has_code(operation) and not self._masks()
         if enters and self._prefixes:
             given, named = self._tensors((args, kwargs))
-            made = leaves_of(self._layer_with_code(operation, path, given, named))
-            for tensor, part in zip(node.outputs, made, strict=True):
-                known[id(tensor)] = self.ref(part)
-                self.symbols.append((tensor, self.ref(part)))
+            self._know(node, self._layer_with_code(operation, path, given, named), known)
             return
         if enters:
-            start = len(self.calls)
+            calls, codes = len(self.calls), len(self.codes)
             try:
-                made = self._outputs_of_code(operation, path, args, kwargs)
-            except ValueError:  # what can't be traced is one layer without a rule
-                del self.calls[start:]
-            else:
-                for tensor, ref in zip(node.outputs, made, strict=True):
-                    known[id(tensor)] = ref
-                    self.symbols.append((tensor, ref))
+                given, named = self._tensors((args, kwargs))
+                self._know(node, self.code(operation, path, given, named), known)
                 return
+            except ValueError:  # what can't be traced is one layer without a rule
+                del self.calls[calls:], self.codes[codes:]
+                self._origins = Origins()
         if inner is not None:
             given = leaves_of(args[0] if args else kwargs["inputs"])
             made = self._inner_graph(inner, given, f"{path}/")
@@ -204,12 +216,31 @@ class _Tracer:
             known[id(tensor)] = self.new(tensor)
             refs.append(known[id(tensor)])
         self.calls.append(Call(operation, path, args, kwargs, tuple(refs), node))
+        self._tell_sizes(self.calls[-1])
 
-    def _outputs_of_code(
-        self, layer: Any, path: str, args: tuple[Any, ...], kwargs: Any
-    ) -> list[Ref]:
-        given, named = self._tensors((args, kwargs))
-        return [self.ref(leaf) for leaf in leaves_of(self.code(layer, path, given, named))]
+    def _tell_sizes(self, call: Call) -> None:
+        """Puts sizes in the place of None that Keras does not know, but for an EinsumDense does."""
+        told = any(ref.index in self._told for ref in call.inputs)
+        unknown = any(None in self.shapes[ref.index][1:] for ref in call.outputs)
+        if not unknown or not (told or isinstance(call.operation, keras.layers.EinsumDense)):
+            return
+        try:
+            args, kwargs = self._tensors((call.args, call.kwargs))
+            made = leaves_of(output_spec(call.operation, args, kwargs))
+        except Exception:  # it takes no tensors of these sizes
+            return
+        for ref, tensor in zip(call.outputs, made, strict=True):
+            if tuple(tensor.shape) != self.shapes[ref.index]:
+                self.shapes[ref.index] = tuple(tensor.shape)
+                self._told.add(ref.index)
+
+    def _know(self, node: Any, made: Any, known: dict[int, Any]) -> None:
+        """Remembers what a `call` made in the place of a node's outputs; constants as they are."""
+        leaves = [leaf for leaf in leaves_of(made) if leaf is not None]
+        for tensor, leaf in zip(node.outputs, leaves, strict=True):
+            known[id(tensor)] = self.ref(leaf) if _is_symbolic(leaf) else leaf
+            if _is_symbolic(leaf):
+                self.symbols.append((tensor, self.ref(leaf)))
 
     def _tensors(self, arguments: tuple[tuple[Any, ...], Any]) -> Any:
         """Arguments with new symbolic tensors in the place of their numbers."""
@@ -229,7 +260,10 @@ class _Tracer:
         start = self._start = len(self.calls)
         self._lines, self._prefixes = [], [f"{path}/" if path else ""]
         try:
-            with calls_intercepted(self._layer_called, self._operation_called):
+            with (
+                calls_intercepted(self._layer_called, self._operation_called),
+                unknown_sizes(self._counted, self._reshaped),
+            ):
                 made = layer.call(*args, **_without_training(layer, kwargs))
         except Exception as error:
             raise untraceable(layer, path, error) from error
@@ -266,6 +300,7 @@ class _Tracer:
         except Exception:  # what can't be traced is one layer without a rule
             del self.calls[calls:], self._lines[calls - self._start :]
             del self.shapes[shapes:], self.dtypes[shapes:]
+            self._origins = Origins()
             return self._leaf_called(layer, path, args, kwargs)
         finally:
             self._prefixes.pop()
@@ -273,14 +308,14 @@ class _Tracer:
     def _leaf_called(
         self, layer: Any, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if not layer.built:
+        if not layer.built and not _has_nothing_to_build(layer):
             raise ValueError(
                 f"Layer '{path}' is not built. Make layers in `__init__`, and call the model "
                 "once on a batch of data."
             )
         if self.slim is not None:
             return self._as_before(layer, path, args, kwargs)
-        specs = layer.compute_output_spec(*args, **kwargs)
+        specs = output_spec(layer, args, kwargs)
         return self._take_down(layer, path, args, kwargs, specs)
 
     def _operation_called(
@@ -292,32 +327,56 @@ class _Tracer:
             sizes = _known_sizes(x.shape, newshape, made.shape)
             operation = type(operation)(sizes, name=operation.name)
             made = operation.compute_output_spec(x)
-        # Keras numbers operations over all models; a path must be the same at each trace.
-        base = f"{self._prefixes[-1]}ops.{type(operation).__name__.lower()}"
-        self._counts[base] += 1
-        path = base if self._counts[base] == 1 else f"{base}_{self._counts[base] - 1}"
+        path = self._path_of(type(operation).__name__.lower())
         return self._take_down(operation, path, args, kwargs, made)
+
+    def _counted(self, size: UnknownSize) -> Any:
+        """Zeros, as many as a size that isn't known, made from one of the model's inputs."""
+        if size.tensor is None:
+            raise ValueError("it is computed from another one")
+        shapes, dtypes = (self.shapes, self.dtypes) if self.slim is None else self.slim
+        calls = [*self._earlier, *self.calls]
+        place = (self.ref(size.tensor).index, size.axis)
+        index, axis = self._origins.of(place, self.inputs, calls, shapes, dtypes)
+        x = self._tensor(Ref(index))
+        self.bind([x], [Ref(index)])
+        zeros = keras.ops.cast(keras.ops.zeros_like(x), "int32")
+        return keras.ops.sum(zeros, [other for other in range(len(x.shape)) if other != axis])
+
+    def _reshaped(self, x: Any, target: tuple[int, ...]) -> Any:
+        """A Reshape layer's output; no operation takes two sizes that aren't known."""
+        layer = keras.layers.Reshape(target)
+        path = self._path_of("reshape")
+        return self._take_down(layer, path, (x,), {}, layer.compute_output_spec(x))
+
+    def _path_of(self, kind: str) -> str:
+        """A path for an operation; Keras numbers them over all models, this is always the same."""
+        base = f"{self._prefixes[-1]}ops.{kind}"
+        self._counts[base] += 1
+        return base if self._counts[base] == 1 else f"{base}_{self._counts[base] - 1}"
 
     def _as_before(self, layer: Any, path: str, args: Any, kwargs: Any) -> Any:
         """The slim outputs of a layer that was called at this place before."""
         before = self._before[len(self.calls)]
         if before.operation is not layer:
             raise ValueError(f"'{before.path}' was called before, now it is '{path}'.")
-        specs = keras.tree.map_structure(self._tensor, before.made)
+        specs = keras.tree.map_structure(
+            lambda leaf: self._tensor(leaf) if isinstance(leaf, Ref) else leaf, before.made
+        )
         return self._take_down(layer, path, args, kwargs, specs)
 
     def _take_down(self, operation: Any, path: str, args: Any, kwargs: Any, specs: Any) -> Any:
-        flat = leaves_of(specs)
+        flat = [leaf for leaf in leaves_of(specs) if _is_symbolic(leaf)]
         refs = tuple(self.new(tensor, own=False) for tensor in flat)
         given, named = self.substituted((args, dict(kwargs)))
-        structure = keras.tree.pack_sequence_as(specs, refs)
+        structure = _with_tensors(specs, refs)
         self.calls.append(Call(operation, path, given, named, refs, made=structure))
         self._note_lines()
         made = flat
         if isinstance(operation, keras.Layer):
             made = [self._tensor(ref) for ref in refs]
         self.bind(made, refs)
-        return keras.tree.pack_sequence_as(specs, made)
+        return _with_tensors(specs, made)
 
     def _masks(self) -> bool:
         """Whether a layer so far hands masks on, which a `call` may read unseen."""
@@ -349,7 +408,7 @@ def replayed(program: Program, code: Code, slim: Sequence[Shape]) -> tuple[list[
         their outputs; fewer where an error stopped it.
     """
     tracer = _Tracer()
-    tracer.again(program.calls[code.start : code.stop], slim, program.dtypes)
+    tracer.again(program, code, slim)
     first = program.calls[code.start].outputs[0].index if code.stop > code.start else 0
     tracer.shapes, tracer.dtypes = list(slim[:first]), list(program.dtypes[:first])
 
@@ -368,11 +427,26 @@ def replayed(program: Program, code: Code, slim: Sequence[Shape]) -> tuple[list[
 
 def _known_sizes(old: Shape, new: Shape, made: Shape) -> Shape:
     """Sizes for a reshape with None where the `call` takes a size that is not known yet."""
+    if new.count(-1) + new.count(None) > 1 and None in new and old.count(None) > 1:
+        raise ValueError("ops.reshape can't tell two sizes that are not known")
     if -1 in new and new.count(None) == old.count(None) == 1:
         known = math.prod(size for size in new if size is not None and size != -1)
         rest = math.prod(size for size in old if size is not None) // max(known, 1)
         return tuple(-1 if size is None else rest if size == -1 else size for size in new)
     return tuple(-1 if size is None else size for size in made)
+
+
+def _with_tensors(structure: Any, tensors: Sequence[Any]) -> Any:
+    """A structure with others in the place of its tensors; None, say, stays."""
+    rest = list(tensors)
+    return keras.tree.map_structure(
+        lambda leaf: rest.pop(0) if _is_symbolic(leaf) else leaf, structure
+    )
+
+
+def _has_nothing_to_build(layer: Any) -> bool:
+    inside = list(_keras.flatten_layers(layer))
+    return len(inside) == 1 and type(layer).build is keras.Layer.build
 
 
 def _is_symbolic(leaf: Any) -> bool:

@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph, channel_graph
+from sgdap.graph.own_call import saves_by_its_graph
 from sgdap.graph.slices import variable_slices
 from sgdap.planning.plan import Plan, kept_mask, reconstruction_fingerprint
-from sgdap.surgery.functional import functional_program, saves_by_its_graph
+from sgdap.surgery.copying import copied_operation
+from sgdap.surgery.functional import functional_program
 from sgdap.surgery.rebuild import prune_in_place
 
 Key = tuple[str, int]
@@ -111,12 +113,17 @@ def copied(graph: ChannelGraph, *, compiled: bool = True) -> ChannelGraph:
         compiled: Whether the copy of a compiled model is compiled alike.
     """
     model = graph.program.model
-    if graph.program.functional is not None and saves_by_its_graph(model):
+    graphs = filter(_keras.functional_of, filter(_is_model, _keras.flatten_layers(model)))
+    if graph.program.functional is not None and all(map(saves_by_its_graph, graphs)):
         return channel_graph(copy_model(model, compiled=compiled))
     program = functional_program(graph.program)
     if model.compiled and compiled:
         compile_alike(program.model, model)
     return replace(graph, program=program)
+
+
+def _is_model(layer: Any) -> bool:
+    return isinstance(layer, keras.Model)
 
 
 def copy_model(model: Any, *, compiled: bool = True) -> Any:
@@ -134,12 +141,13 @@ def copy_model(model: Any, *, compiled: bool = True) -> Any:
     """
     try:
         with _keras.uncompiled(model):
-            copy = keras.models.clone_model(model)
+            copy = keras.models.clone_model(
+                model, clone_function=lambda layer: copied_operation(layer, layer.name, {})
+            )
     except Exception as error:
-        raise ValueError(
-            f"Model '{model.name}' can't be copied: {error} Implement `get_config` in its custom "
-            "layers, or use sgdap.apply(model, plan, in_place=True)."
-        ) from error
+        remedy = "sgdap.apply(model, plan, in_place=True)"
+        end = "" if remedy in str(error) else f" Use {remedy}."
+        raise ValueError(f"Model '{model.name}' can't be copied: {error}{end}") from error
     if [v.shape for v in copy.variables] != [v.shape for v in model.variables]:
         raise ValueError(
             f"Model '{model.name}' can't be copied: Keras makes other weights from its config. A "

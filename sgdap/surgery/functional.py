@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ import keras
 from sgdap import _keras
 from sgdap.graph.program import Call, Program, Ref, fill
 from sgdap.graph.trace import trace
-from sgdap.surgery.rebuild import without_build_config
+from sgdap.surgery.copying import copied_operation
 
 
 def functional(model: Any) -> Any:
@@ -51,13 +50,6 @@ def functional(model: Any) -> Any:
     return functional_program(trace(model)).model
 
 
-def saves_by_its_graph(model: Any) -> bool:
-    """Whether the class of a functional model leaves its config to Keras."""
-    return type(model).get_config in (keras.Model.get_config, keras.Sequential.get_config) or (
-        type(model).__module__.split(".")[0] == "keras"
-    )
-
-
 def functional_program(program: Program) -> Program:
     """Copies the model of a program into a functional one.
 
@@ -73,7 +65,7 @@ def functional_program(program: Program) -> Program:
     """
     names = layer_names(program)
     operations = {p: copy_of(layer, p, names[p]) for p, layer in program.layers().items()}
-    model, tensors, nodes = _connected(program, {path: [x] for path, x in operations.items()})
+    model, symbols, nodes = _connected(program, {path: [x] for path, x in operations.items()})
     calls = [
         replace(call, operation=operations[call.path], node=node)
         for call, node in zip(program.calls, nodes, strict=True)
@@ -84,7 +76,7 @@ def functional_program(program: Program) -> Program:
         model=model,
         functional=model,
         calls=tuple(calls),
-        symbols=tuple((tensor, Ref(index)) for index, tensor in tensors.items()),
+        symbols=symbols,
         codes=(),
         structure=None,
     )
@@ -118,9 +110,10 @@ def functional_with(program: Program, replacements: Mapping[str, Sequence[Any]])
 
 def _connected(
     program: Program, places: Mapping[str, Sequence[Any]]
-) -> tuple[Any, dict[int, Any], list[Any]]:
+) -> tuple[Any, tuple[tuple[keras.KerasTensor, Ref], ...], list[Any]]:
     """The model of what is called in each place, its tensors, and Keras' record of each call."""
     tensors: dict[int, Any] = {}
+    symbols: list[tuple[keras.KerasTensor, Ref]] = []
     nodes = []
     for ref, name in zip(program.inputs, _input_names(program), strict=True):
         shape, dtype = program.shapes[ref.index], program.dtypes[ref.index]
@@ -128,6 +121,12 @@ def _connected(
     for call in program.calls:
         _check_arguments(call, program)
         first, *others = places[call.path]
+        if isinstance(first, keras.Layer):
+            for ref in call.inputs:
+                if tensors[ref.index].sparse:  # to Keras, whatever is multiplied with a number is
+                    symbols.append((tensors[ref.index], ref))
+                    dense = keras.ops.convert_to_tensor(tensors[ref.index], sparse=False)
+                    tensors[ref.index] = dense
         args, kwargs = fill(call, tensors)
         results = first(*args, **kwargs)
         for operation in others:
@@ -137,7 +136,8 @@ def _connected(
         assert record is not None
         nodes.append(_keras.node_of(*record))
         tensors.update({ref.index: x for ref, x in zip(call.outputs, made, strict=True)})
-    return _assembled(program, tensors), tensors, nodes
+    symbols += [(tensor, Ref(index)) for index, tensor in tensors.items()]
+    return _assembled(program, tensors), tuple(symbols), nodes
 
 
 def _copy_variables(program: Program, copies: Mapping[str, Any]) -> None:
@@ -211,19 +211,7 @@ def copy_of(operation: Any, path: str, name: str, entries: Mapping[str, Any] | N
     Raises:
         ValueError: It can't be made from its config.
     """
-    try:
-        config = without_build_config(operation.get_config())
-        with contextlib.suppress(TypeError):
-            if "name" in config:
-                config["name"] = name
-        if entries:
-            config.update(entries)
-        new = type(operation).from_config(config)
-    except Exception as error:
-        raise ValueError(
-            f"'{path}' (of class {type(operation).__name__}) can't be copied: {error} "
-            "Implement `get_config` in its class, or use sgdap.apply(model, plan, in_place=True)."
-        ) from error
+    new = copied_operation(operation, path, {"name": name, **(entries or {})})
     if isinstance(operation, keras.Layer):
         new.trainable = operation.trainable
     return new

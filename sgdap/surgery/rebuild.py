@@ -17,6 +17,7 @@ from sgdap.graph.program import Call, Program, fill
 from sgdap.graph.replay import rewritten_operations
 from sgdap.graph.rewriting import Written
 from sgdap.graph.slices import sliced, variable_of, variable_slices
+from sgdap.surgery.copying import made_like
 from sgdap.surgery.optimizer import rebuild_optimizer, remade
 
 Mask = npt.NDArray[np.bool_]
@@ -229,38 +230,20 @@ def _rebuild_layers(
             results = new(*args, **kwargs)
             rebuilt[call.path] = (call.operation, new)
         for ref, result in zip(call.outputs, keras.tree.flatten(results), strict=True):
-            shapes[ref.index] = tuple(result.shape)
+            known = program.shapes[ref.index]
+            shapes[ref.index] = tuple(
+                old if new is None else new for old, new in zip(known, result.shape, strict=True)
+            )
     return rebuilt, shapes, rewritten_ones
 
 
 def _from_config(layer: Any, path: str, entries: Mapping[str, Any]) -> Any:
     """A layer like another one but for some entries of its config."""
     try:
-        config = layer.get_config()
-        new = type(layer).from_config(without_build_config({**config, **entries}))
-        told = type(layer).from_config(without_build_config(config)) if entries else new
-        plain = (bool, int, float, str)
-        for name, value in vars(layer).items():  # what its config forgot or was set later
-            before = vars(told).get(name)
-            if name.startswith("_") or name == "built":
-                continue
-            if not isinstance(value, plain) or not isinstance(before, plain):
-                continue  # what is None before is for `build` to set
-            if value != before:
-                setattr(new, name, value)
-        return new
+        return made_like(layer, entries)
     except Exception as error:
         raise ValueError(
             f"Layer '{path}' (of class {type(layer).__name__}) can't be rebuilt from its config: "
             f"{error} Implement `get_config` (and `from_config`) in its class so that "
             f"{type(layer).__name__}.from_config(layer.get_config()) gives a layer like it."
         ) from error
-
-
-def without_build_config(config: Any) -> Any:
-    """Returns a config without the shapes that layers were once built with."""
-    if isinstance(config, dict):
-        return {k: without_build_config(v) for k, v in config.items() if k != "build_config"}
-    if isinstance(config, list):
-        return [without_build_config(entry) for entry in config]
-    return config

@@ -13,7 +13,8 @@ from sgdap import _keras
 from sgdap.graph.program import Program
 from sgdap.graph.rewriting import Written
 from sgdap.graph.trace import trace
-from sgdap.surgery.rebuild import rebuild, without_build_config
+from sgdap.surgery.copying import without_build_config
+from sgdap.surgery.rebuild import rebuild
 
 
 @dataclass(frozen=True, eq=False)

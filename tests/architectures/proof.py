@@ -20,12 +20,15 @@ from sgdap.surgery import prune_in_place
 from sgdap.surgery.apply import copy_model
 from tests.models import outputs, randomise
 from tests.oracles import (
+    ATTENDED,
+    CONVOLVING,
     HEADED,
     MEETING,
     RECURRENT,
     SEPARABLE,
     TRANSPOSED,
     each_call,
+    each_product,
     every_layer,
     lost_channels,
     lost_of_results,
@@ -164,8 +167,8 @@ def largest_difference(model: keras.Model, slim: keras.Model, x) -> float:
     for (layer, whole, kwargs), (_, part, _) in zip(masked_pass, of_slim, strict=True):
         masks = lost_of_results(layer, lost, whole, kwargs)
         for mine, other, gone in zip(part, whole, masks, strict=True):
-            expected = other.numpy() if len(gone) == 1 else other.numpy()[..., ~gone]
-            differences.append(relative_difference(mine.numpy(), expected))
+            expected = other.numpy() if gone.size == 1 else other.numpy()[..., ~gone]
+            differences.append(relative_difference(mine.numpy().reshape(expected.shape), expected))
     return max(differences)
 
 
@@ -227,7 +230,18 @@ def counted_flops(model: keras.Model, x, unknown: set[str]) -> int:
         unknown: Names of layers that are left out, with all that is in them.
     """
     counts: list[int] = []
-    with _each_call(lambda layer, given, made: counts.append(_flops(layer, given, made)), unknown):
+
+    def product(first, second, axes, compute):
+        made = compute(first, second)
+        summed = int(np.prod([first.shape[mine] for mine, _ in axes]))
+        scores = 2 * _size(first) * second.shape[1]  # and as much for the values
+        counts.append(2 * scores if axes == ATTENDED else 2 * _size(made) * summed)
+        return made
+
+    watched = _each_call(
+        lambda layer, given, made: counts.append(_flops(layer, given, made)), unknown
+    )
+    with watched, each_product(product):
         outputs(model, x)
     batch = len(keras.tree.flatten(x)[0])
     assert sum(counts) % batch == 0
@@ -239,6 +253,8 @@ def _flops(layer: layers.Layer, given, made) -> int:
     if isinstance(layer, RECURRENT):
         cell = layer.cell
         steps = given.shape[0] * given.shape[1]
+        if isinstance(layer, CONVOLVING):
+            steps *= int(np.prod(made.shape[2 if layer.return_sequences else 1 : -1]))
         return 2 * steps * (_size(cell.kernel) + _size(cell.recurrent_kernel))
     if isinstance(layer, SEPARABLE):
         places = _size(made) // made.shape[-1]

@@ -243,3 +243,21 @@ def res_next():
         short = x if strides == 1 else layers.Conv2D(filters, 1, strides)(x)
         x = layers.ReLU()(layers.Add()([short, y]))
     return keras.Model(images, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+
+
+@architecture
+def attention_by_einsum():
+    series = keras.Input((6, 8))
+    query, key, value = (layers.EinsumDense("bsc,chd->bshd", (6, 2, 4))(series) for _ in range(3))
+    weights = keras.ops.softmax(keras.ops.einsum("bqhd,bkhd->bhqk", query, key) * 0.5)
+    x = keras.ops.einsum("bhqk,bkhd->bqhd", weights, value)
+    x = layers.EinsumDense("bshd,hdc->bsc", (6, 8))(x)
+    return keras.Model(series, layers.Dense(3)(layers.Dense(10, "relu")(x)))
+
+
+@architecture
+def convolutional_lstm():
+    video = keras.Input((4, 6, 6, 2))
+    x = layers.ConvLSTM2D(5, 3, padding="same", return_sequences=True)(video)
+    x = layers.GlobalAveragePooling2D()(layers.ConvLSTM2D(4, 3)(x))
+    return keras.Model(video, layers.Dense(3)(x))

@@ -500,3 +500,25 @@ def test_layers_with_lora_or_quantized_weights_keep_their_channels(change):
     callback = sgdap.SGDAPCallback(sgdap.Budget(params=0.8), max_accuracy_drop=None)
     model.fit(data, outputs(model, data), epochs=3, verbose=0, callbacks=[callback])
     assert sgdap.channel_graph(model).group("before").size < 6
+
+
+# Attention by an operation
+
+
+@pytest.mark.parametrize("scale", [0.5, None])
+def test_an_attention_operation_loses_heads_and_with_a_scale_dimensions(scale):
+    def attend(x):
+        query, key, value = (
+            layers.EinsumDense("abc,cde->abde", (5, 2, 4), name=name)(x)
+            for name in ("query", "key", "value")
+        )
+        y = keras.ops.dot_product_attention(query, key, value, scale=scale)
+        return layers.EinsumDense("abde,dec->abc", (5, 6), name="out")(y)
+
+    model = model_of(attend)
+    graph = sgdap.channel_graph(model)
+    assert graph.group("query:d").removable.all()
+    assert graph.group("query:e").removable.all() == (scale is not None)
+    slim, x = pruned(model), samples(model)
+    np.testing.assert_allclose(outputs(slim, x), masked_outputs(model, slim, x), atol=1e-5)
+    assert slim.get_layer("out").kernel.shape[0] == 1

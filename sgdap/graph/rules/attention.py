@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 from keras import layers
 
@@ -124,6 +125,40 @@ def dot(layer: Any, call: RuleCall) -> Symbol:
     rest = [size for axis, size in enumerate(first.shape) if axis not in (0, a)]
     rest += [size for axis, size in enumerate(second.shape) if axis not in (0, b)]
     call.work(2 * positions(rest), call.along(first, a))
+    return output
+
+
+_FOUR = keras.KerasTensor((2, 2, 2, 2))
+
+
+@register_rule(_keras.operation_class(keras.ops.dot_product_attention, _FOUR, _FOUR, _FOUR))
+def dot_product_attention(operation: Any, call: RuleCall) -> Symbol:
+    """Heads leave from query, key and value; so do dimensions, where the scale is a number.
+
+    Keras takes the shape of the query for that of the output, so the value's dimensions are tied
+    to the others too.
+    """
+    given = [call.argument(name, place) for place, name in enumerate(("query", "key", "value"))]
+    for symbol in call.inputs[3:]:
+        call.keep(symbol, f"'{operation.name}' reads them as a bias or mask")
+    query, key, _ = given
+    output = call.output()
+    for axis in range(4):
+        met = [c for symbol in given if (c := symbol.axes[axis]) is not None]
+        apart = len({symbol.shape[axis] for symbol in given}) > 1 or len(met) < 3
+        if axis < 2 or apart or (axis == 3 and call.argument("scale", 5) is None):
+            for channels in met:
+                call.keep(channels, f"'{operation.name}' mixes them, or needs their number")
+            continue
+        call.tie(met[0], met[1])
+        call.tie(met[0], met[2])
+        output = output.with_axis(axis, met[0])
+    for _ in ("scores", "values"):
+        call.work(
+            2 * positions(query.shape[1:2]) * positions(key.shape[1:2]),
+            call.along(query, 2),
+            call.along(query, 3),
+        )
     return output
 
 

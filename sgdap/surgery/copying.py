@@ -1,0 +1,148 @@
+"""Makes layers and operations like others: from their configs, else from their attributes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+import keras
+
+
+def made_like(operation: Any, entries: Mapping[str, Any]) -> Any:
+    """Makes a layer or operation like another one, not built.
+
+    Where `get_config` fails or forgets what the class needs, the arguments are read from the
+    attributes of the same names.
+
+    Args:
+        operation: The layer or operation.
+        entries: Entries of the config that change.
+
+    Raises:
+        Exception: Whatever its class raises, where neither works.
+    """
+    try:
+        new = _from_config(operation, entries)
+        told = _from_config(operation, {}) if entries else new
+    except Exception:
+        other = _from_attributes(operation, entries)
+        if other is None:
+            raise
+        return other
+    is_layer = isinstance(operation, keras.Layer) and not isinstance(operation, keras.Model)
+    forgotten = _forgotten(operation, told) if is_layer else {}
+    other = _from_attributes(operation, entries) if forgotten else None
+    if other is not None:
+        return other
+    if "get_config" in vars(operation):
+        _tell_all(new)
+    for name, value in forgotten.items():
+        setattr(new, name, value)
+    return new
+
+
+def copied_operation(operation: Any, path: str, entries: Mapping[str, Any]) -> Any:
+    """Makes a layer or operation like another one, for a copy of its model.
+
+    Args:
+        operation: The layer or operation.
+        path: Its path, for people.
+        entries: Entries of the config that change.
+
+    Raises:
+        ValueError: It can't be made.
+    """
+    try:
+        return made_like(operation, entries)
+    except Exception as error:
+        raise ValueError(
+            f"'{path}' (of class {type(operation).__name__}) can't be copied: {error} "
+            "Implement `get_config` in its class, or use sgdap.apply(model, plan, in_place=True)."
+        ) from error
+
+
+def _from_config(operation: Any, entries: Mapping[str, Any]) -> Any:
+    config = operation.get_config()
+    named = "name" in config
+    new = {key: value for key, value in entries.items() if named or key != "name"}
+    return type(operation).from_config(without_build_config({**config, **new}))
+
+
+def _forgotten(layer: Any, told: Any) -> dict[str, Any]:
+    """What the config of a layer does not tell, or what was set later: attributes by name."""
+    plain = (bool, int, float, str)
+    before = vars(told)
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        if not (name.startswith("_") or name in _OF_BUILDING)
+        and isinstance(value, plain)
+        and isinstance(before.get(name), plain)  # what is None before is for `build` to set
+        and value != before[name]
+    }
+
+
+def _from_attributes(operation: Any, entries: Mapping[str, Any]) -> Any | None:
+    """A layer made with the attributes that are named like its arguments, or None."""
+    if not isinstance(operation, keras.Layer) or isinstance(operation, keras.Model):
+        return None
+    arguments = {**_arguments(operation), **entries}
+    if not all(isinstance(x, _SHARED) for x in keras.tree.flatten(arguments)):
+        return None  # two layers may not share it
+    try:
+        new = type(operation)(**arguments)
+    except Exception:  # an argument has an attribute of another name, or of another kind
+        return None
+    if set(_forgotten(operation, new)) - set(entries):
+        return None
+    _tell_all(new)
+    return new
+
+
+def _arguments(layer: Any) -> dict[str, Any]:
+    """What a layer's class takes, as far as the layer has attributes of the same names."""
+    base = {"name": layer.name, "trainable": layer.trainable, "dtype": layer.dtype_policy.name}
+    arguments: dict[str, Any] = {}
+    for argument in inspect.signature(type(layer).__init__).parameters.values():
+        if argument.kind is argument.VAR_KEYWORD:
+            arguments |= base
+        elif argument.name in base:
+            arguments[argument.name] = base[argument.name]
+        elif hasattr(layer, argument.name):
+            arguments[argument.name] = getattr(layer, argument.name)
+    return arguments
+
+
+def _tell_all(layer: Any) -> None:
+    """Gives a layer a config that tells all, for its class has none, so that it can be loaded."""
+    object.__setattr__(layer, "get_config", partial(_config_of, layer))
+
+
+def _config_of(layer: Any) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, _PLAIN) else keras.saving.serialize_keras_object(value)
+        for name, value in _arguments(layer).items()
+    }
+
+
+_PLAIN = (bool, int, float, str, type(None), list, tuple, dict)
+
+_SHARED = (
+    *(bool, int, float, str, type(None), FunctionType),
+    *(keras.Initializer, keras.Regularizer, keras.constraints.Constraint),
+)
+"""What two layers may hold in common."""
+
+_OF_BUILDING = ("built", "lora_enabled", "name")
+
+
+def without_build_config(config: Any) -> Any:
+    """Returns a config without the shapes that layers were once built with."""
+    if isinstance(config, dict):
+        return {k: without_build_config(v) for k, v in config.items() if k != "build_config"}
+    if isinstance(config, list):
+        return [without_build_config(entry) for entry in config]
+    return config
