@@ -265,7 +265,7 @@ class SGDAPCallback(keras.callbacks.Callback):
             self._tap = TrainStepTap(graph, self.samples, self.seed)
         if self._backup is not None:
             with self._untapped_on_error():
-                self._take_up(self._backup.begin(graph, self._state()))
+                self._take_up(self._backup.begin(graph, self._state(), self._settings()))
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Judges the last round, then starts the next one where it is time.
@@ -335,6 +335,13 @@ class SGDAPCallback(keras.callbacks.Callback):
             "seconds": self._goal.seconds,
             "reservoir": None if self._tap is None else self._tap.reservoir.state(),
         }
+
+    def _settings(self) -> dict[str, str]:
+        """What decides where a run leads, in words."""
+        settings = {name: repr(getattr(self, name)) for name in _SETTINGS}
+        if not isinstance(self.schedule, Schedule):
+            settings["schedule"] = f"{type(self.schedule).__name__} {self.schedule.get_config()}"
+        return settings
 
     def _take_up(self, state: Mapping[str, Any] | None) -> None:
         if state is None:
@@ -538,6 +545,8 @@ class SGDAPCallback(keras.callbacks.Callback):
             if undone
             else "The run ended before its last round. Train for more epochs."
         )
+        if self._guard.drop is not None and not self.rounds and self._guard.best is None:
+            why = f"{self._monitor.name or 'The metric'} was never a finite number to compare with."
         warnings.warn(
             f"SGDAPCallback stopped short of {self._goal.final}: the model still costs "
             f"{', '.join(missed)}. {why}",
@@ -568,6 +577,27 @@ class SGDAPCallback(keras.callbacks.Callback):
         if self.verbose:
             print(text)
 
+
+_SETTINGS = (
+    "budget",
+    "guidance",
+    "schedule",
+    "max_accuracy_drop",
+    "monitor",
+    "mode",
+    "patience",
+    "begin_epoch",
+    "frequency",
+    "final_finetune_epochs",
+    "samples",
+    "allocation",
+    "reconstruction",
+    "layers",
+    "min_channels",
+    "round_to",
+    "overrides",
+    "seed",
+)
 
 _KEPT = (
     "rounds",

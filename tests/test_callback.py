@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import re
 import warnings
 
 import keras
@@ -45,6 +46,15 @@ def fit(model: keras.Model, callback: sgdap.SGDAPCallback, epochs: int = 4, **ar
 
 def pruner(budget=THIRD, **arguments) -> sgdap.SGDAPCallback:
     return sgdap.SGDAPCallback(budget, **({"verbose": 0} | arguments))
+
+
+@contextlib.contextmanager
+def warned(match: str):
+    """Expects a warning; what TensorFlow warns of beside it does not count."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        yield
+    assert any(re.search(match, str(warning.message)) for warning in found)
 
 
 def cost(model: keras.Model) -> tuple[int, int]:
@@ -156,6 +166,43 @@ def test_a_latency_is_a_limit(monkeypatch):
     assert len(callback.rounds) == 2
     with pytest.raises(ValueError, match="cannot be met: the narrowest model still takes"):
         fit(network(), pruner(sgdap.Budget(latency="0.001us")))
+
+
+def test_a_share_of_the_latency_shrinks_the_model_though_it_is_measured_faster_now(monkeypatch):
+    times = []
+
+    def measured(model, batch_size):
+        times.append(1.0 if not times else 0.3)  # the machine was busy at the start
+        return times[-1] * cost(model)[1] * 1e-9
+
+    monkeypatch.setattr(latency, "measure_latency", measured)
+    model = network()
+    fit(model, pruner(sgdap.Budget(latency=0.8), schedule="one_shot"), epochs=2)
+    assert cost(model)[1] < cost(network())[1]
+
+
+def test_a_machine_that_gets_busy_does_not_end_the_run(monkeypatch):
+    slow = []
+
+    def measured(model, batch_size):
+        return cost(model)[1] * 1e-9 * (1000 if slow else 1)
+
+    monkeypatch.setattr(latency, "measure_latency", measured)
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: slow.append(epoch))
+    model = network()
+    with warned("goes by the latency measured before.*narrowest"):
+        fit(model, [note, pruner(sgdap.Budget(latency=0.5), schedule="one_shot")], epochs=2)
+    assert cost(model)[1] <= 0.5 * cost(network())[1]
+
+
+def test_a_metric_that_is_never_finite_is_named():
+    model = network()
+    never = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: logs.update(own=float("nan"))
+    )
+    callback = pruner(max_accuracy_drop=0.1, monitor="own", mode="max")
+    with warned("stopped short.*own was never a finite number"):
+        fit(model, [never, callback])
 
 
 def test_overrides_hold_for_the_whole_run():
@@ -588,11 +635,11 @@ def test_a_run_that_begins_too_late_is_refused_and_leaves_no_tap():
 
 
 class Forgetful(layers.Dense):
-    """A layer whose config lacks an argument that it can't be made without."""
+    """A layer that can't be made without an argument of which nothing tells any more."""
 
     def __init__(self, units, gain, **kwargs):
         super().__init__(units, **kwargs)
-        self.gain = gain
+        self.gained = 2 * gain
 
 
 class Gained(layers.Dense):

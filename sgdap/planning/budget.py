@@ -137,7 +137,8 @@ def check_budget(budget: object) -> Budget:
     """
     if not isinstance(budget, Budget):
         raise TypeError(
-            "budget must be a sgdap.Budget, for example sgdap.Budget(flops=0.5). "
+            "budget must be a sgdap.Budget, for example sgdap.Budget(flops=0.5) (in SGDAPCallback "
+            "it may be left out where max_accuracy_drop is given). "
             f"Received: {budget!r} (of type {type(budget).__name__})"
         )
     return budget

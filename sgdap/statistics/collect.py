@@ -367,10 +367,13 @@ def checked_inputs(graph: ChannelGraph, x: Any) -> list[Any]:
         or any(w not in (None, s) for s, w in zip(shape[1:], wanted[1:], strict=True))
         for shape, wanted in zip(shapes, expected, strict=True)
     ):
+        leaves = {leaf.dtype.name for leaf in keras.tree.flatten(x)}
+        kind = f"a {type(x).__name__}" if isinstance(x, (dict, list, tuple)) else "one tensor"
+        kind += f" of {', '.join(sorted(leaves))}"
         raise ValueError(
             f"The calibration data do not fit model '{program.model.name}', which takes "
-            f"{_listed(expected)}. Received: {_listed(received)}. Pass inputs as for fit; a tuple "
-            "is read as (inputs, targets), a list as one of several inputs."
+            f"{_listed(expected)}. Received: {_listed(received)}, as {kind}. Pass inputs as for "
+            "fit; a tuple is read as (inputs, targets), a list as one of several inputs."
         )
     for leaf in flat:
         if leaf.dtype.is_floating and not np.isfinite(leaf.numpy()).all():

@@ -44,6 +44,8 @@ def flops_within_latency(
     budget: Budget,
     seconds: float,
     tries: int = 6,
+    *,
+    shrink: bool = False,
 ) -> float:
     """The most FLOPs of a model with which it takes no longer for a batch than asked.
 
@@ -60,6 +62,7 @@ def flops_within_latency(
         budget: What is asked: the size of the batch.
         seconds: What it may take.
         tries: How many copies are measured between the whole and the narrowest one.
+        shrink: Whether the whole one is too slow, whatever a measurement says.
 
     Returns:
         FLOPs for one sample.
@@ -73,7 +76,8 @@ def flops_within_latency(
         return model.cost(model.lengths(kept))
 
     full = cost(np.ones(graph.count, bool))
-    if slim_latency(graph, np.ones(graph.count, bool), budget.batch_size) <= seconds:
+    everything = np.ones(graph.count, bool)
+    if not shrink and slim_latency(graph, everything, budget.batch_size) <= seconds:
         return float(full[_FLOPS])
     least = narrowest(groups, model, rules)
     met, measured = cost(least)[_FLOPS], slim_latency(graph, least, budget.batch_size)

@@ -44,25 +44,30 @@ class Backup:
                 f"{type(folder).__name__})"
             )
         self._folder = Path(folder)
+        self._is_own = False
         self._path = self._folder / _NAME
         self._classes = (*_CLASSES, *classes)
 
-    def begin(self, graph: ChannelGraph, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def begin(
+        self, graph: ChannelGraph, state: Mapping[str, Any], settings: Mapping[str, str]
+    ) -> Mapping[str, Any] | None:
         """Brings the model of a `fit` that begins to the last backup, if any.
 
         Args:
             graph: The channels of the model, which is as its script made it.
             state: What `write` will be given, as it is now.
+            settings: What the user set for the run, in words.
 
         Returns:
             The state that was given when that backup was written, None where there is none.
 
         Raises:
-            ValueError: The backup is damaged or of a run of another model, or such a state can't
-                be kept; nothing was changed.
+            ValueError: The backup is damaged or of a run of another model or with other settings,
+                or such a state can't be kept; nothing was changed.
         """
         self._model = graph.program.model
         self._fingerprint = model_fingerprint(graph)
+        self._settings = dict(settings)
         self._first: int | None = None
         self._check(self._content(0, state))
         _keras.begin_at_epoch(self._model, None)
@@ -78,6 +83,16 @@ class Backup:
         )
         if content["fingerprint"] != self._fingerprint:
             raise ValueError(other)
+        if content["settings"] != self._settings:
+            changed = [
+                f"{name}={before}, now {self._settings[name]}"
+                for name, before in content["settings"].items()
+                if before != self._settings[name]
+            ]
+            raise ValueError(
+                f"The backup '{self._path}' is of a run with other settings: {'; '.join(changed)}. "
+                "Set them as they were, or delete the file to begin anew."
+            )
         try:
             restore_snapshot(self._model, content["model"], counters=True)
         except ValueError as error:
@@ -102,6 +117,7 @@ class Backup:
         if epoch == self._first:
             return
         try:
+            self._is_own = self._is_own or not self._folder.exists()
             self._folder.mkdir(parents=True, exist_ok=True)
             write_record(self._path, self._content(epoch, state), self._classes)
         except OSError as error:
@@ -112,16 +128,18 @@ class Backup:
             )
 
     def end(self) -> None:
-        """Removes the file, and its folder where nothing else is in it."""
+        """Removes the file, and its folder if it was made for it and nothing else is in it."""
         _keras.begin_at_epoch(self._model, None)
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
-        with contextlib.suppress(OSError):
-            self._folder.rmdir()
+        if self._is_own:
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
 
     def _content(self, epoch: int, state: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "fingerprint": self._fingerprint,
+            "settings": self._settings,
             "epoch": epoch,
             "model": take_snapshot(self._model),
             "jit_compile": self._model.jit_compile,

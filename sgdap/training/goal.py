@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -112,7 +113,12 @@ class Goal:
             curves: Their error curves by name.
         """
         if np.isfinite(self.seconds):
-            self._measure(graph, groups, curves, self._allocation)
+            try:
+                self._measure(graph, groups, curves, self._allocation)
+            except ValueError as error:  # it could be met at the start: the machine is busy now
+                warnings.warn(
+                    f"SGDAPCallback goes by the latency measured before. {error}", stacklevel=2
+                )
         limits = {
             name: max(self.way.fraction(progress, float(share)) * full, 1.5)
             for name, share, full in zip(MEASURES, self._shares, self._full, strict=True)
@@ -148,8 +154,21 @@ class Goal:
         allocation: str,
     ) -> None:
         """Finds the share of FLOPs with which the model is as fast as asked."""
+        model = cost_model(graph)
+        flops_now = model.cost(model.lengths(np.ones(graph.count, bool)))[_FLOPS]
+        share = self.final.latency
         flops = flops_within_latency(
-            graph, groups, curves, self._rules, allocation, self.final, self.seconds
+            graph,
+            groups,
+            curves,
+            self._rules,
+            allocation,
+            self.final,
+            self.seconds,
+            # A share of the whole model's own time, which differs from one measurement to another.
+            shrink=isinstance(share, (int, float))
+            and share < 1
+            and flops_now >= self._full[_FLOPS],
         )
         counted = self.final.targets(self._full)[_FLOPS]
         self._shares[_FLOPS] = min(min(flops, counted) / self._full[_FLOPS], 1.0)

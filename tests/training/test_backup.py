@@ -153,6 +153,15 @@ def test_a_finished_run_leaves_no_backup_and_the_next_fit_begins_anew(tmp_path):
     assert history.epoch == [0]
 
 
+def test_a_folder_that_was_there_stays(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    fit(net(), mine)
+    assert list(mine.iterdir()) == []
+    fit(net(), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
 def test_generators_that_the_process_draws_from_go_on(tmp_path):
     seen = []
     note = keras.callbacks.LambdaCallback(
@@ -168,10 +177,10 @@ def test_generators_that_the_process_draws_from_go_on(tmp_path):
     assert seen == expected
 
 
-def assert_refused(model: keras.Model, folder: Path, match: str) -> None:
+def assert_refused(model: keras.Model, folder: Path, match: str, **arguments) -> None:
     before, content = state(model), (folder / "run.sgdap").read_bytes()
     with pytest.raises(ValueError, match=match):
-        fit(model, folder)
+        fit(model, folder, **arguments)
     assert_equal([v.numpy() for v in model.variables], before[: len(model.variables)])
     assert [layer.units for layer in model.layers] == [model.layers[0].units, 6, 2]
     assert (folder / "run.sgdap").read_bytes() == content
@@ -185,6 +194,16 @@ def test_a_backup_of_another_model_is_refused(tmp_path):
 def test_a_backup_with_another_optimizer_is_refused(tmp_path):
     interrupted(tmp_path)
     assert_refused(net(optimizer="sgd"), tmp_path, "another optimizer")
+
+
+def test_a_backup_with_other_settings_is_refused(tmp_path):
+    interrupted(tmp_path)
+    match = (
+        r"with other settings: budget=Budget\(flops=0\.5\), now Budget\(flops=0\.9\); "
+        r"max_accuracy_drop=None, now 0\.1\. Set them as they were, or delete the file"
+    )
+    other = {"budget": sgdap.Budget(flops=0.9), "max_accuracy_drop": 0.1}
+    assert_refused(net(), tmp_path, match, **other)
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.999])
