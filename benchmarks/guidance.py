@@ -26,7 +26,12 @@ import sgdap
 from sgdap.demo import lenet5
 from sgdap.guidance import score_groups
 from sgdap.guidance.score import group_data
-from sgdap.planning.planner import plan_from_statistics, prunable_groups
+from sgdap.planning.planner import (
+    check_budget_can_be_met,
+    plan_from_statistics,
+    prunable_groups,
+)
+from sgdap.planning.widths import width_rules
 
 CRITERIA = {
     "lasso": sgdap.LassoGuidance(),
@@ -147,7 +152,12 @@ def measure_accuracy(arch, seed, options, data, results):
     graph = sgdap.channel_graph(model)
     statistics = sgdap.collect_statistics(graph, calibration)
     curves = {}
+    groups = prunable_groups(graph)
     for criterion, refitted, share in missing:
+        try:
+            check_budget_can_be_met(graph, groups, sgdap.Budget(flops=share), width_rules(groups))
+        except ValueError:
+            continue  # even one channel in each layer costs more
         guidance, refit = CRITERIA[criterion], refitted == "yes"
         if (criterion, refit) not in curves:
             curves[criterion, refit] = score_groups(
@@ -158,14 +168,14 @@ def measure_accuracy(arch, seed, options, data, results):
             statistics,
             sgdap.Budget(flops=share),
             guidance,
-            groups=prunable_groups(graph),
+            groups=groups,
             reconstruction=refit,
             data=calibration if refit else None,
             curves=curves[criterion, refit],
         )
         slim = predictions(sgdap.apply(model, plan), x_test)
         found, apart = accuracy(slim, y_test), divergence(dense, slim)
-        widths = "-".join(str(plan.widths[g.name]) for g in prunable_groups(graph))
+        widths = "-".join(str(plan.widths[g.name]) for g in groups)
         results.add(arch, seed, criterion, refitted, share, found, f"{apart:.6f}", widths)
         print(f"{arch} {seed} {criterion} refitted={refitted} {share}: {found:.4f}", flush=True)
 
