@@ -373,7 +373,8 @@ def draw_accuracy(rows, path):
             axis.set_yticks([1, 2, 5, 10, 20, 50, 90], ["1", "2", "5", "10", "20", "50", "90"])
             axis.grid(alpha=0.3)
         row[0].set_ylabel("test error, %")
-        row[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        lines = row[0].get_lines()
+        row[1].legend(handles=lines, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=110)
 
 
