@@ -100,6 +100,7 @@ class Backup:
         if content["jit_compile"] != self._model.jit_compile:
             self._model.jit_compile = content["jit_compile"]
             remake_functions(self._model)
+        self._is_own = content["is_own"]
         set_random_state(content["random"])
         _keras.begin_at_epoch(self._model, content["epoch"])
         state = content["state"]
@@ -140,6 +141,7 @@ class Backup:
         return {
             "fingerprint": self._fingerprint,
             "settings": self._settings,
+            "is_own": self._is_own,
             "epoch": epoch,
             "model": take_snapshot(self._model),
             "jit_compile": self._model.jit_compile,

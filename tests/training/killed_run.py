@@ -142,7 +142,8 @@ def main(folder: str, drop: str, calibrate: str, kills: int, seed: int) -> None:
     # in the second backup: while it is written, before and after it takes its place; at the end
     for moment in (("fsync", 5), ("replace", 2), ("fsync", 4), ("unlink", 2), None):
         killed.append(attempt((folder, *arguments), kill_in=moment))
-    print(json.dumps({"whole": whole, "killed": killed, "left": os.path.exists(folder)}))
+    left = os.path.exists(folder) and os.listdir(folder)
+    print(json.dumps({"whole": whole, "killed": killed, "left": left}))
 
 
 if __name__ == "__main__":

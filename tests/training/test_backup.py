@@ -158,6 +158,7 @@ def test_a_folder_that_was_there_stays(tmp_path):
     mine.mkdir()
     fit(net(), mine)
     assert list(mine.iterdir()) == []
+    interrupted(tmp_path / "made")
     fit(net(), tmp_path / "made")
     assert not (tmp_path / "made").exists()
 
