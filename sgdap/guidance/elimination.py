@@ -62,6 +62,8 @@ def eliminate(
     candidates: npt.NDArray[np.int64],
     order: Order | None = None,
     refinement: float = 0.0,
+    *,
+    others: Sequence[Consumer] = (),
 ) -> ErrorCurve:
     """Removes channels one by one, the weights of the others refitted each time.
 
@@ -69,12 +71,16 @@ def eliminate(
     removing the features J of a channel costs `½ tr(W_Jᵀ (H_JJ)⁻¹ W_J)`; both are downdated:
     `W ← W − H_:J (H_JJ)⁻¹ W_J`, `H ← H − H_:J (H_JJ)⁻¹ H_J:`.
 
+    Where weights are left as they are, a removed channel is 0 at its consumer, and all that are
+    removed cost `½ Σ_{i,j removed} G_ij`, with `G_ij = Σ_{a,b} E[x_ia x_jb] (W Wᵀ)_{ia,jb}`.
+
     Args:
-        consumers: All consumers of the group; their errors add up.
+        consumers: Consumers of the group whose weights are refitted; their errors add up.
         candidates: Channels that may leave, `(removable,)`.
         order: The order in which they leave, `(removable,)`; None: the cheapest first.
         refinement: Share of the remaining channels, the first ones of `order`, of which the
             cheapest leaves next; 0 keeps strictly to `order`.
+        others: Consumers whose weights are left as they are; their errors are added.
 
     Returns:
         The `ErrorCurve`.
@@ -83,7 +89,9 @@ def eliminate(
         Hassibi & Stork 1993 (optimal brain surgeon); Frantar & Alistarh 2022, arXiv 2208.11580,
         section 4 (groups).
     """
-    states = [_Elimination(consumer) for consumer in consumers]
+    states: list[_Elimination | _Removal] = [_Elimination(consumer) for consumer in consumers]
+    if others:
+        states.append(_Removal(others, 1 + int(max(candidates.max(initial=-1), *_last(others)))))
     left = list(candidates if order is None else order)
     removed: list[int] = []
     errors = [0.0]
@@ -98,43 +106,7 @@ def eliminate(
         for state in states:
             state.remove(channel)
         removed.append(int(channel))
-        errors.append(errors[-1] + max(cost, 0.0))
-    return ErrorCurve(np.array(removed, np.int64), np.array(errors))
-
-
-def removal_errors(
-    consumers: Sequence[Consumer], order: Order, refinement: float = 0.0
-) -> ErrorCurve:
-    """The error curve where the weights of the channels that stay are left as they are.
-
-    A removed channel is 0 at its consumers, so `½ Σ_{i,j removed} G_ij` is the expected loss, with
-    `G_ij = Σ_{a,b} E[x_ia x_jb] (W Wᵀ)_{ia,jb}`.
-
-    Args:
-        consumers: All consumers of the group; their errors add up.
-        order: Channels in the order of their removal, `(removable,)`.
-        refinement: Share of the remaining channels, the first ones of `order`, of which the
-            cheapest leaves next; 0 keeps strictly to `order`.
-
-    Returns:
-        The `ErrorCurve`.
-    """
-    size = 1 + max(int(order.max(initial=-1)), *(int(c.channels.max()) for c in consumers))
-    gram = np.zeros((size, size))
-    for consumer in consumers:
-        mean = consumer.mean.reshape(len(consumer.mean), -1)
-        raw = consumer.second + mean @ mean.T
-        gram += channel_gram(raw, consumer.weights, consumer.channels, size)
-    costs = np.diag(gram) / 2
-    left = list(order)
-    removed: list[int] = []
-    errors = [0.0]
-    while left:
-        window = np.array(left[: max(1, round(refinement * len(left)))])
-        channel = left.pop(int(np.argmin(costs[window])))
-        removed.append(int(channel))
-        errors.append(max(errors[-1] + float(costs[channel]), 0.0))
-        costs = costs + gram[:, channel]
+        errors.append(max(errors[-1] + cost, 0.0))
     return ErrorCurve(np.array(removed, np.int64), np.array(errors))
 
 
@@ -199,6 +171,32 @@ class _SameArea:
         return known, place[known]
 
 
+class _Removal:
+    """Consumers whose weights are left as they are, while their channels are removed."""
+
+    def __init__(self, consumers: Sequence[Consumer], size: int) -> None:
+        self._gram = np.zeros((size, size))
+        for consumer in consumers:
+            mean = consumer.mean.reshape(len(consumer.mean), -1)
+            raw = consumer.second + mean @ mean.T
+            self._gram += channel_gram(raw, consumer.weights, consumer.channels, size)
+        self._costs = np.diag(self._gram) / 2
+
+    def costs(self, channels: npt.NDArray[np.int64]) -> Array:
+        """Expected loss of removing each of some channels, `(channels,)`; may be a gain."""
+        costs: Array = self._costs[channels]
+        return costs
+
+    def remove(self, channel: int) -> None:
+        """Makes a channel 0."""
+        self._costs = self._costs + self._gram[:, channel]
+
+
+def _last(consumers: Sequence[Consumer]) -> list[int]:
+    """The last channel that each consumer reads."""
+    return [int(consumer.channels.max()) for consumer in consumers]
+
+
 class _Elimination:
     """One consumer while its channels are removed.
 
@@ -240,7 +238,7 @@ class _Elimination:
             else:
                 products = weights @ weights.transpose(0, 2, 1)
                 cost = np.trace(np.linalg.solve(blocks, products), axis1=1, axis2=2)
-            result[known] = cost / 2
+            result[known] = np.maximum(cost, 0) / 2
         return result
 
     def remove(self, channel: int) -> None:

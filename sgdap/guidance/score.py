@@ -14,7 +14,7 @@ from sgdap import _keras
 from sgdap.graph.groups import ChannelGraph, ChannelGroup
 from sgdap.graph.record import Linear
 from sgdap.guidance.base import GroupData, Guidance
-from sgdap.guidance.elimination import Consumer, ErrorCurve, eliminate, removal_errors, scale_of
+from sgdap.guidance.elimination import Consumer, ErrorCurve, eliminate, scale_of
 from sgdap.guidance.growth import growth_rates
 from sgdap.statistics.activation import activation_statistics
 from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics
@@ -68,17 +68,14 @@ def score_groups(
             return filter_norm_curve(data)
         if data.alone:
             return power_curve(data, reconstruction)
-        order = guidance.order(data)
-        fitted, others = data.consumers[: data.fitted], data.consumers[data.fitted :]
-        if reconstruction and fitted:
-            found = eliminate(fitted, data.candidates, order, guidance.refinement)
-            if not others:
-                return found
-            added = removal_errors(others, found.order).errors
-            return ErrorCurve(found.order, found.errors + added)
-        if order is None:
-            return removal_errors(data.consumers, data.candidates, refinement=1.0)
-        return removal_errors(data.consumers, order, 0.0 if fitted else guidance.refinement)
+        fitted = data.consumers[: data.fitted] if reconstruction else ()
+        return eliminate(
+            fitted,
+            data.candidates,
+            guidance.order(data),
+            guidance.refinement if reconstruction else 0.0,
+            others=data.consumers[len(fitted) :],
+        )
 
     # Threads of the linear algebra would wait for each other: one each, the groups side by side.
     with threadpool_limits(limits=1, user_api="blas"):
@@ -135,13 +132,13 @@ def scoring_notes(graph: ChannelGraph, statistics: CalibrationStatistics) -> tup
 def power_curve(data: GroupData, reconstruction: bool) -> ErrorCurve:
     """The curve where channels are taken to be uncorrelated: their contributions' powers add up.
 
-    With reconstruction the offset makes up for the mean of what is removed.
+    With reconstruction the offset makes up for the mean of what is removed, where it is refitted.
     """
     powers = np.zeros(data.size)
-    for total in data.contributions(merged=True):
+    for number, total in enumerate(data.contributions(merged=True)):
         gram = total.gram[0] if total.alone else np.diag(total.gram[0])
         powers += gram / max(float(total.count[0]), 1.0)
-        if not reconstruction:
+        if not reconstruction or number >= data.fitted:
             powers += (total.mean[0] ** 2).sum(axis=1)
     order = data.candidates[np.argsort(powers[data.candidates], kind="stable")]
     return ErrorCurve(order, np.append(0.0, np.cumsum(powers[order]) / 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -253,15 +253,10 @@ class _Pass:
             for path, own in before.items():
                 sums[path].sensitivity, sums[path].taylor = own.sensitivity, own.taylor
                 sums[path].weights = gathering.weights.get(path)
-        fixed = graph.program.shapes[graph.program.inputs[0].index][0]
-        most = None if fixed else affordable_batch(graph, self.limit)
-        size = fixed or min(self.batch_size, most or self.batch_size)
+        most = affordable_batch(graph, self.limit)
         self.seen = 0
         with _keras.recurrent_states_kept(graph.program.model):
-            for number, (x, _, _) in enumerate(batches(data, size, self.samples, most)):
-                inputs = checked_inputs(graph, x)
-                if fixed is not None and int(inputs[0].shape[0]) != fixed:
-                    continue
+            for number, inputs in input_batches(graph, data, self.batch_size, self.samples, most):
                 random = tf.constant([self.seed, number], tf.int32)
                 first = tf.constant(self.seen % gathering.folds)  # fold of the first sample
                 if not sums:
@@ -345,6 +340,35 @@ def check_calibration_data(graph: ChannelGraph, data: Any) -> None:
     """
     for x, _, _ in batches(data, 32, 32):
         checked_inputs(graph, x)
+
+
+def input_batches(
+    graph: ChannelGraph, data: Any, batch_size: int, samples: int | None, most: int
+) -> Iterator[tuple[int, list[Any]]]:
+    """Reads data in batches that a model takes.
+
+    Args:
+        graph: The model's channels.
+        data: Inputs as `collect_statistics` takes them.
+        batch_size: Samples in a batch, where `data` does not come in batches. A model built for a
+            batch size of its own gets that, and what does not fill a batch is left out.
+        samples: Stop after this many samples; None takes all.
+        most: Batches of more samples are cut into several.
+
+    Yields:
+        The number of each batch and its flat list of input tensors.
+
+    Raises:
+        ValueError: Inputs do not fit the model or are not finite.
+        TypeError: `data` is of an unknown kind.
+    """
+    fixed = graph.program.shapes[graph.program.inputs[0].index][0]
+    size = fixed or min(batch_size, most)
+    found = batches(data, size, samples, None if fixed else most)
+    for number, (x, _, _) in enumerate(found):
+        inputs = checked_inputs(graph, x)
+        if fixed in (None, int(inputs[0].shape[0])):
+            yield number, inputs
 
 
 def checked_inputs(graph: ChannelGraph, x: Any) -> list[Any]:

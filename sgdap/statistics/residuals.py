@@ -15,8 +15,7 @@ from sgdap.graph.groups import ChannelGraph
 from sgdap.graph.program import Call
 from sgdap.graph.record import Linear
 from sgdap.graph.slices import variable_of
-from sgdap.statistics.collect import checked_inputs
-from sgdap.statistics.data import batches
+from sgdap.statistics.collect import input_batches
 from sgdap.statistics.taps import linear_outputs
 from sgdap.statistics.tracing import traced_for_any_batch
 
@@ -77,7 +76,7 @@ class SideBySide:
         samples: Stop after this many samples; None takes all.
         positions: Output positions of a convolution that are read of each sample at most.
         batch_size: Samples in a batch, where `data` does not come in batches.
-        most: Batches of more samples are cut into several; None: they stay whole.
+        most: Batches of more samples are cut into several.
         seed: Of the sampled positions.
         room: Bytes that may be kept of a sample.
     """
@@ -93,7 +92,7 @@ class SideBySide:
         samples: int | None = None,
         positions: int = 32,
         batch_size: int = 256,
-        most: int | None = None,
+        most: int = 256,
         seed: int = 0,
         room: float = 0,
     ) -> None:
@@ -161,14 +160,10 @@ class SideBySide:
         if self._reached.call:
             yield from self._reached.batches
             return
-        fixed = self._graph.program.shapes[self._graph.program.inputs[0].index][0]
-        most = None if fixed else self._most
-        size = fixed or min(self._batch_size, most or self._batch_size)
-        for number, (x, _, _) in enumerate(batches(self._data, size, self._samples, most)):
-            inputs = checked_inputs(self._graph, x)
-            found = int(inputs[0].shape[0])
-            if fixed is None or found == fixed:
-                yield number, found, [*inputs, *inputs]
+        for number, inputs in input_batches(
+            self._graph, self._data, self._batch_size, self._samples, self._most
+        ):
+            yield number, int(inputs[0].shape[0]), [*inputs, *inputs]
 
     def _residuals_of(self, path: str, total: dict[str, Array]) -> Residuals:
         count = np.maximum(total["count"], 1.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sgdap.guidance import elimination
-from sgdap.guidance.elimination import Consumer, channel_gram, eliminate, removal_errors
+from sgdap.guidance.elimination import Consumer, channel_gram, eliminate
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,21 @@ def test_refinement_lets_the_cheapest_of_the_next_ones_leave(refinement, window)
 @every_case
 def test_without_refit_removed_channels_are_zero(case):
     order = np.array([3, 0, 4, 2, 1])
-    curve = removal_errors(case.consumers, order)
+    curve = eliminate((), order, order, others=case.consumers)
     expected = [case.drop_error(order[:i].tolist()) for i in range(6)]
     np.testing.assert_allclose(curve.errors, expected, rtol=1e-9, atol=1e-12)
+
+
+@every_case
+def test_refitted_consumers_and_others_have_their_say_together(case):
+    candidates, removed = np.arange(5), []
+    curve = eliminate(case.consumers, candidates, others=case.consumers)
+    for step in range(1, 6):
+        left = [c for c in candidates if c not in removed]
+        sums = [case.refit_error([*removed, c]) + case.drop_error([*removed, c]) for c in left]
+        removed.append(left[int(np.argmin(sums))])
+        assert curve.errors[step] == pytest.approx(min(sums), rel=1e-4)
+    assert curve.order.tolist() == removed
 
 
 def test_only_candidates_leave():
