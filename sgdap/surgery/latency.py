@@ -35,6 +35,10 @@ def slim_latency(graph: ChannelGraph, kept: Mask, batch_size: int = 1) -> float:
     return measure_latency(copy.program.model, batch_size)
 
 
+class TooSlowError(ValueError):
+    """Even the narrowest model takes longer than a budget allows."""
+
+
 def flops_within_latency(
     graph: ChannelGraph,
     groups: Sequence[ChannelGroup],
@@ -68,7 +72,7 @@ def flops_within_latency(
         FLOPs for one sample.
 
     Raises:
-        ValueError: Even the narrowest copy takes longer.
+        TooSlowError: Even the narrowest copy takes longer.
     """
     model = cost_model(graph)
 
@@ -82,7 +86,7 @@ def flops_within_latency(
     least = narrowest(groups, model, rules)
     met, measured = cost(least)[_FLOPS], slim_latency(graph, least, budget.batch_size)
     if measured > seconds:
-        raise ValueError(
+        raise TooSlowError(
             f"{budget} cannot be met: the narrowest model still takes {measured * 1e3:.3g} ms for "
             f"a batch of {budget.batch_size} on this machine, and {seconds * 1e3:.3g} ms are "
             "allowed. Raise the budget, lower min_channels or round_to, or let more layers shrink."

@@ -16,7 +16,7 @@ from sgdap.planning.cost import MEASURES, cost_model
 from sgdap.planning.planner import check_budget_can_be_met
 from sgdap.planning.schedule import Adaptive, Schedule, StepSchedule
 from sgdap.planning.widths import WidthRules
-from sgdap.surgery.latency import flops_within_latency, slim_latency
+from sgdap.surgery.latency import TooSlowError, flops_within_latency, slim_latency
 
 _FLOPS = MEASURES.index("flops")
 
@@ -115,7 +115,7 @@ class Goal:
         if np.isfinite(self.seconds):
             try:
                 self._measure(graph, groups, curves, self._allocation)
-            except ValueError as error:  # it could be met at the start: the machine is busy now
+            except TooSlowError as error:  # it could be met at the start: the machine is busy now
                 warnings.warn(
                     f"SGDAPCallback goes by the latency measured before. {error}", stacklevel=2
                 )

@@ -32,19 +32,38 @@ class Kept(keras.callbacks.Callback):
             self.seen, self.sample = reservoir.seen, reservoir.sample()
 
 
-def run(strategy, calibrate: bool) -> dict:
-    x, y = data()
+def network(strategy, kind: type, *arguments, rate: float) -> keras.Model:
+    """Two dense layers and a layer of some kind between them."""
     keras.utils.set_random_seed(1)
     with strategy.scope():
         model = keras.Sequential(
             [
                 keras.Input((6,)),
                 layers.Dense(8, "relu", name="one"),
-                layers.Dense(6, "relu", name="two"),
-                layers.Dense(3, "softmax", name="three"),
+                kind(*arguments, name="between"),
+                layers.Dense(3, "softmax", name="end"),
             ]
         )
-        model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+        loss = "sparse_categorical_crossentropy"
+        model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+    return model
+
+
+def replicas(strategy, model: keras.Model) -> dict:
+    """What the devices hold of the variables that training changes."""
+    variables = [*model.trainable_variables, *model.optimizer.variables]
+    copies = [strategy.experimental_local_results(v.value) for v in variables]
+    return {
+        "kinds": sorted({type(v.value).__name__ for v in variables}),
+        "alike": all(np.array_equal(c.numpy(), cs[0].numpy()) for cs in copies for c in cs),
+        "copies": [len(cs) for cs in copies],
+        "variables": [v.numpy().tolist() for v in variables],
+    }
+
+
+def run(strategy, calibrate: bool) -> dict:
+    x, y = data()
+    model = network(strategy, layers.Dense, 6, "relu", rate=0.01)
     statistics = sgdap.collect_statistics(sgdap.channel_graph(model), x)
     callback = sgdap.SGDAPCallback(
         sgdap.Budget(flops=0.5),
@@ -57,12 +76,8 @@ def run(strategy, calibrate: bool) -> dict:
     kept = Kept(callback)
     others = [] if calibrate else [kept]
     model.fit(x, y, batch_size=16, epochs=2, verbose=0, callbacks=[callback, *others])
-    variables = [*model.trainable_variables, *model.optimizer.variables]
-    copies = [strategy.experimental_local_results(v.value) for v in variables]
     return {
-        "kinds": sorted({type(v.value).__name__ for v in variables}),
-        "alike": all(np.array_equal(c.numpy(), cs[0].numpy()) for cs in copies for c in cs),
-        "copies": [len(cs) for cs in copies],
+        **replicas(strategy, model),
         "widths": [layer.units for layer in model.layers],
         "weights": [w.tolist() for w in model.get_weights()],
         "iterations": int(model.optimizer.iterations.numpy()),
@@ -80,18 +95,7 @@ class InterruptionError(Exception):
 def guarded(strategy, folder: str | None = None, interrupt_at: int | None = None) -> dict:
     """A run whose first round is undone; no training makes up for it."""
     x, y = data()
-    keras.utils.set_random_seed(1)
-    with strategy.scope():
-        model = keras.Sequential(
-            [
-                keras.Input((6,)),
-                layers.Dense(8, "relu", name="one"),
-                layers.BatchNormalization(name="norm"),
-                layers.Dense(3, "softmax", name="two"),
-            ]
-        )
-        loss = "sparse_categorical_crossentropy"
-        model.compile(keras.optimizers.Adam(0.05), loss, metrics=["accuracy"])
+    model = network(strategy, layers.BatchNormalization, rate=0.05)
     model.fit(x, y, batch_size=16, epochs=10, verbose=0)
     model.optimizer.learning_rate = 0.0
     callback = sgdap.SGDAPCallback(
@@ -113,15 +117,11 @@ def guarded(strategy, folder: str | None = None, interrupt_at: int | None = None
     arguments = {"batch_size": 16, "epochs": 4, "verbose": 0, "validation_data": (x, y)}
     others = [keras.callbacks.LambdaCallback(on_epoch_begin=interrupt)]
     history = model.fit(x, y, callbacks=[callback, *others], **arguments)
-    variables = [*model.trainable_variables, *model.optimizer.variables]
-    copies = [strategy.experimental_local_results(v.value) for v in variables]
     return {
+        **replicas(strategy, model),
         "epochs": history.epoch,
-        "kinds": sorted({type(v.value).__name__ for v in variables}),
-        "alike": all(np.array_equal(c.numpy(), cs[0].numpy()) for cs in copies for c in cs),
         "decisions": [r.decision for r in callback.rounds],
         "widths": [dict(r.widths) for r in callback.rounds],
-        "variables": [v.numpy().tolist() for v in variables],
     }
 
 
