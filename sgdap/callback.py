@@ -1,9 +1,15 @@
-"""The callback: when statistics are collected, when layers shrink, when a round is undone."""
+"""The callback: when statistics are collected, when layers shrink, when a round is undone.
+
+How any of that is done is said elsewhere. It is one class; a third of it are its arguments, what
+they mean and their checks, which belong where users read them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +43,7 @@ from sgdap.surgery.compile import choose_jit_compile
 from sgdap.surgery.rebuild import check_can_be_rebuilt, remake_functions
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
 from sgdap.training.backup import Backup
+from sgdap.training.calendar import Calendar
 from sgdap.training.goal import Goal
 from sgdap.training.guard import SMALLEST_STEP, Decision, Guard, Round, costliest_groups
 from sgdap.training.log import Summaries, Widths
@@ -228,13 +235,20 @@ class SGDAPCallback(keras.callbacks.Callback):
         self.guidance.check(graph, groups)
         self._rules = width_rules(groups, self.min_channels, self.round_to, self.overrides)
         self._monitor = Monitor(self.monitor, self.mode, _keras.validated_epochs(self.model))
+        self._calendar = Calendar(
+            int(self.params["epochs"]),
+            self.begin_epoch,
+            self.frequency,
+            self.final_finetune_epochs,
+            None if self.max_accuracy_drop is None else self._monitor.epochs,
+        )
         self._note_costs(graph)
         self._full = self._costs
         self._steps: StepSchedule | None = None
         if not isinstance(self.schedule, Schedule):
-            self._steps = StepSchedule(self.schedule, self._last_epoch() * self._steps_per_epoch())
+            self._steps = StepSchedule(self.schedule, self._calendar.end * self._steps_per_epoch())
         self._first: int | None = None  # fit tells with its first epoch
-        epochs = self._possible_epochs()
+        epochs = self._calendar.rounds()
         self._goal = Goal(
             self.budget,
             self._steps or self.schedule,
@@ -337,11 +351,12 @@ class SGDAPCallback(keras.callbacks.Callback):
         }
 
     def _settings(self) -> dict[str, str]:
-        """What decides where a run leads, in words."""
-        settings = {name: repr(getattr(self, name)) for name in _SETTINGS}
+        """What decides where a run leads, in words; where objects lie in memory is left out."""
+        given = inspect.signature(SGDAPCallback.__init__).parameters.keys() - _FREE
+        settings = {name: repr(getattr(self, name)) for name in sorted(given)}
         if not isinstance(self.schedule, Schedule):
             settings["schedule"] = f"{type(self.schedule).__name__} {self.schedule.get_config()}"
-        return settings
+        return {name: re.sub(r" at 0x[0-9a-f]+", "", words) for name, words in settings.items()}
 
     def _take_up(self, state: Mapping[str, Any] | None) -> None:
         if state is None:
@@ -365,44 +380,10 @@ class SGDAPCallback(keras.callbacks.Callback):
             )
         return int(self.params["steps"])
 
-    def _last_epoch(self) -> int:
-        """The first epoch after which no layers shrink any more."""
-        last = int(self.params["epochs"]) - self.final_finetune_epochs
-        measured = self._measured_epochs()
-        return last if measured is None else min(last, measured[-1])
-
-    def _measured_epochs(self) -> Sequence[int] | None:
-        """The epochs by which the guard can judge; None: all."""
-        return None if self.max_accuracy_drop is None else self._monitor.epochs
-
-    def _possible_epochs(self) -> list[int]:
-        """The epochs after which there may be a round."""
-        first = max(self.begin_epoch, self._first or 0)
-        measured = self._measured_epochs()
-        epochs: list[int] = []
-        for epoch in range(first, self._last_epoch()):
-            rested = not epochs or epoch - epochs[-1] >= self.frequency
-            if rested and (measured is None or epoch in measured):
-                epochs.append(epoch)
-        if not epochs:
-            raise ValueError(
-                f"There is no epoch for a round: of {self.params['epochs']} epochs, pruning begins "
-                f"after epoch {first} (begin_epoch or fit's initial_epoch, counted from 0) and "
-                f"{self.final_finetune_epochs} are left for fine-tuning (final_finetune_epochs). "
-                "Train for more epochs or lower one of the two."
-                + (
-                    " With max_accuracy_drop a round begins after a validated epoch and is judged "
-                    f"by a later one: validation_freq leaves {len(measured)} of them."
-                    if measured is not None
-                    else ""
-                )
-            )
-        return epochs
-
     def _begin_at(self, epoch: int) -> None:
         """Lets the way to the budget begin with the first epoch of the run."""
         self._first = epoch
-        epochs = self._possible_epochs()
+        epochs = self._calendar.rounds(epoch)
         self._goal.check(len(epochs))
         self._epochs = epochs[: self._goal.way.rounds]
 
@@ -414,7 +395,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         (epoch, value), self._ended = self._ended, None
         self._remember(value)
         if self._pending():
-            retry = go_on and epoch < self._last_epoch()
+            retry = go_on and epoch < self._calendar.end
             decision = self._guard.judge(value, retry=retry)
             if decision != "pending":
                 self._decide(decision, value)
@@ -434,7 +415,7 @@ class SGDAPCallback(keras.callbacks.Callback):
 
     def _wanted_progress(self, epoch: int) -> float | None:
         """How far to go after this epoch; None: no round now."""
-        if not self.begin_epoch <= epoch < self._last_epoch():
+        if not self.begin_epoch <= epoch < self._calendar.end:
             return None
         if self._guard.drop is not None and self._guard.best is None:
             return None  # there is nothing yet that a round could be compared with
@@ -578,26 +559,8 @@ class SGDAPCallback(keras.callbacks.Callback):
             print(text)
 
 
-_SETTINGS = (
-    "budget",
-    "guidance",
-    "schedule",
-    "max_accuracy_drop",
-    "monitor",
-    "mode",
-    "patience",
-    "begin_epoch",
-    "frequency",
-    "final_finetune_epochs",
-    "samples",
-    "allocation",
-    "reconstruction",
-    "layers",
-    "min_channels",
-    "round_to",
-    "overrides",
-    "seed",
-)
+_FREE = {"self", "calibration_data", "jit_compile", "backup_dir", "verbose"}
+"""Arguments that may be others when a run is taken up again, or that can't be told in words."""
 
 _KEPT = (
     "rounds",

@@ -156,13 +156,39 @@ def _functions(counted: Counted, reshaped: Reshaped, originals: dict[str, Any]) 
     return {**made, **{name: filled(name) for name in ("zeros", "ones", "full")}}
 
 
+def known_sizes(old: Shape, new: Shape, made: Shape) -> Shape:
+    """Sizes for `ops.reshape` where the `call` takes one that is not known yet.
+
+    Args:
+        old: The shape of its input.
+        new: The shape that is asked for, None where a size is not known, -1 for the rest.
+        made: The shape that Keras finds.
+
+    Returns:
+        The shape with one -1 at most where only one size is not known.
+
+    Raises:
+        ValueError: Two sizes are not known.
+    """
+    if new.count(-1) + new.count(None) > 1 and None in new and old.count(None) > 1:
+        raise ValueError("ops.reshape can't tell two sizes that are not known")
+    if -1 in new and new.count(None) == old.count(None) == 1:
+        made = _without_rest(old, new)
+    return tuple(-1 if size is None else size for size in made)
+
+
 def _known_rest(old: Shape, new: Shape) -> tuple[int, ...]:
     """A shape without the batch axis, in which -1 stands for the one size that isn't known."""
+    return tuple(-1 if size is None else size for size in _without_rest(old, new))
+
+
+def _without_rest(old: Shape, new: Shape) -> Shape:
+    """A shape with a number in the place of -1, where None is asked for besides it."""
     if None not in new or -1 not in new:
-        return tuple(-1 if size is None else size for size in new)
+        return new
     known = math.prod(size for size in new if size is not None and size != -1)
     rest = math.prod(size for size in old if size is not None) // max(known, 1)
-    return tuple(rest if size == -1 else -1 if size is None else size for size in new)
+    return tuple(rest if size == -1 else size for size in new)
 
 
 def output_spec(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

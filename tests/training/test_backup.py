@@ -54,11 +54,17 @@ HALF = sgdap.Budget(flops=0.5)
 
 
 def fit(
-    model: keras.Model, folder: Path | None, *others, epochs: int = 4, budget=HALF, **arguments
+    model: keras.Model,
+    folder: Path | None,
+    *others,
+    epochs: int = 4,
+    budget=HALF,
+    guidance="activation",
+    **arguments,
 ):
     callback = sgdap.SGDAPCallback(
         budget,
-        "activation",
+        guidance,
         backup_dir=folder,
         reconstruction=False,
         jit_compile=None,
@@ -205,6 +211,24 @@ def test_a_backup_with_other_settings_is_refused(tmp_path):
     )
     other = {"budget": sgdap.Budget(flops=0.9), "max_accuracy_drop": 0.1}
     assert_refused(net(), tmp_path, match, **other)
+
+
+class Own(sgdap.guidance.Guidance):
+    """A criterion that holds an object of which Python says but where it lies."""
+
+    name = "own"
+
+    def __init__(self):
+        self.held = object()
+
+    def scores(self, data):
+        return np.arange(data.size, dtype=float)
+
+
+def test_settings_are_the_same_wherever_objects_lie(tmp_path):
+    interrupted(tmp_path, guidance=Own())
+    callback, rest = fit(net(), tmp_path, guidance=Own())
+    assert rest.epoch == [2, 3]
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.999])
