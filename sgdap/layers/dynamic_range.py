@@ -197,20 +197,25 @@ def _scaled(a: Any, alpha: Any, delta: Any, see: Callable[[Any], None] | None) -
     """`α (a + δ)`, whose gradient g is shown to `see` in the backward pass.
 
     The gradients are `α g` by a, `⟨g (a + δ)⟩` by α and `α ⟨g⟩` by δ. They are written out because
-    sums over the batch first, then over positions, take a third of the time of those at once.
+    sums over the batch first, then over positions, take a third of the time of those at once; and α
+    and δ are repeated for each position, as a few channels alone fill no vector register.
     """
     import tensorflow as tf
 
+    sample = a.shape[1:]
+    repeated = (1, *sample) if None not in sample else alpha.shape
+
     @tf.custom_gradient
     def scaled(a: Any, alpha: Any, delta: Any) -> Any:
-        shifted = a + delta
+        shifted = a + ops.broadcast_to(delta, repeated)
+        factor = ops.broadcast_to(alpha, repeated)
 
         def backward(g: Any) -> Any:
             if see is not None:
                 see(g)
-            return alpha * g, _channel_sums(g * shifted, alpha), alpha * _channel_sums(g, alpha)
+            return factor * g, _channel_sums(g * shifted, alpha), alpha * _channel_sums(g, alpha)
 
-        return alpha * shifted, backward
+        return factor * shifted, backward
 
     return scaled(a, alpha, delta)
 
