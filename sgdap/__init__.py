@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from sgdap.guidance import TaylorGuidance as TaylorGuidance
     from sgdap.guidance import register_guidance as register_guidance
     from sgdap.layers import fold as fold
+    from sgdap.one_shot import plan as plan
     from sgdap.planning import Budget as Budget
     from sgdap.planning import Plan as Plan
-    from sgdap.planning import plan as plan  # type: ignore[no-redef]  # its module's name too
     from sgdap.planning.schedule import Adaptive as Adaptive
     from sgdap.planning.schedule import Cubic as Cubic
     from sgdap.planning.schedule import Geometric as Geometric
@@ -73,7 +73,8 @@ _HOMES = {
         "register_guidance",
     ],
     "layers": ["fold"],
-    "planning": ["Budget", "Plan", "plan"],
+    "one_shot": ["plan"],
+    "planning": ["Budget", "Plan"],
     "planning.schedule": ["Adaptive", "Cubic", "Geometric", "Linear", "OneShot", "Schedule"],
     "report": ["Inspection", "Profile", "inspect", "profile"],
     "statistics": [

@@ -190,7 +190,7 @@ def test_a_machine_that_gets_busy_does_not_end_the_run(monkeypatch):
     monkeypatch.setattr(latency, "measure_latency", measured)
     note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: slow.append(epoch))
     model = network()
-    with warned("goes by the latency measured before.*narrowest"):
+    with warned("latency measured before is gone by.*narrowest"):
         fit(model, [note, pruner(sgdap.Budget(latency=0.5), schedule="one_shot")], epochs=2)
     assert cost(model)[1] <= 0.5 * cost(network())[1]
 

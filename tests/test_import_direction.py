@@ -8,7 +8,8 @@ import sgdap
 ROOT = Path(sgdap.__file__).parent
 JOURNEY = ["graph", "statistics", "guidance", "planning", "surgery"]
 STEPS = ["_arguments", "_keras", *JOURNEY, "training"]
-ON_TOP = {"layers", "callback", "report", "demo", "cli", "datasets", "__init__", "__main__"}
+ENTRANCES = {"callback", "one_shot", "cli", "__init__", "__main__"}
+ON_TOP = {*ENTRANCES, "layers", "report", "demo", "datasets"}
 
 
 def imports_of(path: Path) -> set[str]:

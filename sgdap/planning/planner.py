@@ -1,4 +1,4 @@
-"""Makes a plan: reads the model, runs the calibration pass, scores, allocates, reconstructs."""
+"""Makes a plan from a calibration pass: scores, allocates, reconstructs."""
 
 from __future__ import annotations
 
@@ -8,131 +8,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sgdap.graph.groups import ChannelGraph, ChannelGroup, channel_graph
-from sgdap.guidance.base import Guidance, get_guidance
+from sgdap.graph.groups import ChannelGraph, ChannelGroup
+from sgdap.guidance.base import Guidance
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.guidance.score import score_groups, scoring_notes
 from sgdap.planning.allocation import allocate
-from sgdap.planning.budget import Budget, check_budget
+from sgdap.planning.budget import Budget
 from sgdap.planning.cost import cost_model, input_shapes
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
 from sgdap.planning.progress import Progress
 from sgdap.planning.refit import Weights, reconstructed_weights, refitted_weights
-from sgdap.planning.widths import WidthRules, fits, width_rules
-from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
-from sgdap.statistics.data import reusable
+from sgdap.planning.widths import WidthRules, fits
+from sgdap.statistics.collect import CalibrationStatistics
 from sgdap.statistics.memory import checked_memory_limit
 
 Mask = npt.NDArray[np.bool_]
-
-
-def plan(
-    model: Any,
-    data: Any,
-    budget: Budget,
-    *,
-    guidance: str | Guidance = "lasso",
-    allocation: str = "global",
-    reconstruction: bool = True,
-    layers: Sequence[str] | None = None,
-    min_channels: int = 1,
-    round_to: int = 1,
-    overrides: Mapping[str, float] | None = None,
-    samples: int | None = 4096,
-    folds: int = 5,
-    positions: int = 32,
-    seed: int = 0,
-    memory_limit: int | None = None,
-    verbose: int = 0,
-) -> Plan:
-    """Decides which channels of a model stay, so that it meets a budget at the least loss.
-
-    Args:
-        model: A built `keras.Sequential` or functional `keras.Model`; it is not changed.
-        data: Calibration inputs: an array, a list or dict of arrays, a tuple `(x, y)`, a
-            `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator. Targets are not needed.
-        budget: What the slim model may cost.
-        guidance: A criterion by name or object: `"lasso"`, `"second_order"`, `"magnitude"`,
-            `"activation"`, `"taylor"`, `"fpgm"`, `"batch_norm_scale"`, `"correlation"`,
-            `"growth"`, `"random"`.
-        allocation: `"global"`: channels leave where the loss rises least for what is saved;
-            `"layerwise"`: the same share of every group.
-        reconstruction: Whether the consumers' weights are refitted to the channels that stay.
-        layers: Names or patterns (`"conv*"`) of the layers whose channels may leave; None: all.
-        min_channels: No group gets narrower than this.
-        round_to: Groups that shrink get a multiple of this many channels; 8 suits most hardware.
-        overrides: For names or patterns of layers the share of their channels to keep, whatever
-            the guidance says: `{"stem*": 1.0}`; the first that fits holds.
-        samples: How many calibration samples are looked at; None takes all.
-        folds: Folds of the cross-validation.
-        positions: Output positions of a convolution that are read of each sample at most.
-        seed: Of sampled positions and targets.
-        memory_limit: Bytes for all moments together, and for the tensors of one batch; None: a
-            quarter of the free memory. What is given up for it stands in the plan's `notes`.
-        verbose: 1 shows what is done, how far it is and how long it took; 0 shows nothing.
-
-    Returns:
-        The `Plan`; hand it to `sgdap.apply`.
-
-    Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: The model is not built, no sample or no finite activation was found, a layer
-            is unknown, the budget cannot be met, or `memory_limit` is too small for anything.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, "relu"),
-        ...                           keras.layers.Dense(3, "softmax")])
-        >>> plan = sgdap.plan(model, np.random.rand(64, 8), sgdap.Budget(flops=0.5))
-        >>> slim = sgdap.apply(model, plan)
-        >>> slim.count_params() <= model.count_params() / 2 + 3
-        True
-    """
-    check_budget(budget)
-    if budget.latency is not None:
-        raise ValueError(
-            f"{budget}: sgdap.plan counts, it does not measure. Latency is a limit in "
-            "SGDAPCallback; for sgdap.plan, give a limit of FLOPs and look at "
-            "sgdap.profile(slim).latency."
-        )
-    if not isinstance(reconstruction, bool):
-        raise TypeError(
-            f"reconstruction must be True or False. Received: reconstruction={reconstruction!r}"
-        )
-    criterion = get_guidance(guidance)
-    limit = checked_memory_limit(memory_limit)
-    graph = channel_graph(model)
-    groups = prunable_groups(graph, layers)
-    criterion.check(graph, groups)
-    rules = width_rules(groups, min_channels, round_to, overrides)
-    check_budget_can_be_met(graph, groups, budget, rules)
-    data = reusable(data, samples)
-    with Progress(verbose) as progress:
-        statistics = collect_statistics(
-            graph,
-            data,
-            folds=folds,
-            samples=samples,
-            positions=positions,
-            seed=seed,
-            memory_limit=limit,
-            progress=progress.samples("calibration", samples),
-        )
-        return plan_from_statistics(
-            graph,
-            statistics,
-            budget,
-            criterion,
-            groups=groups,
-            allocation=allocation,
-            reconstruction=reconstruction,
-            rules=rules,
-            data=data,
-            samples=samples,
-            positions=positions,
-            seed=seed,
-            memory_limit=limit,
-            progress=progress,
-        )
 
 
 def plan_from_statistics(

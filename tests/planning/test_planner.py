@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
+from sgdap.surgery import latency
 from tests.models import convnet, digits_like, mlp, outputs, randomise, samples
 
 HALF = sgdap.Budget(flops=0.5)
@@ -289,10 +290,10 @@ WRONG = {
         ValueError,
         r"cannot be met.*A limit above 1 is absolute \(flops=101\).$",
     ),
-    "a latency, which a plan does not measure": (
-        lambda: (convnet(), x, sgdap.Budget(latency="5ms")),
+    "a latency that cannot be met": (
+        lambda: (convnet(), x, sgdap.Budget(latency="0.001us")),
         ValueError,
-        r"Budget\(latency='5ms'\): sgdap.plan counts, it does not measure.*SGDAPCallback",
+        r"Budget\(latency='0.001us'\) cannot be met: the narrowest model still takes",
     ),
     "a budget that cannot be met": (
         lambda: (convnet(), x, sgdap.Budget(flops=0.001)),
@@ -300,6 +301,23 @@ WRONG = {
         r"Budget\(flops=0.001\) cannot be met.*Raise the budget",
     ),
 }
+
+
+def test_a_latency_is_measured_on_slim_copies(monkeypatch):
+    """On a machine that takes a nanosecond for each FLOP."""
+
+    def measured(model, batch_size):
+        return sgdap.profile(model, latency=False).flops * batch_size * 1e-9
+
+    monkeypatch.setattr(latency, "measure_latency", measured)
+    model = convnet()
+    seconds = 0.5 * measured(model, 8)
+    budget = sgdap.Budget(latency=f"{seconds * 1e6:.3f}us", batch_size=8)
+    slim = sgdap.apply(model, sgdap.plan(model, x, budget))
+    assert 0.3 * seconds < measured(slim, 8) <= seconds
+    both = sgdap.Budget(latency=0.5, params=0.2)
+    slim = sgdap.apply(model, sgdap.plan(model, x, both))
+    assert slim.count_params() <= 0.2 * model.count_params()
 
 
 @pytest.mark.parametrize(("make", "error", "message"), WRONG.values(), ids=WRONG)
