@@ -19,6 +19,9 @@ import sgdap
 from sgdap.demo import lenet5
 
 GROWTHS = ("plain", "trainable", "statistics")
+BATCH = 32
+RATES = {"relu": 2e-3, "sigmoid": 4e-3}
+"""Of learning; a sigmoid network does not begin to learn with the former."""
 CRITERIA = {
     "LASSO": sgdap.LassoGuidance(),
     "growth": sgdap.GrowthGuidance(),
@@ -40,10 +43,10 @@ def network(activation, growth):
 
 
 def train(model, x, y, epochs, rate):
-    steps = epochs * -(-len(x) // 128)
+    steps = epochs * -(-len(x) // BATCH)
     decay = keras.optimizers.schedules.CosineDecay(rate, steps)
     model.compile(keras.optimizers.Adam(decay), "sparse_categorical_crossentropy")
-    model.fit(x, y, batch_size=128, epochs=epochs, verbose=0)
+    model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0)
 
 
 def accuracy(model, x, y):
@@ -92,7 +95,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--share", type=float, default=0.5, help="of the FLOPs, to keep")
     parser.add_argument("--samples", type=int, default=2000, help="calibration images")
-    parser.add_argument("--activations", nargs="+", default=["relu", "sigmoid"])
+    parser.add_argument("--activations", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--steps", type=int, default=0, help="train steps to time, instead")
     options = parser.parse_args()
 
@@ -108,7 +111,7 @@ def main():
             for growth in GROWTHS:
                 keras.utils.set_random_seed(seed)
                 model = network(activation, growth)
-                train(model, x, y, options.epochs, 2e-3)
+                train(model, x, y, options.epochs, RATES[activation])
                 row = found.setdefault((activation, growth), {})
                 row.setdefault("dense", []).append(accuracy(model, x_test, y_test))
                 row.setdefault("idle", []).append(idle(model, x_test))

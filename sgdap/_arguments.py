@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -26,3 +27,19 @@ def check_integer(name: str, value: Any, least: int) -> int:
             f"{name} must be an integer of at least {least}. Received: {name}={value!r}"
         )
     return number
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Says what an argument may be.
+
+    Args:
+        name: Of the argument.
+        value: What was received.
+        choices: What has a meaning.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if not any(value is choice or (value == choice) is True for choice in choices):
+        *first, last = (repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be {', '.join(first)} or {last}. Received: {name}={value!r}")

@@ -20,10 +20,11 @@ import keras
 import numpy as np
 
 from sgdap import _keras
-from sgdap._arguments import check_integer
+from sgdap._arguments import check_choice, check_integer
 from sgdap.graph.groups import ChannelGraph, channel_graph
 from sgdap.guidance.base import Guidance, get_guidance
 from sgdap.guidance.score import score_groups
+from sgdap.planning.allocation import ALLOCATIONS
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.planning.cost import cost_model
 from sgdap.planning.plan import Plan
@@ -169,10 +170,10 @@ class SGDAPCallback(keras.callbacks.Callback):
         if max_accuracy_drop is not None and (
             isinstance(max_accuracy_drop, bool)
             or not isinstance(max_accuracy_drop, (int, float))
-            or not max_accuracy_drop >= 0
+            or not 0 <= max_accuracy_drop < np.inf
         ):
             raise ValueError(
-                "max_accuracy_drop must be a number that is not negative, or None. "
+                "max_accuracy_drop must be a finite number that is not negative, or None. "
                 f"Received: max_accuracy_drop={max_accuracy_drop!r}"
             )
         for name, value, least in (
@@ -192,15 +193,9 @@ class SGDAPCallback(keras.callbacks.Callback):
                 "max_accuracy_drop needs an epoch after the last round to judge it by. Set "
                 "final_finetune_epochs to 1 or more. Received: final_finetune_epochs=0"
             )
-        if allocation not in ("global", "layerwise"):
-            raise ValueError(
-                f"allocation must be 'global' or 'layerwise'. Received: allocation={allocation!r}"
-            )
-        if jit_compile not in ("auto", True, False, None):
-            raise ValueError(
-                "jit_compile must be 'auto', True, False or None. "
-                f"Received: jit_compile={jit_compile!r}"
-            )
+        check_choice("allocation", allocation, ALLOCATIONS)
+        check_choice("reconstruction", reconstruction, (True, False))
+        check_choice("jit_compile", jit_compile, ("auto", True, False, None))
         self.max_accuracy_drop = max_accuracy_drop
         self.monitor = monitor
         self.mode = mode

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sgdap._arguments import check_choice
 from sgdap.graph.groups import channel_graph
 from sgdap.guidance.base import Guidance, get_guidance
 from sgdap.guidance.score import score_groups
+from sgdap.planning.allocation import ALLOCATIONS
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.planning.plan import Plan
 from sgdap.planning.planner import plan_from_statistics, prunable_groups
@@ -82,10 +84,8 @@ def plan(
         True
     """
     check_budget(budget)
-    if not isinstance(reconstruction, bool):
-        raise TypeError(
-            f"reconstruction must be True or False. Received: reconstruction={reconstruction!r}"
-        )
+    check_choice("allocation", allocation, ALLOCATIONS)
+    check_choice("reconstruction", reconstruction, (True, False))
     criterion = get_guidance(guidance)
     limit = checked_memory_limit(memory_limit)
     graph = channel_graph(model)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from sgdap._arguments import check_integer
+from sgdap._arguments import check_choice, check_integer
 
 
 @keras.saving.register_keras_serializable(package="sgdap")
@@ -79,17 +79,14 @@ class DynamicRangeActivation(keras.layers.Layer):
         activation: Any = "sigmoid",
         growth: str = "trainable",
         *,
-        growth_regularizer: float | keras.regularizers.Regularizer | None = 1e-4,
+        growth_regularizer: float | keras.regularizers.Regularizer | None = 1e-5,
         momentum: float = 0.99,
         clip: float | None = None,
         channel_axis: int = -1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if growth not in ("trainable", "statistics"):
-            raise ValueError(
-                f"growth must be 'trainable' or 'statistics'. Received: growth={growth!r}"
-            )
+        check_choice("growth", growth, ("trainable", "statistics"))
         if not _is_number(momentum) or not 0 <= momentum < 1:
             raise ValueError(
                 f"momentum must be from 0 to less than 1. Received: momentum={momentum!r}"

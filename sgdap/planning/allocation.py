@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from sgdap._arguments import check_choice
 from sgdap.graph.groups import ChannelGroup
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.planning.budget import Budget
@@ -15,6 +16,7 @@ from sgdap.planning.widths import Step, WidthRules, Widths
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+ALLOCATIONS = ("global", "layerwise")
 
 
 def allocate(
@@ -46,6 +48,7 @@ def allocate(
     Raises:
         ValueError: The budget cannot be met, or `allocation` is unknown.
     """
+    check_choice("allocation", allocation, ALLOCATIONS)
     rules = rules or WidthRules()
     widths = Widths(model, groups, curves, rules, np.ones(model.widths.shape[1], bool))
     for group in groups:
@@ -57,12 +60,8 @@ def allocate(
     targets = budget.targets(full)
     if allocation == "global":
         _globally(widths, targets, full)
-    elif allocation == "layerwise":
-        _layerwise(widths, targets)
     else:
-        raise ValueError(
-            f"allocation must be 'global' or 'layerwise'. Received: allocation={allocation!r}"
-        )
+        _layerwise(widths, targets)
     cost = widths.cost()
     if (cost > targets * (1 + 1e-9)).any():
         share = ", ".join(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgdap import _keras
+from sgdap._arguments import check_choice
 
 
 class Monitor:
@@ -28,8 +29,7 @@ class Monitor:
     def __init__(
         self, metric: str = "auto", mode: str = "auto", validated: Sequence[int] | None = None
     ) -> None:
-        if mode not in ("auto", "min", "max"):
-            raise ValueError(f"mode must be 'auto', 'min' or 'max'. Received: mode={mode!r}")
+        check_choice("mode", mode, ("auto", "min", "max"))
         if not isinstance(metric, str):
             raise ValueError(
                 f"monitor must be the name of a metric, or 'auto'. Received: monitor={metric!r}"
