@@ -64,12 +64,24 @@ ATTENDED = [(-1, -1)]
 """The axes of query and key that meet in `ops.dot_product_attention`."""
 
 
+SUM = type(keras.Model(x := keras.Input((2,)), keras.ops.sum(x, -1)).operations[-1])
+"""Sums over axes of one tensor: as if it met another one of 1 there."""
+
+
 @contextmanager
-def each_product(watch: Callable) -> Iterator[None]:
-    """Within, `watch(x, y, pairs of axes that meet, compute)` stands in for each contraction."""
+def each_product(watch: Callable, *, sums: bool = False) -> Iterator[None]:
+    """Within, `watch(x, y, pairs of axes that meet, compute)` stands in for each contraction.
+
+    With `sums`, for each sum over axes of a tensor too, which then is x and y.
+    """
 
     def watched(original: Callable) -> Callable:
         def call(self, *operands, **kwargs):
+            if isinstance(self, SUM):
+                (x,) = operands
+                over = range(x.ndim) if self.axis is None else np.atleast_1d(self.axis)
+                axes = [(int(axis), int(axis)) for axis in over]
+                return watch(x, x, axes, lambda x, _: original(self, x))
             names = [name for name in ("query", "key", "value") if name in kwargs]
             first, second, *rest = (*operands, *(kwargs.pop(name) for name in names))
             axes = contracted_axes(self, first, second)
@@ -78,7 +90,7 @@ def each_product(watch: Callable) -> Iterator[None]:
         return call
 
     with ExitStack() as stack:
-        for operation_class in PRODUCTS:
+        for operation_class in (*PRODUCTS, SUM) if sums else PRODUCTS:
             stack.enter_context(
                 mock.patch.object(operation_class, "call", watched(operation_class.call))
             )
@@ -160,7 +172,7 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
         products.append((np.array(first), np.array(second)))
         return compute(first, second)
 
-    with each_call(record), each_product(record_product):
+    with each_call(record), each_product(record_product, sums=True):
         expected = outputs(model, x)
 
     def touched_by(disturbance: Callable) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -207,7 +219,7 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
                 second = replaced(second, before[1], gone, theirs)
             return compute(first, second)
 
-        with each_call(disturb), each_product(disturb_product):
+        with each_call(disturb), each_product(disturb_product, sums=True):
             found = outputs(model, x)
         np.testing.assert_array_equal(found, expected, "a removed channel is an output")
         return touched, contracted
@@ -246,7 +258,7 @@ def masked_outputs(model: keras.Model, slim: keras.Model, x: np.ndarray) -> np.n
             first = replaced(first, np.zeros_like(first), gone, mine)
         return compute(first, second)
 
-    with each_call(mask), each_product(mask_product):
+    with each_call(mask), each_product(mask_product, sums=True):
         return outputs(model, x)
 
 

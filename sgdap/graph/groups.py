@@ -81,7 +81,7 @@ class ChannelGraph:
         rewrites: Every operation whose sizes, bounds or indices follow the channels.
         work: What the layers compute.
         linears: Every place where a linear layer reads channels.
-        readings: Every tensor of channels that another layer reads with a kernel.
+        readings: Tensors of channels that no linear layer reads.
         kept: What no rule covers: path and reason.
     """
 
@@ -209,6 +209,7 @@ def _assemble(program: Program, record: Record, symbols: Mapping[int, Symbol]) -
     linears = tuple(
         replace(x, features=classes[x.features], outputs=classes[x.outputs]) for x in record.linears
     )
+    inside = [replace(x, features=classes[x.features]) for x in record.readings]
     return ChannelGraph(
         program=program,
         groups=_groups(program, record, settled, axes),
@@ -227,7 +228,7 @@ def _assemble(program: Program, record: Record, symbols: Mapping[int, Symbol]) -
         ),
         work=tuple(Work(w.path, w.factor, tuple(classes[c] for c in w.axes)) for w in record.work),
         linears=linears,
-        readings=_readings(program, symbols, axes, linears, classes),
+        readings=_readings(program, symbols, axes, linears, inside, settled),
         kept=tuple(record.kept),
     )
 
@@ -237,28 +238,50 @@ def _readings(
     symbols: Mapping[int, Symbol],
     axes: Sequence[Axis],
     linears: Sequence[Linear],
-    classes: Channels,
+    inside: Sequence[Reading],
+    settled: Settled,
 ) -> tuple[Reading, ...]:
-    """The tensors that a kernel reads of which no rule says that it is a linear layer's."""
+    """The tensors that a kernel reads of which no rule says that it is a linear layer's.
+
+    Channels that only operations without weights read are seen where they are made first.
+    """
     read: dict[str, set[int]] = {}
     for of_kernel in axes:
         if of_kernel.role == "consumer":
             read.setdefault(of_kernel.path, set()).update(of_kernel.channels.tolist())
     of_linears = {linear.call for linear in linears}
-    known: set[int] = set()
-    found = []
+    known: set[tuple[int, int]] = set()
+    found = list(inside)
     for number, call in enumerate(program.calls):
         if call.path not in read or number in of_linears:
             continue
         for place, ref in enumerate(call.inputs):
-            for axis, made in enumerate(symbols[ref.index].axes):
-                channels = None if made is None else classes[made]
-                if ref.index in known or channels is None or axis == 0:
-                    continue
-                if read[call.path].issuperset(channels.tolist()):
-                    known.add(ref.index)
-                    found.append(Reading(f"{call.path}:{place}", number, place, axis, channels))
+            for axis, channels in _axes_of(symbols[ref.index], settled):
+                there = ref.index, axis
+                if there not in known and read[call.path].issuperset(channels.tolist()):
+                    known.add(there)
+                    path = f"{call.path}:{place}:{axis}"
+                    found.append(Reading(path, number, place, axis, channels))
+    unseen = settled.removable.copy()
+    for features in [*(x.features for x in linears), *(x.features for x in found)]:
+        unseen[features] = False
+    for number, call in enumerate(program.calls):
+        for place, ref in enumerate(call.outputs):
+            for axis, channels in _axes_of(symbols[ref.index], settled):
+                if unseen[channels].all():
+                    unseen[channels] = False
+                    path = f"{call.path}:made:{place}:{axis}"
+                    found.append(Reading(path, number, place, axis, channels, made=True))
     return tuple(found)
+
+
+def _axes_of(symbol: Symbol, settled: Settled) -> list[tuple[int, Channels]]:
+    """The axes of a tensor that have channels, and the classes of these."""
+    return [
+        (axis, settled.classes[channels])
+        for axis, channels in enumerate(symbol.axes)
+        if channels is not None and axis > 0
+    ]
 
 
 def _in_classes(symbol: Symbol, classes: Channels) -> Symbol:

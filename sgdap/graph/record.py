@@ -48,24 +48,28 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A tensor that something other than a linear layer reads with a kernel (an LSTM, say).
+    """A tensor of channels that no linear layer reads with its kernel (but an LSTM, say).
 
     It stands in for a linear layer of weights 1: how much the loss depends on the channels is
-    measured where they are read.
+    measured where they are read or, where only operations without weights read them, made.
 
     Attributes:
-        path: Path of the layer, and the number of the input.
+        path: Path of the layer, and which of its tensors it is.
         call: Number of its first call on the tensor.
-        input: Number of the input.
+        place: Number of the input or output.
         axis: The axis of the channels.
         features: The channels, `(features,)`.
+        made: Whether it is an output, not an input.
+        inside: The name of the layer inside the layer whose input or output it is, or "".
     """
 
     path: str
     call: int
-    input: int
+    place: int
     axis: int
     features: Channels
+    made: bool = False
+    inside: str = ""
 
     @property
     def outputs(self) -> Channels:
@@ -162,4 +166,5 @@ class Record:
     rewrites: dict[str, Rewrite] = field(default_factory=dict)
     work: list[Work] = field(default_factory=list)
     linears: list[Linear] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)

@@ -13,7 +13,7 @@ from sgdap import _keras
 from sgdap.graph.channels import Channels, Ledger, Symbol, plain
 from sgdap.graph.patches import Patches
 from sgdap.graph.program import Call, Ref, Shape
-from sgdap.graph.record import Axis, Key, Linear, Record, Resize, Rewrite, Scale, Work
+from sgdap.graph.record import Axis, Key, Linear, Reading, Record, Resize, Rewrite, Scale, Work
 from sgdap.graph.registry import apply_rule
 from sgdap.graph.rewriting import is_written_with_sizes
 
@@ -348,6 +348,21 @@ class RuleCall:
                 self._place.attributes,
             )
         )
+
+    def reading(self, part: Any, axis: int, channels: Channels, *, made: bool = False) -> None:
+        """Says where the loss shows how much channels inside the layer are needed.
+
+        Args:
+            part: The layer inside it that is called on them, or that makes them.
+            axis: Their axis, of its first input or its output.
+            channels: The channels along it.
+            made: Whether it makes them.
+        """
+        if not self._place.names:
+            path = f"{self._call.path}/{part.name}:{axis}"
+            self._record.readings.append(
+                Reading(path, self._number, 0, axis, channels, made, part.name)
+            )
 
     def work(self, factor: float, *axes: Channels) -> None:
         """Says how much the layer computes for one sample: `factor` times the axes' widths.

@@ -50,10 +50,10 @@ def score_groups(
     Returns:
         The `ErrorCurve` of each group by name. With sensitivities in the statistics,
         errors are in units of loss and comparable between groups; without, each consumer's error
-        is relative to the power of its outputs. What other layers read with a kernel (recurrent or
-        grouped ones, say), whose weights are never refitted, costs what zeroing it there does. A
-        group that nothing reads with a kernel is scored by the norm of its filters; one of which
-        memory allowed to know only each channel's own contribution, by their power.
+        is relative to the power of its outputs. What others read (recurrent, grouped or attention
+        layers, operations), whose weights are never refitted, costs what zeroing it there does. A
+        group that is nowhere seen, inside a wrapper, is scored by the norm of its filters; one of
+        which memory allowed to know only each channel's own contribution, by their power.
     """
     if groups is None:
         groups = [group for group in graph.groups if group.prunable]
@@ -114,7 +114,7 @@ def scoring_notes(graph: ChannelGraph, statistics: CalibrationStatistics) -> tup
     notes = []
     for reason, names in (
         (
-            "Scored by the norm of their filters, because no kernel reads them where it can be "
+            "Scored by the norm of their filters, because they lie inside a wrapper and can't be "
             "seen (losing all channels counts as a loss of 1)",
             [g.name for g in prunable if not read[g.channels].any()],
         ),

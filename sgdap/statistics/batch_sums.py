@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -12,10 +14,10 @@ import numpy.typing as npt
 
 from sgdap.graph.groups import ChannelGraph
 from sgdap.graph.patches import Patches
-from sgdap.graph.program import Call
+from sgdap.graph.program import Call, leaves_of
 from sgdap.graph.record import Linear, Reading
 from sgdap.statistics.memory import Storage
-from sgdap.statistics.taps import linear_outputs
+from sgdap.statistics.taps import linear_outputs, tensors_inside
 from sgdap.statistics.tracing import traced_for_any_batch
 
 BLOCK_BYTES = 1 << 26
@@ -86,24 +88,40 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
                 tape.watch(tensor)
             seen.setdefault(path, []).append(tensor)
 
+        def see(linear: Linear | Reading, tensor: Any) -> None:
+            """Notes what is read; of a linear layer, its outputs are seen apart."""
+            watched(given, linear.path, tensor)
+            patches = Patches()
+            there = tensor
+            if isinstance(linear, Reading):
+                watched(outputs, linear.path, tensor)
+                there = keras.ops.moveaxis(tensor, linear.axis, -1)
+            else:
+                patches = linear.patches
+            rows.setdefault(linear.path, []).append(
+                tf.cast(patches.extract(there, positions, seed), tf.float32)
+            )
+
         def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
+            here = by_call[program.calls.index(call)]
+            readings = [own for own in here if isinstance(own, Reading)]
+            inside = [(own, partial(see, own)) for own in readings if own.inside]
+            for own in readings:
+                if not own.made and not own.inside:
+                    see(own, inputs[own.place])
             made = None
-            for linear in by_call[program.calls.index(call)]:
-                if isinstance(linear, Reading):
-                    read = before = inputs[linear.input]
-                    there = keras.ops.moveaxis(read, linear.axis, -1)
-                    patches = Patches()
-                else:
-                    read = there = inputs[0]
-                    patches = linear.patches
-                watched(given, linear.path, read)
-                rows.setdefault(linear.path, []).append(
-                    tf.cast(patches.extract(there, positions, seed), tf.float32)
-                )
+            for linear in here:
                 if isinstance(linear, Linear):
+                    see(linear, inputs[0])
                     before, made = linear_outputs(linear, call, compute)
-                watched(outputs, linear.path, before)
-            return compute() if made is None else made
+                    watched(outputs, linear.path, before)
+            if made is None:
+                with tensors_inside(call.operation, inside) if inside else nullcontext():
+                    made = compute()
+            for own in readings:
+                if own.made and not own.inside:
+                    see(own, leaves_of(made)[own.place])
+            return made
 
         taps = dict.fromkeys(by_call, tap)
         if sensitivity:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import keras
@@ -35,6 +37,42 @@ def linear_outputs(linear: Linear, call: Call, compute: Callable[[], Any]) -> tu
     after = activation(before)
     _keras.attach_mask(after, _keras.mask_of(before))
     return before, after
+
+
+@contextmanager
+def tensors_inside(operation: Any, seen: Sequence[tuple[Reading, Callable[[Any], None]]]) -> Any:
+    """Shows tensors inside a layer while it is called.
+
+    Args:
+        operation: The layer.
+        seen: What is looked at, and whom its tensors are shown to.
+    """
+    parts = {layer.name: layer for layer in _keras.flatten_layers(operation)}
+    own = {reading.inside: parts[reading.inside] for reading, _ in seen}
+    for name, part in own.items():
+        part.call = _showing(part.call, [(r, show) for r, show in seen if r.inside == name])
+    try:
+        yield
+    finally:
+        for part in own.values():
+            del part.call
+
+
+def _showing(
+    call: Callable[..., Any], seen: Sequence[tuple[Reading, Callable[[Any], None]]]
+) -> Callable[..., Any]:
+    @wraps(call)
+    def shown(x: Any, *args: Any, **kwargs: Any) -> Any:
+        for reading, show in seen:
+            if not reading.made:
+                show(x)
+        y = call(x, *args, **kwargs)
+        for reading, show in seen:
+            if reading.made:
+                show(y)
+        return y
+
+    return shown
 
 
 def kernel_matrix(linear: Linear | Reading, layer: Any) -> npt.NDArray[np.float64]:

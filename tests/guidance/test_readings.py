@@ -76,6 +76,71 @@ def test_the_expected_loss_of_one_channel_is_half_its_power_times_the_gradients(
     np.testing.assert_allclose(curve.errors[:6], np.append(0, np.cumsum(expected)), atol=1e-6)
 
 
+def attention(kind: str) -> keras.Model:
+    """A model with four heads: of a layer, or written out with operations."""
+    inputs = keras.Input((6, 8))
+    if kind == "multi-head":
+        x = layers.MultiHeadAttention(4, 4, value_dim=3, name="attention")(inputs, inputs)
+    elif kind == "grouped query":
+        x = layers.GroupQueryAttention(4, 8, 4, name="attention")(inputs, inputs)
+    else:
+        query, key, value = (
+            layers.EinsumDense("btf,fhd->bthd", (6, 4, 4), name=name)(inputs)
+            for name in ("query", "key", "value")
+        )
+        scores = keras.ops.softmax(keras.ops.einsum("bthd,bshd->bhts", query, key))
+        x = keras.ops.einsum("bhts,bshd->bthd", scores, value)
+        x = layers.EinsumDense("bthd,hdf->btf", (6, 8), name="output")(x)
+    x = layers.Flatten()(x)
+    return randomise(keras.Model(inputs, layers.Dense(3, "softmax", name="end")(x)))
+
+
+def silence(model: keras.Model, layer: str, index: tuple) -> None:
+    """Sets a part of a projection's kernel, and of its bias if it is along the last axes, to 0."""
+    for weight in model.weights:
+        if weight.path.split("/")[-2] == layer and (index[0] is ... or "kernel" in weight.path):
+            value = weight.numpy()
+            value[index] = 0
+            weight.assign(value)
+
+
+@pytest.mark.parametrize("guidance", ["lasso", "taylor"])
+@pytest.mark.parametrize("kind", ["multi-head", "grouped query", "operations"])
+def test_heads_and_dimensions_that_the_loss_does_not_depend_on_leave_first(kind, guidance):
+    model = attention(kind)
+    silence(model, "key", (..., 2))  # the scores do not depend on the query there
+    end = "output" if kind == "operations" else "attention_output"
+    silence(model, end, (slice(None), 2))
+    silence(model, end, (slice(4 if kind == "grouped query" else 2),))  # two heads, or two pairs
+    graph = sgdap.channel_graph(model)
+    statistics = sgdap.collect_statistics(graph, samples(model, 64))
+    curves = score_groups(graph, statistics, sgdap.guidance.get_guidance(guidance))
+    heads, *dims = (curves[g.name] for g in graph.groups if g.prunable and g.size <= 4)
+    assert sorted(heads.order[:2]) == [0, 1]
+    np.testing.assert_allclose(heads.errors[:3], 0, atol=1e-9)
+    assert heads.errors[3] > 1e-5
+    assert dims
+    for curve in dims:
+        assert curve.order[0] == 2
+        assert curve.errors[1] == pytest.approx(0, abs=1e-9) and curve.errors[2] > 1e-6
+
+
+def test_channels_that_only_operations_read_are_seen_where_they_are_made():
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, name="made")(inputs)
+    model = randomise(keras.Model(inputs, keras.ops.sum(x * x, axis=-1, keepdims=True)))
+    graph = sgdap.channel_graph(model)
+    (reading,) = graph.readings
+    assert reading.made and reading.path.startswith("made:")
+    kernel, bias = model.get_layer("made").get_weights()
+    kernel[:, 5] *= 1e-3
+    bias[5] = 0
+    model.get_layer("made").set_weights([kernel, bias])
+    plan = sgdap.plan(model, samples(model, 64), sgdap.Budget(params=0.9))
+    assert plan.groups[0].kept == (0, 1, 2, 3, 4, 6, 7)
+    assert not plan.notes
+
+
 def test_a_channel_that_a_linear_layer_does_not_need_stays_for_another_reader():
     inputs = keras.Input((6, 5))
     x = layers.Dense(8, "relu", name="made")(inputs)

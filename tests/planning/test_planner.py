@@ -450,14 +450,14 @@ def test_sampled_positions_and_their_seed_reach_all_passes(monkeypatch):
 
 
 def test_a_plan_says_which_groups_are_scored_by_their_filters():
+    inside = keras.Sequential([keras.Input((5,)), layers.Dense(8, name="a"), layers.Dense(6)], "in")
     inputs = keras.Input((4, 5))
-    x = layers.Dense(8, name="read")(inputs)
-    x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    x = layers.TimeDistributed(inside, name="each")(inputs)
     model = randomise(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
     plan = sgdap.plan(model, samples(model, 16), sgdap.Budget(params=0.8))
     (note,) = plan.notes
-    assert note.startswith("Scored by the norm of their filters, because no kernel reads them")
-    assert note.endswith(": attention:heads, attention:keys, attention:values.")
+    assert note.startswith("Scored by the norm of their filters, because they lie inside a wrapper")
+    assert note.endswith(": each/in/a.")
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e12])

@@ -277,6 +277,20 @@ def tensordot(operation: Any, call: RuleCall) -> Symbol:
     return _contract(operation, call, operands, ["".join(left), "".join(right)], "".join(made))
 
 
+@register_rule(_class(keras.ops.sum, _SQUARE))
+def total(operation: Any, call: RuleCall) -> Symbol | list[Symbol]:
+    """What is summed over can lack some, the others pass."""
+    x = call.input
+    axes = range(x.rank) if operation.axis is None else np.atleast_1d(operation.axis)
+    over = {int(axis) % x.rank for axis in axes}
+    if all(x.axes[axis] is None for axis in over):
+        return tried(operation, call)
+    left = [None if axis in over else own for axis, own in enumerate(x.axes)]
+    if not operation.keepdims:
+        left = [own for axis, own in enumerate(left) if axis not in over]
+    return Symbol(tuple(call.output_shape), tuple(left))
+
+
 def _operands(call: RuleCall) -> list[Symbol]:
     """The operands in order; a constant array is a tensor of which nothing can be removed."""
     symbols = iter(call.inputs)
