@@ -145,7 +145,7 @@ def power_curve(data: GroupData, reconstruction: bool) -> ErrorCurve:
 
 
 def filter_norm_curve(data: GroupData) -> ErrorCurve:
-    """The curve of a group that no kernel reads: its filters' squared norms.
+    """The curve of a group that is nowhere seen: its filters' squared norms.
 
     They are scaled so that losing the whole group costs a loss of 1.
     """

@@ -450,7 +450,8 @@ def test_sampled_positions_and_their_seed_reach_all_passes(monkeypatch):
 
 
 def test_a_plan_says_which_groups_are_scored_by_their_filters():
-    inside = keras.Sequential([keras.Input((5,)), layers.Dense(8, name="a"), layers.Dense(6)], "in")
+    inner = [keras.Input((5,)), layers.Dense(8, name="a"), layers.Dense(6)]
+    inside = keras.Sequential(inner, name="in")
     inputs = keras.Input((4, 5))
     x = layers.TimeDistributed(inside, name="each")(inputs)
     model = randomise(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
