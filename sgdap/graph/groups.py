@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from sgdap.graph import rules as _rules  # noqa: F401  (registers the rules)
 from sgdap.graph.channels import Channels, Settled, Symbol, plain
 from sgdap.graph.own_call import saves_by_its_graph
 from sgdap.graph.program import Program
+from sgdap.graph.readings import find_readings
 from sgdap.graph.record import Axis, Linear, Reading, Record, Resize, Rewrite, Scale, Work
 from sgdap.graph.registry import apply_rule
 from sgdap.graph.replay import what_code_does_not_follow
@@ -228,60 +229,9 @@ def _assemble(program: Program, record: Record, symbols: Mapping[int, Symbol]) -
         ),
         work=tuple(Work(w.path, w.factor, tuple(classes[c] for c in w.axes)) for w in record.work),
         linears=linears,
-        readings=_readings(program, symbols, axes, linears, inside, settled),
+        readings=find_readings(program, symbols, axes, linears, inside, settled),
         kept=tuple(record.kept),
     )
-
-
-def _readings(
-    program: Program,
-    symbols: Mapping[int, Symbol],
-    axes: Sequence[Axis],
-    linears: Sequence[Linear],
-    inside: Sequence[Reading],
-    settled: Settled,
-) -> tuple[Reading, ...]:
-    """The tensors that a kernel reads of which no rule says that it is a linear layer's.
-
-    Channels that only operations without weights read are seen where they are made first.
-    """
-    read: dict[str, set[int]] = {}
-    for of_kernel in axes:
-        if of_kernel.role == "consumer":
-            read.setdefault(of_kernel.path, set()).update(of_kernel.channels.tolist())
-    of_linears = {linear.call for linear in linears}
-    known: set[tuple[int, int]] = set()
-    found = list(inside)
-    for number, call in enumerate(program.calls):
-        if call.path not in read or number in of_linears:
-            continue
-        for place, ref in enumerate(call.inputs):
-            for axis, channels in _axes_of(symbols[ref.index], settled):
-                there = ref.index, axis
-                if there not in known and read[call.path].issuperset(channels.tolist()):
-                    known.add(there)
-                    path = f"{call.path}:{place}:{axis}"
-                    found.append(Reading(path, number, place, axis, channels))
-    unseen = settled.removable.copy()
-    for features in [*(x.features for x in linears), *(x.features for x in found)]:
-        unseen[features] = False
-    for number, call in enumerate(program.calls):
-        for place, ref in enumerate(call.outputs):
-            for axis, channels in _axes_of(symbols[ref.index], settled):
-                if unseen[channels].all():
-                    unseen[channels] = False
-                    path = f"{call.path}:made:{place}:{axis}"
-                    found.append(Reading(path, number, place, axis, channels, made=True))
-    return tuple(found)
-
-
-def _axes_of(symbol: Symbol, settled: Settled) -> list[tuple[int, Channels]]:
-    """The axes of a tensor that have channels, and the classes of these."""
-    return [
-        (axis, settled.classes[channels])
-        for axis, channels in enumerate(symbol.axes)
-        if channels is not None and axis > 0
-    ]
 
 
 def _in_classes(symbol: Symbol, classes: Channels) -> Symbol:

@@ -16,7 +16,9 @@ import sgdap
 from sgdap.surgery import latency
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("SGDAP_KILLS", "3"))  # a run takes seconds: more than 3 when asked for
+KILLS = int(
+    os.environ.get("SGDAP_KILLS", "6")
+)  # with four at chosen moments: ten
 
 
 class InterruptionError(Exception):
