@@ -33,8 +33,8 @@ class LassoGuidance(Guidance):
     Args:
         alphas: Number of penalties on the path.
         eps: Smallest penalty over largest.
-        refinement: Where weights are reconstructed, the share of the remaining channels, the
-            first ones of the LASSO's order, of which the one leaves that costs least then. The
+        refinement: The share of the remaining channels, the first ones of the LASSO's order, of
+            which the one leaves that costs least then, be the others' weights refitted or not. The
             LASSO looks at all channels at once but shrinks what it keeps; elimination knows the
             cost of the next step only. 0 keeps strictly to the LASSO's order, 1 does not ask it.
         tol: Duality gap at which a coordinate descent stops, relative to the outputs' power.

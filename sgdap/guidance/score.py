@@ -73,7 +73,7 @@ def score_groups(
             fitted,
             data.candidates,
             guidance.order(data),
-            guidance.refinement if reconstruction else 0.0,
+            guidance.refinement,
             others=data.consumers[len(fitted) :],
         )
 
