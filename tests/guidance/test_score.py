@@ -55,16 +55,16 @@ def softened(prediction):
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def test_a_group_that_no_kernel_reads_is_scored_by_its_filters():
+def test_a_group_that_is_nowhere_seen_is_scored_by_its_filters():
+    hidden = layers.Dense(8, name="hidden")
+    inside = keras.Sequential([keras.Input((5,)), hidden, layers.Dense(3)], name="inside")
     inputs = keras.Input((4, 5))
-    query, key = (layers.Dense(8, name=name)(inputs) for name in ("query", "key"))
-    alike = layers.Flatten()(layers.Dot(axes=2)([query, key]))
-    model = randomise(keras.Model(inputs, layers.Dense(2)(alike)))
+    each = layers.Flatten()(layers.TimeDistributed(inside, name="each")(inputs))
+    model = randomise(keras.Model(inputs, layers.Dense(2)(each)))
     graph = sgdap.channel_graph(model)
     statistics = sgdap.collect_statistics(graph, samples(model, 32))
-    curve = score_groups(graph, statistics, sgdap.LassoGuidance())["query"]
-    kernels = [model.get_layer(name).kernel.numpy() for name in ("query", "key")]
-    norms = np.square(np.concatenate(kernels)).sum(axis=0)
+    curve = score_groups(graph, statistics, sgdap.LassoGuidance())["each/inside/hidden"]
+    norms = np.square(hidden.kernel.numpy()).sum(axis=0)
     assert curve.order.tolist() == np.argsort(norms).tolist()
     np.testing.assert_allclose(np.diff(curve.errors), np.sort(norms) / norms.sum(), rtol=1e-5)
 
