@@ -170,6 +170,17 @@ def uncompiled(model: Any) -> Iterator[None]:
         object.__setattr__(model, "compiled", compiled)
 
 
+def optimizers_of(model: Any) -> list[Any]:
+    """Returns the optimizers that a model holds: that of `compile` first, then those of its own."""
+    held = [getattr(model, "optimizer", None)]
+    for value in vars(model).values():
+        held += value if isinstance(value, (list, tuple)) else [value]
+        held += value.values() if isinstance(value, dict) else []
+    found = {id(o): o for o in held if isinstance(o, keras.optimizers.Optimizer)}
+    inner = {id(part) for o in found.values() for part in optimizer_parts(o)[1:]}
+    return [o for o in found.values() if id(o) not in inner]
+
+
 def optimizer_parts(optimizer: Any) -> tuple[Any, ...]:
     """Returns the optimizer and those that it wraps, outermost first."""
     return (optimizer, *(p for x in inner_optimizers(optimizer) for p in optimizer_parts(x)))

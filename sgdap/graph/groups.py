@@ -19,6 +19,7 @@ from sgdap.graph.program import Program
 from sgdap.graph.readings import find_readings
 from sgdap.graph.record import Axis, Linear, Reading, Record, Resize, Rewrite, Scale, Work
 from sgdap.graph.registry import apply_rule
+from sgdap.graph.regularizers import keep_what_regularizers_need
 from sgdap.graph.replay import what_code_does_not_follow
 from sgdap.graph.rulecall import RuleCall
 from sgdap.graph.trace import trace
@@ -157,6 +158,7 @@ def channel_graph(model: Any) -> ChannelGraph:
         for channels in symbols[ref.index].all_channels():
             record.ledger.protect(channels, "model output")
     _keep_inside_configs(program, record)
+    keep_what_regularizers_need(program, record, symbols)
     while True:
         graph = _assemble(program, record, symbols)
         stays = what_code_does_not_follow(

@@ -13,6 +13,12 @@ from sgdap.graph.interception import user_line
 
 def symbolic_arguments(model: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Symbolic arguments for a model with a `call` of its own, of the shapes it was built with."""
+    if type(model).call is keras.Model.call:
+        held = [name for name, x in vars(model).items() if isinstance(x, keras.Model)]
+        raise ValueError(
+            f"Model '{model.name}' has no `call`, so there is no graph to prune. Prune the models "
+            f"that it holds ({', '.join(held) or 'none was found'}) by themselves."
+        )
     config = model.get_build_config() or {}
     shapes = config.get("shapes_dict") or {"": config.get("input_shape")}
     if None in shapes.values() and model.built:

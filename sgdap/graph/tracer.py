@@ -94,8 +94,15 @@ class Tracer:
         return made
 
     def _inner_graph(self, inner: Any, given: list[Ref], prefix: str) -> list[Ref]:
-        """Unrolls a model inside the model, whose graph Keras may have made for one batch size."""
+        """Unrolls a model inside the model, whose graph Keras may have made for one batch size.
+
+        Sizes that its inputs leave open are those of the tensors that it is called on.
+        """
         bound = dict(zip(map(id, inner.inputs), given, strict=True))
+        for tensor, ref in zip(inner.inputs, given, strict=True):
+            pairs = zip(tensor.shape[1:], self.shapes[ref.index][1:], strict=True)
+            if any(own is None and size is not None for own, size in pairs):
+                self._told.add(ref.index)
         self.symbols.extend(zip(inner.inputs, given, strict=True))
         before, sizes = self._fixed, {tensor.shape[0] for tensor in inner.inputs}
         if len(sizes) == 1 and all(self.shapes[ref.index][0] is None for ref in given):

@@ -156,10 +156,17 @@ def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) ->
         prunable = [g for g in prunable if any(fits(g, pattern) for pattern in layers)]
     if not prunable:
         reasons = "; ".join(
-            f"'{g.name}': {', '.join(g.reasons) or 'not among layers'}" for g in graph.groups[:5]
+            [
+                *(
+                    f"'{g.name}': {', '.join(g.reasons) or 'not among layers'}"
+                    for g in graph.groups
+                ),
+                *(f"'{path}': {reason}" for path, reason in graph.kept),
+            ][:5]
         )
         raise ValueError(
-            f"No channel of model '{graph.program.model.name}' can be removed. {reasons}"
+            f"No channel of model '{graph.program.model.name}' can be removed. "
+            f"{reasons or 'It has no layer that makes channels.'}"
         )
     return prunable
 

@@ -24,21 +24,21 @@ def rebuild_optimizer(optimizer: Any, replaced: Replaced) -> list[tuple[Any, Any
     their variable (the factored ones of Adafactor) are sliced as well.
 
     Args:
-        optimizer: The optimizer, built or not, or None.
+        optimizer: The optimizer, built or not.
         replaced: For the id of each old variable that was replaced, the new one and the indices
             that stay along each axis.
 
     Returns:
         Pairs of an old optimizer and the new one whose inside it gets, one for each optimizer
-        that wraps or is wrapped; none where there is no built optimizer.
+        that wraps or is wrapped; none where it is not built, or none of its variables changed.
 
     Raises:
         ValueError: The optimizer can't be made again from its config.
     """
-    if optimizer is None or not optimizer.built:
+    old_variables = _keras.optimizer_variables(optimizer) if optimizer.built else []
+    if not any(id(variable) in replaced for variable in old_variables):
         return []
     olds = _keras.optimizer_parts(optimizer)
-    old_variables = _keras.optimizer_variables(optimizer)
     new_variables = [replaced.get(id(v), (v, []))[0] for v in old_variables]
     new = remade(optimizer)
     news = _keras.optimizer_parts(new)

@@ -107,7 +107,11 @@ def rebuild(
                 _keras.keep_variable_path(before, after)
                 after.assign(values.get((path, number), before))
                 replaced[id(before)] = (after, slices.get((path, number), []))
-        optimizers = rebuild_optimizer(getattr(model, "optimizer", None), replaced)
+        optimizers = [
+            pair
+            for optimizer in _keras.optimizers_of(model)
+            for pair in rebuild_optimizer(optimizer, replaced)
+        ]
         for old, new in rebuilt.values():
             _keras.exchange_inside(old, new)
         for path, operation in new_operations.items():
@@ -116,7 +120,10 @@ def rebuild(
             if call.path in operations and call.node is not None:
                 _write_node(call, operations[call.path])
         for symbol, ref in program.symbols:
-            _keras.set_shape(symbol, shapes[ref.index])
+            # A model inside the model may leave sizes open that are known where it is called.
+            sizes = zip(symbol.shape, program.shapes[ref.index], shapes[ref.index], strict=True)
+            shape = tuple(own if own is None or old == new else new for own, old, new in sizes)
+            _keras.set_shape(symbol, shape)
         for optimizer, new in optimizers:
             _keras.exchange_inside(optimizer, new)
         _keras.forget_build_shapes(model, [code.layer for code in program.codes])
@@ -139,8 +146,8 @@ def check_can_be_rebuilt(graph: ChannelGraph) -> None:
         for path, layer in graph.program.layers().items():
             if path in touched:
                 _from_config(layer, path, {})
-        if getattr(model, "optimizer", None) is not None:
-            remade(model.optimizer)
+        for optimizer in _keras.optimizers_of(model):
+            remade(optimizer)
 
 
 def remake_functions(model: Any) -> None:

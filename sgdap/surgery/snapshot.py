@@ -27,6 +27,7 @@ class Snapshot:
         variables: The values of all variables of each layer, by path.
         others: The values of the model's variables that are in no layer of its graph.
         optimizer: The values of the optimizer's variables, or None where it has none.
+        optimizers: The values of the variables of each optimizer that the model holds beside it.
     """
 
     configs: Mapping[str, Mapping[str, Any]]
@@ -34,6 +35,7 @@ class Snapshot:
     variables: Mapping[str, list[npt.NDArray[Any]]]
     others: list[npt.NDArray[Any]]
     optimizer: list[npt.NDArray[Any]] | None
+    optimizers: list[list[npt.NDArray[Any]]]
 
 
 def take_snapshot(model: Any) -> Snapshot:
@@ -53,7 +55,13 @@ def take_snapshot(model: Any) -> Snapshot:
         optimizer=[v.numpy() for v in optimizer.variables]
         if optimizer is not None and optimizer.built
         else None,
+        optimizers=[[v.numpy() for v in other.variables] for other in _held_beside(model)],
     )
+
+
+def _held_beside(model: Any) -> list[Any]:
+    """The optimizers of a model but that of `compile`."""
+    return [o for o in _keras.optimizers_of(model) if o is not getattr(model, "optimizer", None)]
 
 
 def restore_snapshot(model: Any, snapshot: Snapshot, *, counters: bool = False) -> None:
@@ -102,8 +110,13 @@ def restore_snapshot(model: Any, snapshot: Snapshot, *, counters: bool = False) 
             variable.assign(value)
     for variable, value in zip(_others(program), snapshot.others, strict=True):
         variable.assign(value)
+    states = list(zip(_held_beside(model), snapshot.optimizers, strict=False))
     if snapshot.optimizer is not None:
-        for slot, value in zip(model.optimizer.variables, snapshot.optimizer, strict=True):
+        states.append((model.optimizer, snapshot.optimizer))
+    for optimizer, state in states:
+        if len(optimizer.variables) != len(state):
+            continue  # one of the model's own that nothing has built yet: it starts anew
+        for slot, value in zip(optimizer.variables, state, strict=True):
             if value.ndim or counters:
                 slot.assign(value)
 

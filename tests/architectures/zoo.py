@@ -261,3 +261,16 @@ def convolutional_lstm():
     x = layers.ConvLSTM2D(5, 3, padding="same", return_sequences=True)(video)
     x = layers.GlobalAveragePooling2D()(layers.ConvLSTM2D(4, 3)(x))
     return keras.Model(video, layers.Dense(3)(x))
+
+
+@architecture
+def detector_with_a_shared_head():
+    """A head that takes maps of any size, on maps of two."""
+    inner = [layers.Conv2D(8, 3, padding="same", activation="relu")]
+    inner += [layers.Conv2D(6, 3, padding="same", activation="relu"), layers.Conv2D(4, 1)]
+    head = keras.Sequential([keras.Input((None, None, 8)), *inner], name="head")
+    inputs = keras.Input((16, 16, 3))
+    large = layers.Conv2D(8, 3, 2, padding="same", activation="relu")(inputs)
+    small = layers.Conv2D(8, 3, 2, padding="same", activation="relu")(large)
+    boxes = [layers.Reshape((-1, 4))(head(x)) for x in (large, small)]
+    return keras.Model(inputs, layers.Concatenate(axis=1)(boxes))

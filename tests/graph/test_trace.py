@@ -95,6 +95,14 @@ def test_a_model_that_starts_inside_another_ends_at_its_own_input():
     assert list(trace(tail).layers()) == ["hidden", "dropout", "end"]
 
 
+class Adversaries(keras.Model):
+    """Trained by a step of its own, and without a `call`."""
+
+    def __init__(self):
+        super().__init__(name="gan")
+        self.generator = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+
+
 class Own(keras.Model):
     def call(self, x):
         return x
@@ -110,6 +118,7 @@ class Own(keras.Model):
             "'raw' is not built.*keras.Input.*call it once",
         ),
         (Own(name="own"), ValueError, "'own' is not built.*Call it once on a batch"),
+        (Adversaries(), ValueError, "'gan' has no `call`.*that it holds \\(generator\\)"),
     ],
 )
 def test_what_has_no_graph_is_refused_with_the_remedy(model, error, message):

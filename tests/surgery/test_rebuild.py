@@ -7,7 +7,7 @@ from keras import layers
 
 import sgdap
 from sgdap.surgery import prune_in_place
-from tests.models import all_layers, convnet, digits_like, outputs, randomise
+from tests.models import all_layers, convnet, digits_like, outputs, randomise, samples
 from tests.oracles import masked_outputs, random_removal
 
 
@@ -148,6 +148,24 @@ def test_models_in_models_shrink_with_the_model(tmp_path):
 
 def x_through(dense: layers.Dense, x: np.ndarray) -> np.ndarray:
     return x @ dense.kernel.numpy() + dense.bias.numpy()
+
+
+def test_sizes_that_a_model_inside_leaves_open_stay_open(tmp_path):
+    inner = [layers.Conv2D(5, 3, padding="same"), layers.Conv2D(2, 1)]
+    head = keras.Sequential([keras.Input((None, None, 4)), *inner], name="head")
+    inputs = keras.Input((8, 8, 3))
+    large = layers.Conv2D(4, 3, padding="same")(inputs)
+    small = layers.Conv2D(4, 3, 2, padding="same")(large)
+    made = [layers.Reshape((-1, 2))(head(x)) for x in (large, small)]
+    model = randomise(keras.Model(inputs, made))
+    whole = sgdap.profile(model, latency=False).flops
+    assert whole == 2 * 9 * 64 * 3 * 4 + 2 * 9 * 16 * 4 * 4 + 2 * 80 * (9 * 4 * 5 + 5 * 2)
+    prune(model)
+    assert head.input_shape[:3] == (None, None, None) and head.input_shape[3] < 4
+    assert sgdap.profile(model, latency=False).flops < whole
+    model.save(tmp_path / "open.keras")
+    loaded = keras.models.load_model(tmp_path / "open.keras")
+    assert np.array_equal(outputs(loaded, x := samples(model)), outputs(model, x))
 
 
 class NoWayBack(layers.Layer):

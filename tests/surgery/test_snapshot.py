@@ -69,3 +69,50 @@ def test_operations_and_nested_models_come_back_too():
     restore_snapshot(model, snapshot)
     assert np.array_equal(outputs(model, data), expected)
     assert inner.layers[-1].target_shape == (2, 3)
+
+
+class TwoOptimizers(keras.Model):
+    """An encoder and a decoder, each with an optimizer of its own."""
+
+    def __init__(self):
+        super().__init__(name="two")
+        self.encoder = keras.Sequential([keras.Input((8,)), layers.Dense(6, "relu")])
+        self.decoder = keras.Sequential([keras.Input((6,)), layers.Dense(5), layers.Dense(8)])
+        self.second = keras.optimizers.Adam(0.01)
+
+    def call(self, x):
+        return self.decoder(self.encoder(x))
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape(persistent=True) as tape:
+            loss = keras.ops.mean(keras.ops.square(self(x, training=True) - x))
+        parts = (self.encoder, self.optimizer), (self.decoder, self.second)
+        for part, optimizer in parts:
+            gradients = tape.gradient(loss, part.trainable_weights)
+            optimizer.apply_gradients(zip(gradients, part.trainable_weights, strict=True))
+        return {"loss": loss}
+
+
+def test_all_optimizers_that_a_model_holds_go_along_and_come_back():
+    x = np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
+    model = TwoOptimizers()
+    model(x[:1])
+    model.compile("adam")
+    model.fit(x, verbose=0)
+    before = [v.numpy() for v in model.second.variables]
+    assert any(v.shape == (6, 5) for v in before)
+    snapshot, expected = take_snapshot(model), outputs(model, x)
+    prune(model)
+    slots = [tuple(v.shape) for v in model.second.variables if len(v.shape) == 2]
+    kernels = [tuple(layer.kernel.shape) for layer in model.decoder.layers]
+    assert set(slots) == set(kernels) and (6, 5) not in slots
+    model.fit(x, verbose=0)
+    assert int(model.second.iterations) == 2
+    restore_snapshot(model, snapshot)
+    assert np.array_equal(outputs(model, x), expected)
+    for variable, value in zip(model.second.variables, before, strict=True):
+        assert np.array_equal(variable.numpy(), value) or not value.ndim
+    model.fit(x, verbose=0)

@@ -16,9 +16,7 @@ import sgdap
 from sgdap.surgery import latency
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(
-    os.environ.get("SGDAP_KILLS", "6")
-)  # with four at chosen moments: ten
+KILLS = int(os.environ.get("SGDAP_KILLS", "6"))  # with four at chosen moments: ten
 
 
 class InterruptionError(Exception):
