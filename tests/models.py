@@ -373,6 +373,26 @@ def nested(tensors, n):
 
 
 @keras.saving.register_keras_serializable("tests")
+class OfOperations(layers.Layer):
+    """A user's own layer without weights: an activation, or one that counts what it reshapes."""
+
+    def __init__(self, reshapes=False, **kwargs):
+        super().__init__(**kwargs)
+        self.reshapes = reshapes
+
+    def call(self, x, training=None):
+        if training:
+            x = x * 1.0
+        if not self.reshapes:
+            return x * ops.tanh(ops.softplus(x))
+        shape = ops.shape(x)
+        return ops.reshape(ops.relu(ops.reshape(x, (shape[0], -1))), shape)
+
+    def get_config(self):
+        return {**super().get_config(), "reshapes": self.reshapes}
+
+
+@keras.saving.register_keras_serializable("tests")
 class Composite(layers.Layer):
     """Layers of the user's own in a `call` of the user's own: a tail, a residual, or neither."""
 
@@ -731,6 +751,7 @@ _operation(
 )
 _operation("sort", lambda x, n: pick((ops.sort, ops.cumsum), n)(x, axis=1 if n % 4 < 2 else -1))
 _operation("broadcast", lambda x, n: ops.max(x, 0, keepdims=True) * 0.1 + x)
+_operation("layer_of_operations", lambda x, n: OfOperations(n % 2 == 1)(x))
 _operation("constant", lambda x, n: x + np.arange(x.shape[-1], dtype="float32"))
 
 

@@ -54,7 +54,7 @@ def calls_intercepted(on_layer: LayerHandler, on_operation: OperationHandler) ->
 
 
 def has_code(layer: Any) -> bool:
-    """Whether a layer or model is put together from other layers in a `call` of the user's own.
+    """Whether a layer or model is put together from layers and operations in the user's own `call`.
 
     One that has weights beside those of its layers is not: they would be lost on the way.
     """
@@ -63,9 +63,9 @@ def has_code(layer: Any) -> bool:
     if not isinstance(layer, keras.Layer) or type(layer).__module__.split(".")[0] == "keras":
         return False
     inside = [part for part in _keras.flatten_layers(layer) if part is not layer]
-    theirs = {id(v) for part in inside for v in part.variables}
-    own = [v for v in layer.variables if id(v) not in theirs]
-    return bool(inside) and not own and find_rule(layer) is None
+    theirs = {id(v) for part in inside for v in part.weights}
+    own = [v for v in layer.weights if id(v) not in theirs]
+    return not own and find_rule(layer) is None
 
 
 def user_line(traceback: TracebackType | None) -> str:

@@ -68,7 +68,10 @@ def _from_config(operation: Any, entries: Mapping[str, Any]) -> Any:
     config = operation.get_config()
     named = "name" in config
     new = {key: value for key, value in entries.items() if named or key != "name"}
-    return type(operation).from_config(without_build_config({**config, **new}))
+    made = type(operation).from_config(without_build_config({**config, **new}))
+    if not named:
+        made.name = entries.get("name", operation.name)
+    return made
 
 
 def _forgotten(layer: Any, told: Any) -> dict[str, Any]:

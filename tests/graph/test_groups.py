@@ -71,8 +71,11 @@ def test_an_intermediate_output_is_protected():
 
 
 class Mystery(layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+
     def call(self, x):
-        return x
+        return x * self.scale
 
 
 def test_what_has_no_rule_protects_what_it_touches_and_is_named():
@@ -87,6 +90,40 @@ def test_what_has_no_rule_protects_what_it_touches_and_is_named():
     assert graph.kept == (("mystery", reason),)
     assert graph.group("before").reasons == (reason,)
     assert graph.group("after").prunable
+
+
+class Mish(layers.Layer):
+    def call(self, x):
+        return x * keras.ops.tanh(keras.ops.softplus(x))
+
+
+class Rooms(layers.Layer):
+    def call(self, x):
+        return keras.ops.reshape(x, (-1, 4, 16))
+
+
+class Drawn(layers.Layer):
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (Mish, None),
+        (Rooms, "the `call` of 'own' does not follow their number"),
+        (Drawn, "no rule for Drawn"),
+    ],
+)
+def test_a_layer_of_operations_alone_is_looked_into(layer, reason):
+    def build(x):
+        x = layers.Conv2D(4, 1, name="before")(x)
+        x = layer(name="own")(x)
+        return layers.Dense(2)(x)
+
+    group = functional(build).group("before")
+    assert group.prunable == (reason is None)
+    assert (reason or "") in " ".join(group.reasons)
 
 
 def test_a_group_may_be_removable_in_part():

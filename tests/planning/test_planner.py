@@ -151,8 +151,11 @@ def test_only_the_layers_asked_for_lose_channels():
 
 def test_layers_without_a_rule_keep_what_they_touch_and_are_named():
     class Mystery(layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+
         def call(self, x):
-            return x
+            return x * self.scale
 
     model = keras.Sequential(
         [
