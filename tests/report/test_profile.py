@@ -76,8 +76,11 @@ def test_profile_prints_every_layer_and_the_sums():
 
 def test_layers_without_a_rule_are_named_as_not_counted():
     class Unknown(layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=shape[-1:])
+
         def call(self, x):
-            return x
+            return x * self.scale
 
     model = keras.Sequential([keras.Input((4,)), Unknown(), layers.Dense(3)])
     assert "not counted" in str(sgdap.profile(model, latency=False))
