@@ -142,12 +142,16 @@ def check_can_be_rebuilt(graph: ChannelGraph) -> None:
     """
     model = graph.program.model
     touched = {axis.path for axis in graph.axes}
+    layers = {path: x for path, x in graph.program.layers().items() if path in touched}
+    variables = {id(v) for layer in layers.values() for v in _keras.layer_variables(layer)}
     with _scope(model):
-        for path, layer in graph.program.layers().items():
-            if path in touched:
-                _from_config(layer, path, {})
+        for path, layer in layers.items():
+            _from_config(layer, path, {})
         for optimizer in _keras.optimizers_of(model):
-            remade(optimizer)
+            updated = _keras.optimizer_variables(optimizer) if optimizer.built else []
+            own = optimizer is getattr(model, "optimizer", None)
+            if own or any(id(v) in variables for v in updated):
+                remade(optimizer)
 
 
 def remake_functions(model: Any) -> None:
