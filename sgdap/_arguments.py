@@ -40,6 +40,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     Raises:
         ValueError: It is none of them.
     """
-    if not any(value is choice or (value == choice) is True for choice in choices):
+    words = isinstance(value, str)  # True and None are told by identity: 1 is no True here
+    if not any(value is choice or (words and value == choice) for choice in choices):
         *first, last = (repr(choice) for choice in choices)
         raise ValueError(f"{name} must be {', '.join(first)} or {last}. Received: {name}={value!r}")

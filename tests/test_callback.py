@@ -190,7 +190,7 @@ def test_a_machine_that_gets_busy_does_not_end_the_run(monkeypatch):
     monkeypatch.setattr(latency, "measure_latency", measured)
     note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: slow.append(epoch))
     model = network()
-    with warned("latency measured before is gone by.*narrowest"):
+    with warned("Going by the latency measured before.*narrowest"):
         fit(model, [note, pruner(sgdap.Budget(latency=0.5), schedule="one_shot")], epochs=2)
     assert cost(model)[1] <= 0.5 * cost(network())[1]
 
@@ -581,6 +581,7 @@ ARGUMENTS = {
     "samples": ({"samples": 2.5}, ValueError, "samples must be an integer of at least 5"),
     "mode": ({"mode": "up"}, ValueError, "mode must be 'auto', 'min' or 'max'"),
     "allocation": ({"allocation": "best"}, ValueError, "allocation must be 'global'"),
+    "a number for a flag": ({"reconstruction": 1}, ValueError, "must be True or False.*=1"),
     "reconstruction": ({"reconstruction": "no"}, ValueError, "must be True or False.*'no'"),
     "a guard without an epoch to judge by": (
         {"max_accuracy_drop": 0.1, "final_finetune_epochs": 0},

@@ -1,4 +1,4 @@
-"""Makes a plan from a calibration pass: scores, allocates, reconstructs."""
+"""Makes a plan from error curves: allocates, reconstructs; and says what can be planned at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sgdap.graph.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.base import Guidance
 from sgdap.guidance.elimination import ErrorCurve
-from sgdap.guidance.score import score_groups, scoring_notes
+from sgdap.guidance.score import scoring_notes
 from sgdap.planning.allocation import allocate
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import cost_model, input_shapes
@@ -32,6 +32,7 @@ def plan_from_statistics(
     guidance: Guidance,
     *,
     groups: Sequence[ChannelGroup],
+    curves: Mapping[str, ErrorCurve],
     allocation: str = "global",
     reconstruction: bool = True,
     rules: WidthRules | None = None,
@@ -41,16 +42,16 @@ def plan_from_statistics(
     seed: int = 0,
     memory_limit: int | None = None,
     progress: Progress | None = None,
-    curves: Mapping[str, ErrorCurve] | None = None,
 ) -> Plan:
-    """Makes a plan from a calibration pass that was run already.
+    """Makes a plan from a calibration pass and the scores that came of it.
 
     Args:
         graph: The model's channels.
         statistics: The result of a calibration pass over the same model.
         budget: What the slim model may cost.
-        guidance: The criterion.
+        guidance: The criterion that scored the groups.
         groups: The groups that may shrink.
+        curves: Their error curves by name, as `score_groups` makes them.
         allocation: `"global"` or `"layerwise"`.
         reconstruction: Whether the consumers' weights are refitted.
         rules: Which widths the groups may have; None: any.
@@ -62,7 +63,6 @@ def plan_from_statistics(
         memory_limit: Bytes for the matrices that are needed at a time; None: a quarter of the
             free memory.
         progress: Shows how far it is.
-        curves: The groups' error curves where they are known already.
 
     Returns:
         The `Plan`.
@@ -72,16 +72,6 @@ def plan_from_statistics(
     """
     limit = checked_memory_limit(memory_limit)
     progress = progress or Progress(0)
-    if curves is None:
-        curves = score_groups(
-            graph,
-            statistics,
-            guidance,
-            groups=groups,
-            reconstruction=reconstruction,
-            memory_limit=limit,
-            progress=progress.groups(len(groups)),
-        )
     model = cost_model(graph)
     everything = np.ones(graph.count, bool)
     full = model.cost(model.lengths(everything))
@@ -155,15 +145,8 @@ def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) ->
                 )
         prunable = [g for g in prunable if any(fits(g, pattern) for pattern in layers)]
     if not prunable:
-        reasons = "; ".join(
-            [
-                *(
-                    f"'{g.name}': {', '.join(g.reasons) or 'not among layers'}"
-                    for g in graph.groups
-                ),
-                *(f"'{path}': {reason}" for path, reason in graph.kept),
-            ][:5]
-        )
+        why = [(g.name, ", ".join(g.reasons) or "not among layers") for g in graph.groups]
+        reasons = "; ".join(f"'{name}': {reason}" for name, reason in [*why, *graph.kept][:5])
         raise ValueError(
             f"No channel of model '{graph.program.model.name}' can be removed. "
             f"{reasons or 'It has no layer that makes channels.'}"

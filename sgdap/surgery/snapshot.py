@@ -110,12 +110,12 @@ def restore_snapshot(model: Any, snapshot: Snapshot, *, counters: bool = False) 
             variable.assign(value)
     for variable, value in zip(_others(program), snapshot.others, strict=True):
         variable.assign(value)
-    states = list(zip(_held_beside(model), snapshot.optimizers, strict=False))
+    # An optimizer of the model's own that nothing has built yet starts anew.
+    beside = zip(_held_beside(model), snapshot.optimizers, strict=False)
+    states = [(held, state) for held, state in beside if len(held.variables) == len(state)]
     if snapshot.optimizer is not None:
         states.append((model.optimizer, snapshot.optimizer))
     for optimizer, state in states:
-        if len(optimizer.variables) != len(state):
-            continue  # one of the model's own that nothing has built yet: it starts anew
         for slot, value in zip(optimizer.variables, state, strict=True):
             if value.ndim or counters:
                 slot.assign(value)

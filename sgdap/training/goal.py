@@ -116,7 +116,7 @@ class Goal:
             try:
                 self._measure(graph, groups, curves, self._allocation)
             except TooSlowError as error:  # it could be met at the start: the machine is busy now
-                warnings.warn(f"The latency measured before is gone by. {error}", stacklevel=2)
+                warnings.warn(f"Going by the latency measured before. {error}", stacklevel=2)
         limits = {
             name: max(self.way.fraction(progress, float(share)) * full, 1.5)
             for name, share, full in zip(MEASURES, self._shares, self._full, strict=True)

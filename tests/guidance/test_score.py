@@ -41,7 +41,10 @@ def test_the_expected_loss_is_the_loss_that_the_removal_costs(reconstruction):
         statistics,
         sgdap.Budget(flops=0.5),
         guidance,
-        groups=[graph.groups[0]],
+        groups=(groups := [graph.groups[0]]),
+        curves=score_groups(
+            graph, statistics, guidance, groups=groups, reconstruction=reconstruction
+        ),
         reconstruction=reconstruction,
     )
     p, q = (softened(outputs(m, x)) for m in (model, sgdap.apply(model, plan)))
