@@ -28,6 +28,9 @@ def find_readings(
         linears: Every place where a linear layer reads channels.
         inside: What rules say of tensors inside layers.
         settled: The classes of the channels of `symbols`.
+
+    Returns:
+        The readings, those inside layers first.
     """
     read: dict[str, set[int]] = {}
     for of_kernel in axes:
