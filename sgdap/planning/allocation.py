@@ -79,7 +79,8 @@ def allocate(
             least += " and the widths that overrides sets"
         raise ValueError(
             f"{budget} cannot be met: with {least} the model still needs {share}. Raise the "
-            "budget, lower min_channels or round_to, or let more layers shrink."
+            "budget, lower min_channels or round_to, or let more layers shrink; "
+            "sgdap.inspect(model) shows which channels stay, and why."
             + (f" A limit above 1 is absolute ({', '.join(absolute)})." if absolute else "")
             + (f" Did you mean {', '.join(percent)}?" if percent else "")
         )

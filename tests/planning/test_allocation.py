@@ -155,7 +155,7 @@ def test_a_budget_that_cannot_be_met_is_refused_with_what_is_needed(graph, alloc
     with pytest.raises(
         ValueError,
         match=rf"Budget\(flops=0\.01\) cannot be met: with 1 channel per group .*{least:.3g} of "
-        r"its flops.*Raise the budget, lower min_channels",
+        r"its flops.*Raise the budget, lower min_channels.*inspect\(model\) shows which",
     ):
         allocated(graph, convex_curves(graph, 0), sgdap.Budget(flops=0.01), allocation=allocation)
 
