@@ -40,8 +40,9 @@ def to_dra(model: Any, layers: Sequence[str] | None = None, **arguments: Any) ->
     Args:
         model: A built `keras.Model`; it is not changed.
         layers: Names or patterns (`"conv*"`) of the layers whose activations are replaced; None:
-            all that treat every channel by itself, except linear ones and those of the model's
-            outputs, whose channels can't be removed.
+            all that treat every channel by itself, except linear ones, those that make channels
+            of no one known number, and those of the model's outputs, whose channels can't be
+            removed.
         **arguments: Of `DynamicRangeActivation`: `growth`, `growth_regularizer`, `momentum`,
             `clip`.
 
@@ -86,7 +87,7 @@ def to_dra(model: Any, layers: Sequence[str] | None = None, **arguments: Any) ->
             channel_axis=_channel_axis(program, path),
             name=name,
             dtype=layer.dtype_policy,
-            activity_regularizer=None if alone else layer.activity_regularizer,
+            activity_regularizer=None if type(layer) in ALONE else layer.activity_regularizer,
             **arguments,
         )
         replacements[path] = [activation]
@@ -118,9 +119,21 @@ def _activations(program: Program) -> dict[str, Any]:
             activation = type(layer).from_config(config)
         if activation is None or activation is keras.activations.linear:
             continue
-        if is_elementwise(activation) and not getattr(activation, "weights", None):
+        if is_elementwise(activation) and _width(program, path) is not None:
             found[path] = activation
     return found
+
+
+def _width(program: Program, path: str) -> int | None:
+    """How many channels a layer makes; None where that is not known, or differs between calls."""
+    axis = _channel_axis(program, path)
+    widths = {
+        program.shapes[ref.index][axis]
+        for call in program.calls
+        if call.path == path
+        for ref in call.outputs
+    }
+    return widths.pop() if len(widths) == 1 else None
 
 
 def _chosen(program: Program, found: Mapping[str, Any], layers: Sequence[str] | None) -> list[str]:

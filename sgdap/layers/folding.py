@@ -48,7 +48,8 @@ def fold(model: Any) -> Any:
 
     Nothing can be folded where something else reads `a` too (another layer, or the model's
     output), or where `a` is not made by a dense, convolutional or batch normalisation layer that
-    ends without an activation, for that is then scaled as well or there is nothing to scale. Such
+    ends without an activation, for that is then scaled as well or there is nothing to scale; nor
+    one inside another layer (a wrapper, `activation=`), or of a class derived from this one. Such
     an activation stays, and a warning says why. One whose α is 1 and δ is 0 everywhere always
     goes.
 
@@ -77,10 +78,11 @@ def fold(model: Any) -> Any:
     replacements: dict[str, list[Any]] = {}
     written: dict[str, Folded] = {}
     for path, layer in layers.items():
-        if not isinstance(layer, DynamicRangeActivation):
+        if not _grows(layer):
             continue
-        alpha, delta = _values(layer)
         try:
+            _check_class(layer, path)
+            alpha, delta = _values(layer)
             if not (np.all(alpha == 1) and np.all(delta == 0)):
                 maker = _maker(program, path)
                 written[maker] = _folded(layers[maker], layer, program)
@@ -102,6 +104,21 @@ def fold(model: Any) -> Any:
     return new
 
 
+def _grows(layer: Any) -> bool:
+    """Whether a layer is a dynamic range activation or holds one."""
+    return isinstance(layer, keras.Layer) and any(
+        isinstance(inner, DynamicRangeActivation) for inner in _keras.flatten_layers(layer)
+    )
+
+
+def _check_class(layer: Any, path: str) -> None:
+    kind = type(layer).__name__
+    if not isinstance(layer, DynamicRangeActivation):
+        raise _FoldingError(f"it is inside a {kind}; call it after '{path}' as a layer of its own")
+    if type(layer) is not DynamicRangeActivation:
+        raise _FoldingError(f"its class {kind} may compute something else")
+
+
 def _values(layer: DynamicRangeActivation) -> tuple[Array, Array]:
     alpha, delta = (np.asarray(v.numpy(), np.float64) for v in (layer.growth_rate, layer.offset))
     return alpha, delta
@@ -109,15 +126,17 @@ def _values(layer: DynamicRangeActivation) -> tuple[Array, Array]:
 
 def _clip(layer: DynamicRangeActivation) -> list[Callable[[Any], Any]]:
     bound = layer.bound
-    return [] if bound is None else [lambda z: keras.ops.clip(z, -bound, bound)]
+    if bound is None:
+        return []
+    return [lambda z, **_: keras.ops.clip(z, -bound, bound)]  # the call's `training` is left away
 
 
 def _plain(layer: DynamicRangeActivation, name: str) -> Any:
     """The activation inside as a layer."""
     dtype = layer.dtype_policy
-    if isinstance(layer.activation, keras.layers.Layer):
-        return copy_of(layer.activation, name, name, {"dtype": dtype})
     regularizer = layer.activity_regularizer
+    if isinstance(layer.activation, keras.layers.Layer) and regularizer is None:
+        return copy_of(layer.activation, name, name, {"dtype": dtype})
     return keras.layers.Activation(
         layer.activation, activity_regularizer=regularizer, name=name, dtype=dtype
     )

@@ -178,7 +178,7 @@ class Plan:
         for path, reason in self.unknown:
             table.add_row(path, path, "", "", reason)
         out = io.StringIO()
-        console = Console(file=out, width=100, color_system=None)
+        console = Console(file=out, width=100, color_system=None, markup=False)
         console.print(table)
         for name, (before, after) in (("parameters", self.params), ("FLOPs", self.flops)):
             console.print(f"{name}: {before:,} → {after:,} ({after / max(before, 1):.1%})")

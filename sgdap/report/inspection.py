@@ -63,7 +63,7 @@ class Inspection:
                 "; ".join(group.reasons),
             )
         out = io.StringIO()
-        console = Console(file=out, width=120, color_system=None)
+        console = Console(file=out, width=120, color_system=None, markup=False)
         console.print(table)
         console.print(f"{self.removable:,} of {self.channels:,} channels removable")
         for path, reason in self.graph.kept:

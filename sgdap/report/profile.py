@@ -69,7 +69,7 @@ class Profile:
                 "not counted" if layer.flops is None else f"{layer.flops:,}",
             )
         out = io.StringIO()
-        console = Console(file=out, width=100, color_system=None)
+        console = Console(file=out, width=100, color_system=None, markup=False)
         console.print(table)
         console.print(f"{self.params:,} parameters, {self.flops:,} FLOPs a sample")
         if self.latency is not None:

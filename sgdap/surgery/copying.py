@@ -10,9 +10,11 @@ from typing import Any
 
 import keras
 
+from sgdap import _keras
+
 
 def made_like(operation: Any, entries: Mapping[str, Any]) -> Any:
-    """Makes a layer or operation like another one, not built.
+    """Makes a layer or operation like another one, not built but for activations with weights.
 
     Where `get_config` fails or forgets what the class needs, the arguments are read from the
     attributes of the same names.
@@ -24,6 +26,22 @@ def made_like(operation: Any, entries: Mapping[str, Any]) -> Any:
     Raises:
         Exception: Whatever its class raises, where neither works.
     """
+    new = _made_like(operation, entries)
+    if isinstance(operation, keras.Layer) and not isinstance(operation, keras.Model):
+        _build_activations(new, operation)
+    return new
+
+
+def _build_activations(new: Any, layer: Any) -> None:
+    """Builds activations with weights, which Keras builds when they are called and not before."""
+    pairs = zip(_keras.flatten_layers(new), _keras.flatten_layers(layer), strict=False)
+    for mine, theirs in list(pairs):
+        activation = getattr(theirs, "activation", None)
+        if isinstance(activation, keras.Layer) and activation.weights:
+            mine.activation.build_from_config(activation.get_build_config())
+
+
+def _made_like(operation: Any, entries: Mapping[str, Any]) -> Any:
     try:
         new = _from_config(operation, entries)
         told = _from_config(operation, {}) if entries else new

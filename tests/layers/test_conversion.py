@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
+import sgdap
 from sgdap.layers import DynamicRangeActivation, to_dra
 from tests.models import OwnModel, assemble, convnet, mlp, outputs, randomise, samples
 from tests.test_random_graphs import RECIPES
@@ -101,6 +102,31 @@ def test_a_regularizer_of_the_activation_moves_with_it():
     for one in (model, new):
         one(x)
     np.testing.assert_allclose(sum(new.losses), sum(model.losses), rtol=1e-6)
+
+
+@pytest.mark.parametrize("function", ["relu", layers.LeakyReLU(0.2)])
+def test_a_regularizer_of_an_activation_layer_stays_through_folding(function):
+    kept = layers.Activation(function, activity_regularizer="l2")
+    model = randomise(keras.Sequential([keras.Input((5,)), layers.Dense(6), kept, layers.Dense(2)]))
+    grown = to_dra(model, growth_regularizer=None)
+    x = samples(model)
+    losses = []
+    for each in (model, grown, sgdap.fold(grown)):
+        each(x)
+        losses.append(float(sum(each.losses)))
+    np.testing.assert_allclose(losses[1:], losses[0], rtol=1e-5)
+    assert losses[0] > 0
+
+
+def test_an_activation_without_one_number_of_channels_stays():
+    x = keras.Input((5,))
+    shared = layers.ReLU(name="shared")
+    both = layers.Concatenate()([shared(layers.Dense(6)(x)), shared(layers.Dense(7)(x))])
+    model = keras.Model(x, layers.Dense(2)(layers.Dense(4, "relu", name="other")(both)))
+    given = samples(model)
+    np.testing.assert_allclose(outputs(to_dra(model), given), outputs(model, given), atol=1e-6)
+    with pytest.raises(ValueError, match="'shared'. There are: other"):
+        to_dra(model, ["shared"])
 
 
 def test_a_compiled_model_stays_compiled():

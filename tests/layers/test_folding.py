@@ -236,6 +236,39 @@ def test_what_can_not_be_folded_stays_and_the_reason_is_said():
     assert "what 'made' makes is read by reader too" in kept(a_maker_used_without)
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Leaking(DynamicRangeActivation):
+    def call(self, inputs, training=None):
+        return super().call(inputs, training=training) + 0.1 * inputs
+
+
+def test_an_activation_of_another_class_stays():
+    why = kept(lambda x: Leaking("relu", name="growing")(layers.Dense(3)(x)))
+    assert "its class Leaking may compute something else" in why
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [
+        lambda: layers.TimeDistributed(DynamicRangeActivation("relu"), name="holder"),
+        lambda: layers.Dense(3, activation=DynamicRangeActivation("relu"), name="holder"),
+    ],
+)
+def test_an_activation_inside_another_layer_stays_and_it_is_said(holder):
+    model = keras.Sequential([keras.Input((2, 4)), layers.Dense(3), holder(), layers.Dense(2)])
+    given = samples(model)
+    expected = outputs(model, given)
+    with pytest.warns(UserWarning, match="'holder' of model .* stays .* it is inside a "):
+        folded = sgdap.fold(model)
+    np.testing.assert_allclose(outputs(folded, given), expected, atol=1e-6)
+
+
+def test_a_call_that_says_whether_it_trains_folds_with_its_clip():
+    x = keras.Input((4,))
+    y = DynamicRangeActivation("relu", clip=0.5)(layers.Dense(3)(x), training=True)
+    assert_folds(grown(randomise(keras.Model(x, layers.Dense(2)(y)))))
+
+
 def test_an_activation_that_never_grew_is_taken_out_wherever_it_stands():
     x = keras.Input((4,))
     y = layers.Add()([layers.Dense(3)(x), layers.Dense(3)(x)])

@@ -42,6 +42,14 @@ def test_a_layer_without_a_rule_is_named():
     assert (inspection.removable, inspection.channels) == (0, 5)
 
 
+def test_names_in_brackets_are_shown_as_they_are():
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(3, name="[red]a"), Unknown(name="[b]")], name="m[bold]"
+    )
+    for shown in (sgdap.inspect(model), sgdap.profile(model, latency=False)):
+        assert all(name in str(shown) for name in ("m[bold]", "[red]a", "[b]"))
+
+
 def test_names_of_many_layers_are_cut_short():
     inputs = keras.Input((4,))
     x = layers.Dense(4)(inputs)

@@ -226,3 +226,27 @@ def test_a_plain_model_with_layers_of_layers_says_to_prune_the_functional_one():
     (reason,) = sgdap.channel_graph(model).group("block/wide").reasons
     assert "prune sgdap.functional(model) instead" in reason
     assert sgdap.channel_graph(sgdap.functional(model)).group("wide").prunable
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_an_activation_with_weights_is_copied_and_never_built_by_looking(called):
+    """Keras builds it in the first call of its layer, for the layer's width."""
+    model = keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(8, "relu", name="before"),
+            layers.Dense(6, activation=layers.PReLU(), name="kept"),
+            layers.Dense(3, name="end"),
+        ]
+    )
+    x = np.random.default_rng(0).normal(size=(20, 5)).astype("float32")
+    if called:
+        model(x)
+        model.layers[1].activation.alpha.assign(np.linspace(0, 1, 6))
+    inspected = sgdap.inspect(model)
+    assert (inspected.removable, inspected.channels) == (8, 17)
+    assert model.layers[1].activation.built == called
+    slim = sgdap.apply(model, sgdap.plan(model, x, sgdap.Budget(params=0.7)))
+    assert slim.layers[0 if slim.layers[0].name == "before" else 1].units < 8
+    np.testing.assert_allclose(outputs(sgdap.functional(model), x), outputs(model, x), atol=1e-6)
+    assert model.layers[1].activation.alpha.shape == (6,)

@@ -63,17 +63,22 @@ def prelu(layer: Any, call: RuleCall) -> Symbol:
 
 
 def is_elementwise(function: Any) -> bool:
-    """Whether an activation function treats every channel by itself, tried on random numbers."""
+    """Whether an activation function treats every channel by itself, tried on random numbers.
+
+    One with weights, which it may have for each channel, does not.
+    """
     name = getattr(function, "__name__", None)
     if getattr(keras.activations, str(name), None) is function and name == "linear":
         return True
     values = np.random.default_rng(0).normal(size=(7, 4)).astype("float32") * 3
     try:
+        if isinstance(function, keras.Layer) and (function.weights or not function.built):
+            function = function.from_config(function.get_config())  # to call is to build it
         whole = keras.ops.convert_to_numpy(function(keras.ops.convert_to_tensor(values)))
         half = keras.ops.convert_to_numpy(function(keras.ops.convert_to_tensor(values[:, ::2])))
     except Exception:  # a function of the user's that takes no (7, 4) array
         return False
-    if whole.shape != values.shape or half.shape != (7, 2):
+    if whole.shape != values.shape or half.shape != (7, 2) or getattr(function, "weights", None):
         return False
     return bool(np.allclose(whole[:, ::2], half, rtol=1e-5, atol=1e-6))
 
