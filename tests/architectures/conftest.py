@@ -74,8 +74,7 @@ def free_memory(tmp_path: Path) -> Iterator[None]:
     """Leaves neither models nor files of them to the next test."""
     yield
     shutil.rmtree(tmp_path)
-    keras.backend.clear_session()
-    gc.collect()
+    keras.backend.clear_session()  # which collects garbage too
 
 
 def table(found: dict[str, Evidence | None], known: str) -> str:
