@@ -225,8 +225,8 @@ class SGDAPCallback(keras.callbacks.Callback):
         if neighbours.of_class(SGDAPCallback):
             raise ValueError("A fit takes one SGDAPCallback. Received: more than one.")
         graph = channel_graph(self.model)
-        check_can_be_rebuilt(graph)
         groups = prunable_groups(graph, self.layers)
+        check_can_be_rebuilt(graph, groups)
         self.guidance.check(graph, groups)
         self._rules = width_rules(groups, self.min_channels, self.round_to, self.overrides)
         self._monitor = Monitor(self.monitor, self.mode, _keras.validated_epochs(self.model))

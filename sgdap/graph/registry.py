@@ -35,21 +35,24 @@ def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
         A decorator that returns the rule unchanged.
 
     Raises:
-        TypeError: One of the arguments is not a class.
+        TypeError: An argument is no class of layers or operations, there is none, or the rule is
+            no function.
 
     Example:
         >>> @sgdap.register_rule(keras.layers.GaussianNoise)
         ... def noise(layer, call):
         ...     return call.input  # the channels of the output are those of the input
     """
-    for layer_class in layer_classes:
-        if not isinstance(layer_class, type):
+    for layer_class in layer_classes or (None,):
+        if not isinstance(layer_class, type) or not issubclass(layer_class, keras.Operation):
             raise TypeError(
                 "register_rule takes layer classes: @sgdap.register_rule(MyLayer). "
                 f"Received: {layer_class!r}"
             )
 
     def decorate(rule: _Decorated) -> _Decorated:
+        if not callable(rule):
+            raise TypeError(f"A rule must be a function (layer, call). Received: {rule!r}")
         for layer_class in layer_classes:
             _RULES[layer_class] = rule
         return rule
@@ -90,9 +93,44 @@ def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
         reason = f"no rule for {name}; register one with sgdap.register_rule"
     if reason is None:
         assert rule is not None
-        result = rule(operation, call)
-        return [result] if isinstance(result, Symbol) else list(result)
+        return _checked(rule(operation, call), call)
     return call.keep_all(reason)
+
+
+def _checked(result: Any, call: RuleCall) -> list[Symbol]:
+    """What a rule returned, as a list that fits the outputs of its layer."""
+    symbols = [result] if isinstance(result, Symbol) else result
+    if not isinstance(symbols, Sequence) or not all(isinstance(s, Symbol) for s in symbols):
+        raise TypeError(
+            f"{call.title} must return the channels of its output: a Symbol, or a list of one for "
+            f"each output. Received: {result!r}"
+        )
+    if len(symbols) != len(call.output_shapes):
+        raise ValueError(
+            f"{call.title} must return a Symbol for each of its {len(call.output_shapes)} outputs. "
+            f"Received: {len(symbols)}"
+        )
+    for symbol, shape in zip(symbols, call.output_shapes, strict=True):
+        if not _fits(symbol, shape):
+            raise ValueError(
+                f"{call.title} must return channels for an output of shape {shape}. Received: a "
+                f"Symbol of shape {symbol.shape} with the axes "
+                f"{tuple(None if c is None else len(c) for c in symbol.axes)}. "
+                "`call.output().with_axis(axis, channels)` makes one that fits, "
+                "`call.output()` one of which nothing can be removed."
+            )
+    return list(symbols)
+
+
+def _fits(symbol: Symbol, shape: Sequence[int | None]) -> bool:
+    """Whether a symbol has the sizes of a shape, and as many channels along each axis."""
+    if not len(symbol.shape) == len(symbol.axes) == len(shape):
+        return False
+    sizes = zip(symbol.shape, shape, symbol.axes, strict=True)
+    return all(
+        None in (own, size) or (own == size and (channels is None or len(channels) == size))
+        for own, size, channels in sizes
+    )
 
 
 def _unlike_its_config(operation: Any) -> str | None:

@@ -89,6 +89,12 @@ class RuleCall:
         return self.output_shapes[0]
 
     @property
+    def title(self) -> str:
+        """What messages call the rule that speaks here."""
+        path = "/".join((self._call.path, *self._place.names))
+        return f"The rule of '{path}' (of class {type(self._place.layer).__name__})"
+
+    @property
     def ledger(self) -> Ledger:
         """What ties and protects channels."""
         return self._record.ledger
@@ -120,7 +126,12 @@ class RuleCall:
         Args:
             count: How many.
             name: Tells several kinds of channels of one layer apart.
+
+        Raises:
+            ValueError: `count` is no integer that is not negative.
         """
+        if not isinstance(count, (int, np.integer)) or count < 0:
+            raise ValueError(f"{self.title} must make 0 channels or more. Received: {count!r}")
         inner = "/".join(self._place.names)
         key = (self._call.path, f"{inner}:{name}")
         if key not in self._record.born:
@@ -225,8 +236,10 @@ class RuleCall:
         """The channels along an axis; ones that can't be removed where it has none.
 
         Raises:
-            ValueError: The axis has neither channels nor a known size.
+            ValueError: There is no such axis, or it has neither channels nor a known size.
         """
+        if not -symbol.rank <= axis < symbol.rank:
+            raise ValueError(f"{self.title} reads axis {axis} of a tensor of shape {symbol.shape}.")
         channels = symbol.axes[axis]
         if channels is not None:
             return channels
@@ -244,10 +257,15 @@ class RuleCall:
         Args:
             variable: The variable; None (a bias that is not used) is passed over.
             *axes: For each of its axes the channels, or None.
+
+        Raises:
+            TypeError: Something else than channels is given for an axis.
+            ValueError: It is no variable of the layer, or has other axes.
         """
         if variable is None:
             return
-        number = self._variables[id(variable)]
+        number = self._number_of(variable)
+        self._check_axes(variable, axes)
         path = self._call.path
         inner = "/".join(self._place.names)
         own = [
@@ -268,14 +286,36 @@ class RuleCall:
 
     def along_weight(self, variable: Any, axis: int) -> Channels | None:
         """The channels that were said to lie along an axis of one of the layer's variables."""
-        number, axis = self._variables[id(variable)], axis % len(variable.shape)
+        number, axis = self._number_of(variable), axis % len(variable.shape)
         known = self._record.axes.get((self._call.path, number, axis))
         return None if known is None else known.channels
+
+    def _number_of(self, variable: Any) -> int:
+        """The number of one of the layer's variables."""
+        number = self._variables.get(id(variable))
+        if number is None:
+            raise ValueError(f"{self.title} must speak of its variables. Received: {variable!r}")
+        return number
+
+    def _check_axes(self, variable: Any, axes: Sequence[Any]) -> None:
+        if not all(axis is None or isinstance(axis, np.ndarray) for axis in axes):
+            raise TypeError(
+                f"{self.title} must give channels (`call.along(call.input, -1)`, say) or None for "
+                f"each axis of '{variable.name}'. Received: {axes!r}"
+            )
+        shape = tuple(variable.shape)
+        sizes = zip(axes, shape, strict=False)
+        if len(axes) != len(shape) or any(c is not None and len(c) != size for c, size in sizes):
+            raise ValueError(
+                f"{self.title} must give channels or None for each axis of '{variable.name}' of "
+                f"shape {shape}. Received: "
+                f"{tuple(None if c is None else len(c) for c in axes)} channels"
+            )
 
     def scale(self, variable: Any, power: float, channels: Channels) -> None:
         """Says that a variable is multiplied with `(kept / all) ** power` of these channels."""
         if variable is not None:
-            path, number = self._call.path, self._variables[id(variable)]
+            path, number = self._call.path, self._number_of(variable)
             self._record.scales[(path, number)] = Scale(path, number, power, channels)
 
     def resize(self, key: Key, channels: Channels) -> None:
@@ -290,7 +330,7 @@ class RuleCall:
             key = (*self._place.entries, *([key] if isinstance(key, str) else key))
         known = self._record.resizes.setdefault((path, key), Resize(path, key, channels))
         if known.channels is not channels:
-            self.ledger.tie(known.channels, channels)
+            self.tie(known.channels, channels)
 
     def rewrite(self, outputs: Sequence[Symbol]) -> None:
         """Says that the operation's sizes, bounds and indices follow the channels.
@@ -340,8 +380,8 @@ class RuleCall:
             Linear(
                 self._call.path,
                 self._number,
-                self._variables[id(kernel)],
-                None if bias is None else self._variables[id(bias)],
+                self._number_of(kernel),
+                None if bias is None else self._number_of(bias),
                 replace(patches, steps=len(self._place.steps)),
                 features,
                 outputs,
@@ -373,11 +413,21 @@ class RuleCall:
         self._record.work.append(Work(self._call.path, float(factor) * times, axes))
 
     def tie(self, first: Channels, second: Channels) -> None:
-        """Makes channels leave together, index by index."""
-        self.ledger.tie(first, second)
+        """Makes channels leave together, index by index; one of the two may be a single one.
+
+        Raises:
+            ValueError: They are not equally many.
+        """
+        try:
+            self.ledger.tie(first, second)
+        except ValueError as error:
+            sizes = f"{len(first)} channels to {len(second)}"
+            raise ValueError(f"{self.title} must tie equally many. Received: {sizes}") from error
 
     def keep(self, what: Symbol | Channels, reason: str) -> None:
         """Protects channels from removal, `reason` tells people why."""
+        if not isinstance(reason, str):
+            raise TypeError(f"{self.title} must give a reason in words. Received: {reason!r}")
         for channels in what.all_channels() if isinstance(what, Symbol) else [what]:
             self.ledger.protect(channels, reason)
 

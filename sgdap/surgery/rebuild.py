@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.graph.groups import ChannelGraph
+from sgdap.graph.groups import ChannelGraph, ChannelGroup
 from sgdap.graph.program import Call, Program, fill
 from sgdap.graph.replay import rewritten_operations
 from sgdap.graph.rewriting import Written
@@ -23,6 +23,9 @@ from sgdap.surgery.optimizer import rebuild_optimizer, remade
 Mask = npt.NDArray[np.bool_]
 Updates = Mapping[tuple[str, int], npt.NDArray[np.floating[Any]]]
 """New values of variables (path of the layer, number of the variable), already slim."""
+
+Slices = Mapping[tuple[str, int], list[npt.NDArray[np.int64] | None]]
+"""For variables that shrink, the indices that stay along each axis."""
 
 
 def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = None) -> None:
@@ -39,6 +42,44 @@ def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = No
     Raises:
         ValueError: A layer can't be rebuilt from its config.
     """
+    rebuild(graph.program, *_changes(graph, kept, updates))
+
+
+def check_can_be_rebuilt(graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> None:
+    """Tries whether a model's layers and its optimizer can be made again, one channel slimmer.
+
+    Args:
+        graph: The model's channels.
+        groups: The groups that may shrink.
+
+    Raises:
+        ValueError: One of those that surgery would touch can't.
+    """
+    model = graph.program.model
+    configs, operations, values, _ = _changes(graph, _one_slimmer(graph, groups))
+    with _scope(model):
+        rebuilt, _, _ = _rebuild_layers(graph.program, configs, operations, values)
+        variables = {id(v) for old, _ in rebuilt.values() for v in _keras.layer_variables(old)}
+        for optimizer in _keras.optimizers_of(model):
+            updated = _keras.optimizer_variables(optimizer) if optimizer.built else []
+            own = optimizer is getattr(model, "optimizer", None)
+            if own or any(id(v) in variables for v in updated):
+                remade(optimizer)
+
+
+def _one_slimmer(graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> Mask:
+    """Which channels stay where every group loses one, and no axis its last."""
+    kept = np.ones(graph.count, bool)
+    last = [np.unique(a.channels) for a in graph.axes if (a.channels == a.channels[:1]).all()]
+    kept[[int(group.channels[group.removable][-1]) for group in groups]] = False
+    kept[np.concatenate([np.zeros(0, np.int64), *last])] = True
+    return kept
+
+
+def _changes(
+    graph: ChannelGraph, kept: Mask, updates: Updates | None = None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Written], dict[tuple[str, int], Any], Slices]:
+    """What `rebuild` takes: configs, operations and values that change, and what stays."""
     slices = variable_slices(graph, kept)
     values = {
         key: sliced(variable_of(graph.program, key).numpy(), index) for key, index in slices.items()
@@ -49,13 +90,8 @@ def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = No
         factor = kept[scale.channels].mean() ** scale.power
         if factor != 1:
             values[key] = values[key] * np.asarray(factor, values[key].dtype)
-    rebuild(
-        graph.program,
-        _new_entries(graph, kept, {path for path, _ in slices}),
-        rewritten_operations(graph.program, graph.rewrites, kept),
-        values,
-        slices,
-    )
+    configs = _new_entries(graph, kept, {path for path, _ in slices})
+    return configs, rewritten_operations(graph.program, graph.rewrites, kept), values, slices
 
 
 def _new_entries(graph: ChannelGraph, kept: Mask, shrunk: set[str]) -> dict[str, dict[str, Any]]:
@@ -69,10 +105,17 @@ def _new_entries(graph: ChannelGraph, kept: Mask, shrunk: set[str]) -> dict[str,
         layer = layers[resize.path]
         name, *way = [resize.key] if isinstance(resize.key, str) else resize.key
         entries = configs.get(resize.path, {})
-        whole = entries[name] if name in entries else layer.get_config()[name]
-        if count == len(resize.channels) and _entry(whole, way) is not None:
-            continue
-        configs.setdefault(resize.path, {})[str(name)] = _replaced(whole, way, count)
+        try:
+            whole = entries[name] if name in entries else layer.get_config()[name]
+            if count == len(resize.channels) and _entry(whole, way) is not None:
+                continue
+            new = _replaced(whole, way, count)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The rule of '{resize.path}' (of class {type(layer).__name__}) must give "
+                f"call.resize an entry of the layer's config. Received: {resize.key!r}"
+            ) from error
+        configs.setdefault(resize.path, {})[str(name)] = new
     return configs
 
 
@@ -81,7 +124,7 @@ def rebuild(
     configs: Mapping[str, Mapping[str, Any]],
     operations: Mapping[str, Written],
     values: Updates,
-    slices: Mapping[tuple[str, int], list[npt.NDArray[np.int64] | None]],
+    slices: Slices,
 ) -> None:
     """Rebuilds layers with other configs and exchanges their inside, the optimizer's too.
 
@@ -96,9 +139,8 @@ def rebuild(
         ValueError: A layer can't be rebuilt from its config.
     """
     model = program.model
-    touched = {*configs, *(path for path, _ in values)}
     with _scope(model):
-        rebuilt, shapes, new_operations = _rebuild_layers(program, configs, operations, touched)
+        rebuilt, shapes, new_operations = _rebuild_layers(program, configs, operations, values)
         replaced: dict[int, tuple[Any, list[npt.NDArray[np.int64] | None]]] = {}
         for path, (old, new) in rebuilt.items():
             _keras.copy_trainable(old, new)
@@ -129,29 +171,6 @@ def rebuild(
         _keras.forget_build_shapes(model, [code.layer for code in program.codes])
         _keras.refresh_trainable_state(model)
         remake_functions(model)
-
-
-def check_can_be_rebuilt(graph: ChannelGraph) -> None:
-    """Says whether a model's layers and its optimizer can be made again from their configs.
-
-    Args:
-        graph: The model's channels.
-
-    Raises:
-        ValueError: One of those that surgery may touch can't.
-    """
-    model = graph.program.model
-    touched = {axis.path for axis in graph.axes}
-    layers = {path: x for path, x in graph.program.layers().items() if path in touched}
-    variables = {id(v) for layer in layers.values() for v in _keras.layer_variables(layer)}
-    with _scope(model):
-        for path, layer in layers.items():
-            _from_config(layer, path, {})
-        for optimizer in _keras.optimizers_of(model):
-            updated = _keras.optimizer_variables(optimizer) if optimizer.built else []
-            own = optimizer is getattr(model, "optimizer", None)
-            if own or any(id(v) in variables for v in updated):
-                remade(optimizer)
 
 
 def remake_functions(model: Any) -> None:
@@ -206,10 +225,11 @@ def _rebuild_layers(
     program: Program,
     configs: Mapping[str, Mapping[str, Any]],
     operations: Mapping[str, Written],
-    touched: set[str],
+    values: Updates,
 ) -> tuple[dict[str, tuple[Any, Any]], list[tuple[int | None, ...]], dict[str, Any]]:
     """Builds new layers where a config or an input shape changed, following the graph."""
     shapes = list(program.shapes)
+    touched = {*configs, *(path for path, _ in values)}
     tensors: dict[int, Any] = {}
 
     def tensor(index: int) -> Any:
@@ -234,18 +254,54 @@ def _rebuild_layers(
         args, kwargs = fill(now, {ref.index: tensor(ref.index) for ref in call.inputs})
         if not is_layer:
             results = operation.compute_output_spec(*args, **kwargs)
-        elif call.path in rebuilt:
-            results = rebuilt[call.path][1](*args, **kwargs)
         else:
-            new = _from_config(call.operation, call.path, configs.get(call.path, {}))
-            results = new(*args, **kwargs)
-            rebuilt[call.path] = (call.operation, new)
+            if call.path not in rebuilt:
+                new = _from_config(operation, call.path, configs.get(call.path, {}))
+                rebuilt[call.path] = (operation, new)
+            results = _called(rebuilt[call.path][1], call.path, args, kwargs)
         for ref, result in zip(call.outputs, keras.tree.flatten(results), strict=True):
             known = program.shapes[ref.index]
             shapes[ref.index] = tuple(
                 old if new is None else new for old, new in zip(known, result.shape, strict=True)
             )
+    for path, (old, new) in rebuilt.items():
+        _check_variables(path, old, new, values)
     return rebuilt, shapes, rewritten_ones
+
+
+def _called(layer: Any, path: str, args: Any, kwargs: Any) -> Any:
+    """What a rebuilt layer makes of slim tensors; its first call builds it."""
+    try:
+        return layer(*args, **kwargs)
+    except Exception as error:
+        raise ValueError(f"{_not_slim(layer, path)}{error} {_LET_THE_RULE}") from error
+
+
+def _check_variables(path: str, old: Any, new: Any, values: Updates) -> None:
+    """Says where a rebuilt layer has other variables than its rule tells."""
+    before, after = _keras.layer_variables(old), _keras.layer_variables(new)
+    if len(before) != len(after):
+        raise ValueError(
+            f"{_not_slim(old, path)}it has {len(after)} variables then and {len(before)} now. "
+            "Let its get_config return all that its variables depend on."
+        )
+    for number, (mine, theirs) in enumerate(zip(before, after, strict=True)):
+        stays = tuple(values.get((path, number), mine).shape)
+        if stays != tuple(theirs.shape):
+            raise ValueError(
+                f"{_not_slim(old, path)}its '{mine.name}' is of shape {tuple(theirs.shape)} then, "
+                f"and by its rule {stays} stays of it. {_LET_THE_RULE}"
+            )
+
+
+def _not_slim(layer: Any, path: str) -> str:
+    return f"Layer '{path}' (of class {type(layer).__name__}) can't be rebuilt for fewer channels: "
+
+
+_LET_THE_RULE = (
+    "Let its rule (see sgdap.register_rule) tell the channels along each axis of each of its "
+    "variables with call.weight, and each entry of its config that counts them with call.resize."
+)
 
 
 def _from_config(layer: Any, path: str, entries: Mapping[str, Any]) -> Any:

@@ -81,6 +81,127 @@ def test_registering_again_replaces_the_rule(scale_has_a_rule):
     assert sgdap.channel_graph(model).group("first").reasons == ("for a reason",)
 
 
-def test_what_is_no_class_is_refused():
-    with pytest.raises(TypeError, match=r"takes layer classes.*Received: <Dense"):
-        sgdap.register_rule(layers.Dense(3))
+def test_what_is_no_class_of_layers_or_no_rule_is_refused():
+    for classes in ([layers.Dense(3)], [int], []):
+        with pytest.raises(TypeError, match=r"takes layer classes.*Received: "):
+            sgdap.register_rule(*classes)
+    with pytest.raises(TypeError, match=r"must be a function \(layer, call\). Received: 3"):
+        sgdap.register_rule(Scale)(3)
+
+
+def says_nothing(layer, call):
+    return None
+
+
+def makes_too_many(layer, call):
+    return [call.input, call.input]
+
+
+def makes_another_shape(layer, call):
+    return call.output().with_axis(-1, call.new_channels(5))
+
+
+def speaks_of_no_variable(layer, call):
+    call.weight("factors", call.input.axes[-1])
+    return call.input
+
+
+def gives_a_tensor_for_channels(layer, call):
+    call.weight(layer.factors, call.input)
+    return call.input
+
+
+def gives_other_axes(layer, call):
+    call.weight(layer.factors, None, call.input.axes[-1])
+    return call.input
+
+
+def gives_too_few_channels(layer, call):
+    call.weight(layer.factors, call.input.axes[-1][:2])
+    return call.input
+
+
+def reads_an_axis_too_many(layer, call):
+    call.weight(layer.factors, call.along(call.input, 2))
+    return call.input
+
+
+def makes_less_than_none(layer, call):
+    return call.output().with_axis(-1, call.new_channels(-3))
+
+
+def ties_unlike_channels(layer, call):
+    call.tie(call.input.axes[-1], call.new_channels(5))
+    return call.input
+
+
+def gives_no_reason(layer, call):
+    call.keep(call.input, None)
+    return call.input
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "words"),
+    [
+        (says_nothing, TypeError, "must return the channels of its output.*: None"),
+        (makes_too_many, ValueError, "must return a Symbol for each of its 1 outputs.*: 2"),
+        (makes_another_shape, ValueError, r".*of shape \(None, 6\). Received: .*\(None, 5\)"),
+        (speaks_of_no_variable, ValueError, "must speak of its variables. Received: 'factors'"),
+        (gives_a_tensor_for_channels, TypeError, ".*or None for each axis of 'factors'.*Symbol"),
+        (gives_other_axes, ValueError, r".*'factors' of shape \(6,\). Received: \(None, 6\)"),
+        (gives_too_few_channels, ValueError, r".*of shape \(6,\). Received: \(2,\) channels"),
+        (reads_an_axis_too_many, ValueError, r"reads axis 2 of a tensor of shape \(None, 6\)"),
+        (makes_less_than_none, ValueError, "must make 0 channels or more. Received: -3"),
+        (ties_unlike_channels, ValueError, "must tie equally many. Received: 6 .* to 5"),
+        (gives_no_reason, TypeError, "must give a reason in words. Received: None"),
+    ],
+)
+def test_a_wrong_rule_is_named_with_what_it_says(rule, kind, words, scale_has_a_rule):
+    model = network()
+    sgdap.register_rule(Scale)(rule)
+    with pytest.raises(kind, match=f"The rule of 'scale' \\(of class Scale\\) {words}"):
+        sgdap.channel_graph(model)
+
+
+def forgets_a_variable(layer, call):
+    return call.input
+
+
+def counts_in_no_entry(layer, call):
+    call.weight(layer.factors, call.input.axes[-1])
+    call.resize("size", call.input.axes[-1])
+    return call.input
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (forgets_a_variable, r"'scale' .*Scale.*its 'factors' is of shape \(.,\).*call.weight"),
+        (counts_in_no_entry, "'scale' .*Scale.* an entry of the layer's config. Received: 'size'"),
+    ],
+)
+def test_a_rule_that_leaves_something_out_stops_before_anything_changes(
+    rule, words, scale_has_a_rule
+):
+    model = network()
+    sgdap.register_rule(Scale)(rule)
+    graph = sgdap.channel_graph(model)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=words):
+        prune_in_place(graph, random_removal(graph))
+    model.compile("sgd", "mse")
+    x = samples(model)
+    epochs = []
+    with pytest.raises(ValueError, match=words):
+        model.fit(
+            x,
+            np.zeros((len(x), 2)),
+            verbose=0,
+            callbacks=[
+                sgdap.SGDAPCallback(sgdap.Budget(params=0.7), verbose=0),
+                keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: epochs.append(1)),
+            ],
+        )
+    assert not epochs
+    for mine, theirs in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(mine, theirs)

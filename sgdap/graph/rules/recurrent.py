@@ -98,6 +98,9 @@ def bidirectional(layer: Any, call: RuleCall) -> list[Symbol]:
     apart = layer.merge_mode is None
     shapes = call.output_shapes
     of_states = shapes[2:] if apart else shapes[1:]
+    of_sides = shapes[:2] if apart else [shapes[0]] * 2
+    if layer.merge_mode == "concat":
+        of_sides = [(*shape[:-1], int(shape[-1] or 0) // 2) for shape in of_sides]
     sides = []
     for number, attribute in enumerate(("forward_layer", "backward_layer")):
         own = given[number * len(given) // 2 : (number + 1) * len(given) // 2]
@@ -107,7 +110,7 @@ def bidirectional(layer: Any, call: RuleCall) -> list[Symbol]:
                 attribute,
                 "backward_layer" if number else "layer",
                 [x, *(state for state in own if isinstance(state, Symbol))],
-                [shapes[number if apart else 0], *of_states[number * half : (number + 1) * half]],
+                [of_sides[number], *of_states[number * half : (number + 1) * half]],
                 {"initial_state": own or None},
             )
         )

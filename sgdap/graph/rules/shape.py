@@ -42,13 +42,15 @@ from sgdap.graph.rules.convolution import channel_axis
     layers.UpSampling2D,
     layers.UpSampling3D,
 )
-def spatial(layer: Any, call: RuleCall) -> Symbol:
+def spatial(layer: Any, call: RuleCall) -> list[Symbol]:
     """Works along the spatial axes; the channel axis passes."""
+    if len(call.output_shape) > call.input.rank:  # adaptive pooling takes anything
+        return call.keep_all(f"'{layer.name}' is not made for inputs of {call.input.rank} axes")
     first = getattr(layer, "data_format", None) == "channels_first"
     axis = 1 if first else call.input.rank - 1
     call.keep_positions(axis, layer.name)
     target = axis if axis < len(call.output_shape) else len(call.output_shape) - 1
-    return plain(call.output_shape).with_axis(target, call.input.axes[axis])
+    return [plain(call.output_shape).with_axis(target, call.input.axes[axis])]
 
 
 @register_rule(
@@ -66,7 +68,7 @@ def image(layer: Any, call: RuleCall) -> list[Symbol]:
     """Moves or rescales images, every channel by itself."""
     if len(call.inputs) > 1 or call.input.rank != 4:
         return call.keep_all(f"'{layer.name}' takes more than a batch of images")
-    return [spatial(layer, call)]
+    return spatial(layer, call)
 
 
 @register_rule(layers.Flatten)
