@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
+
+
+def is_number(value: Any) -> bool:
+    """Whether something is a finite number, of Python or NumPy, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_integer(name: str, value: Any, least: int) -> int:
@@ -44,3 +51,17 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     if not any(value is choice or (words and value == choice) for choice in choices):
         *first, last = (repr(choice) for choice in choices)
         raise ValueError(f"{name} must be {', '.join(first)} or {last}. Received: {name}={value!r}")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Says that an argument is a share.
+
+    Args:
+        name: Of the argument.
+        value: What was received.
+
+    Raises:
+        ValueError: It is no number between 0 and 1.
+    """
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number between 0 and 1. Received: {name}={value!r}")

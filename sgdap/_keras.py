@@ -83,6 +83,12 @@ def forget_build_shapes(model: Any, composites: Iterable[Any] = ()) -> None:
             layer._build_shapes_dict = None
 
 
+def scope_of(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """The scope of the distribution strategy that a model was made under."""
+    scope: contextlib.AbstractContextManager[Any] = model.distribute_strategy.scope()
+    return scope
+
+
 def flatten_layers(layer: Any) -> Iterator[Any]:
     """Yields a layer and all layers in it, each once."""
     yield from layer._flatten_layers()

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 
 from sgdap import _keras
-from sgdap._arguments import check_choice, check_integer
+from sgdap._arguments import check_choice, check_integer, is_number
 from sgdap.graph.groups import ChannelGraph, channel_graph
 from sgdap.guidance.base import Guidance, get_guidance
 from sgdap.guidance.score import score_groups
@@ -168,9 +168,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         self.budget = budget
         self.guidance = get_guidance(guidance)
         if max_accuracy_drop is not None and (
-            isinstance(max_accuracy_drop, bool)
-            or not isinstance(max_accuracy_drop, (int, float))
-            or not 0 <= max_accuracy_drop < np.inf
+            not is_number(max_accuracy_drop) or max_accuracy_drop < 0
         ):
             raise ValueError(
                 "max_accuracy_drop must be a finite number that is not negative, or None. "

@@ -77,6 +77,7 @@ class ChannelGraph:
         program: The model's calls.
         groups: All groups, protected ones too, in order of the layers that make them.
         count: The number of channels of the whole model.
+        tensors: The channels of each tensor, by its number in the program.
         axes: Every axis of a variable that has channels.
         resizes: Every entry of a layer's config that counts channels.
         scales: Every variable that changes its size with the number of channels.
@@ -90,6 +91,7 @@ class ChannelGraph:
     program: Program
     groups: tuple[ChannelGroup, ...]
     count: int
+    tensors: Mapping[int, Symbol]
     axes: tuple[Axis, ...]
     resizes: tuple[Resize, ...]
     scales: tuple[Scale, ...]
@@ -217,6 +219,7 @@ def _assemble(program: Program, record: Record, symbols: Mapping[int, Symbol]) -
         program=program,
         groups=_groups(program, record, settled, axes),
         count=len(settled.removable),
+        tensors={index: _in_classes(symbol, classes) for index, symbol in symbols.items()},
         axes=axes,
         resizes=tuple(replace(r, channels=classes[r.channels]) for r in record.resizes.values()),
         scales=tuple(replace(s, channels=classes[s.channels]) for s in record.scales.values()),

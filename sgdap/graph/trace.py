@@ -36,6 +36,8 @@ def trace(model: Any) -> Program:
         )
     functional = _keras.functional_of(model)
     if functional is None:
+        if isinstance(model, keras.Sequential) and not model.layers:
+            raise ValueError(f"Model '{model.name}' has no layers. Add some.")
         if isinstance(model, keras.Sequential):
             raise ValueError(
                 f"Model '{model.name}' is not built, so its widths are not known yet. Add a "

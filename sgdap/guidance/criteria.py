@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
+from sgdap._arguments import check_integer, check_share, is_number
 from sgdap.guidance.base import Array, GroupData, Guidance, Order, register_guidance
 from sgdap.guidance.lasso import (
     LassoFit,
@@ -53,18 +54,14 @@ class LassoGuidance(Guidance):
     def __init__(
         self, alphas: int = 100, eps: float = 1e-3, refinement: float = 0.75, tol: float = 1e-4
     ) -> None:
-        if alphas < 2:
-            raise ValueError(f"alphas must be at least 2. Received: alphas={alphas}")
-        if not 0 < eps < 1:
-            raise ValueError(f"eps must be between 0 and 1. Received: eps={eps}")
-        if not 0 <= refinement <= 1:
-            raise ValueError(
-                f"refinement must be between 0 and 1. Received: refinement={refinement}"
-            )
+        check_integer("alphas", alphas, 2)
+        check_share("refinement", refinement)
+        if not is_number(eps) or not 0 < eps < 1:
+            raise ValueError(f"eps must be a number between 0 and 1. Received: eps={eps!r}")
+        if not is_number(tol) or not tol > 0:
+            raise ValueError(f"tol must be a positive number. Received: tol={tol!r}")
         self.alphas = alphas
         self.eps = eps
-        if not tol > 0:
-            raise ValueError(f"tol must be positive. Received: tol={tol}")
         self.refinement = refinement
         self.tol = tol
 

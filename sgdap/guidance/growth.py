@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from sgdap import _keras
+from sgdap._arguments import check_share
 from sgdap.graph.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.base import Array, GroupData, Guidance, register_guidance
 
@@ -25,16 +26,13 @@ class GrowthGuidance(Guidance):
             strictly to the growth rates.
 
     Raises:
-        ValueError: `refinement` is not between 0 and 1.
+        ValueError: `refinement` is no number between 0 and 1.
     """
 
     name: ClassVar[str] = "growth"
 
     def __init__(self, refinement: float = 0.0) -> None:
-        if not 0 <= refinement <= 1:
-            raise ValueError(
-                f"refinement must be between 0 and 1. Received: refinement={refinement}"
-            )
+        check_share("refinement", refinement)
         self.refinement = refinement
 
     def check(self, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> None:
@@ -83,10 +81,12 @@ def growth_rates(graph: ChannelGraph, group: ChannelGroup) -> tuple[Array, ...]:
         channels = local[axis.channels]
         layer = layers[axis.path]
         variable = _keras.layer_variables(layer)[axis.variable]
-        if variable is not getattr(layer, "growth_rate", None) or (channels < 0).all():
+        parts = _keras.flatten_layers(layer)  # a wrapper has its variables from one of them
+        grows = any(getattr(part, "growth_rate", None) is variable for part in parts)
+        if not grows or (channels < 0).all():
             continue
         sums = np.zeros(group.size)
-        rates = np.abs(_keras.layer_variables(layer)[axis.variable].numpy())
+        rates = np.abs(variable.numpy())
         np.add.at(sums, channels[channels >= 0], rates[channels >= 0])
         found.append(sums)
     return tuple(found)

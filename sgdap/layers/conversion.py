@@ -9,9 +9,10 @@ from typing import Any
 import keras
 
 from sgdap import _keras
-from sgdap.graph.program import Call, Program
+from sgdap.graph.channels import Symbol
+from sgdap.graph.groups import ChannelGraph, channel_graph
+from sgdap.graph.program import Program
 from sgdap.graph.rules.activation import is_elementwise
-from sgdap.graph.trace import trace
 from sgdap.layers.dynamic_range import DynamicRangeActivation
 from sgdap.surgery.apply import compile_alike
 from sgdap.surgery.functional import copy_of, functional_with, layer_names
@@ -34,7 +35,8 @@ def to_dra(model: Any, layers: Sequence[str] | None = None, **arguments: Any) ->
 
     Growth rates begin at 1 and offsets at 0, so the new model computes what the old one does. A
     layer that ends with an activation is followed by a `DynamicRangeActivation` of the name
-    `<layer>_dra` then; an activation layer is replaced by one of its own name. Activations inside
+    `<layer>_dra` then; an activation layer is replaced by one of its own name. So is an output's,
+    as losses know it by that; the layer before it becomes `<layer>_linear`. Activations inside
     other layers (recurrent ones, wrappers) and those written as `keras.ops` stay.
 
     Args:
@@ -47,12 +49,12 @@ def to_dra(model: Any, layers: Sequence[str] | None = None, **arguments: Any) ->
             `clip`.
 
     Returns:
-        A new functional `keras.Model`; where `model` is compiled, compiled alike with a new
-        optimizer.
+        A new functional `keras.Model`, without methods of `model`'s class (a `train_step`, say);
+        where `model` is compiled, compiled alike with a new optimizer.
 
     Raises:
-        TypeError: `model` is no Keras model, `layers` no sequence of names, or an argument is not
-            one of `DynamicRangeActivation`.
+        TypeError: `model` is no Keras model, `layers` no list of names, or an argument is not one
+            of `DynamicRangeActivation`.
         ValueError: A name fits no layer with an activation that can be replaced, no activation is
             left, or the model can't be traced or copied.
 
@@ -68,24 +70,27 @@ def to_dra(model: Any, layers: Sequence[str] | None = None, **arguments: Any) ->
             "to_dra takes the arguments growth, growth_regularizer, momentum and clip of "
             f"DynamicRangeActivation. Received: {', '.join(sorted(unknown))}"
         )
-    program = trace(model)
-    found = _activations(program)
+    graph = channel_graph(model)
+    program = graph.program
+    found = _activations(graph)
     chosen = _chosen(program, found, layers)
-    names = layer_names(program)
+    names, ends = layer_names(program), _ends(program)
     taken = {*names.values(), *(tensor.name for tensor, _ in program.symbols)}
     replacements: dict[str, list[Any]] = {}
     copies: dict[str, Any] = {}
     for path in chosen:
         layer = program.layers()[path]
+        first = last = names[path]
         alone = not isinstance(layer, ENDING)
-        name = names[path] if alone else f"{names[path]}_dra"
-        while not alone and name in taken:
-            name += "_1"
-        taken.add(name)
+        if not alone and path in ends:  # losses and metrics know an output by its layer's name
+            first = _untaken(f"{last}_linear", taken)
+        elif not alone:
+            last = _untaken(f"{first}_dra", taken)
         activation = DynamicRangeActivation(
             found[path],
-            channel_axis=_channel_axis(program, path),
-            name=name,
+            channel_axis=_channel_axis(graph, path),
+            name=last,
+            trainable=layer.trainable,
             dtype=layer.dtype_policy,
             activity_regularizer=None if type(layer) in ALONE else layer.activity_regularizer,
             **arguments,
@@ -93,7 +98,7 @@ def to_dra(model: Any, layers: Sequence[str] | None = None, **arguments: Any) ->
         replacements[path] = [activation]
         if not alone:
             entries = {"activation": "linear", "activity_regularizer": None}
-            copies[path] = copy_of(layer, path, names[path], entries)
+            copies[path] = copy_of(layer, path, first, entries)
             replacements[path] = [copies[path], activation]
     new = functional_with(program, replacements)
     for path, copy in copies.items():
@@ -105,10 +110,17 @@ def to_dra(model: Any, layers: Sequence[str] | None = None, **arguments: Any) ->
     return new
 
 
-def _activations(program: Program) -> dict[str, Any]:
+def _untaken(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_1"
+    taken.add(name)
+    return name
+
+
+def _activations(graph: ChannelGraph) -> dict[str, Any]:
     """The activation of each layer that has one to replace, by path."""
     found: dict[str, Any] = {}
-    for path, layer in program.layers().items():
+    for path, layer in graph.program.layers().items():
         activation = None
         if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
             continue
@@ -119,27 +131,39 @@ def _activations(program: Program) -> dict[str, Any]:
             activation = type(layer).from_config(config)
         if activation is None or activation is keras.activations.linear:
             continue
-        if is_elementwise(activation) and _width(program, path) is not None:
+        if is_elementwise(activation) and _width(graph, path) is not None:
             found[path] = activation
     return found
 
 
-def _width(program: Program, path: str) -> int | None:
+def _made(graph: ChannelGraph, path: str) -> list[Symbol]:
+    """The channels of what each call of a layer makes."""
+    calls = [call for call in graph.program.calls if call.path == path]
+    return [graph.tensors[ref.index] for call in calls for ref in call.outputs]
+
+
+def _channel_axis(graph: ChannelGraph, path: str) -> int:
+    """The axis of what a layer makes that channels lie along: the last one, where none does."""
+    made, *_ = _made(graph, path)
+    along = [axis for axis in range(1, made.rank) if made.axes[axis] is not None]
+    return along[-1] if along and along[-1] < made.rank - 1 else -1
+
+
+def _width(graph: ChannelGraph, path: str) -> int | None:
     """How many channels a layer makes; None where that is not known, or differs between calls."""
-    axis = _channel_axis(program, path)
-    widths = {
-        program.shapes[ref.index][axis]
-        for call in program.calls
-        if call.path == path
-        for ref in call.outputs
-    }
+    axis = _channel_axis(graph, path)
+    widths = {made.shape[axis] for made in _made(graph, path)}
     return widths.pop() if len(widths) == 1 else None
+
+
+def _ends(program: Program) -> set[str]:
+    """The layers that make the model's outputs."""
+    return {call.path for call in program.calls if {*call.outputs} & {*program.outputs}}
 
 
 def _chosen(program: Program, found: Mapping[str, Any], layers: Sequence[str] | None) -> list[str]:
     if layers is None:
-        ends = {call.path for call in program.calls if {*call.outputs} & {*program.outputs}}
-        chosen = [path for path in found if path not in ends]
+        chosen = [path for path in found if path not in _ends(program)]
         if not chosen:
             raise ValueError(
                 f"Model '{program.model.name}' has no activation to replace: there is none that is "
@@ -147,10 +171,10 @@ def _chosen(program: Program, found: Mapping[str, Any], layers: Sequence[str] | 
                 "itself and is no output."
             )
         return chosen
-    if isinstance(layers, str) or not isinstance(layers, Iterable):
+    if isinstance(layers, str) or not isinstance(layers, Iterable) or not [*layers]:
         raise TypeError(
-            "layers must be a list of layer names or patterns, for example ['conv*']. "
-            f"Received: {layers!r}"
+            "layers must be a list of layer names or patterns, for example ['conv*'], or None for "
+            f"all. Received: {layers!r}"
         )
     chosen = []
     for pattern in layers:
@@ -167,23 +191,3 @@ def _chosen(program: Program, found: Mapping[str, Any], layers: Sequence[str] | 
             )
         chosen += [path for path in fitting if path not in chosen]
     return chosen
-
-
-def _channel_axis(program: Program, path: str) -> int:
-    """The channels' axis of what a layer makes: that of the nearest layer before that has one."""
-    makers = {ref.index: call for call in program.calls for ref in call.outputs}
-    call: Call | None = next(call for call in program.calls if call.path == path)
-    assert call is not None
-    rank = len(program.shapes[call.outputs[0].index])
-    while call is not None:
-        if len(program.shapes[call.outputs[0].index]) != rank:
-            break
-        layer = call.operation
-        if isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)):
-            return -1
-        if hasattr(layer, "data_format"):
-            return 1 if layer.data_format == "channels_first" and rank > 2 else -1
-        if isinstance(layer, keras.layers.BatchNormalization) and isinstance(layer.axis, int):
-            return -1 if layer.axis in (-1, rank - 1) else layer.axis
-        call = makers.get(call.inputs[0].index) if call.inputs else None
-    return -1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from sgdap._arguments import check_choice, check_integer
+from sgdap._arguments import check_choice, is_number
 
 
 @keras.saving.register_keras_serializable(package="sgdap")
@@ -87,17 +88,17 @@ class DynamicRangeActivation(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         check_choice("growth", growth, ("trainable", "statistics"))
-        if not _is_number(momentum) or not 0 <= momentum < 1:
+        if not is_number(momentum) or not 0 <= momentum < 1:
             raise ValueError(
                 f"momentum must be from 0 to less than 1. Received: momentum={momentum!r}"
             )
-        if clip is not None and (not _is_number(clip) or not 0 < clip < np.inf):
+        if clip is not None and (not is_number(clip) or clip <= 0):
             raise ValueError(f"clip must be a positive number or None. Received: clip={clip!r}")
         self.activation = keras.activations.get(activation)
         self.growth = growth
         self.growth_regularizer = _regularizer(growth_regularizer)
-        self.momentum = momentum
-        self.clip = clip
+        self.momentum = float(momentum)
+        self.clip = None if clip is None else float(clip)
         self.channel_axis = _axis(channel_axis)
         self.supports_masking = True
 
@@ -115,6 +116,7 @@ class DynamicRangeActivation(keras.layers.Layer):
                 f"'{self.name}' needs to know the number of its channels, axis "
                 f"{self.channel_axis} of its input. Received: input shape {input_shape}"
             )
+        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={self.channel_axis: size})
         trained = self.growth == "trainable"
         self.growth_rate = self.add_weight(
             name="growth_rate",
@@ -223,21 +225,22 @@ def _channel_sums(values: Any, like: Any) -> Any:
     return ops.sum(ops.sum(values, axis=0, keepdims=True), axis=over, keepdims=True)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _axis(axis: Any) -> int:
-    check_integer("channel_axis", abs(axis) if isinstance(axis, int) else axis, 1)
+    if isinstance(axis, bool) or not isinstance(axis, Integral) or axis == 0:
+        raise ValueError(
+            "channel_axis must be the number of an axis, not 0, which is that of the samples. "
+            f"Received: channel_axis={axis!r}"
+        )
     return int(axis)
 
 
 def _regularizer(identifier: Any) -> Any:
-    if not _is_number(identifier):
+    if is_number(identifier) and identifier >= 0:
+        return keras.regularizers.L1(float(identifier)) if identifier else None
+    try:
         return keras.regularizers.get(identifier)
-    if not 0 <= identifier < np.inf:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             "growth_regularizer must be a number that is not negative, a Keras regularizer or "
             f"None. Received: growth_regularizer={identifier!r}"
-        )
-    return keras.regularizers.L1(float(identifier)) if identifier else None
+        ) from error

@@ -57,8 +57,8 @@ def fold(model: Any) -> Any:
         model: A built `keras.Model`; it is not changed.
 
     Returns:
-        A new functional `keras.Model`; where `model` is compiled, compiled alike with a new
-        optimizer.
+        A new functional `keras.Model`, without methods of `model`'s class (a `train_step`, say);
+        where `model` is compiled, compiled alike with a new optimizer.
 
     Raises:
         TypeError: `model` is no Keras model.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from sgdap._arguments import check_integer
+from sgdap._arguments import check_integer, is_number
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,7 @@ class Adaptive(Geometric):
     name: ClassVar[str] = "adaptive"
 
     def __post_init__(self) -> None:
-        number = isinstance(self.cut, (int, float)) and not isinstance(self.cut, bool)
-        if not number or not 0 < self.cut < 1:
+        if not is_number(self.cut) or not 0 < self.cut < 1:
             raise ValueError(f"cut must be a number between 0 and 1. Received: cut={self.cut!r}")
 
     def progress(self, done: float) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from sgdap._arguments import check_integer
+from sgdap._arguments import check_integer, is_number
 from sgdap.graph.groups import ChannelGroup
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.planning.cost import CostModel
@@ -69,7 +69,7 @@ def width_rules(
         )
     fixed: dict[str, int] = {}
     for pattern, share in (overrides or {}).items():
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        if not is_number(share) or not 0 < share <= 1:
             raise ValueError(
                 "overrides must give shares of channels to keep, above 0 and up to 1. "
                 f"Received: {{{pattern!r}: {share!r}}}"

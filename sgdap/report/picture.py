@@ -86,8 +86,13 @@ def draw(graph: ChannelGraph) -> Any:
     handles.append(_patch(PROTECTED, "channels that stay"))
     if any(box.unknown for box in boxes):
         handles.append(_patch(PLAIN, "a layer without a rule", linestyle=":"))
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
-    axes.set_title(f"{graph.program.model.name}: channels of one colour are tied", loc="left")
+    legend = axes.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a $ in a name is one
+    title = f"{_short(graph.program.model.name, 60)}: channels of one colour are tied"
+    axes.set_title(title, loc="left", parse_math=False)
     return figure
 
 
@@ -162,7 +167,7 @@ def colours_of(graph: ChannelGraph) -> dict[str, str]:
 
 def _legend(group: ChannelGroup) -> str:
     more = f" + {len(group.producers) - 1}" if len(group.producers) > 1 else ""
-    return f"{group.name}{more}: {int(group.removable.sum())} of {group.size} removable"
+    return f"{_short(group.name, 40)}{more}: {int(group.removable.sum())} of {group.size} removable"
 
 
 def _short(name: str, most: int) -> str:
@@ -219,6 +224,7 @@ def _box(axes: Any, spot: tuple[float, float], box: Box, colours: list[str]) -> 
         ha="center",
         va="center",
         fontsize=7.5,
+        parse_math=False,
         zorder=4,
         color="white" if shares[len(shares) // 2] in DARK else "black",
     )

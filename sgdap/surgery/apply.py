@@ -140,7 +140,7 @@ def copy_model(model: Any, *, compiled: bool = True) -> Any:
         ValueError: A layer can't be made from its config.
     """
     try:
-        with _keras.uncompiled(model):
+        with _keras.uncompiled(model), _keras.scope_of(model):
             copy = keras.models.clone_model(
                 model, clone_function=lambda layer: copied_operation(layer, layer.name, {})
             )
@@ -164,7 +164,8 @@ def copy_model(model: Any, *, compiled: bool = True) -> Any:
 def compile_alike(copy: Any, model: Any) -> None:
     """Compiles a copy as its model is, with a new optimizer; warns where that can't be done."""
     try:
-        copy.compile_from_config(model.get_compile_config())
+        with _keras.scope_of(model):
+            copy.compile_from_config(model.get_compile_config())
     except Exception as error:  # a loss or metric that Keras can't make from its config
         warnings.warn(
             f"The new model is not compiled: the loss, metrics or optimizer of "

@@ -64,8 +64,9 @@ def functional_program(program: Program) -> Program:
             what a functional model can't hold.
     """
     names = layer_names(program)
-    operations = {p: copy_of(layer, p, names[p]) for p, layer in program.layers().items()}
-    model, symbols, nodes = _connected(program, {path: [x] for path, x in operations.items()})
+    with _keras.scope_of(program.model):
+        operations = {p: copy_of(layer, p, names[p]) for p, layer in program.layers().items()}
+        model, symbols, nodes = _connected(program, {path: [x] for path, x in operations.items()})
     calls = [
         replace(call, operation=operations[call.path], node=node)
         for call, node in zip(program.calls, nodes, strict=True)
@@ -97,13 +98,14 @@ def functional_with(program: Program, replacements: Mapping[str, Sequence[Any]])
         ValueError: As `functional_program`.
     """
     names = layer_names(program)
-    copies = {
-        path: copy_of(layer, path, names[path])
-        for path, layer in program.layers().items()
-        if path not in replacements
-    }
-    places = {path: [operation] for path, operation in copies.items()}
-    model, _, _ = _connected(program, {**places, **replacements})
+    with _keras.scope_of(program.model):
+        copies = {
+            path: copy_of(layer, path, names[path])
+            for path, layer in program.layers().items()
+            if path not in replacements
+        }
+        places = {path: [operation] for path, operation in copies.items()}
+        model, _, _ = _connected(program, {**places, **replacements})
     _copy_variables(program, copies)
     return model
 
@@ -149,7 +151,10 @@ def _copy_variables(program: Program, copies: Mapping[str, Any]) -> None:
 
 
 def layer_names(program: Program) -> dict[str, str]:
-    """A name for each layer: its own where that is the only one, else with those around it."""
+    """A name for each layer: its own where that is the only one, else with those around it.
+
+    Layers that make the model's outputs have the outputs' names.
+    """
     own = {
         path: layer.name if isinstance(layer, keras.Layer) else path.split("/")[-1].split(".")[-1]
         for path, layer in program.layers().items()
@@ -161,6 +166,11 @@ def layer_names(program: Program) -> dict[str, str]:
         while (taken[wanted] and wanted != name) or wanted in names.values() or taken[wanted] > 1:
             wanted += "_1"
         names[path] = wanted
+    outputs = zip(program.outputs, getattr(program.functional, "output_names", ()), strict=False)
+    for ref, name in outputs:  # losses know the output of a model inside the model by its name
+        maker = next((call.path for call in program.calls if ref in call.outputs), None)
+        if maker is not None and name not in names.values():
+            names[maker] = name
     return names
 
 

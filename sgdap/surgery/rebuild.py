@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -57,7 +56,7 @@ def check_can_be_rebuilt(graph: ChannelGraph, groups: Sequence[ChannelGroup]) ->
     """
     model = graph.program.model
     configs, operations, values, _ = _changes(graph, _one_slimmer(graph, groups))
-    with _scope(model):
+    with _keras.scope_of(model):
         rebuilt, _, _ = _rebuild_layers(graph.program, configs, operations, values)
         variables = {id(v) for old, _ in rebuilt.values() for v in _keras.layer_variables(old)}
         for optimizer in _keras.optimizers_of(model):
@@ -139,7 +138,7 @@ def rebuild(
         ValueError: A layer can't be rebuilt from its config.
     """
     model = program.model
-    with _scope(model):
+    with _keras.scope_of(model):
         rebuilt, shapes, new_operations = _rebuild_layers(program, configs, operations, values)
         replaced: dict[int, tuple[Any, list[npt.NDArray[np.int64] | None]]] = {}
         for path, (old, new) in rebuilt.items():
@@ -214,11 +213,6 @@ def _write_node(call: Call, written: Written) -> None:
     known = {ref.index: tensor for ref, tensor in zip(call.inputs, tensors, strict=True)}
     now = replace(call, args=written.args, kwargs=written.kwargs)
     _keras.write_node_arguments(call.node, *fill(now, known))
-
-
-def _scope(model: Any) -> contextlib.AbstractContextManager[Any]:
-    scope: contextlib.AbstractContextManager[Any] = model.distribute_strategy.scope()
-    return scope
 
 
 def _rebuild_layers(

@@ -117,6 +117,7 @@ class Own(keras.Model):
             ValueError,
             "'raw' is not built.*keras.Input.*call it once",
         ),
+        (keras.Sequential([keras.Input((3,))], name="bare"), ValueError, "'bare' has no layers"),
         (Own(name="own"), ValueError, "'own' is not built.*Call it once on a batch"),
         (Adversaries(), ValueError, "'gan' has no `call`.*that it holds \\(generator\\)"),
     ],

@@ -192,7 +192,7 @@ def test_an_unknown_criterion_is_refused_with_the_names_there_are():
     [
         (lambda: sgdap.MagnitudeGuidance(norm=3), "norm must be 1 or 2. Received: norm=3"),
         (lambda: sgdap.ActivationGuidance("median"), "value must be .* Received: value='median'"),
-        (lambda: sgdap.LassoGuidance(refinement=2), "refinement must be between 0 and 1"),
+        (lambda: sgdap.LassoGuidance(refinement=2), "refinement must be a number between 0 and 1"),
     ],
 )
 def test_arguments_without_meaning_are_refused(make, message):

@@ -53,6 +53,27 @@ def test_a_channel_in_several_places_has_the_sum_of_its_growth_rates():
     np.testing.assert_allclose(found, [r.reshape(4, 3).sum(0) for r in rates], rtol=1e-6)
 
 
+def test_growth_rates_inside_a_wrapper_are_read():
+    x = keras.Input((4, 5))
+    y = layers.TimeDistributed(layers.Dense(6), name="made")(x)
+    grows = layers.TimeDistributed(DynamicRangeActivation("relu"))
+    model = keras.Model(x, layers.Dense(3)(layers.Flatten()(grows(y))))
+    rates = grows.layer.growth_rate
+    rates.assign(np.arange(-3.0, 3.0))
+    graph = sgdap.channel_graph(model)
+    (found,) = growth_rates(graph, graph.groups[0])
+    np.testing.assert_array_equal(found, np.abs(rates.numpy()))
+
+
+@pytest.mark.parametrize("refinement", ["a", None, [0.5], True, 1.5, float("nan")])
+@pytest.mark.parametrize("guidance", [sgdap.GrowthGuidance, sgdap.LassoGuidance])
+def test_a_refinement_without_meaning_is_refused(guidance, refinement):
+    with pytest.raises(
+        ValueError, match="refinement must be a number between 0 and 1. Received: ref"
+    ):
+        guidance(refinement=refinement)
+
+
 def test_refinement_chooses_among_the_least_grown():
     model = grown(to_dra(convnet()))
     x, _ = digits_like(128)
@@ -70,7 +91,7 @@ def test_refinement_chooses_among_the_least_grown():
         for refinement in (0.0, 1.0)
     ]
     assert errors[1] < errors[0]
-    with pytest.raises(ValueError, match="refinement must be between 0 and 1"):
+    with pytest.raises(ValueError, match="refinement must be a number between 0 and 1"):
         sgdap.GrowthGuidance(2)
 
 

@@ -78,6 +78,45 @@ def test_channels_first_is_seen():
     assert sizes == [(4,), (6,), (5,)]
 
 
+def test_growth_rates_lie_along_the_channels_wherever_a_permutation_puts_them():
+    x = keras.Input((7, 4))
+    y = layers.Permute((2, 1))(layers.Dense(6, name="made")(x))
+    y = layers.Permute((2, 1))(layers.ReLU(name="turned")(y))
+    model = randomise(keras.Model(x, layers.Dense(2)(y)))
+    new = to_dra(model)
+    assert new.get_layer("turned").growth_rate.shape == (6,)
+    assert sgdap.channel_graph(new).group("made").followers == ("turned",)
+    np.testing.assert_allclose(outputs(new, samples(model)), outputs(model, samples(model)), 1e-5)
+
+
+def test_a_frozen_layer_gets_a_frozen_activation():
+    model = convnet()
+    for name in ("conv_2", "relu"):
+        model.get_layer(name).trainable = False
+    new = to_dra(model)
+    grows = {name: bool(new.get_layer(name).trainable) for name in converted_names(new)}
+    assert grows == {"relu": False, "conv_2_dra": False, "hidden_dra": True}
+
+
+def test_outputs_keep_their_names_for_losses_by_name():
+    x = keras.Input((4,))
+    hidden = layers.Dense(4, "relu", name="hidden")(x)
+    head = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="deep")], name="head")
+    ends = [layers.Dense(2, "sigmoid", name="end")(hidden), head(hidden)]
+    model = keras.Model(x, ends)
+    model.compile("sgd", {"end": "mse", "head": "mae"})
+    new = to_dra(model, ["hidden", "end"])
+    assert converted_names(new) == ["hidden_dra", "end"]
+    x = samples(model)
+    y = [np.zeros((len(x), 2))] * 2
+    for each in (new, sgdap.fold(new)):
+        assert each.output_names == ["end", "head"]
+        each.fit(x, y, verbose=0)
+    before = [np.array(value) for value in model(x)]
+    for mine, theirs in zip(to_dra(model, ["end"])(x), before, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
 def test_shared_nested_and_own_models_are_converted():
     shared = layers.Dense(4, "relu", name="shared")
     inner = keras.Sequential([keras.Input((4,)), layers.Dense(4, "tanh", name="deep")], name="in")
@@ -142,6 +181,8 @@ def test_what_can_not_be_replaced_is_said():
         to_dra(mlp(), activation="relu")
     with pytest.raises(TypeError, match="must be a list of layer names"):
         to_dra(mlp(), "hidden_1")
+    with pytest.raises(TypeError, match=r"or None for all. Received: \[\]"):
+        to_dra(mlp(), [])
     with pytest.raises(ValueError, match="is called 'end'. There are: hidden_1, hidden_2"):
         to_dra(mlp(), ["end"])
     with pytest.raises(ValueError, match="has no activation to replace"):

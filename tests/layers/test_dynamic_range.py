@@ -1,5 +1,6 @@
 """The layer against NumPy: what it computes, what its gradients are, how it grows."""
 
+import json
 import subprocess
 import sys
 
@@ -273,13 +274,39 @@ def test_the_pull_brings_an_idle_channel_to_nothing():
         ({"clip": float("inf")}, "Received: clip=inf"),
         ({"channel_axis": 0}, "channel_axis=0"),
         ({"channel_axis": 1.0}, "channel_axis=1.0"),
+        ({"channel_axis": True}, "channel_axis=True"),
         ({"growth_regularizer": -0.1}, "Received: growth_regularizer=-0.1"),
+        ({"growth_regularizer": float("nan")}, "Received: growth_regularizer=nan"),
+        ({"growth_regularizer": "no such"}, "Received: growth_regularizer='no such'"),
+        ({"growth_regularizer": [1]}, r"Received: growth_regularizer=\[1\]"),
+        ({"growth_regularizer": True}, "Received: growth_regularizer=True"),
         ({"activation": "no such"}, "no such"),
     ],
 )
 def test_arguments_without_meaning_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         DynamicRangeActivation(**arguments)
+
+
+def test_numbers_of_numpy_are_taken():
+    layer = DynamicRangeActivation(
+        momentum=np.float32(0.5),
+        clip=np.int64(3),
+        growth_regularizer=np.float32(0.25),
+        channel_axis=np.int64(-1),
+    )
+    config = json.loads(json.dumps(layer.get_config()))
+    again = DynamicRangeActivation.from_config(config)
+    assert (again.momentum, again.clip, again.channel_axis) == (0.5, 3.0, -1)
+    assert float(again.growth_regularizer.l1) == 0.25
+
+
+def test_an_input_of_another_width_is_refused():
+    layer = DynamicRangeActivation(name="grown")
+    layer(np.ones((2, 3)))
+    assert layer(np.ones((2, 5, 3))).shape == (2, 5, 3)
+    with pytest.raises(ValueError, match="'grown' is incompatible with the layer.*value 3"):
+        layer(np.ones((2, 4)))
 
 
 def test_inputs_without_known_channels_are_refused():

@@ -29,6 +29,25 @@ def test_every_layer_of_a_small_model_has_a_box():
     assert texts(figure) == ["input", *(layer.name for layer in convnet().layers)]
 
 
+def test_names_are_drawn_as_they_are_and_long_ones_shortened():
+    long = "x" * 200
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(4, name="a$b^$"),
+            layers.Dense(4, name=long),
+            layers.Dense(2, name="end"),
+        ],
+        name="m$o^$",
+    )
+    figure = sgdap.inspect(model).plot()
+    figure.canvas.draw()
+    assert "a$b^$" in texts(figure)
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert max(map(len, [*texts(figure), *legend])) < 80
+    assert figure.get_size_inches()[0] < 12
+
+
 def test_layers_that_pass_channels_share_a_box_in_large_models():
     shown = texts(sgdap.inspect(residual(12)).plot())
     assert "first_3 +1" in shown

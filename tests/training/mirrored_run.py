@@ -135,6 +135,19 @@ def resumed(strategy) -> dict:
     raise AssertionError
 
 
+def copies(strategy) -> list[dict]:
+    """What copies hold that are made, and trained, outside of the strategy's scope."""
+    x, y = data()
+    model = network(strategy, layers.Dense, 6, "relu", rate=0.01)
+    slim = sgdap.apply(model, sgdap.plan(model, x, sgdap.Budget(flops=0.5)))
+    grown = sgdap.layers.to_dra(model)
+    found = []
+    for copy in (slim, grown, sgdap.fold(grown)):
+        copy.fit(x, y, batch_size=16, verbose=0)
+        found.append(replicas(strategy, copy))
+    return found
+
+
 def main() -> None:
     (device,) = tf.config.list_physical_devices("CPU")
     two = [tf.config.LogicalDeviceConfiguration()] * 2
@@ -152,6 +165,7 @@ def main() -> None:
         }
         for name, strategy in strategies.items()
     }
+    found["two"]["copies"] = copies(strategies["two"])
     found["two"]["resumed"] = resumed(strategies["two"])
     print(json.dumps(found))
 

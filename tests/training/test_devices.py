@@ -40,6 +40,13 @@ def test_the_slim_model_is_that_of_one_device_and_lives_on_both(runs, source):
             np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-4)
 
 
+def test_copies_live_on_the_devices_of_their_model(runs):
+    for copy in runs["two"]["copies"]:
+        assert copy["kinds"] == ["MirroredVariable"]
+        assert set(copy["copies"]) == {2}
+        assert copy["alike"]
+
+
 def test_the_sample_of_the_training_data_has_the_batches_of_both_devices(runs):
     for run in runs.values():
         assert run["reservoir"]["seen"] == SAMPLES
