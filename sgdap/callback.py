@@ -224,9 +224,9 @@ class SGDAPCallback(keras.callbacks.Callback):
             raise ValueError("A fit takes one SGDAPCallback. Received: more than one.")
         graph = channel_graph(self.model)
         groups = prunable_groups(graph, self.layers)
-        check_can_be_rebuilt(graph, groups)
         self.guidance.check(graph, groups)
         self._rules = width_rules(groups, self.min_channels, self.round_to, self.overrides)
+        check_can_be_rebuilt(graph, groups, self._rules)
         self._monitor = Monitor(self.monitor, self.mode, _keras.validated_epochs(self.model))
         self._calendar = Calendar(
             int(self.params["epochs"]),

@@ -38,7 +38,13 @@ class Symbol:
         return self.axes[axis]
 
     def with_axis(self, axis: int, channels: Channels | None, size: int | None = None) -> Symbol:
-        """The same tensor with other channels along one axis."""
+        """The same tensor with other channels along one axis.
+
+        Raises:
+            ValueError: It has no such axis.
+        """
+        if not -self.rank <= axis < self.rank:
+            raise ValueError(f"A tensor of shape {self.shape} has no axis {axis}.")
         shape, axes = list(self.shape), list(self.axes)
         axes[axis] = channels
         if channels is not None or size is not None:

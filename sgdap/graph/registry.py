@@ -93,7 +93,11 @@ def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
         reason = f"no rule for {name}; register one with sgdap.register_rule"
     if reason is None:
         assert rule is not None
-        return _checked(rule(operation, call), call)
+        try:
+            return _checked(rule(operation, call), call)
+        except Exception as error:
+            error.add_note(call.title)
+            raise
     return call.keep_all(reason)
 
 

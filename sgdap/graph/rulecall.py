@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from sgdap import _keras
+from sgdap._arguments import is_number
 from sgdap.graph.channels import Channels, Ledger, Symbol, plain
 from sgdap.graph.patches import Patches
 from sgdap.graph.program import Call, Ref, Shape
@@ -297,12 +298,15 @@ class RuleCall:
             raise ValueError(f"{self.title} must speak of its variables. Received: {variable!r}")
         return number
 
-    def _check_axes(self, variable: Any, axes: Sequence[Any]) -> None:
-        if not all(axis is None or isinstance(axis, np.ndarray) for axis in axes):
+    def _check_channels(self, method: str, *given: Any) -> None:
+        if not all(isinstance(channels, np.ndarray) for channels in given):
             raise TypeError(
-                f"{self.title} must give channels (`call.along(call.input, -1)`, say) or None for "
-                f"each axis of '{variable.name}'. Received: {axes!r}"
+                f"{self.title} must give call.{method} channels, such as those of "
+                f"`call.along(call.input, -1)`. Received: {', '.join(map(repr, given))}"
             )
+
+    def _check_axes(self, variable: Any, axes: Sequence[Any]) -> None:
+        self._check_channels("weight", *(axis for axis in axes if axis is not None))
         shape = tuple(variable.shape)
         sizes = zip(axes, shape, strict=False)
         if len(axes) != len(shape) or any(c is not None and len(c) != size for c, size in sizes):
@@ -313,7 +317,14 @@ class RuleCall:
             )
 
     def scale(self, variable: Any, power: float, channels: Channels) -> None:
-        """Says that a variable is multiplied with `(kept / all) ** power` of these channels."""
+        """Says that a variable is multiplied with `(kept / all) ** power` of these channels.
+
+        Raises:
+            TypeError: `channels` are none, or `power` is no number.
+        """
+        self._check_channels("scale", channels)
+        if not is_number(power):
+            raise TypeError(f"{self.title} must give a power as a number. Received: {power!r}")
         if variable is not None:
             path, number = self._call.path, self._number_of(variable)
             self._record.scales[(path, number)] = Scale(path, number, power, channels)
@@ -324,8 +335,18 @@ class RuleCall:
         Args:
             key: Name of the entry, or the names and positions that lead to a nested one.
             channels: The channels that it counts.
+
+        Raises:
+            TypeError: `channels` are none, or `key` is no name and no way.
         """
+        self._check_channels("resize", channels)
         path = self._call.path
+        if not isinstance(key, str):
+            if not isinstance(key, Sequence) or not all(isinstance(k, (str, int)) for k in key):
+                raise TypeError(
+                    f"{self.title} must name an entry of the layer's config. Received: {key!r}"
+                )
+            key = tuple(key)
         if self._place.entries:
             key = (*self._place.entries, *([key] if isinstance(key, str) else key))
         known = self._record.resizes.setdefault((path, key), Resize(path, key, channels))
@@ -408,7 +429,13 @@ class RuleCall:
         """Says how much the layer computes for one sample: `factor` times the axes' widths.
 
         One multiply-add counts as 2 FLOPs.
+
+        Raises:
+            TypeError: The axes are no channels, or `factor` is no number.
         """
+        self._check_channels("work", *axes)
+        if not is_number(factor):
+            raise TypeError(f"{self.title} must give a factor as a number. Received: {factor!r}")
         times = float(np.prod(self._place.steps))
         self._record.work.append(Work(self._call.path, float(factor) * times, axes))
 
@@ -416,8 +443,10 @@ class RuleCall:
         """Makes channels leave together, index by index; one of the two may be a single one.
 
         Raises:
+            TypeError: One of the two is no channels.
             ValueError: They are not equally many.
         """
+        self._check_channels("tie", first, second)
         try:
             self.ledger.tie(first, second)
         except ValueError as error:
@@ -425,7 +454,13 @@ class RuleCall:
             raise ValueError(f"{self.title} must tie equally many. Received: {sizes}") from error
 
     def keep(self, what: Symbol | Channels, reason: str) -> None:
-        """Protects channels from removal, `reason` tells people why."""
+        """Protects channels from removal, `reason` tells people why.
+
+        Raises:
+            TypeError: `what` is neither a tensor nor channels, or the reason no text.
+        """
+        if not isinstance(what, Symbol):
+            self._check_channels("keep", what)
         if not isinstance(reason, str):
             raise TypeError(f"{self.title} must give a reason in words. Received: {reason!r}")
         for channels in what.all_channels() if isinstance(what, Symbol) else [what]:

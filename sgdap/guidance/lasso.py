@@ -151,6 +151,7 @@ def solve_path(
         tol=tol,
         max_iter=max_iter,
         check_input=False,
+        random_state=0,  # without one, a number is drawn from NumPy's own and not used
     )
     return np.asarray(beta, np.float64).reshape(c, len(alphas))
 

@@ -38,7 +38,8 @@ class DynamicRangeActivation(keras.layers.Layer):
 
       written by the backward pass of the train step itself. The mean of α stays 1. A step whose
       gradients are all 0 or not finite (loss scaling) changes nothing, nor does one while
-      `trainable` is False.
+      `trainable` is False. TensorFlow can't write it from the loop of a recurrent layer: make
+      that with `unroll=True`.
 
     A channel that is taken away loses its α and δ too, `sgdap.GrowthGuidance` scores channels by
     |α|, `sgdap.layers.to_dra` puts this layer into a model, and `sgdap.fold` takes it out of a
@@ -161,8 +162,12 @@ class DynamicRangeActivation(keras.layers.Layer):
             return float(np.finfo(np.float16).max) / 2
         return self.clip
 
-    def _grow(self, gradient: Any) -> None:
-        """Moves α to the channels' shares of the gradient at `α ⊙ (a + δ)`."""
+    def _grow(self, gradient: Any) -> Any:
+        """Moves α to the channels' shares of the gradient at `α ⊙ (a + δ)`.
+
+        Returns:
+            What is to be waited for, so that it happens.
+        """
         rank = len(gradient.shape)
         others = [axis for axis in range(1, rank) if axis != self.channel_axis % rank]
         sizes = ops.mean(ops.mean(ops.abs(gradient), axis=0, keepdims=True), axis=(0, *others))
@@ -170,7 +175,12 @@ class DynamicRangeActivation(keras.layers.Layer):
         usable = ops.logical_and(ops.isfinite(whole), whole > 0)
         now = ops.cast(self.growth_rate, sizes.dtype)
         relative = ops.where(usable, sizes / ops.where(usable, whole, 1.0), now)
-        self.growth_rate.assign(self.momentum * now + (1 - self.momentum) * relative)
+        grown = self.momentum * now + (1 - self.momentum) * relative
+        variable = self.growth_rate.value
+        if hasattr(variable, "assign"):
+            return variable.assign(ops.cast(grown, variable.dtype))
+        self.growth_rate.assign(grown)  # in a stateless scope
+        return grown
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The input's shape."""
@@ -192,7 +202,7 @@ class DynamicRangeActivation(keras.layers.Layer):
         }
 
 
-def _scaled(a: Any, alpha: Any, delta: Any, see: Callable[[Any], None] | None) -> Any:
+def _scaled(a: Any, alpha: Any, delta: Any, see: Callable[[Any], Any] | None) -> Any:
     """`α (a + δ)`, whose gradient g is shown to `see` in the backward pass.
 
     The gradients are `α g` by a, `⟨g (a + δ)⟩` by α and `α ⟨g⟩` by δ. They are written out because
@@ -210,9 +220,11 @@ def _scaled(a: Any, alpha: Any, delta: Any, see: Callable[[Any], None] | None) -
         factor = ops.broadcast_to(alpha, repeated)
 
         def backward(g: Any) -> Any:
-            if see is not None:
-                see(g)
-            return factor * g, _channel_sums(g * shifted, alpha), alpha * _channel_sums(g, alpha)
+            sums = _channel_sums(g * shifted, alpha), alpha * _channel_sums(g, alpha)
+            if see is None:
+                return factor * g, *sums
+            with tf.control_dependencies([see(g)]):
+                return tf.identity(factor * g), *map(tf.identity, sums)
 
         return factor * shifted, backward
 

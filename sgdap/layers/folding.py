@@ -128,7 +128,7 @@ def _clip(layer: DynamicRangeActivation) -> list[Callable[[Any], Any]]:
     bound = layer.bound
     if bound is None:
         return []
-    return [lambda z, **_: keras.ops.clip(z, -bound, bound)]  # the call's `training` is left away
+    return [lambda inputs, **_: keras.ops.clip(inputs, -bound, bound)]  # without its `training`
 
 
 def _plain(layer: DynamicRangeActivation, name: str) -> Any:
@@ -136,7 +136,7 @@ def _plain(layer: DynamicRangeActivation, name: str) -> Any:
     dtype = layer.dtype_policy
     regularizer = layer.activity_regularizer
     if isinstance(layer.activation, keras.layers.Layer) and regularizer is None:
-        return copy_of(layer.activation, name, name, {"dtype": dtype})
+        return copy_of(layer.activation, name, name, {"dtype": dtype.name})
     return keras.layers.Activation(
         layer.activation, activity_regularizer=regularizer, name=name, dtype=dtype
     )

@@ -15,7 +15,7 @@ from sgdap.graph.groups import ChannelGraph, channel_graph
 from sgdap.graph.own_call import saves_by_its_graph
 from sgdap.graph.slices import variable_slices
 from sgdap.planning.plan import Plan, kept_mask, reconstruction_fingerprint
-from sgdap.surgery.copying import copied_operation
+from sgdap.surgery.copying import copied_operation, copy_state
 from sgdap.surgery.functional import functional_program
 from sgdap.surgery.rebuild import prune_in_place
 
@@ -154,8 +154,7 @@ def copy_model(model: Any, *, compiled: bool = True) -> Any:
             "layer that stands both in a wrapper and elsewhere is made twice, say. Use "
             "sgdap.apply(model, plan, in_place=True)."
         )
-    for mine, other in zip(copy.variables, model.variables, strict=True):
-        mine.assign(other)
+    copy_state(model, copy)
     if model.compiled and compiled:
         compile_alike(copy, model)
     return copy

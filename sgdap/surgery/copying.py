@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Mapping
 from functools import partial
 from types import FunctionType
@@ -158,6 +159,33 @@ _SHARED = (
 """What two layers may hold in common."""
 
 _OF_BUILDING = ("built", "lora_enabled", "name")
+
+
+def copy_state(layer: Any, copy: Any) -> None:
+    """Gives a copy of a layer or model its variables, and what it knows besides them.
+
+    What a layer learnt from data (the numbers that Normalization computed from its variables, the
+    vocabulary of StringLookup) moves by the methods that Keras saves and loads it with.
+
+    Args:
+        layer: The layer or model.
+        copy: One with the same variables and the same layers inside.
+    """
+    pairs = zip(_keras.layer_variables(copy), _keras.layer_variables(layer), strict=True)
+    for mine, theirs in pairs:
+        mine.assign(theirs)
+    parts = zip(_keras.flatten_layers(copy), _keras.flatten_layers(layer), strict=False)
+    for inner, other in list(parts):
+        if type(inner) is not type(other) or isinstance(inner, keras.Model):
+            continue
+        if hasattr(inner, "finalize_state"):
+            store: dict[str, Any] = {}
+            other.save_own_variables(store)
+            inner.load_own_variables(store)
+        if hasattr(inner, "load_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                other.save_assets(folder)
+                inner.load_assets(folder)
 
 
 def without_build_config(config: Any) -> Any:

@@ -12,7 +12,7 @@ import keras
 from sgdap import _keras
 from sgdap.graph.program import Call, Program, Ref, fill
 from sgdap.graph.trace import trace
-from sgdap.surgery.copying import copied_operation
+from sgdap.surgery.copying import copied_operation, copy_state
 
 
 def functional(model: Any) -> Any:
@@ -145,9 +145,7 @@ def _connected(
 def _copy_variables(program: Program, copies: Mapping[str, Any]) -> None:
     for path, layer in program.layers().items():
         if path in copies and isinstance(layer, keras.Layer):
-            before, after = map(_keras.layer_variables, (layer, copies[path]))
-            for mine, theirs in zip(after, before, strict=True):
-                mine.assign(theirs)
+            copy_state(layer, copies[path])
 
 
 def layer_names(program: Program) -> dict[str, str]:

@@ -16,6 +16,7 @@ from sgdap.graph.program import Call, Program, fill
 from sgdap.graph.replay import rewritten_operations
 from sgdap.graph.rewriting import Written
 from sgdap.graph.slices import sliced, variable_of, variable_slices
+from sgdap.planning.widths import WidthRules
 from sgdap.surgery.copying import made_like
 from sgdap.surgery.optimizer import rebuild_optimizer, remade
 
@@ -44,18 +45,21 @@ def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = No
     rebuild(graph.program, *_changes(graph, kept, updates))
 
 
-def check_can_be_rebuilt(graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> None:
-    """Tries whether a model's layers and its optimizer can be made again, one channel slimmer.
+def check_can_be_rebuilt(
+    graph: ChannelGraph, groups: Sequence[ChannelGroup], rules: WidthRules
+) -> None:
+    """Tries whether a model's layers and its optimizer can be made again, one step slimmer.
 
     Args:
         graph: The model's channels.
         groups: The groups that may shrink.
+        rules: The widths that they may have.
 
     Raises:
         ValueError: One of those that surgery would touch can't.
     """
     model = graph.program.model
-    configs, operations, values, _ = _changes(graph, _one_slimmer(graph, groups))
+    configs, operations, values, _ = _changes(graph, _one_slimmer(graph, groups, rules))
     with _keras.scope_of(model):
         rebuilt, _, _ = _rebuild_layers(graph.program, configs, operations, values)
         variables = {id(v) for old, _ in rebuilt.values() for v in _keras.layer_variables(old)}
@@ -66,12 +70,17 @@ def check_can_be_rebuilt(graph: ChannelGraph, groups: Sequence[ChannelGroup]) ->
                 remade(optimizer)
 
 
-def _one_slimmer(graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> Mask:
-    """Which channels stay where every group loses one, and no axis its last."""
+def _one_slimmer(graph: ChannelGraph, groups: Sequence[ChannelGroup], rules: WidthRules) -> Mask:
+    """Which channels stay where every group gets the next width that it may have."""
     kept = np.ones(graph.count, bool)
-    last = [np.unique(a.channels) for a in graph.axes if (a.channels == a.channels[:1]).all()]
-    kept[[int(group.channels[group.removable][-1]) for group in groups]] = False
-    kept[np.concatenate([np.zeros(0, np.int64), *last])] = True
+    for group in groups:
+        removable = group.channels[group.removable]
+        widths = [w for w in rules.allowed(group) if group.size - len(removable) <= w < group.size]
+        if widths:
+            kept[removable[len(removable) - group.size + widths[0] :]] = False
+    for axis in graph.axes:
+        if not kept[axis.channels].any():
+            kept[axis.channels] = True
     return kept
 
 
@@ -104,8 +113,9 @@ def _new_entries(graph: ChannelGraph, kept: Mask, shrunk: set[str]) -> dict[str,
         layer = layers[resize.path]
         name, *way = [resize.key] if isinstance(resize.key, str) else resize.key
         entries = configs.get(resize.path, {})
+        config = entries if name in entries else _config(layer, resize.path)
         try:
-            whole = entries[name] if name in entries else layer.get_config()[name]
+            whole = config[str(name)]
             if count == len(resize.channels) and _entry(whole, way) is not None:
                 continue
             new = _replaced(whole, way, count)
@@ -268,7 +278,8 @@ def _called(layer: Any, path: str, args: Any, kwargs: Any) -> Any:
     try:
         return layer(*args, **kwargs)
     except Exception as error:
-        raise ValueError(f"{_not_slim(layer, path)}{error} {_LET_THE_RULE}") from error
+        why = str(error) or repr(error)
+        raise ValueError(f"{_not_slim(layer, path)}{why} {_LET_THE_RULE}") from error
 
 
 def _check_variables(path: str, old: Any, new: Any, values: Updates) -> None:
@@ -288,6 +299,14 @@ def _check_variables(path: str, old: Any, new: Any, values: Updates) -> None:
             )
 
 
+def _config(layer: Any, path: str) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = layer.get_config()
+    except Exception as error:
+        raise _not_from_config(layer, path, error) from error
+    return config
+
+
 def _not_slim(layer: Any, path: str) -> str:
     return f"Layer '{path}' (of class {type(layer).__name__}) can't be rebuilt for fewer channels: "
 
@@ -303,8 +322,12 @@ def _from_config(layer: Any, path: str, entries: Mapping[str, Any]) -> Any:
     try:
         return made_like(layer, entries)
     except Exception as error:
-        raise ValueError(
-            f"Layer '{path}' (of class {type(layer).__name__}) can't be rebuilt from its config: "
-            f"{error} Implement `get_config` (and `from_config`) in its class so that "
-            f"{type(layer).__name__}.from_config(layer.get_config()) gives a layer like it."
-        ) from error
+        raise _not_from_config(layer, path, error) from error
+
+
+def _not_from_config(layer: Any, path: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"Layer '{path}' (of class {type(layer).__name__}) can't be rebuilt from its config: "
+        f"{error} Implement `get_config` (and `from_config`) in its class so that "
+        f"{type(layer).__name__}.from_config(layer.get_config()) gives a layer like it."
+    )

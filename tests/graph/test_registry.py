@@ -135,6 +135,36 @@ def ties_unlike_channels(layer, call):
     return call.input
 
 
+def ties_nothing(layer, call):
+    call.tie(call.input.axes[-1], None)
+    return call.input
+
+
+def counts_a_number(layer, call):
+    call.resize("size", 6)
+    return call.input
+
+
+def counts_in_a_number(layer, call):
+    call.resize(3, call.input.axes[-1])
+    return call.input
+
+
+def scales_by_nothing(layer, call):
+    call.scale(layer.factors, 0.5, None)
+    return call.input
+
+
+def works_on_numbers(layer, call):
+    call.work(2, 3)
+    return call.input
+
+
+def keeps_nothing(layer, call):
+    call.keep(None, "for a reason")
+    return call.input
+
+
 def gives_no_reason(layer, call):
     call.keep(call.input, None)
     return call.input
@@ -147,12 +177,22 @@ def gives_no_reason(layer, call):
         (makes_too_many, ValueError, "must return a Symbol for each of its 1 outputs.*: 2"),
         (makes_another_shape, ValueError, r".*of shape \(None, 6\). Received: .*\(None, 5\)"),
         (speaks_of_no_variable, ValueError, "must speak of its variables. Received: 'factors'"),
-        (gives_a_tensor_for_channels, TypeError, ".*or None for each axis of 'factors'.*Symbol"),
+        (
+            gives_a_tensor_for_channels,
+            TypeError,
+            "must give call.weight channels.*Received: Symbol",
+        ),
         (gives_other_axes, ValueError, r".*'factors' of shape \(6,\). Received: \(None, 6\)"),
         (gives_too_few_channels, ValueError, r".*of shape \(6,\). Received: \(2,\) channels"),
         (reads_an_axis_too_many, ValueError, r"reads axis 2 of a tensor of shape \(None, 6\)"),
         (makes_less_than_none, ValueError, "must make 0 channels or more. Received: -3"),
         (ties_unlike_channels, ValueError, "must tie equally many. Received: 6 .* to 5"),
+        (ties_nothing, TypeError, "must give call.tie channels.*None"),
+        (counts_a_number, TypeError, "must give call.resize channels.*Received: 6"),
+        (counts_in_a_number, TypeError, "must name an entry of the layer's config. Received: 3"),
+        (scales_by_nothing, TypeError, "must give call.scale channels.*Received: None"),
+        (works_on_numbers, TypeError, "must give call.work channels.*Received: 3"),
+        (keeps_nothing, TypeError, "must give call.keep channels.*Received: None"),
         (gives_no_reason, TypeError, "must give a reason in words. Received: None"),
     ],
 )
@@ -161,6 +201,16 @@ def test_a_wrong_rule_is_named_with_what_it_says(rule, kind, words, scale_has_a_
     sgdap.register_rule(Scale)(rule)
     with pytest.raises(kind, match=f"The rule of 'scale' \\(of class Scale\\) {words}"):
         sgdap.channel_graph(model)
+
+
+def test_what_a_rule_raises_itself_names_the_layer(scale_has_a_rule):
+    @sgdap.register_rule(Scale)
+    def misspelt(layer, call):
+        return call.weight(layer.factor)
+
+    with pytest.raises(AttributeError, match="'factor'") as raised:
+        sgdap.channel_graph(network())
+    assert raised.value.__notes__ == ["The rule of 'scale' (of class Scale)"]
 
 
 def forgets_a_variable(layer, call):
@@ -205,3 +255,42 @@ def test_a_rule_that_leaves_something_out_stops_before_anything_changes(
     assert not epochs
     for mine, theirs in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+class InFours(Scale):
+    """Takes a multiple of four channels."""
+
+    def build(self, shape):
+        assert shape[-1] % 4 == 0
+        super().build(shape)
+
+
+@pytest.mark.parametrize(
+    "widths", [{"round_to": 4}, {"min_channels": 8}, {"overrides": {"first": 1.0}}]
+)
+def test_fit_tries_only_widths_that_are_allowed(widths):
+    @sgdap.register_rule(InFours)
+    def scale(layer, call):
+        call.weight(layer.factors, call.input.axes[-1])
+        return call.input
+
+    def fitted(**widths) -> list[int]:
+        model = keras.Sequential(
+            [
+                keras.Input((4,)),
+                layers.Dense(8, name="first"),
+                InFours(name="fours"),
+                layers.Dense(9, name="second"),
+                layers.Dense(2),
+            ]
+        )
+        model.compile("sgd", "mse")
+        budget = sgdap.Budget(params=0.95)
+        callback = sgdap.SGDAPCallback(budget, jit_compile=None, verbose=0, **widths)
+        x = samples(model)
+        model.fit(x, np.zeros((len(x), 2)), epochs=2, verbose=0, callbacks=[callback])
+        return [model.layers[0].units, model.layers[2].units]
+
+    with pytest.raises(ValueError, match=r"'fours' .*fewer channels: assert \(7 % 4\)"):
+        fitted()
+    assert fitted(**widths)[0] in (4, 8)

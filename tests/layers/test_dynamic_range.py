@@ -175,6 +175,22 @@ def test_gradients_that_say_nothing_leave_the_growth_rates(gradient):
     np.testing.assert_allclose(layer.growth_rate.numpy(), before, rtol=1e-6)
 
 
+def test_it_grows_where_the_tape_is_outside_of_the_compiled_function():
+    x = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+    found = []
+    for compiled in (False, True):
+        layer = DynamicRangeActivation("relu", growth="statistics", momentum=0.5)
+        layer.build((None, 4))
+        forward = lambda x, layer=layer: layer(x, training=True)  # noqa: E731
+        forward = tf.function(forward) if compiled else forward
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(forward(tf.constant(x)) ** 2)
+        tape.gradient(loss, layer.trainable_weights[0].value)
+        found.append(layer.growth_rate.numpy())
+    assert not np.allclose(found[0], 1)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
+
+
 def test_a_frozen_layer_does_not_grow():
     layer = DynamicRangeActivation("sigmoid", "statistics", trainable=False)
     model = keras.Sequential([keras.Input((3, 5)), layers.Dense(5), layer])

@@ -263,6 +263,25 @@ def test_an_activation_inside_another_layer_stays_and_it_is_said(holder):
     np.testing.assert_allclose(outputs(folded, given), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [layers.ReLU, layers.LeakyReLU, layers.ELU])
+def test_an_activation_layer_inside_is_saved_after_folding(kind, tmp_path):
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(4), kind(), layers.Dense(2)])
+    folded = sgdap.fold(randomise(sgdap.layers.to_dra(model)))
+    folded.save(tmp_path / "folded.keras")
+    loaded = keras.models.load_model(tmp_path / "folded.keras")
+    x = samples(model)
+    np.testing.assert_array_equal(outputs(loaded, x), outputs(folded, x))
+    assert kind in map(type, loaded.layers)
+
+
+def test_a_call_by_name_folds_with_its_clip():
+    x = keras.Input((3,))
+    y = DynamicRangeActivation("relu", clip=0.1)(inputs=layers.Dense(4)(x))
+    model = keras.Model(x, layers.Dense(2)(y))
+    given = samples(model)
+    np.testing.assert_allclose(outputs(sgdap.fold(model), given), outputs(model, given), atol=1e-6)
+
+
 def test_a_call_that_says_whether_it_trains_folds_with_its_clip():
     x = keras.Input((4,))
     y = DynamicRangeActivation("relu", clip=0.5)(layers.Dense(3)(x), training=True)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import sgdap
@@ -129,6 +130,50 @@ class Hiding(layers.Layer):
 
     def call(self, x):
         return self.applied(x)
+
+
+def adapted(kind: str) -> tuple[keras.Model, object]:
+    """A model that begins with a layer that learnt from data, and a batch for it."""
+    if kind == "normalization":
+        batch = np.random.default_rng(0).normal(3, 2, size=(64, 5)).astype("float32")
+        x, first = keras.Input((5,)), layers.Normalization()
+        first.adapt(batch)
+    elif kind == "discretization":
+        batch = np.random.default_rng(0).normal(size=(64, 1)).astype("float32")
+        x, first = keras.Input((1,)), layers.Discretization(num_bins=4, output_mode="one_hot")
+        first.adapt(batch)
+    elif kind == "text":
+        batch = tf.constant([["a b"], ["c a"], ["d"]] * 2)
+        x, first = keras.Input((1,), dtype="string"), layers.TextVectorization(output_mode="tf_idf")
+        first.adapt(batch)
+    elif kind == "integers":
+        batch = np.array([[3], [7], [7], [9]] * 2)
+        x, first = keras.Input((1,), dtype="int64"), layers.IntegerLookup(output_mode="one_hot")
+        first.adapt(batch)
+    else:
+        batch = tf.constant([["a"], ["b"], ["c"]] * 2)
+        x, first = keras.Input((1,), dtype="string"), layers.StringLookup(output_mode="one_hot")
+        first.adapt(batch)
+    y = layers.Dense(12, "relu", name="hidden")(first(x))
+    return keras.Model(x, layers.Dense(2)(y)), batch
+
+
+@pytest.mark.parametrize("kind", ["normalization", "discretization", "text", "integers", "strings"])
+def test_what_a_layer_learnt_from_data_is_copied(kind, tmp_path):
+    model, batch = adapted(kind)
+    plan = sgdap.plan(model, batch, sgdap.Budget(params=1.0))
+    copies = {
+        "apply": sgdap.apply(model, plan),
+        "functional": sgdap.functional(model),
+        "to_dra": sgdap.layers.to_dra(model),
+    }
+    copies["fold"] = sgdap.fold(copies["to_dra"])
+    expected = np.array(model(batch))
+    for name, copy in copies.items():
+        np.testing.assert_allclose(np.array(copy(batch)), expected, atol=1e-5, err_msg=name)
+    copies["apply"].save(tmp_path / "copy.keras")
+    loaded = keras.models.load_model(tmp_path / "copy.keras")
+    np.testing.assert_allclose(np.array(loaded(batch)), expected, atol=1e-5)
 
 
 def test_a_layer_that_nothing_tells_about_is_named_with_the_remedy():
