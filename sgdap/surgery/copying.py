@@ -164,8 +164,8 @@ _OF_BUILDING = ("built", "lora_enabled", "name")
 def copy_state(layer: Any, copy: Any) -> None:
     """Gives a copy of a layer or model its variables, and what it knows besides them.
 
-    What a layer learnt from data (the numbers that Normalization computed from its variables, the
-    vocabulary of StringLookup) moves by the methods that Keras saves and loads it with.
+    What a layer learnt from data moves too: the numbers that Normalization computed from its
+    variables, and the vocabulary of StringLookup, by the methods that Keras saves it with.
 
     Args:
         layer: The layer or model.
@@ -178,11 +178,12 @@ def copy_state(layer: Any, copy: Any) -> None:
     for inner, other in list(parts):
         if type(inner) is not type(other) or isinstance(inner, keras.Model):
             continue
-        if hasattr(inner, "finalize_state"):
+        if isinstance(inner, keras.layers.Normalization):
+            inner.mean, inner.variance = other.mean, other.variance
+        elif hasattr(inner, "load_assets"):
             store: dict[str, Any] = {}
             other.save_own_variables(store)
             inner.load_own_variables(store)
-        if hasattr(inner, "load_assets"):
             with tempfile.TemporaryDirectory() as folder:
                 other.save_assets(folder)
                 inner.load_assets(folder)
