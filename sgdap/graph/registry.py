@@ -9,6 +9,7 @@ import keras
 
 from sgdap import _keras
 from sgdap.graph.channels import Symbol
+from sgdap.graph.checks import checked_outputs
 
 if TYPE_CHECKING:
     from sgdap.graph.rulecall import RuleCall
@@ -94,47 +95,11 @@ def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
     if reason is None:
         assert rule is not None
         try:
-            return _checked(rule(operation, call), call)
+            return checked_outputs(call.title, rule(operation, call), call.output_shapes)
         except Exception as error:
             error.add_note(call.title)
             raise
     return call.keep_all(reason)
-
-
-def _checked(result: Any, call: RuleCall) -> list[Symbol]:
-    """What a rule returned, as a list that fits the outputs of its layer."""
-    symbols = [result] if isinstance(result, Symbol) else result
-    if not isinstance(symbols, Sequence) or not all(isinstance(s, Symbol) for s in symbols):
-        raise TypeError(
-            f"{call.title} must return the channels of its output: a Symbol, or a list of one for "
-            f"each output. Received: {result!r}"
-        )
-    if len(symbols) != len(call.output_shapes):
-        raise ValueError(
-            f"{call.title} must return a Symbol for each of its {len(call.output_shapes)} outputs. "
-            f"Received: {len(symbols)}"
-        )
-    for symbol, shape in zip(symbols, call.output_shapes, strict=True):
-        if not _fits(symbol, shape):
-            raise ValueError(
-                f"{call.title} must return channels for an output of shape {shape}. Received: a "
-                f"Symbol of shape {symbol.shape} with the axes "
-                f"{tuple(None if c is None else len(c) for c in symbol.axes)}. "
-                "`call.output().with_axis(axis, channels)` makes one that fits, "
-                "`call.output()` one of which nothing can be removed."
-            )
-    return list(symbols)
-
-
-def _fits(symbol: Symbol, shape: Sequence[int | None]) -> bool:
-    """Whether a symbol has the sizes of a shape, and as many channels along each axis."""
-    if not len(symbol.shape) == len(symbol.axes) == len(shape):
-        return False
-    sizes = zip(symbol.shape, shape, symbol.axes, strict=True)
-    return all(
-        None in (own, size) or (own == size and (channels is None or len(channels) == size))
-        for own, size, channels in sizes
-    )
 
 
 def _unlike_its_config(operation: Any) -> str | None:

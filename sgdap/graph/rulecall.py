@@ -12,6 +12,7 @@ import numpy as np
 from sgdap import _keras
 from sgdap._arguments import is_number
 from sgdap.graph.channels import Channels, Ledger, Symbol, plain
+from sgdap.graph.checks import check_axes, check_channels
 from sgdap.graph.patches import Patches
 from sgdap.graph.program import Call, Ref, Shape
 from sgdap.graph.record import Axis, Key, Linear, Reading, Record, Resize, Rewrite, Scale, Work
@@ -266,7 +267,7 @@ class RuleCall:
         if variable is None:
             return
         number = self._number_of(variable)
-        self._check_axes(variable, axes)
+        check_axes(self.title, variable, axes)
         path = self._call.path
         inner = "/".join(self._place.names)
         own = [
@@ -298,31 +299,13 @@ class RuleCall:
             raise ValueError(f"{self.title} must speak of its variables. Received: {variable!r}")
         return number
 
-    def _check_channels(self, method: str, *given: Any) -> None:
-        if not all(isinstance(channels, np.ndarray) for channels in given):
-            raise TypeError(
-                f"{self.title} must give call.{method} channels, such as those of "
-                f"`call.along(call.input, -1)`. Received: {', '.join(map(repr, given))}"
-            )
-
-    def _check_axes(self, variable: Any, axes: Sequence[Any]) -> None:
-        self._check_channels("weight", *(axis for axis in axes if axis is not None))
-        shape = tuple(variable.shape)
-        sizes = zip(axes, shape, strict=False)
-        if len(axes) != len(shape) or any(c is not None and len(c) != size for c, size in sizes):
-            raise ValueError(
-                f"{self.title} must give channels or None for each axis of '{variable.name}' of "
-                f"shape {shape}. Received: "
-                f"{tuple(None if c is None else len(c) for c in axes)} channels"
-            )
-
     def scale(self, variable: Any, power: float, channels: Channels) -> None:
         """Says that a variable is multiplied with `(kept / all) ** power` of these channels.
 
         Raises:
             TypeError: `channels` are none, or `power` is no number.
         """
-        self._check_channels("scale", channels)
+        check_channels(self.title, "scale", channels)
         if not is_number(power):
             raise TypeError(f"{self.title} must give a power as a number. Received: {power!r}")
         if variable is not None:
@@ -339,7 +322,7 @@ class RuleCall:
         Raises:
             TypeError: `channels` are none, or `key` is no name and no way.
         """
-        self._check_channels("resize", channels)
+        check_channels(self.title, "resize", channels)
         path = self._call.path
         if not isinstance(key, str):
             if not isinstance(key, Sequence) or not all(isinstance(k, (str, int)) for k in key):
@@ -433,7 +416,7 @@ class RuleCall:
         Raises:
             TypeError: The axes are no channels, or `factor` is no number.
         """
-        self._check_channels("work", *axes)
+        check_channels(self.title, "work", *axes)
         if not is_number(factor):
             raise TypeError(f"{self.title} must give a factor as a number. Received: {factor!r}")
         times = float(np.prod(self._place.steps))
@@ -446,7 +429,7 @@ class RuleCall:
             TypeError: One of the two is no channels.
             ValueError: They are not equally many.
         """
-        self._check_channels("tie", first, second)
+        check_channels(self.title, "tie", first, second)
         try:
             self.ledger.tie(first, second)
         except ValueError as error:
@@ -460,7 +443,7 @@ class RuleCall:
             TypeError: `what` is neither a tensor nor channels, or the reason no text.
         """
         if not isinstance(what, Symbol):
-            self._check_channels("keep", what)
+            check_channels(self.title, "keep", what)
         if not isinstance(reason, str):
             raise TypeError(f"{self.title} must give a reason in words. Received: {reason!r}")
         for channels in what.all_channels() if isinstance(what, Symbol) else [what]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import keras
 
-from sgdap import _keras
 from sgdap.graph.channels import Symbol
 from sgdap.graph.groups import ChannelGraph, channel_graph
 from sgdap.graph.program import Program
 from sgdap.graph.rules.activation import is_elementwise
 from sgdap.layers.dynamic_range import DynamicRangeActivation
 from sgdap.surgery.apply import compile_alike
+from sgdap.surgery.copying import copy_state
 from sgdap.surgery.functional import copy_of, functional_with, layer_names
 
 ENDING = tuple(
@@ -102,9 +102,7 @@ def to_dra(model: Any, layers: Sequence[str] | None = None, **arguments: Any) ->
             replacements[path] = [copies[path], activation]
     new = functional_with(program, replacements)
     for path, copy in copies.items():
-        before = _keras.layer_variables(program.layers()[path])
-        for mine, theirs in zip(_keras.layer_variables(copy), before, strict=True):
-            mine.assign(theirs)
+        copy_state(program.layers()[path], copy)
     if model.compiled:
         compile_alike(new, model)
     return new
