@@ -26,7 +26,7 @@ import sgdap
 from sgdap.demo import lenet5
 from sgdap.guidance import score_groups
 from sgdap.guidance.score import group_data
-from sgdap.planning.planner import (
+from sgdap.pipeline import (
     check_budget_can_be_met,
     plan_from_statistics,
     prunable_groups,

@@ -13,7 +13,7 @@ import numpy as np
 import sgdap
 from sgdap.guidance import get_guidance
 from sgdap.guidance.score import score_groups
-from sgdap.planning.planner import plan_from_statistics, prunable_groups
+from sgdap.pipeline import plan_from_statistics, prunable_groups
 
 
 def images(count, size=224, seed=0):

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from sgdap import datasets as datasets
     from sgdap import layers as layers
     from sgdap.callback import SGDAPCallback as SGDAPCallback
-    from sgdap.graph import ChannelGraph as ChannelGraph
-    from sgdap.graph import ChannelGroup as ChannelGroup
-    from sgdap.graph import channel_graph as channel_graph
-    from sgdap.graph import register_rule as register_rule
+    from sgdap.channels import ChannelGraph as ChannelGraph
+    from sgdap.channels import ChannelGroup as ChannelGroup
+    from sgdap.channels import channel_graph as channel_graph
+    from sgdap.channels import register_rule as register_rule
     from sgdap.guidance import ActivationGuidance as ActivationGuidance
     from sgdap.guidance import BatchNormScaleGuidance as BatchNormScaleGuidance
     from sgdap.guidance import CorrelationGuidance as CorrelationGuidance
@@ -30,15 +30,10 @@ if TYPE_CHECKING:
     from sgdap.guidance import TaylorGuidance as TaylorGuidance
     from sgdap.guidance import register_guidance as register_guidance
     from sgdap.layers import fold as fold
+    from sgdap.model.functional import functional as functional
     from sgdap.one_shot import plan as plan
     from sgdap.planning import Budget as Budget
     from sgdap.planning import Plan as Plan
-    from sgdap.planning.schedule import Adaptive as Adaptive
-    from sgdap.planning.schedule import Cubic as Cubic
-    from sgdap.planning.schedule import Geometric as Geometric
-    from sgdap.planning.schedule import Linear as Linear
-    from sgdap.planning.schedule import OneShot as OneShot
-    from sgdap.planning.schedule import Schedule as Schedule
     from sgdap.report import Inspection as Inspection
     from sgdap.report import Profile as Profile
     from sgdap.report import inspect as inspect
@@ -48,9 +43,14 @@ if TYPE_CHECKING:
     from sgdap.statistics import activation_statistics as activation_statistics
     from sgdap.statistics import collect_statistics as collect_statistics
     from sgdap.surgery import apply as apply  # type: ignore[no-redef]  # its module's name too
-    from sgdap.surgery import functional as functional  # type: ignore[no-redef]  # likewise
     from sgdap.training.guard import Round as Round
     from sgdap.training.log import Widths as Widths
+    from sgdap.training.schedule import Adaptive as Adaptive
+    from sgdap.training.schedule import Cubic as Cubic
+    from sgdap.training.schedule import Geometric as Geometric
+    from sgdap.training.schedule import Linear as Linear
+    from sgdap.training.schedule import OneShot as OneShot
+    from sgdap.training.schedule import Schedule as Schedule
 
 __version__ = "0.1.0"
 
@@ -83,7 +83,8 @@ _HOMES = {
         "activation_statistics",
         "collect_statistics",
     ],
-    "surgery": ["apply", "functional"],
+    "model.functional": ["functional"],
+    "surgery": ["apply"],
     "training.guard": ["Round"],
     "training.log": ["Widths"],
 }

@@ -21,26 +21,19 @@ import numpy as np
 
 from sgdap import _keras
 from sgdap._arguments import check_choice, check_integer, is_number
-from sgdap.graph.groups import ChannelGraph, channel_graph
+from sgdap.channels.groups import ChannelGraph, channel_graph
+from sgdap.execution.data import reusable
+from sgdap.execution.inputs import check_calibration_data
 from sgdap.guidance.base import Guidance, get_guidance
 from sgdap.guidance.score import score_groups
+from sgdap.pipeline import plan_from_statistics, prunable_groups
 from sgdap.planning.allocation import ALLOCATIONS
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.planning.cost import cost_model
 from sgdap.planning.plan import Plan
-from sgdap.planning.planner import plan_from_statistics, prunable_groups
-from sgdap.planning.schedule import (
-    Adaptive,
-    Geometric,
-    Schedule,
-    StepSchedule,
-    get_schedule,
-)
 from sgdap.planning.widths import width_rules
-from sgdap.statistics.collect import check_calibration_data, collect_statistics
-from sgdap.statistics.data import reusable
+from sgdap.statistics.collect import collect_statistics
 from sgdap.surgery.apply import prune_by_plan
-from sgdap.surgery.compile import choose_jit_compile
 from sgdap.surgery.rebuild import check_can_be_rebuilt, remake_functions
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
 from sgdap.training.backup import Backup
@@ -50,7 +43,15 @@ from sgdap.training.guard import SMALLEST_STEP, Decision, Guard, Round, costlies
 from sgdap.training.log import Summaries, Widths
 from sgdap.training.monitor import Monitor
 from sgdap.training.neighbours import Neighbours
+from sgdap.training.schedule import (
+    Adaptive,
+    Geometric,
+    Schedule,
+    StepSchedule,
+    get_schedule,
+)
 from sgdap.training.tap import TrainStepTap
+from sgdap.training.xla import choose_jit_compile
 
 
 class SGDAPCallback(keras.callbacks.Callback):

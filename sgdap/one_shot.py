@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgdap._arguments import check_choice
-from sgdap.graph.groups import channel_graph
+from sgdap.channels.groups import channel_graph
+from sgdap.execution.data import reusable
+from sgdap.execution.memory import checked_memory_limit
 from sgdap.guidance.base import Guidance, get_guidance
 from sgdap.guidance.score import score_groups
+from sgdap.pipeline import plan_from_statistics, prunable_groups
 from sgdap.planning.allocation import ALLOCATIONS
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.planning.plan import Plan
-from sgdap.planning.planner import plan_from_statistics, prunable_groups
-from sgdap.planning.progress import Progress
-from sgdap.planning.schedule import OneShot
 from sgdap.planning.widths import width_rules
+from sgdap.report.progress import Progress
 from sgdap.statistics.collect import collect_statistics
-from sgdap.statistics.data import reusable
-from sgdap.statistics.memory import checked_memory_limit
 from sgdap.training.goal import Goal
+from sgdap.training.schedule import OneShot
 
 
 def plan(

@@ -1,4 +1,4 @@
-"""What a slim model must compute, found by watching the original; knows nothing of sgdap.graph."""
+"""What a slim model must compute, found by watching the original; imports nothing of sgdap."""
 
 import functools
 import inspect

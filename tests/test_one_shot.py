@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
-from sgdap.surgery import latency
+from sgdap.training import latency
 from tests.models import convnet, digits_like, mlp, outputs, randomise, samples
 
 HALF = sgdap.Budget(flops=0.5)
@@ -437,7 +437,7 @@ def test_with_less_memory_a_plan_meets_the_budget_and_costs_little_more(limit, w
 
 
 def test_sampled_positions_and_their_seed_reach_all_passes(monkeypatch):
-    from sgdap.planning import refit
+    from sgdap.reconstruction import in_turn as refit
 
     seen = []
     models = refit.SideBySide

@@ -1,4 +1,4 @@
-"""Which channels does the next layer need: criteria, error curves and reconstruction."""
+"""Which channels does the next layer need: criteria and error curves."""
 
 from sgdap.guidance.base import GroupData, Guidance, get_guidance, register_guidance
 from sgdap.guidance.criteria import (
@@ -15,7 +15,6 @@ from sgdap.guidance.criteria import (
 from sgdap.guidance.elimination import ErrorCurve, eliminate
 from sgdap.guidance.growth import GrowthGuidance
 from sgdap.guidance.lasso import LassoFit, Quadratic, lasso_cv
-from sgdap.guidance.reconstruction import reconstruct
 from sgdap.guidance.score import score_groups
 
 __all__ = [
@@ -37,7 +36,6 @@ __all__ = [
     "eliminate",
     "get_guidance",
     "lasso_cv",
-    "reconstruct",
     "register_guidance",
     "score_groups",
 ]

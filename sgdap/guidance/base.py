@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from sgdap.graph.groups import ChannelGraph, ChannelGroup
+from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.elimination import Consumer
 from sgdap.statistics.activation import ActivationStatistics
 from sgdap.statistics.contributions import Contributions, contributions_of

@@ -9,7 +9,7 @@ import numpy as np
 
 from sgdap import _keras
 from sgdap._arguments import check_share
-from sgdap.graph.groups import ChannelGraph, ChannelGroup
+from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.base import Array, GroupData, Guidance, register_guidance
 
 

@@ -11,16 +11,16 @@ from joblib import Parallel, cpu_count, delayed
 from threadpoolctl import threadpool_limits
 
 from sgdap import _keras
-from sgdap.graph.groups import ChannelGraph, ChannelGroup
-from sgdap.graph.record import Linear
+from sgdap.channels.facts import Linear
+from sgdap.channels.groups import ChannelGraph, ChannelGroup
+from sgdap.execution.memory import checked_memory_limit
+from sgdap.execution.taps import kernel_matrix
 from sgdap.guidance.base import GroupData, Guidance
 from sgdap.guidance.elimination import Consumer, ErrorCurve, eliminate, scale_of
 from sgdap.guidance.growth import growth_rates
 from sgdap.statistics.activation import activation_statistics
 from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics
 from sgdap.statistics.contributions import Contributions, weighted_kernel
-from sgdap.statistics.memory import checked_memory_limit
-from sgdap.statistics.taps import kernel_matrix
 
 Array = npt.NDArray[np.float64]
 

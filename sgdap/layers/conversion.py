@@ -8,14 +8,14 @@ from typing import Any
 
 import keras
 
-from sgdap.graph.channels import Symbol
-from sgdap.graph.groups import ChannelGraph, channel_graph
-from sgdap.graph.program import Program
-from sgdap.graph.rules.activation import is_elementwise
+from sgdap.channels.groups import ChannelGraph, channel_graph
+from sgdap.channels.labels import Symbol
+from sgdap.channels.rules.activation import is_elementwise
 from sgdap.layers.dynamic_range import DynamicRangeActivation
+from sgdap.model.copying import copy_state
+from sgdap.model.functional import copy_of, functional_with, layer_names
+from sgdap.model.program import Program
 from sgdap.surgery.apply import compile_alike
-from sgdap.surgery.copying import copy_state
-from sgdap.surgery.functional import copy_of, functional_with, layer_names
 
 ENDING = tuple(
     getattr(keras.layers, name)

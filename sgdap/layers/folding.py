@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.graph.program import Call, Program
-from sgdap.graph.trace import trace
 from sgdap.layers.dynamic_range import DynamicRangeActivation
+from sgdap.model.functional import copy_of, functional_with, layer_names
+from sgdap.model.program import Call, Program
+from sgdap.model.trace import trace
 from sgdap.surgery.apply import compile_alike
-from sgdap.surgery.functional import copy_of, functional_with, layer_names
 
 Array = npt.NDArray[np.float64]
 

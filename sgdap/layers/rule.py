@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sgdap.graph.channels import Symbol
-from sgdap.graph.registry import register_rule
-from sgdap.graph.rulecall import RuleCall
-from sgdap.graph.rules.activation import is_elementwise
+from sgdap.channels.labels import Symbol
+from sgdap.channels.registry import register_rule
+from sgdap.channels.rule_call import RuleCall
+from sgdap.channels.rules.activation import is_elementwise
 from sgdap.layers.dynamic_range import DynamicRangeActivation
 
 

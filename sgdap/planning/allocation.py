@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap._arguments import check_choice
-from sgdap.graph.groups import ChannelGroup
+from sgdap.channels.groups import ChannelGroup
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import MEASURES, CostModel

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from sgdap.graph.channels import Channels
-from sgdap.graph.groups import ChannelGraph
+from sgdap.channels.groups import ChannelGraph
+from sgdap.channels.labels import Channels
 
 MEASURES = ("params", "flops", "bytes")
 """What a `CostModel` counts, in the order of its results."""

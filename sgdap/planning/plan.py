@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.graph.groups import ChannelGraph
+from sgdap.channels.groups import ChannelGraph
 
 _FORMAT = 1
 

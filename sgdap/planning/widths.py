@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap._arguments import check_integer, is_number
-from sgdap.graph.groups import ChannelGroup
+from sgdap.channels.groups import ChannelGroup
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.planning.cost import CostModel
 

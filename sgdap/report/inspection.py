@@ -6,7 +6,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from sgdap.graph.groups import ChannelGraph, channel_graph
+from sgdap.channels.groups import ChannelGraph, channel_graph
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sgdap.graph.groups import ChannelGraph, ChannelGroup
+from sgdap.channels.groups import ChannelGraph, ChannelGroup
 
 PALETTE = (
     "#4e79a7 #f28e2b #59a14f #e15759 #b07aa1 #76b7b2 #edc948 #ff9da7 #9c755f "

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgdap._arguments import check_integer
-from sgdap.graph.groups import channel_graph
+from sgdap.channels.groups import channel_graph
 from sgdap.planning.cost import input_shapes, parameters_by_layer, work_by_layer
-from sgdap.planning.latency import measure_latency
+from sgdap.training.latency import measure_latency
 
 
 @dataclass(frozen=True)

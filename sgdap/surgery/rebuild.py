@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.graph.groups import ChannelGraph, ChannelGroup
-from sgdap.graph.program import Call, Program, fill
-from sgdap.graph.replay import rewritten_operations
-from sgdap.graph.rewriting import Written
-from sgdap.graph.slices import sliced, variable_of, variable_slices
+from sgdap.channels.groups import ChannelGraph, ChannelGroup
+from sgdap.channels.replay import rewritten_operations
+from sgdap.channels.rewriting import Written
+from sgdap.channels.slices import sliced, variable_of, variable_slices
+from sgdap.model.copying import made_like
+from sgdap.model.program import Call, Program, fill
 from sgdap.planning.widths import WidthRules
-from sgdap.surgery.copying import made_like
 from sgdap.surgery.optimizer import rebuild_optimizer, remade
 
 Mask = npt.NDArray[np.bool_]

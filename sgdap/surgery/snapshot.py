@@ -10,10 +10,10 @@ import keras
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.graph.program import Program
-from sgdap.graph.rewriting import Written
-from sgdap.graph.trace import trace
-from sgdap.surgery.copying import without_build_config
+from sgdap.channels.rewriting import Written
+from sgdap.model.copying import without_build_config
+from sgdap.model.program import Program
+from sgdap.model.trace import trace
 from sgdap.surgery.rebuild import rebuild
 
 

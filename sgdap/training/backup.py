@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from sgdap import _keras
-from sgdap.graph.groups import ChannelGraph
-from sgdap.graph.program import Ref
-from sgdap.graph.rewriting import Written
+from sgdap.channels.groups import ChannelGraph
+from sgdap.channels.rewriting import Written
+from sgdap.model.program import Ref
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint
 from sgdap.surgery.rebuild import remake_functions
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot

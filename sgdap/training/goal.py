@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sgdap.graph.groups import ChannelGraph, ChannelGroup
+from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.elimination import ErrorCurve
+from sgdap.pipeline import check_budget_can_be_met
 from sgdap.planning.allocation import narrowest
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import MEASURES, cost_model
-from sgdap.planning.planner import check_budget_can_be_met
-from sgdap.planning.schedule import Adaptive, Schedule, StepSchedule
 from sgdap.planning.widths import WidthRules
-from sgdap.surgery.latency import TooSlowError, flops_within_latency, slim_latency
+from sgdap.training.latency import TooSlowError, flops_within_latency, slim_latency
+from sgdap.training.schedule import Adaptive, Schedule, StepSchedule
 
 _FLOPS = MEASURES.index("flops")
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import keras
 
-from sgdap.graph.groups import ChannelGraph
-from sgdap.statistics.collect import checked_inputs
-from sgdap.statistics.reservoir import Reservoir
+from sgdap.channels.groups import ChannelGraph
+from sgdap.execution.inputs import checked_inputs
 from sgdap.surgery.rebuild import remake_functions
+from sgdap.training.reservoir import Reservoir
 
 
 class TrainStepTap:

@@ -7,8 +7,8 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
+from sgdap.execution.batch_sums import TEMPERATURE
 from sgdap.statistics import collect_statistics
-from sgdap.statistics.batch_sums import TEMPERATURE
 from sgdap.statistics.moments import moments_of
 from tests.models import convnet, digits_like, mlp, outputs, randomise, samples
 

@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 import sgdap
-from sgdap.surgery import latency
+from sgdap.training import latency
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("SGDAP_KILLS", "6"))  # with four at chosen moments: ten

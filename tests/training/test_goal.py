@@ -6,10 +6,10 @@ from tensorflow_model_optimization.sparsity.keras import ConstantSparsity
 
 import sgdap
 from sgdap.guidance.elimination import ErrorCurve
-from sgdap.planning.schedule import StepSchedule
 from sgdap.planning.widths import WidthRules
-from sgdap.surgery import latency
+from sgdap.training import latency
 from sgdap.training.goal import Goal
+from sgdap.training.schedule import StepSchedule
 from tests.models import convnet
 
 

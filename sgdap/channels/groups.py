@@ -1,0 +1,295 @@
+"""Channel groups: every place that must lose a channel together, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from scipy.sparse import csgraph
+
+from sgdap.channels import rules as _rules  # noqa: F401  (registers the rules)
+from sgdap.channels.facts import Axis, Linear, Reading, Record, Resize, Rewrite, Scale, Work
+from sgdap.channels.labels import Channels, Settled, Symbol, plain
+from sgdap.channels.readings import find_readings
+from sgdap.channels.registry import apply_rule
+from sgdap.channels.regularizers import keep_what_regularizers_need
+from sgdap.channels.replay import what_code_does_not_follow
+from sgdap.channels.rule_call import RuleCall
+from sgdap.model.own_call import saves_by_its_graph
+from sgdap.model.program import Program
+from sgdap.model.trace import trace
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that are tied across layers.
+
+    Attributes:
+        name: Path of the layer that makes them (the first one).
+        channels: Number of each channel in the model's `ChannelGraph`, `(size,)`.
+        removable: Whether each channel may leave, `(size,)`.
+        producers: Paths of the layers that make the channels.
+        followers: Paths of the layers whose weights lie along them.
+        consumers: Paths of the layers that read them with a kernel.
+        reasons: Why channels are protected, if any are.
+    """
+
+    name: str
+    channels: Channels
+    removable: npt.NDArray[np.bool_]
+    producers: tuple[str, ...]
+    followers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of channels."""
+        return len(self.channels)
+
+    @property
+    def prunable(self) -> bool:
+        """Whether any channel may leave."""
+        return bool(self.removable.any())
+
+    def __str__(self) -> str:
+        state = f"{int(self.removable.sum())} of {self.size} channels removable"
+        if self.reasons:
+            state += f" (kept: {'; '.join(self.reasons)})"
+        parts = [f"{self.name}: {state}", f"  made by {', '.join(self.producers)}"]
+        if self.followers:
+            parts.append(f"  followed by {', '.join(self.followers)}")
+        if self.consumers:
+            parts.append(f"  read by {', '.join(self.consumers)}")
+        return "\n".join(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """A model's channels: which are tied, where they lie and what they cost.
+
+    Attributes:
+        program: The model's calls.
+        groups: All groups, protected ones too, in order of the layers that make them.
+        count: The number of channels of the whole model.
+        tensors: The channels of each tensor, by its number in the program.
+        axes: Every axis of a variable that has channels.
+        resizes: Every entry of a layer's config that counts channels.
+        scales: Every variable that changes its size with the number of channels.
+        rewrites: Every operation whose sizes, bounds or indices follow the channels.
+        work: What the layers compute.
+        linears: Every place where a linear layer reads channels.
+        readings: Tensors of channels that no linear layer reads.
+        kept: What no rule covers: path and reason.
+    """
+
+    program: Program
+    groups: tuple[ChannelGroup, ...]
+    count: int
+    tensors: Mapping[int, Symbol]
+    axes: tuple[Axis, ...]
+    resizes: tuple[Resize, ...]
+    scales: tuple[Scale, ...]
+    rewrites: tuple[Rewrite, ...]
+    work: tuple[Work, ...]
+    linears: tuple[Linear, ...]
+    readings: tuple[Reading, ...]
+    kept: tuple[tuple[str, str], ...]
+
+    def group(self, name: str) -> ChannelGroup:
+        """The group of that name.
+
+        Raises:
+            ValueError: There is none.
+        """
+        for group in self.groups:
+            if group.name == name or name in group.producers:
+                return group
+        raise ValueError(
+            f"No channel group is made by a layer '{name}'. "
+            f"The groups are: {', '.join(group.name for group in self.groups)}."
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(str(group) for group in self.groups)
+
+
+def channel_graph(model: Any) -> ChannelGraph:
+    """Reads which channels of a model are tied together.
+
+    Args:
+        model: A built `keras.Model`: sequential, functional or with a `call` of its own.
+
+    Returns:
+        The model's `ChannelGraph`.
+
+    Raises:
+        TypeError: `model` is no Keras model.
+        ValueError: It is not built, or its graph can't be read.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="hidden"),
+        ...                           keras.layers.Dense(2, name="logits")])
+        >>> print(sgdap.channel_graph(model).group("hidden"))
+        hidden: 3 of 3 channels removable
+          made by hidden
+          read by logits
+    """
+    program = trace(model)
+    record = Record()
+    symbols: dict[int, Symbol] = {
+        ref.index: plain(program.shapes[ref.index]) for ref in program.inputs
+    }
+    shared = _sharing_weights(program)
+    for number, call in enumerate(program.calls):
+        inputs = [symbols[ref.index] for ref in call.inputs]
+        shapes = [program.shapes[ref.index] for ref in call.outputs]
+        dtypes = [program.dtypes[ref.index] for ref in call.inputs]
+        rule_call = RuleCall(record, call, number, inputs, shapes, dtypes)
+        if call.path in shared:
+            made = rule_call.keep_all(f"shares weights with '{shared[call.path]}'")
+        else:
+            made = apply_rule(call.operation, rule_call)
+        symbols.update({ref.index: symbol for ref, symbol in zip(call.outputs, made, strict=True)})
+    for ref in program.outputs:
+        for channels in symbols[ref.index].all_channels():
+            record.ledger.protect(channels, "model output")
+    _keep_inside_configs(program, record)
+    keep_what_regularizers_need(program, record, symbols)
+    while True:
+        graph = _assemble(program, record, symbols)
+        stays = what_code_does_not_follow(
+            program, graph.rewrites, graph.axes, symbols, record.ledger
+        )
+        if not stays:
+            return graph
+        for channels, reason in stays:
+            record.ledger.protect(channels, reason)
+
+
+def _sharing_weights(program: Program) -> dict[str, str]:
+    """Layers that hold weights of another one (one layer in two wrappers, say), by path."""
+    holders: dict[int, list[str]] = {}
+    for path, operation in program.layers().items():
+        if isinstance(operation, keras.Layer):
+            for variable in operation.weights:
+                holders.setdefault(id(variable), []).append(path)
+    return {
+        path: next(other for other in paths if other != path)
+        for paths in holders.values()
+        if len(set(paths)) > 1
+        for path in paths
+    }
+
+
+def _keep_inside_configs(program: Program, record: Record) -> None:
+    """Protects what layers of the user's own make inside, in a model that is saved by configs."""
+    if not saves_by_its_graph(program.model):
+        return
+    for code in program.codes:
+        if not code.path:
+            continue
+        reason = (
+            f"made inside '{code.path}' (of class {type(code.layer).__name__}), whose config "
+            "fixes their number; prune sgdap.functional(model) instead, or register a rule with "
+            "sgdap.register_rule"
+        )
+        for (path, _), channels in record.born.items():
+            if path.startswith(f"{code.path}/"):
+                record.ledger.protect(channels, reason)
+
+
+def _assemble(program: Program, record: Record, symbols: Mapping[int, Symbol]) -> ChannelGraph:
+    settled = record.ledger.settle()
+    classes = settled.classes
+
+    axes = tuple(
+        Axis(a.path, a.variable, a.axis, classes[a.channels], a.role) for a in record.axes.values()
+    )
+    linears = tuple(
+        replace(x, features=classes[x.features], outputs=classes[x.outputs]) for x in record.linears
+    )
+    inside = [replace(x, features=classes[x.features]) for x in record.readings]
+    return ChannelGraph(
+        program=program,
+        groups=_groups(program, record, settled, axes),
+        count=len(settled.removable),
+        tensors={index: _in_classes(symbol, classes) for index, symbol in symbols.items()},
+        axes=axes,
+        resizes=tuple(replace(r, channels=classes[r.channels]) for r in record.resizes.values()),
+        scales=tuple(replace(s, channels=classes[s.channels]) for s in record.scales.values()),
+        rewrites=tuple(
+            Rewrite(
+                r.path,
+                r.call,
+                tuple(_in_classes(symbol, classes) for symbol in r.inputs),
+                tuple(_in_classes(symbol, classes) for symbol in r.outputs),
+            )
+            for r in record.rewrites.values()
+        ),
+        work=tuple(Work(w.path, w.factor, tuple(classes[c] for c in w.axes)) for w in record.work),
+        linears=linears,
+        readings=find_readings(program, symbols, axes, linears, inside, settled),
+        kept=tuple(record.kept),
+    )
+
+
+def _in_classes(symbol: Symbol, classes: Channels) -> Symbol:
+    return Symbol(symbol.shape, tuple(None if c is None else classes[c] for c in symbol.axes))
+
+
+def _groups(
+    program: Program,
+    record: Record,
+    settled: Settled,
+    axes: tuple[Axis, ...],
+) -> tuple[ChannelGroup, ...]:
+    count = len(settled.removable)
+    origins = [(name, size) for name, size in record.ledger.origins]
+    owner = np.repeat(np.arange(len(origins)), [size for _, size in origins])
+    bipartite = sparse.coo_matrix(
+        (np.ones(len(owner), np.int8), (owner, len(origins) + settled.classes)),
+        (len(origins) + count, len(origins) + count),
+    )
+    _, component = csgraph.connected_components(bipartite, directed=False)
+    members: dict[int, list[int]] = {}
+    for number in range(count):
+        members.setdefault(int(component[len(origins) + number]), []).append(number)
+    makers: dict[int, list[str]] = {}
+    for number, (name, size) in enumerate(origins):
+        if name and size:
+            makers.setdefault(int(component[number]), []).append(name)
+
+    order = {path: i for i, path in enumerate(program.layers())}
+    touched: dict[int, dict[str, set[str]]] = {}
+    for axis in axes:
+        for found in np.unique(component[len(origins) + axis.channels]):
+            touched.setdefault(int(found), {}).setdefault(axis.role, set()).add(axis.path)
+
+    groups = []
+    for key, names in makers.items():
+        channels = np.array(members[key], np.int64)
+        roles = touched.get(key, {})
+        reasons: list[str] = []
+        for number in channels:
+            for reason in settled.reasons.get(int(number), []):
+                if reason not in reasons:
+                    reasons.append(reason)
+        producers = tuple(dict.fromkeys(names))
+        groups.append(
+            ChannelGroup(
+                name=producers[0],
+                channels=channels,
+                removable=settled.removable[channels],
+                producers=producers,
+                followers=tuple(sorted(roles.get("follower", set()), key=order.__getitem__)),
+                consumers=tuple(sorted(roles.get("consumer", set()), key=order.__getitem__)),
+                reasons=tuple(reasons),
+            )
+        )
+    return tuple(groups)

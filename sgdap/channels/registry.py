@@ -1,0 +1,116 @@
+"""The registry of rules, one per layer class; it knows no rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import keras
+
+from sgdap import _keras
+from sgdap.channels.checks import checked_outputs
+from sgdap.channels.labels import Symbol
+from sgdap.model.leaves import add_leaves, leaf_class
+
+if TYPE_CHECKING:
+    from sgdap.channels.rule_call import RuleCall
+
+Rule = Callable[[Any, "RuleCall"], "Symbol | Sequence[Symbol]"]
+_Decorated = TypeVar("_Decorated", bound=Rule)
+
+_RULES: dict[type, Rule] = {}
+_DEFAULT: list[Rule] = []
+
+
+def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
+    """Registers the rule of one or several layer (or `keras.Operation`) classes.
+
+    A rule is a function `(layer, call) -> Symbol` that tells, through the methods of
+    `sgdap.channels.RuleCall`, which axes of the layer's weights carry which channels, and returns
+    the channels of the layer's output. A rule holds for a subclass too, as long as that keeps
+    `call` and `build`. Registering a class again replaces its rule.
+
+    Args:
+        *layer_classes: The classes that the rule is for.
+
+    Returns:
+        A decorator that returns the rule unchanged.
+
+    Raises:
+        TypeError: An argument is no class of layers or operations, there is none, or the rule is
+            no function.
+
+    Example:
+        >>> @sgdap.register_rule(keras.layers.GaussianNoise)
+        ... def noise(layer, call):
+        ...     return call.input  # the channels of the output are those of the input
+    """
+    for layer_class in layer_classes or (None,):
+        if not isinstance(layer_class, type) or not issubclass(layer_class, keras.Operation):
+            raise TypeError(
+                "register_rule takes layer classes: @sgdap.register_rule(MyLayer). "
+                f"Received: {layer_class!r}"
+            )
+
+    def decorate(rule: _Decorated) -> _Decorated:
+        if not callable(rule):
+            raise TypeError(f"A rule must be a function (layer, call). Received: {rule!r}")
+        add_leaves(*layer_classes)
+        for layer_class in layer_classes:
+            _RULES[layer_class] = rule
+        return rule
+
+    return decorate
+
+
+def register_default(rule: _Decorated) -> _Decorated:
+    """Registers the rule of all `keras.Operation` classes that are no layers and have none."""
+    _DEFAULT[:] = [rule]
+    return rule
+
+
+def find_rule(operation: Any) -> Rule | None:
+    """Returns the rule of a layer, or None where there is none that holds for its class."""
+    registered = leaf_class(operation)
+    if registered is not None:
+        return _RULES[registered]
+    is_plain = not isinstance(operation, keras.Layer) and not _registered_base(operation)
+    return _DEFAULT[0] if is_plain else None
+
+
+def _registered_base(operation: Any) -> bool:
+    return any(base in _RULES for base in type(operation).__mro__)
+
+
+def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
+    """Returns the channels of a call's outputs, as the rule of its layer says.
+
+    Where there is no rule, or the layer's variables are not what its rule speaks of (LoRA,
+    quantization), the channels of the inputs stay, and the reason is noted.
+    """
+    rule = find_rule(operation)
+    reason = _unlike_its_config(operation)
+    if rule is None:
+        name = type(operation).__name__
+        reason = f"no rule for {name}; register one with sgdap.register_rule"
+    if reason is None:
+        assert rule is not None
+        try:
+            return checked_outputs(call.title, rule(operation, call), call.output_shapes)
+        except Exception as error:
+            error.add_note(call.title)
+            raise
+    return call.keep_all(reason)
+
+
+def _unlike_its_config(operation: Any) -> str | None:
+    """Why the variables of a layer are others than its class makes, or None."""
+    if not isinstance(operation, keras.Layer):
+        return None
+    for layer in _keras.flatten_layers(operation):
+        if getattr(layer, "lora_enabled", False):
+            return f"'{layer.name}' has LoRA enabled; prune first, then enable it"
+        if layer.quantization_mode is not None:
+            mode = layer.quantization_mode
+            return f"'{layer.name}' is quantized to {mode}; prune first, then quantize"
+    return None

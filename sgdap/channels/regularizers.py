@@ -1,0 +1,59 @@
+"""Regularizers of the user's own that need to know how many channels there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from sgdap import _keras
+from sgdap.channels.facts import Record
+from sgdap.channels.labels import Symbol
+from sgdap.model.program import Program
+
+_KNOWN = tuple(
+    found
+    for found in vars(keras.regularizers).values()
+    if isinstance(found, type) and found is not keras.regularizers.Regularizer
+)
+
+
+def keep_what_regularizers_need(
+    program: Program, record: Record, symbols: Mapping[int, Symbol]
+) -> None:
+    """Protects channels without one of which a regularizer of the user's own can't be computed.
+
+    Args:
+        program: The model's calls.
+        record: What the rules said; receives the protections.
+        symbols: The channels of each tensor, by its number.
+    """
+    layers = program.layers()
+    for axis in record.axes.values():
+        variable = _keras.layer_variables(layers[axis.path])[axis.variable]
+        regularizer = getattr(variable, "regularizer", None)
+        if _needs(regularizer, tuple(variable.shape), axis.axis):
+            record.ledger.protect(axis.channels, _reason(axis.path, regularizer))
+    for call in program.calls:
+        regularizer = getattr(call.operation, "activity_regularizer", None)
+        for symbol in (symbols[ref.index] for ref in call.outputs):
+            for number, channels in enumerate(symbol.axes):
+                shape = tuple(size or 2 for size in symbol.shape)
+                if channels is not None and _needs(regularizer, shape, number):
+                    record.ledger.protect(channels, _reason(call.path, regularizer))
+
+
+def _needs(regularizer: Any, shape: tuple[int, ...], axis: int) -> bool:
+    if regularizer is None or isinstance(regularizer, _KNOWN):
+        return False
+    try:
+        regularizer(keras.ops.zeros([size - (a == axis) for a, size in enumerate(shape)]))
+    except Exception:  # whatever it raises, it can't do without that channel
+        return True
+    return False
+
+
+def _reason(path: str, regularizer: Any) -> str:
+    name = getattr(regularizer, "__name__", type(regularizer).__name__)
+    return f"{name}, a regularizer of '{path}', can't do without some of them"

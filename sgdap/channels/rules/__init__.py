@@ -1,0 +1,29 @@
+"""One rule per layer class, in files by family; importing this package registers them all."""
+
+from sgdap.channels.rules import (
+    activation,
+    attention,
+    convolution,
+    dense,
+    merging,
+    normalization,
+    operations,
+    recurrent,
+    sequence,
+    shape,
+    wrapper,
+)
+
+__all__ = [
+    "activation",
+    "attention",
+    "convolution",
+    "dense",
+    "merging",
+    "normalization",
+    "operations",
+    "recurrent",
+    "sequence",
+    "shape",
+    "wrapper",
+]

@@ -1,0 +1,96 @@
+"""Normalisations: they follow their producer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from keras import layers
+
+from sgdap import _keras
+from sgdap.channels.labels import Symbol
+from sgdap.channels.registry import register_rule
+from sgdap.channels.rule_call import RuleCall
+
+
+@register_rule(layers.BatchNormalization)
+def batch_normalization(layer: Any, call: RuleCall) -> Symbol:
+    """Scale, offset and moving statistics lie along the channels of its axis."""
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    for axis in axes:
+        channels = call.input.axes[axis]
+        if channels is None:
+            continue
+        if len(axes) > 1:
+            call.keep(channels, f"'{layer.name}' normalises over several axes")
+            continue
+        for variable in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance):
+            call.weight(variable, channels)
+    return call.input
+
+
+@register_rule(layers.LayerNormalization)
+def layer_normalization(layer: Any, call: RuleCall) -> Symbol:
+    """Mean and variance over an axis change with every channel of it, so those stay."""
+    return _over_axes(layer, call, layer.axis)
+
+
+@register_rule(layers.RMSNormalization)
+def rms_normalization(layer: Any, call: RuleCall) -> Symbol:
+    """The root mean square over an axis changes with every channel of it, so those stay."""
+    return _over_axes(layer, call, layer.axis)
+
+
+@register_rule(layers.UnitNormalization)
+def unit_normalization(layer: Any, call: RuleCall) -> Symbol:
+    """The length over an axis changes with every channel of it, so those stay."""
+    return _over_axes(layer, call, layer.axis)
+
+
+@register_rule(layers.GroupNormalization)
+def group_normalization(layer: Any, call: RuleCall) -> Symbol:
+    """A group is normalised by itself, so channels leave by whole groups."""
+    call.keep_positions(layer.axis, layer.name)
+    channels = call.input.axes[layer.axis]
+    if channels is None:
+        return call.input
+    members = channels.reshape(layer.groups, -1)
+    call.tie(members[:, 1:], members[:, :1])
+    call.resize("groups", np.array(members[:, 0]))
+    for variable in (layer.gamma, layer.beta):
+        call.weight(variable, channels)
+    return call.input
+
+
+@register_rule(layers.Rescaling, layers.Normalization)
+def of_inputs(layer: Any, call: RuleCall) -> Symbol:
+    """Layers that prepare a model's inputs, whose channels stay."""
+    call.keep(call.input, f"'{layer.name}' has constants for them")
+    return call.input
+
+
+def _over_axes(layer: Any, call: RuleCall, axes: Any) -> Symbol:
+    normalised = [axes] if isinstance(axes, int) else list(axes)
+    for axis in normalised:
+        channels = call.input.axes[axis]
+        if channels is not None:
+            call.keep(channels, f"'{layer.name}' normalises over them")
+    return call.input
+
+
+_LAYER_SCALE, _STOCHASTIC_DEPTH, _ = _keras.application_layers()
+
+
+@register_rule(_LAYER_SCALE)
+def layer_scale(layer: Any, call: RuleCall) -> Symbol:
+    """A factor for each channel (ConvNeXt)."""
+    channels = call.along(call.input, -1)
+    call.weight(layer.gamma, channels)
+    call.resize("projection_dim", channels)
+    return call.input
+
+
+@register_rule(_STOCHASTIC_DEPTH)
+def stochastic_depth(layer: Any, call: RuleCall) -> Symbol:
+    """Drops whole samples in training (ConvNeXt)."""
+    return call.input

@@ -1,0 +1,114 @@
+"""Layers that move, merge or drop positions and leave values alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from keras import layers
+
+from sgdap.channels.labels import Symbol, plain, reshape
+from sgdap.channels.registry import register_rule
+from sgdap.channels.rule_call import RuleCall
+from sgdap.channels.rules.convolution import channel_axis
+
+
+@register_rule(
+    layers.MaxPooling1D,
+    layers.MaxPooling2D,
+    layers.MaxPooling3D,
+    layers.AveragePooling1D,
+    layers.AveragePooling2D,
+    layers.AveragePooling3D,
+    layers.AdaptiveMaxPooling1D,
+    layers.AdaptiveMaxPooling2D,
+    layers.AdaptiveMaxPooling3D,
+    layers.AdaptiveAveragePooling1D,
+    layers.AdaptiveAveragePooling2D,
+    layers.AdaptiveAveragePooling3D,
+    layers.GlobalMaxPooling1D,
+    layers.GlobalMaxPooling2D,
+    layers.GlobalMaxPooling3D,
+    layers.GlobalAveragePooling1D,
+    layers.GlobalAveragePooling2D,
+    layers.GlobalAveragePooling3D,
+    layers.ZeroPadding1D,
+    layers.ZeroPadding2D,
+    layers.ZeroPadding3D,
+    layers.Cropping1D,
+    layers.Cropping2D,
+    layers.Cropping3D,
+    layers.UpSampling1D,
+    layers.UpSampling2D,
+    layers.UpSampling3D,
+)
+def spatial(layer: Any, call: RuleCall) -> list[Symbol]:
+    """Works along the spatial axes; the channel axis passes."""
+    if len(call.output_shape) > call.input.rank:  # adaptive pooling takes anything
+        return call.keep_all(f"'{layer.name}' is not made for inputs of {call.input.rank} axes")
+    first = getattr(layer, "data_format", None) == "channels_first"
+    axis = 1 if first else call.input.rank - 1
+    call.keep_positions(axis, layer.name)
+    target = axis if axis < len(call.output_shape) else len(call.output_shape) - 1
+    return [plain(call.output_shape).with_axis(target, call.input.axes[axis])]
+
+
+@register_rule(
+    layers.CenterCrop,
+    layers.Resizing,
+    layers.RandomBrightness,
+    layers.RandomContrast,
+    layers.RandomCrop,
+    layers.RandomFlip,
+    layers.RandomRotation,
+    layers.RandomTranslation,
+    layers.RandomZoom,
+)
+def image(layer: Any, call: RuleCall) -> list[Symbol]:
+    """Moves or rescales images, every channel by itself."""
+    if len(call.inputs) > 1 or call.input.rank != 4:
+        return call.keep_all(f"'{layer.name}' takes more than a batch of images")
+    return spatial(layer, call)
+
+
+@register_rule(layers.Flatten)
+def flatten(layer: Any, call: RuleCall) -> Symbol:
+    """Every channel is spread over all positions, interleaved with the others."""
+    x = call.input
+    if channel_axis(layer) == 1 and x.rank > 2:
+        order = [0, *range(2, x.rank), 1]
+        x = Symbol(tuple(x.shape[i] for i in order), tuple(x.axes[i] for i in order))
+    return reshape(x, call.output_shape, call.ledger)
+
+
+@register_rule(layers.Reshape)
+def reshaping(layer: Any, call: RuleCall) -> Symbol:
+    """Channels follow the row-major order; the target shape shrinks with them."""
+    output = reshape(call.input, _known(call.input, call.output_shape), call.ledger)
+    for axis, channels in enumerate(output.axes[1:]):
+        if channels is not None and layer.target_shape[axis] != -1:
+            call.resize(("target_shape", axis), channels)
+    return output
+
+
+@register_rule(layers.Permute)
+def permute(layer: Any, call: RuleCall) -> Symbol:
+    """Axes change places, the channels along them too."""
+    order = [0, *layer.dims]
+    return Symbol(call.output_shape, tuple(call.input.axes[axis] for axis in order))
+
+
+@register_rule(layers.RepeatVector)
+def repeat_vector(layer: Any, call: RuleCall) -> Symbol:
+    """A new axis of repetitions before the channels."""
+    return plain(call.output_shape).with_axis(-1, call.input.axes[-1])
+
+
+def _known(symbol: Symbol, shape: Any) -> tuple[int | None, ...]:
+    """Fills in the one size of a reshaped tensor that Keras leaves open though it is known."""
+    sizes = list(shape)
+    total = [size for size in symbol.shape[1:]]
+    if sizes[1:].count(None) == 1 and None not in total:
+        rest = math.prod(size for size in sizes[1:] if size is not None)
+        sizes[sizes.index(None, 1)] = math.prod(size or 1 for size in total) // rest
+    return tuple(sizes)

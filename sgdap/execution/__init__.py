@@ -1,0 +1,1 @@
+"""Runs models on data and shows what passes; the room that imports TensorFlow for it."""

@@ -1,0 +1,320 @@
+"""The compiled function that runs one batch and returns what it adds for each consumer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from sgdap.channels.facts import Linear, Reading
+from sgdap.channels.groups import ChannelGraph
+from sgdap.channels.patches import Patches
+from sgdap.execution.compiled import traced_for_any_batch
+from sgdap.execution.memory import Storage
+from sgdap.execution.taps import linear_outputs, tensors_inside
+from sgdap.model.program import Call, leaves_of
+
+BLOCK_BYTES = 1 << 26
+"""Memory for the contributions of all channels to some outputs, of one batch's rows."""
+
+TEMPERATURE = 10.0
+"""Predictions are softened by it before targets are drawn from them: a trained model is so sure of
+its calibration samples that the loss hardly depends on anything there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gathering:
+    """What one pass over the data gathers.
+
+    Attributes:
+        linears: The calls of each consumer, by path.
+        storage: What is kept of each consumer, by path.
+        folds: Number of folds.
+        positions: Output positions of a convolution that are read of each sample at most.
+        gradients: Whether sensitivities and first order changes are gathered.
+        moments: Whether moments are gathered; else only counts and sums of the features.
+        weights: For consumers of whose channels the contributions are gathered the kernel times
+            the root of the sensitivity, `(features, outputs)`.
+    """
+
+    linears: Mapping[str, Sequence[Linear | Reading]]
+    storage: Mapping[str, Storage]
+    folds: int
+    positions: int
+    gradients: bool
+    moments: bool
+    weights: Mapping[str, npt.NDArray[np.float32]]
+
+    def folds_of(self, path: str) -> int:
+        """Folds that are kept apart for a consumer."""
+        return 1 if self.storage[path].level == "merged" else self.folds
+
+    def kept_of(self, path: str) -> str:
+        """Which second moments of a consumer's features are kept: all, their diagonal or none."""
+        if not self.moments:
+            return "none"
+        return "diagonal" if self.storage[path].level in ("channels", "alone") else "all"
+
+
+def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
+    """Makes the compiled function that runs one batch and returns its sums for each consumer."""
+    import tensorflow as tf
+
+    program = graph.program
+    linears = gathering.linears
+    by_call: dict[int, list[Linear | Reading]] = {}
+    for linear in (linear for calls in linears.values() for linear in calls):
+        by_call.setdefault(linear.call, []).append(linear)
+    sensitivity, positions = gathering.gradients, gathering.positions
+    weights = {
+        path: _by_channel(linears[path][0], matrix, gathering)
+        for path, matrix in gathering.weights.items()
+    }
+
+    def step(x: list[Any], seed: Any, first: Any, shifts: Any) -> Any:
+        rows: dict[str, list[Any]] = {}
+        given: dict[str, list[Any]] = {}
+        outputs: dict[str, list[Any]] = {}
+        tape = tf.GradientTape(watch_accessed_variables=False)
+
+        def watched(seen: dict[str, list[Any]], path: str, tensor: Any) -> None:
+            if sensitivity:
+                tape.watch(tensor)
+            seen.setdefault(path, []).append(tensor)
+
+        def see(linear: Linear | Reading, tensor: Any) -> None:
+            """Notes what is read; of a linear layer, its outputs are seen apart."""
+            watched(given, linear.path, tensor)
+            patches = Patches()
+            there = tensor
+            if isinstance(linear, Reading):
+                watched(outputs, linear.path, tensor)
+                there = keras.ops.moveaxis(tensor, linear.axis, -1)
+            else:
+                patches = linear.patches
+            rows.setdefault(linear.path, []).append(
+                tf.cast(patches.extract(there, positions, seed), tf.float32)
+            )
+
+        def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
+            here = by_call[program.calls.index(call)]
+            readings = [own for own in here if isinstance(own, Reading)]
+            inside = [(own, partial(see, own)) for own in readings if own.inside]
+            for own in readings:
+                if not own.made and not own.inside:
+                    see(own, inputs[own.place])
+            made = None
+            for linear in here:
+                if isinstance(linear, Linear):
+                    see(linear, inputs[0])
+                    before, made = linear_outputs(linear, call, compute)
+                    watched(outputs, linear.path, before)
+            if made is None:
+                with tensors_inside(call.operation, inside) if inside else nullcontext():
+                    made = compute()
+            for own in readings:
+                if own.made and not own.inside:
+                    see(own, leaves_of(made)[own.place])
+            return made
+
+        taps = dict.fromkeys(by_call, tap)
+        if sensitivity:
+            with tape:
+                predictions = program.run_flat(x, taps)
+                likelihood = tf.add_n(
+                    [
+                        _negative_log_likelihood(_kind(graph, i), y, seed)
+                        for i, y in enumerate(predictions)
+                    ]
+                )
+            gradients = tape.gradient(
+                likelihood, [given, outputs], unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+        else:
+            program.run_flat(x, taps)
+            gradients = []
+        results = {}
+        for path, parts in rows.items():
+            own, folds = gathering.storage[path], gathering.folds_of(path)
+            sums = []
+            for part in parts:
+                folded = _folds(part - shifts[path], folds, first)
+                if gathering.moments:
+                    diagonal = gathering.kept_of(path) == "diagonal"
+                    sums.append(_sums(folded, _folds(part, folds, first), diagonal))
+                    if path in weights:
+                        alone = own.level == "alone"
+                        grams = [_gram(fold, *weights[path], alone) for fold in folded]
+                        sums[-1]["gram"] = tf.stack(grams)
+                else:
+                    sums.append(_totals(folded))
+            result = {key: tf.add_n([s[key] for s in sums]) for key in sums[0]}
+            if sensitivity:
+                axis = linears[path][0].output_axis
+                at_inputs, at_outputs = (of_place[path] for of_place in gradients)
+                result["sensitivity"] = tf.add_n(
+                    [_outer(g, axis, own.sensitivity == "diagonal") for g in at_outputs]
+                )
+                result["taylor"] = tf.add_n(
+                    [
+                        _first_order(x, g, axis, linears[path][0])
+                        for x, g in zip(given[path], at_inputs, strict=True)
+                    ]
+                )
+            results[path] = result
+        return results
+
+    return traced_for_any_batch([program.shapes[ref.index] for ref in program.inputs], step)
+
+
+def _folds(rows: Any, folds: int, first: Any) -> list[Any]:
+    """The rows `(batch, positions, features)` of each fold, `(rows, features)`.
+
+    The first sample is in the fold `first`, the next one in the next.
+    """
+    import tensorflow as tf
+
+    parts = [rows[(fold - first) % folds :: folds] for fold in range(folds)]
+    return [tf.reshape(part, [-1, rows.shape[-1]]) for part in parts]
+
+
+def _totals(centred: list[Any]) -> dict[str, Any]:
+    import tensorflow as tf
+
+    return {
+        "count": tf.stack([tf.cast(tf.shape(c)[0], tf.float32) for c in centred]),
+        "total": tf.stack([tf.reduce_sum(c, 0) for c in centred]),
+    }
+
+
+def _sums(centred: list[Any], raw: list[Any], diagonal: bool) -> dict[str, Any]:
+    """Sums of one batch's rows, for each fold: about the shift, and as they are."""
+    import tensorflow as tf
+
+    squares = [
+        tf.reduce_sum(c * c, 0) if diagonal else tf.matmul(c, c, transpose_a=True) for c in centred
+    ]
+    return _totals(centred) | {
+        "square": tf.stack(squares),
+        "zeros": tf.stack([tf.reduce_sum(tf.cast(tf.equal(p, 0), tf.float32), 0) for p in raw]),
+        "absolute": tf.stack([tf.reduce_sum(tf.abs(p), 0) for p in raw]),
+    }
+
+
+def _by_channel(
+    linear: Linear | Reading, weights: npt.NDArray[np.float32], gathering: Gathering
+) -> tuple[Any, Any]:
+    """The features of each channel and its weights, in blocks of outputs.
+
+    Returns:
+        Numbers of the features, `(channels, area)`, one past the last where a channel has fewer;
+        weights `(blocks, channels, area, outputs of a block)`, 0 there.
+    """
+    import tensorflow as tf
+
+    distinct, number, counts = np.unique(linear.features, return_inverse=True, return_counts=True)
+    features, outputs = weights.shape
+    order = np.argsort(number, kind="stable")
+    place = np.arange(features) - np.repeat(np.cumsum(counts) - counts, counts)
+    index = np.full((len(distinct), int(counts.max())), features)
+    index[number[order], place] = order
+    rows = 256 * gathering.positions // gathering.folds + 1
+    width = int(np.clip(BLOCK_BYTES // (4 * len(distinct) * rows), 1, outputs))
+    padded = np.zeros((features + 1, -(-outputs // width) * width), np.float32)
+    padded[:features, :outputs] = weights
+    blocks = padded.reshape(features + 1, -1, width).transpose(1, 0, 2)[:, index]
+    return tf.constant(index), tf.constant(blocks)
+
+
+def _gram(rows: Any, index: Any, weights: Any, diagonal: bool) -> Any:
+    """Sums over the rows of the products of the channels' contributions, block by block."""
+    import tensorflow as tf
+
+    rows = tf.pad(rows, [[0, 0], [0, 1]])
+    by_channel = tf.transpose(tf.gather(rows, index, axis=1), [1, 0, 2])
+    channels = index.shape[0]
+
+    def add(block: Any, gram: Any) -> Any:
+        made = tf.reshape(tf.matmul(by_channel, weights[block]), [channels, -1])
+        if diagonal:
+            return block + 1, gram + tf.reduce_sum(made * made, 1)
+        return block + 1, gram + tf.matmul(made, made, transpose_b=True)
+
+    start = tf.zeros([channels] if diagonal else [channels, channels])
+    return tf.while_loop(
+        lambda block, gram: block < weights.shape[0],
+        add,
+        [tf.constant(0), start],
+        parallel_iterations=1,
+    )[1]
+
+
+def _outer(gradient: Any, axis: int, diagonal: bool) -> Any:
+    import tensorflow as tf
+
+    gradient = keras.ops.moveaxis(tf.cast(gradient, tf.float32), axis, -1)
+    flat = tf.reshape(gradient, [-1, gradient.shape[-1]])
+    if diagonal:
+        return tf.reduce_sum(flat * flat, 0)
+    return tf.matmul(flat, flat, transpose_a=True)
+
+
+def _first_order(x: Any, gradient: Any, axis: int, linear: Linear | Reading) -> Any:
+    """Sum over the samples of `|Σ_positions a ∂L/∂a|`, for each distinct channel of a consumer."""
+    import tensorflow as tf
+
+    product = tf.cast(x, tf.float32) * tf.cast(gradient, tf.float32)
+    product = keras.ops.moveaxis(product, axis, -1)
+    width = product.shape[-1]
+    change = tf.reduce_sum(tf.reshape(product, [tf.shape(x)[0], -1, width]), 1)
+    # The features of a kernel position are the input's channels; a depthwise part repeats each.
+    of_input = linear.features[:: len(linear.features) // width]
+    if isinstance(linear, Reading) or linear.patches.depthwise is None:
+        of_input = linear.features[:width]
+    distinct, number = np.unique(of_input, return_inverse=True)
+    by_channel = tf.math.unsorted_segment_sum(tf.transpose(change), number, len(distinct))
+    return tf.reduce_sum(tf.abs(by_channel), 1)
+
+
+def _kind(graph: ChannelGraph, output: int) -> str:
+    """How one of the model's outputs is distributed: categorical, bernoulli or normal."""
+    program = graph.program
+    ref = program.outputs[output]
+    maker = next((c.operation for c in program.calls if ref in c.outputs), None)
+    while isinstance(maker, keras.layers.Wrapper):
+        maker = maker.layer
+    activation = getattr(maker, "activation", None)
+    if isinstance(maker, keras.layers.Softmax) or activation is keras.activations.softmax:
+        return "categorical"
+    if activation is keras.activations.sigmoid:
+        return "bernoulli"
+    return "normal"
+
+
+def _negative_log_likelihood(kind: str, y: Any, seed: Any) -> Any:
+    """The softened loss of targets drawn from the softened prediction, summed over the batch."""
+    import tensorflow as tf
+
+    y = tf.cast(y, tf.float32)
+    tiny = 1e-30
+    if kind == "categorical":
+        flat = tf.maximum(tf.reshape(y, [-1, y.shape[-1]]), tiny)
+        logits = tf.nn.log_softmax(tf.math.log(flat) / TEMPERATURE)
+        drawn = tf.random.stateless_categorical(tf.stop_gradient(logits), 1, seed)
+        drawn = tf.minimum(drawn, y.shape[-1] - 1)  # NaN draws one class too many
+        return -TEMPERATURE * tf.reduce_sum(tf.gather(logits, drawn, batch_dims=1))
+    if kind == "bernoulli":
+        y = tf.clip_by_value(y, 1e-7, 1 - 1e-7)
+        logits = (tf.math.log(y) - tf.math.log(1 - y)) / TEMPERATURE
+        noise = tf.random.stateless_uniform(tf.shape(y), seed)
+        drawn = tf.cast(noise < tf.stop_gradient(tf.sigmoid(logits)), tf.float32)
+        losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=drawn, logits=logits)
+        return TEMPERATURE * tf.reduce_sum(losses)
+    normal = tf.random.stateless_normal(tf.shape(y), seed)
+    return tf.reduce_sum(y * normal)

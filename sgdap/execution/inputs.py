@@ -1,0 +1,111 @@
+"""Batches of data as the flat lists of tensors that a model's graph takes, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from sgdap.channels.groups import ChannelGraph
+from sgdap.execution.data import batches
+
+
+def affordable_batch(graph: ChannelGraph, limit: int) -> int:
+    """How many samples a batch may have so that all tensors of a run stay under a limit.
+
+    Args:
+        graph: The model's channels.
+        limit: Bytes.
+    """
+    numbers = sum(math.prod(n or 1 for n in shape[1:]) for shape in graph.program.shapes)
+    return max(limit // (4 * max(numbers, 1)), 1)
+
+
+def check_calibration_data(graph: ChannelGraph, data: Any) -> None:
+    """Says whether a model can take calibration data, by their first batch.
+
+    Args:
+        graph: The model's channels.
+        data: Inputs as `collect_statistics` takes them, no iterator that can be read only once.
+
+    Raises:
+        ValueError: There is no sample, or it is not finite or of another shape than the model's
+            inputs.
+        TypeError: `data` is of an unknown kind.
+    """
+    for x, _, _ in batches(data, 32, 32):
+        checked_inputs(graph, x)
+
+
+def input_batches(
+    graph: ChannelGraph, data: Any, batch_size: int, samples: int | None, most: int
+) -> Iterator[tuple[int, list[Any]]]:
+    """Reads data in batches that a model takes.
+
+    Args:
+        graph: The model's channels.
+        data: Inputs as `collect_statistics` takes them.
+        batch_size: Samples in a batch, where `data` does not come in batches. A model built for a
+            batch size of its own gets that, and what does not fill a batch is left out.
+        samples: Stop after this many samples; None takes all.
+        most: Batches of more samples are cut into several.
+
+    Yields:
+        The number of each batch and its flat list of input tensors.
+
+    Raises:
+        ValueError: Inputs do not fit the model or are not finite.
+        TypeError: `data` is of an unknown kind.
+    """
+    fixed = graph.program.shapes[graph.program.inputs[0].index][0]
+    size = fixed or min(batch_size, most)
+    found = batches(data, size, samples, None if fixed else most)
+    for number, (x, _, _) in enumerate(found):
+        inputs = checked_inputs(graph, x)
+        if fixed in (None, int(inputs[0].shape[0])):
+            yield number, inputs
+
+
+def checked_inputs(graph: ChannelGraph, x: Any) -> list[Any]:
+    """Returns one batch of inputs as the flat list of tensors that the model's graph takes."""
+    import tensorflow as tf
+
+    program = graph.program
+    x = keras.tree.map_structure(tf.convert_to_tensor, x)
+    expected = [program.shapes[ref.index] for ref in program.inputs]
+    received = [tuple(leaf.shape) for leaf in keras.tree.flatten(x)]
+    try:
+        flat = program.flat_inputs(x)
+        shapes = [tuple(leaf.shape) for leaf in flat]
+    except Exception:  # what Keras raises depends on the model's and the data's structure
+        shapes = []
+    if isinstance(x, (list, tuple)) and len(received) != len(expected):
+        shapes = []  # Keras would drop those that are too many
+    if len(shapes) != len(expected) or any(
+        len(shape) != len(wanted)
+        or any(w not in (None, s) for s, w in zip(shape[1:], wanted[1:], strict=True))
+        for shape, wanted in zip(shapes, expected, strict=True)
+    ):
+        leaves = {leaf.dtype.name for leaf in keras.tree.flatten(x)}
+        kind = f"a {type(x).__name__}" if isinstance(x, (dict, list, tuple)) else "one tensor"
+        kind += f" of {', '.join(sorted(leaves))}"
+        raise ValueError(
+            f"The calibration data do not fit model '{program.model.name}', which takes "
+            f"{_listed(expected)}. Received: {_listed(received)}, as {kind}. Pass inputs as for "
+            "fit; a tuple is read as (inputs, targets), a list as one of several inputs."
+        )
+    for leaf in flat:
+        if leaf.dtype.is_floating and not np.isfinite(leaf.numpy()).all():
+            raise ValueError(
+                "The calibration data are not finite: they hold NaN or infinity. Take these "
+                "samples out or fill in the missing values, as for training."
+            )
+    return flat
+
+
+def _listed(shapes: Sequence[Any]) -> str:
+    names = ", ".join(map(str, shapes))
+    return f"an input of shape {names}" if len(shapes) == 1 else f"inputs of shapes {names}"

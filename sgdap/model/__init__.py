@@ -1,0 +1,1 @@
+"""Reads a model into a flat list of calls, and makes layers and models like others."""

@@ -1,0 +1,235 @@
+"""Makes an ordinary functional model of one with code of its own; removes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+
+from sgdap import _keras
+from sgdap.model.copying import copied_operation, copy_state
+from sgdap.model.program import Call, Program, Ref, fill
+from sgdap.model.trace import trace
+
+
+def functional(model: Any) -> Any:
+    """Makes an ordinary functional model that computes what a model computes.
+
+    A model with a `call` of its own, or a functional one whose class has its own `get_config`
+    (a `keras_hub` backbone), is saved by its class, which knows only the widths that it was made
+    with. After such a model became slim in `fit`, this one is what to save: it loads without the
+    class.
+
+    Args:
+        model: A built `keras.Model`.
+
+    Returns:
+        A new `keras.Model` of new layers with the same names and weights, not compiled.
+
+    Raises:
+        TypeError: `model` is no Keras model.
+        ValueError: It can't be traced, or a layer can't be made from its config.
+
+    Example:
+        >>> class Classifier(keras.Model):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.hidden = keras.layers.Dense(8, "relu", name="hidden")
+        ...         self.end = keras.layers.Dense(2, name="end")
+        ...
+        ...     def call(self, x):
+        ...         return self.end(self.hidden(x))
+        >>> model = Classifier()
+        >>> _ = model(np.ones((1, 4), "float32"))
+        >>> [layer.name for layer in sgdap.functional(model).layers[1:]]
+        ['hidden', 'end']
+    """
+    return functional_program(trace(model)).model
+
+
+def functional_program(program: Program) -> Program:
+    """Copies the model of a program into a functional one.
+
+    Args:
+        program: The calls of a model.
+
+    Returns:
+        The same calls, of the copy; paths and numbers stay.
+
+    Raises:
+        ValueError: A layer can't be made from its config, or an operation of a `call` takes
+            what a functional model can't hold.
+    """
+    names = layer_names(program)
+    with _keras.scope_of(program.model):
+        operations = {p: copy_of(layer, p, names[p]) for p, layer in program.layers().items()}
+        model, symbols, nodes = _connected(program, {path: [x] for path, x in operations.items()})
+    calls = [
+        replace(call, operation=operations[call.path], node=node)
+        for call, node in zip(program.calls, nodes, strict=True)
+    ]
+    _copy_variables(program, operations)
+    return replace(
+        program,
+        model=model,
+        functional=model,
+        calls=tuple(calls),
+        symbols=symbols,
+        codes=(),
+        structure=None,
+    )
+
+
+def functional_with(program: Program, replacements: Mapping[str, Sequence[Any]]) -> Any:
+    """Copies the model of a program into a functional one with other layers in some places.
+
+    Args:
+        program: The calls of a model.
+        replacements: For paths of layers what is called in their place, one after another. The
+            caller gives new layers their weights; all others get those of the model.
+
+    Returns:
+        The functional model.
+
+    Raises:
+        ValueError: As `functional_program`.
+    """
+    names = layer_names(program)
+    with _keras.scope_of(program.model):
+        copies = {
+            path: copy_of(layer, path, names[path])
+            for path, layer in program.layers().items()
+            if path not in replacements
+        }
+        places = {path: [operation] for path, operation in copies.items()}
+        model, _, _ = _connected(program, {**places, **replacements})
+    _copy_variables(program, copies)
+    return model
+
+
+def _connected(
+    program: Program, places: Mapping[str, Sequence[Any]]
+) -> tuple[Any, tuple[tuple[keras.KerasTensor, Ref], ...], list[Any]]:
+    """The model of what is called in each place, its tensors, and Keras' record of each call."""
+    tensors: dict[int, Any] = {}
+    symbols: list[tuple[keras.KerasTensor, Ref]] = []
+    nodes = []
+    for ref, name in zip(program.inputs, _input_names(program), strict=True):
+        shape, dtype = program.shapes[ref.index], program.dtypes[ref.index]
+        tensors[ref.index] = keras.Input(batch_shape=shape, dtype=dtype, name=name)
+    for call in program.calls:
+        _check_arguments(call, program)
+        first, *others = places[call.path]
+        if isinstance(first, keras.Layer):
+            for ref in call.inputs:
+                if tensors[ref.index].sparse:  # to Keras, whatever is multiplied with a number is
+                    symbols.append((tensors[ref.index], ref))
+                    dense = keras.ops.convert_to_tensor(tensors[ref.index], sparse=False)
+                    tensors[ref.index] = dense
+        args, kwargs = fill(call, tensors)
+        results = first(*args, **kwargs)
+        for operation in others:
+            results = operation(results)
+        made = keras.tree.flatten(results)
+        record = _keras.history(made[0])
+        assert record is not None
+        nodes.append(_keras.node_of(*record))
+        tensors.update({ref.index: x for ref, x in zip(call.outputs, made, strict=True)})
+    symbols += [(tensor, Ref(index)) for index, tensor in tensors.items()]
+    return _assembled(program, tensors), tuple(symbols), nodes
+
+
+def _copy_variables(program: Program, copies: Mapping[str, Any]) -> None:
+    for path, layer in program.layers().items():
+        if path in copies and isinstance(layer, keras.Layer):
+            copy_state(layer, copies[path])
+
+
+def layer_names(program: Program) -> dict[str, str]:
+    """A name for each layer: its own where that is the only one, else with those around it.
+
+    Layers that make the model's outputs have the outputs' names.
+    """
+    own = {
+        path: layer.name if isinstance(layer, keras.Layer) else path.split("/")[-1].split(".")[-1]
+        for path, layer in program.layers().items()
+    }
+    taken = Counter([*own.values(), *map(str, _input_names(program))])
+    names: dict[str, str] = {}
+    for path, name in own.items():
+        wanted = name if taken[name] == 1 else path.replace("/", "_").replace("ops.", "")
+        while (taken[wanted] and wanted != name) or wanted in names.values() or taken[wanted] > 1:
+            wanted += "_1"
+        names[path] = wanted
+    outputs = zip(program.outputs, getattr(program.functional, "output_names", ()), strict=False)
+    for ref, name in outputs:  # losses know the output of a model inside the model by its name
+        maker = next((call.path for call in program.calls if ref in call.outputs), None)
+        if maker is not None and name not in names.values():
+            names[maker] = name
+    return names
+
+
+def _input_names(program: Program) -> list[str | None]:
+    if program.functional is not None:
+        return [tensor.name for tensor in program.functional.inputs]
+    assert program.structure is not None
+    (args, kwargs), _ = program.structure
+    if not args:
+        return (
+            list(sorted(kwargs))
+            if len(kwargs) == len(program.inputs)
+            else [None] * len(program.inputs)
+        )
+    named = isinstance(args[0], dict) and len(args[0]) == len(program.inputs)
+    return list(sorted(args[0])) if named else [None] * len(program.inputs)
+
+
+def _assembled(program: Program, tensors: dict[int, Any]) -> Any:
+    """The functional model between the inputs and outputs, structured as those of the old one."""
+    name = program.model.name
+
+    def tensor(leaf: Any) -> Any:
+        return tensors[leaf.index] if isinstance(leaf, Ref) else leaf
+
+    if program.structure is not None:
+        (args, kwargs), outputs = keras.tree.map_structure(tensor, program.structure)
+        return keras.Model(args[0] if len(args) == 1 else kwargs, outputs, name=name)
+    functional = program.functional
+    inputs = [tensors[ref.index] for ref in program.inputs]
+    outputs = [tensors[ref.index] for ref in program.outputs]
+    return keras.Model(
+        keras.tree.pack_sequence_as(functional.input, inputs),
+        keras.tree.pack_sequence_as(functional.output, outputs),
+        name=name,
+    )
+
+
+def copy_of(operation: Any, path: str, name: str, entries: Mapping[str, Any] | None = None) -> Any:
+    """Makes a layer or operation like another one, without its weights.
+
+    Args:
+        operation: The layer or operation.
+        path: Its path, for people.
+        name: The name of the new layer.
+        entries: Entries of the config that change.
+
+    Raises:
+        ValueError: It can't be made from its config.
+    """
+    new = copied_operation(operation, path, {"name": name, **(entries or {})})
+    if isinstance(operation, keras.Layer):
+        new.trainable = operation.trainable
+    return new
+
+
+def _check_arguments(call: Call, program: Program) -> None:
+    for leaf in keras.tree.flatten((call.args, dict(call.kwargs))):
+        if isinstance(leaf, keras.Variable):
+            raise ValueError(
+                f"Operation '{call.path}' of model '{program.model.name}' reads the weight "
+                f"'{leaf.name}', which belongs to no layer that a functional model could hold. "
+                "Put it into a layer of its own, or use sgdap.apply(model, plan, in_place=True)."
+            )

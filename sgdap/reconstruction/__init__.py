@@ -1,0 +1,1 @@
+"""Refits the weights of consumers to the channels that stay."""

@@ -1,0 +1,278 @@
+"""The weights of a slim model's consumers, fitted to what the whole model makes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap import _keras
+from sgdap.channels.facts import Linear
+from sgdap.channels.groups import ChannelGraph
+from sgdap.channels.slices import variable_of, variable_slices
+from sgdap.execution.inputs import affordable_batch
+from sgdap.execution.memory import checked_memory_limit
+from sgdap.execution.side_by_side import SideBySide
+from sgdap.execution.taps import kernel_matrix
+from sgdap.planning.cost import cost_model, input_shapes
+from sgdap.reconstruction.closed_form import cross_validated_fit, reconstruct
+from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics
+from sgdap.statistics.contributions import Contributions
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Weights = dict[tuple[str, int], npt.NDArray[np.float32]]
+"""Slim values of variables by path of the layer and number of the variable."""
+
+PASSES = 8
+"""Most passes over the data in which consumers are refitted one after another."""
+
+WORK = 1.5e13
+"""FLOPs of the whole model on all samples, times passes, that are worth more passes than two."""
+
+
+def refitted_weights(
+    graph: ChannelGraph,
+    statistics: CalibrationStatistics,
+    kept: Mask,
+    weights: Mapping[tuple[str, int], npt.NDArray[np.float32]],
+    data: Any,
+    samples: int | None = None,
+    *,
+    positions: int = 32,
+    seed: int = 0,
+    memory_limit: int | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Weights:
+    """Refits consumers, from the inputs to the outputs, to what those before them lost.
+
+    Each is fitted to the outputs that the whole model has there, on the inputs that it gets in the
+    slim model. Those of one pass do not see each other's changes. There are up to 8 passes, fewer
+    where they would take long, and more where their moments together would need more memory than
+    there is. A consumer whose moments need more than that alone stays as it is.
+
+    Args:
+        graph: The model's channels.
+        statistics: The result of a calibration pass over the same model.
+        kept: Which channels stay, `(channels,)`.
+        weights: The slim weights, each consumer fitted by itself.
+        data: Inputs.
+        samples: How many of them are looked at; None takes all.
+        positions: Output positions of a convolution that are read of each sample at most.
+        seed: Of sampled positions.
+        memory_limit: Bytes for the moments of one pass; None: a quarter of the free memory.
+        progress: Called with the number of the pass, of all passes, and of the samples seen.
+
+    Returns:
+        The slim weights.
+
+    Reference:
+        He, Zhang, Sun, arXiv 1707.06168, section 3.2 (whole model pruning: the outputs of the
+        original model are the target, the inputs come from the pruned one).
+    """
+    fitted = dict(weights)
+    behind = _behind_changes(graph, {path for path, _ in weights})
+    limit = checked_memory_limit(memory_limit)
+    linears = {path: _linear(own) for path, own in statistics.consumers.items()}
+    needed = {
+        path: _residual_memory(linear, kept)
+        for path, linear in linears.items()
+        if path in behind and not _constrained(graph, linear)
+    }
+    paths = [path for path in needed if needed[path] <= limit]
+    paths.sort(key=lambda path: linears[path].call)
+    if not paths:
+        return fitted
+    shifts = {p: own.moments.total().mean[0] for p, own in statistics.consumers.items()}
+    parts = _passes(paths, needed, limit, _affordable_passes(graph, statistics.samples))
+    largest = max(sum(needed[path] for path in part) for part in parts)
+    models = SideBySide(
+        graph,
+        data,
+        parts,
+        kept,
+        shifts,
+        samples=samples,
+        positions=positions,
+        most=affordable_batch(graph, limit),
+        seed=seed,
+        room=max(limit - largest, 0) / 2 / max(statistics.samples, 1),
+    )
+    for turn, part in enumerate(parts):
+        found = models.residuals(
+            turn,
+            _in_full_size(graph, kept, fitted),
+            progress and functools.partial(progress, turn + 1, len(parts)),
+        )
+        for path in part:
+            own = found.pop(path)
+            linear = linears[path]
+            share = own.count / own.count.sum()
+            mean, lacking = share @ own.mean, share @ own.lacking
+            second, cross = own.second, own.cross
+            if linear.bias is None:  # the rows are fitted as they are, not about their mean
+                second = second + own.mean[:, :, None] * own.mean[:, None, :]
+                cross = cross + own.mean[:, :, None] * own.lacking[:, None, :]
+            change = cross_validated_fit(second, cross, share)
+            for number, delta in (
+                (linear.kernel, change),
+                (linear.bias, lacking - mean @ change),
+            ):
+                if number is not None:
+                    before = _slim(graph, kept, fitted, (path, number))
+                    after = before + delta.reshape(before.shape)
+                    fitted[(path, number)] = after.astype(np.float32)
+    return fitted
+
+
+def _linear(statistics: ConsumerStatistics) -> Linear:
+    assert isinstance(statistics.linear, Linear)
+    return statistics.linear
+
+
+def _residual_memory(linear: Linear, kept: Mask) -> int:
+    """Bytes of a slim consumer's moments, of two halves of the samples."""
+    features = int(kept[linear.features].sum())
+    return 2 * 8 * features * (features + int(kept[linear.outputs].sum()))
+
+
+def _affordable_passes(graph: ChannelGraph, samples: int) -> int:
+    """How many passes the whole model's work allows; 8 where it isn't known."""
+    if any(None in shape[1:] for shape in input_shapes(graph)):
+        return PASSES
+    model = cost_model(graph)
+    flops = float(model.cost(model.lengths(np.ones(graph.count, bool)))[1])
+    return int(np.clip(WORK / max(flops * samples, 1.0), 2, PASSES))
+
+
+def _passes(
+    paths: Sequence[str], needed: Mapping[str, int], limit: int, passes: int
+) -> list[list[str]]:
+    """Deals consumers, in order, to passes of about the same number within the memory limit."""
+    parts: list[list[str]] = []
+    for share in np.array_split(np.array(paths), min(len(paths), passes)):
+        parts.append([])
+        for path in map(str, share):
+            if parts[-1] and sum(needed[p] for p in parts[-1]) + needed[path] > limit:
+                parts.append([])
+            parts[-1].append(path)
+    return parts
+
+
+def _constrained(graph: ChannelGraph, linear: Linear) -> bool:
+    """Whether a consumer's weights may not be whatever fits best."""
+    variables = _keras.layer_variables(graph.program.layers()[linear.path])
+    numbers = (number for number in (linear.kernel, linear.bias) if number is not None)
+    return any(variables[number].constraint is not None for number in numbers)
+
+
+def _rescaled(
+    statistics: ConsumerStatistics, total: Contributions, kernel: Array, kept: Mask
+) -> tuple[Array, Array]:
+    """The kernel on the kept features with a factor for each channel, and what the bias gains.
+
+    The factors are the least squares optimum on the contributions of whole channels; 1 where only
+    each channel's own power is known.
+    """
+    linear = _linear(statistics)
+    stays = kept[linear.features]
+    distinct, number = np.unique(linear.features, return_inverse=True)
+    factors = np.ones(len(distinct))
+    if not total.alone:
+        second = total.gram[0] / max(float(total.count[0]), 1.0)
+        if linear.bias is None:
+            second = second + total.mean[0] @ total.mean[0].T
+        ones = np.ones((len(distinct), 1))
+        refitted, _ = reconstruct(second, np.zeros(len(distinct)), ones, kept[distinct])
+        factors[kept[distinct]] = refitted[:, 0]
+    fitted = kernel[stays] * factors[number[stays], None]
+    mean = statistics.moments.total().mean[0]
+    return fitted, mean @ kernel - mean[stays] @ fitted
+
+
+def _behind_changes(graph: ChannelGraph, changed: set[str]) -> set[str]:
+    """Paths of the layers whose inputs differ in the slim model, by more than what is removed."""
+    differing: set[int] = set()
+    behind: set[str] = set()
+    for call in graph.program.calls:
+        differs = any(ref.index in differing for ref in call.inputs)
+        if differs:
+            behind.add(call.path)
+        if differs or call.path in changed:
+            differing.update(ref.index for ref in call.outputs)
+    return behind
+
+
+def _slim(
+    graph: ChannelGraph, kept: Mask, fitted: Weights, key: tuple[str, int]
+) -> npt.NDArray[Any]:
+    if key in fitted:
+        return fitted[key]
+    value: npt.NDArray[Any] = variable_of(graph.program, key).numpy()
+    for axis, stays in enumerate(variable_slices(graph, kept).get(key, [])):
+        if stays is not None:
+            value = np.take(value, stays, axis)
+    return value
+
+
+def _in_full_size(graph: ChannelGraph, kept: Mask, fitted: Weights) -> Weights:
+    """The slim model's weights in the shapes of the whole model, 0 where something is removed."""
+    full: Weights = {}
+    for axis in graph.axes:
+        gone = ~kept[axis.channels]
+        if axis.role != "follower" and gone.any():
+            key = (axis.path, axis.variable)
+            value = full.setdefault(key, variable_of(graph.program, key).numpy().copy())
+            np.moveaxis(value, axis.axis, 0)[gone] = 0
+    slices = variable_slices(graph, kept)
+    for key, value in fitted.items():
+        whole = full.setdefault(key, variable_of(graph.program, key).numpy().copy())
+        index = [
+            np.arange(size) if stays is None else stays
+            for size, stays in zip(whole.shape, slices.get(key, [None] * whole.ndim), strict=True)
+        ]
+        whole[np.ix_(*index)] = value
+    return full
+
+
+def reconstructed_weights(
+    graph: ChannelGraph, statistics: CalibrationStatistics, kept: Mask
+) -> Weights:
+    """The slim kernels and biases of all consumers that lose features, fitted to the others.
+
+    Args:
+        graph: The model's channels.
+        statistics: The result of a calibration pass over the same model.
+        kept: Which channels stay, `(channels,)`.
+
+    Returns:
+        New values by path of the layer and number of the variable.
+    """
+    updates: Weights = {}
+    layers = graph.program.layers()
+    for path, own in statistics.consumers.items():
+        linear = _linear(own)
+        stays = kept[linear.features]
+        if stays.all() or _constrained(graph, linear):
+            continue
+        outputs = kept[linear.outputs]
+        kernel = kernel_matrix(linear, layers[path])[:, outputs]
+        if own.gathered is None:
+            total = own.moments.total()
+            second = total.second[0] / max(float(total.count[0]), 1.0)
+            if linear.bias is None:
+                second = second + np.outer(total.mean[0], total.mean[0])
+            fitted, offset = reconstruct(second, total.mean[0], kernel, stays)
+        else:
+            fitted, offset = _rescaled(own, own.gathered.total(), kernel, kept)
+        variables = _keras.layer_variables(layers[path])
+        spatial = tuple(variables[linear.kernel].shape[:-2])
+        shape = (*spatial, len(fitted) // int(np.prod(spatial, initial=1)), fitted.shape[1])
+        updates[(path, linear.kernel)] = fitted.reshape(shape).astype(np.float32)
+        if linear.bias is not None:
+            bias = variables[linear.bias].numpy()[outputs]
+            updates[(path, linear.bias)] = (bias + offset).astype(np.float32)
+    return updates

@@ -1,0 +1,159 @@
+"""Measures how long models take for a batch, and how slim they must be for a given time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap.channels.groups import ChannelGraph, ChannelGroup, channel_graph
+from sgdap.guidance.elimination import ErrorCurve
+from sgdap.planning.allocation import allocate, narrowest
+from sgdap.planning.budget import Budget
+from sgdap.planning.cost import MEASURES, cost_model
+from sgdap.planning.widths import WidthRules
+from sgdap.surgery.apply import copied
+from sgdap.surgery.rebuild import prune_in_place
+
+Mask = npt.NDArray[np.bool_]
+_FLOPS = MEASURES.index("flops")
+
+
+def measure_latency(model: Any, batch_size: int = 1, repeats: int = 50) -> float:
+    """Median seconds that a model takes for a batch, in a compiled function, after a warm-up."""
+    return compare_latency([model], batch_size, repeats)[0]
+
+
+def compare_latency(models: Sequence[Any], batch_size: int = 1, repeats: int = 50) -> list[float]:
+    """Median seconds that each of several models takes for a batch, measured in turn.
+
+    Models that take turns see the same machine, busy or not; so their ratio can be trusted where
+    times can't.
+
+    Args:
+        models: Built models.
+        batch_size: Samples in the batch.
+        repeats: How often each is timed, after a warm-up.
+
+    Returns:
+        Seconds, one number a model.
+    """
+    runs = [_timed(model, batch_size) for model in models]
+    times = np.array([[run() for run in runs] for _ in range(repeats + 5)])
+    return [float(median) for median in np.median(times[5:], axis=0)]
+
+
+def _timed(model: Any, batch_size: int) -> Callable[[], float]:
+    """A function that runs a model once on a batch of zeros and returns the seconds it took."""
+    import tensorflow as tf
+
+    graph = channel_graph(model)
+    inputs = [
+        tf.zeros(
+            (shape[0] or batch_size, *(size or 1 for size in shape[1:])),
+            graph.program.dtypes[ref.index],
+        )
+        for ref in graph.program.inputs
+        for shape in [graph.program.shapes[ref.index]]
+    ]
+    compiled = tf.function(lambda *x: graph.program.run_flat(list(x)))
+
+    def run() -> float:
+        began = time.perf_counter()
+        for output in compiled(*inputs):
+            output.numpy()
+        return time.perf_counter() - began
+
+    return run
+
+
+def slim_latency(graph: ChannelGraph, kept: Mask, batch_size: int = 1) -> float:
+    """Median seconds for a batch of a copy of a model with some of its channels.
+
+    Args:
+        graph: The model's channels; it is not changed.
+        kept: Which channels stay, `(graph.count,)`.
+        batch_size: Samples in the batch.
+    """
+    copy = copied(graph, compiled=False)
+    prune_in_place(copy, kept)
+    return measure_latency(copy.program.model, batch_size)
+
+
+class TooSlowError(ValueError):
+    """Even the narrowest model takes longer than a budget allows."""
+
+
+def flops_within_latency(
+    graph: ChannelGraph,
+    groups: Sequence[ChannelGroup],
+    curves: Mapping[str, ErrorCurve],
+    rules: WidthRules,
+    allocation: str,
+    budget: Budget,
+    seconds: float,
+    tries: int = 6,
+    *,
+    shrink: bool = False,
+) -> float:
+    """The most FLOPs of a model with which it takes no longer for a batch than asked.
+
+    FLOPs tell little of the time alone, but where channels leave by the same curves, fewer FLOPs
+    take no longer. So slim copies are measured, each time half way (geometrically) between the
+    slowest that is fast enough and the fastest that is not.
+
+    Args:
+        graph: The model's channels; it is not changed.
+        groups: The groups that may shrink.
+        curves: Their error curves by name.
+        rules: Which widths they may have.
+        allocation: `"global"` or `"layerwise"`.
+        budget: What is asked: the size of the batch.
+        seconds: What it may take.
+        tries: How many copies are measured between the whole and the narrowest one.
+        shrink: Whether the whole one is too slow, whatever a measurement says.
+
+    Returns:
+        FLOPs for one sample.
+
+    Raises:
+        TooSlowError: Even the narrowest copy takes longer.
+    """
+    model = cost_model(graph)
+
+    def cost(kept: Mask) -> npt.NDArray[np.float64]:
+        return model.cost(model.lengths(kept))
+
+    full = cost(np.ones(graph.count, bool))
+    everything = np.ones(graph.count, bool)
+    if not shrink and slim_latency(graph, everything, budget.batch_size) <= seconds:
+        return float(full[_FLOPS])
+    least = narrowest(groups, model, rules)
+    met, measured = cost(least)[_FLOPS], slim_latency(graph, least, budget.batch_size)
+    if measured > seconds:
+        raise TooSlowError(
+            f"{budget} cannot be met: the narrowest model still takes {measured * 1e3:.3g} ms for "
+            f"a batch of {budget.batch_size} on this machine, and {seconds * 1e3:.3g} ms are "
+            "allowed. Raise the budget, lower min_channels or round_to, or let more layers shrink."
+        )
+    failed = full[_FLOPS]
+    for _ in range(tries):
+        middle = math.sqrt(met * failed)
+        kept = allocate(
+            groups,
+            curves,
+            model,
+            Budget(flops=max(middle, 1.5)),
+            full=full,
+            allocation=allocation,
+            rules=rules,
+        )
+        if slim_latency(graph, kept, budget.batch_size) <= seconds:
+            met = cost(kept)[_FLOPS]
+        else:
+            failed = middle
+    return float(met)

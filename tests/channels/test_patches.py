@@ -1,0 +1,63 @@
+"""A layer's patches times its kernel are the layer's outputs."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from sgdap.channels import channel_graph
+from tests.models import randomise
+
+CONVOLUTIONS = [
+    (rank, stride, dilation, padding)
+    for rank in (1, 2, 3)
+    for stride, dilation in ((1, 1), (2, 1), (1, 2))
+    for padding in ("valid", "same", *(("causal",) if rank == 1 else ()))
+    if rank < 3 or dilation == 1  # TensorFlow has no dilated Conv3D on CPUs
+]
+
+
+def rows_times_kernel(model, x):
+    (linear,) = channel_graph(model).linears
+    layer = model.layers[-1]
+    rows = linear.patches.extract(tf.constant(x), 10**6, tf.constant([0, 0])).numpy()
+    kernel = getattr(layer, "pointwise_kernel", getattr(layer, "kernel", None)).numpy()
+    return rows @ kernel.reshape(-1, kernel.shape[-1]) + layer.bias.numpy()
+
+
+@pytest.mark.parametrize(("rank", "stride", "dilation", "padding"), CONVOLUTIONS)
+def test_patches_times_kernel_is_the_convolution(rank, stride, dilation, padding):
+    layer = getattr(layers, f"Conv{rank}D")(
+        3, (3, 2, 2)[:rank], stride, padding, dilation_rate=dilation
+    )
+    model = randomise(keras.Sequential([keras.Input(((9, 8, 5)[:rank]) + (2,)), layer]))
+    x = np.random.default_rng(0).normal(size=(2, *model.input_shape[1:])).astype("float32")
+    expected = model(x).numpy().reshape(2, -1, 3)
+    np.testing.assert_allclose(rows_times_kernel(model, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer"),
+    [
+        ((5,), layers.Dense(3)),
+        ((4, 5), layers.Dense(3)),
+        ((4, 5), layers.EinsumDense("abc,cd->abd", (4, 3), bias_axes="d")),
+        ((6, 6, 2), layers.SeparableConv2D(3, 3, 2, "same", depth_multiplier=2)),
+        ((7, 2), layers.SeparableConv1D(3, 3, padding="valid")),
+    ],
+)
+def test_patches_times_kernel_is_the_output_of_other_linear_layers(shape, layer):
+    model = randomise(keras.Sequential([keras.Input(shape), layer]))
+    x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
+    expected = model(x).numpy().reshape(2, -1, 3)
+    np.testing.assert_allclose(rows_times_kernel(model, x), expected, atol=1e-5)
+
+
+def test_at_most_so_many_positions_are_read_each_once():
+    model = keras.Sequential([keras.Input((6, 6, 1)), layers.Conv2D(2, 1)])
+    (linear,) = channel_graph(model).linears
+    x = tf.reshape(tf.range(36.0), (1, 6, 6, 1))
+    rows = linear.patches.extract(x, 10, tf.constant([0, 1])).numpy()
+    assert rows.shape == (1, 10, 1)
+    assert len(np.unique(rows)) == 10

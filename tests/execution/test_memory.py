@@ -1,0 +1,182 @@
+"""What is kept stays under the limit, and what is given up for it is exact as far as it goes."""
+
+import logging
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import layers
+
+import sgdap
+from sgdap.execution.memory import (
+    LEVELS,
+    Size,
+    Storage,
+    checked_memory_limit,
+    choose_storage,
+    free_memory,
+)
+from sgdap.execution.taps import kernel_matrix
+from sgdap.statistics.contributions import channel_sums, contributions_of, weighted_kernel
+from tests.models import randomise, samples
+
+sizes = st.builds(
+    lambda channels, area, outputs: Size(channels * area, channels, outputs),
+    st.integers(1, 300),
+    st.integers(1, 30),
+    st.integers(1, 300),
+)
+
+
+@given(st.lists(sizes, min_size=1, max_size=6), st.integers(2, 6), st.integers(1, 10**8))
+def test_the_total_is_under_the_limit_or_refused(found, folds, limit):
+    by_path = {str(i): size for i, size in enumerate(found)}
+    try:
+        chosen = choose_storage(by_path, folds, limit)
+    except ValueError:
+        vectors = sum(32 * folds * s.features for s in found)
+        least = sum(
+            min(Storage(level, "diagonal").bytes(s, folds) for level in LEVELS) for s in found
+        )
+        assert vectors + least > limit
+        return
+    assert sum(own.bytes(by_path[path], folds) for path, own in chosen.items()) <= limit
+
+
+def test_with_enough_memory_everything_is_kept():
+    chosen = choose_storage({"a": Size(90, 10, 4), "b": Size(10, 10, 2)}, 5, 10**9)
+    assert set(chosen.values()) == {Storage("folds", "whole")}
+
+
+def test_folds_of_the_largest_are_merged_before_anything_is_given_up():
+    by_path = {"large": Size(900, 100, 10), "small": Size(100, 100, 10)}
+    everything = 8 * (5 * 900**2 + 5 * 100**2)
+    chosen = choose_storage(by_path, 5, everything // 2)
+    assert (chosen["large"].level, chosen["small"].level) == ("merged", "folds")
+    chosen = choose_storage(by_path, 5, 8 * 700**2)
+    assert (chosen["large"].level, chosen["small"].level) == ("channels", "merged")
+
+
+def test_a_sensitivity_of_many_outputs_is_kept_as_its_diagonal():
+    chosen = choose_storage({"words": Size(64, 64, 30_000)}, 5, 10**9)
+    assert chosen["words"] == Storage("merged", "diagonal")
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True, "1GB"])
+def test_a_limit_that_is_no_number_of_bytes_is_refused(limit):
+    with pytest.raises(ValueError, match="memory_limit must be an integer of at least 1. Received"):
+        checked_memory_limit(limit)
+
+
+def test_the_default_is_a_quarter_of_the_free_memory():
+    assert 0.2 < checked_memory_limit(None) / free_memory() < 0.3
+
+
+# What is gathered then
+
+
+def net() -> keras.Model:
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(6, 3, activation="relu", name="first")(inputs)
+    x = layers.Conv2D(5, 3, activation="relu", name="conv")(x)
+    x = layers.Flatten()(x)
+    x = layers.Dense(7, "relu", name="hidden", use_bias=False)(x)
+    return randomise(keras.Model(inputs, layers.Dense(3, "softmax", name="end")(x)))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    keras.utils.set_random_seed(0)
+    model = net()
+    graph, x = sgdap.channel_graph(model), samples(model, 60)
+    return model, graph, x, sgdap.collect_statistics(graph, x, folds=3)
+
+
+def limited(graph, x, monkeypatch, levels, **options):
+    def choose(sizes, folds, limit, sensitivity=True):
+        kept = "whole" if sensitivity else "none"
+        return {path: Storage(levels.get(path, "folds"), kept) for path in sizes}
+
+    monkeypatch.setattr("sgdap.statistics.collect.choose_storage", choose)
+    return sgdap.collect_statistics(graph, x, folds=3, **options)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("path", ["conv", "hidden", "end"])
+def test_products_of_whole_channels_are_those_of_the_whole_moments(whole, monkeypatch, path):
+    model, graph, x, statistics = whole
+    full = statistics.consumers[path]
+    found = limited(graph, x, monkeypatch, {path: "channels"}, batch_size=16).consumers[path]
+    distinct, channels = np.unique(full.linear.features, return_inverse=True)
+    gathered = found.gathered.total()
+    assert found.moments.diagonal
+    np.testing.assert_allclose(found.sensitivity, full.sensitivity, rtol=0.3, atol=0.1)
+    # Sampled targets and the batches differ, so the weights do; with its own they must agree.
+    weights = weighted_kernel(kernel_matrix(full.linear, model.get_layer(path)), found.sensitivity)
+    expected = contributions_of(full.moments, weights, channels, len(distinct)).total()
+    scale = np.sqrt(np.outer(np.diag(expected.gram[0]), np.diag(expected.gram[0])))
+    np.testing.assert_allclose(gathered.gram[0] / scale, expected.gram[0] / scale, atol=1e-6)
+    np.testing.assert_allclose(gathered.mean, expected.mean, rtol=1e-5, atol=1e-5)
+
+
+def test_alone_each_channel_has_its_own_power(whole, monkeypatch):
+    _, graph, x, _ = whole
+    products = limited(graph, x, monkeypatch, {"conv": "channels"}).consumers["conv"].gathered
+    alone = limited(graph, x, monkeypatch, {"conv": "alone"}).consumers["conv"].gathered
+    assert alone.alone and alone.gram.shape == (3, 6)
+    diagonal = np.diagonal(products.gram, axis1=1, axis2=2)
+    np.testing.assert_allclose(alone.gram, diagonal, rtol=1e-5)
+
+
+@pytest.mark.compiled
+def test_merged_folds_are_their_sum(whole, monkeypatch):
+    _, graph, x, statistics = whole
+    merged = limited(graph, x, monkeypatch, dict.fromkeys(("conv", "hidden", "end"), "merged"))
+    for path, own in merged.consumers.items():
+        expected, found = statistics.consumers[path].moments.total(), own.moments
+        assert found.folds == 1
+        scale = np.abs(expected.second).max()
+        np.testing.assert_allclose(found.second, expected.second, rtol=0, atol=3e-6 * scale)
+        np.testing.assert_allclose(found.mean, expected.mean, atol=1e-6)
+        np.testing.assert_array_equal(found.zeros, expected.zeros)
+
+
+def test_channels_of_unlike_areas_add_up_too(monkeypatch):
+    """A Concatenate of a tensor with itself and another: channels have two features, or one."""
+    inputs = keras.Input((4,))
+    a, b = layers.Dense(3, "tanh", name="a")(inputs), layers.Dense(2, "tanh", name="b")(inputs)
+    x = layers.Concatenate()([a, b, a])
+    model = randomise(keras.Model(inputs, layers.Dense(2, name="end")(x)))
+    graph, x = sgdap.channel_graph(model), samples(model, 30)
+    full = sgdap.collect_statistics(graph, x, folds=3, sensitivity=False).consumers["end"]
+    found = limited(graph, x, monkeypatch, {"end": "channels"}, sensitivity=False).consumers["end"]
+    distinct, channels = np.unique(full.linear.features, return_inverse=True)
+    kernel = kernel_matrix(full.linear, model.get_layer("end"))
+    expected = contributions_of(full.moments, kernel, channels, len(distinct))
+    np.testing.assert_allclose(found.gathered.gram, expected.gram, rtol=1e-4, atol=1e-5)
+    means = channel_sums(full.moments.total().mean[0], kernel, channels, len(distinct))
+    np.testing.assert_allclose(found.gathered.total().mean[0], means, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_given_up_is_logged_in_words(whole, caplog):
+    _, graph, x, _ = whole
+    with caplog.at_level(logging.INFO, "sgdap.statistics.collect"):
+        statistics = sgdap.collect_statistics(graph, x, folds=3, memory_limit=40_000)
+    assert "Moments of all folds are kept together" in caplog.text
+    assert [record.message for record in caplog.records] == list(statistics.notes)
+
+
+def test_a_limit_that_is_too_small_for_anything_is_refused(whole):
+    _, graph, x, _ = whole
+    with pytest.raises(ValueError, match="memory_limit=100 bytes are too few: the least that can"):
+        sgdap.collect_statistics(graph, x, memory_limit=100)
+
+
+def test_data_that_can_be_read_once_only_serves_both_passes(whole, monkeypatch):
+    _, graph, x, _ = whole
+    parts = iter([x[:32], x[32:]])
+    found = limited(graph, parts, monkeypatch, {"conv": "channels"})
+    assert found.samples == 60
+    assert found.consumers["conv"].gathered.count.sum() == 60 * 4

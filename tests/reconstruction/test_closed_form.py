@@ -1,0 +1,64 @@
+"""Reconstruction is the least squares fit of a consumer to the features that stay."""
+
+import numpy as np
+import pytest
+
+from sgdap.reconstruction.closed_form import reconstruct
+
+
+@pytest.fixture
+def rows() -> np.ndarray:
+    random = np.random.default_rng(0)
+    mixing = np.eye(6) + random.normal(0, 0.3, (6, 6))
+    return random.normal(size=(300, 6)) @ mixing + random.normal(size=6)
+
+
+WEIGHTS = np.random.default_rng(1).normal(size=(6, 4))
+KEPT = np.array([True, False, True, True, False, True])
+
+
+def fitted(rows: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The outputs of the reconstructed weights."""
+    weights, offset = reconstruct(np.cov(rows.T, bias=True), rows.mean(axis=0), WEIGHTS, kept)
+    return rows[:, kept] @ weights + offset
+
+
+def test_no_other_weights_come_closer(rows):
+    design = np.column_stack([rows[:, KEPT], np.ones(len(rows))])
+    target = rows @ WEIGHTS
+    best = design @ np.linalg.lstsq(design, target, rcond=None)[0]
+    np.testing.assert_allclose(fitted(rows, KEPT), best, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["dead", "constant", "duplicated", "linearly dependent"])
+def test_channels_that_others_can_stand_in_for_are_removed_without_a_trace(rows, kind):
+    rows[:, 1] = {
+        "dead": 0 * rows[:, 1],
+        "constant": 0 * rows[:, 1] + 7,
+        "duplicated": rows[:, 2],
+        "linearly dependent": rows[:, 0] - 2 * rows[:, 3] + 1,
+    }[kind]
+    kept = np.arange(6) != 1
+    np.testing.assert_allclose(fitted(rows, kept), rows @ WEIGHTS, atol=1e-4)
+
+
+def test_weights_of_features_that_nothing_is_gained_from_stay(rows):
+    rows[:, 2] = rows[:, 0]
+    independent = np.eye(6)
+    weights, offset = reconstruct(independent, np.zeros(6), WEIGHTS, KEPT)
+    np.testing.assert_allclose(weights, WEIGHTS[KEPT])
+    assert not offset.any()
+
+
+def test_singular_moments_leave_the_weights_finite_and_near_the_old_ones(rows):
+    rows[:, 2] = rows[:, 0]
+    kept = np.ones(6, bool)
+    weights, _ = reconstruct(np.cov(rows.T, bias=True), rows.mean(axis=0), WEIGHTS, kept)
+    np.testing.assert_allclose(weights, WEIGHTS)
+
+
+def test_with_nothing_left_the_bias_gives_the_mean_output(rows):
+    none = np.zeros(6, bool)
+    weights, offset = reconstruct(np.cov(rows.T, bias=True), rows.mean(axis=0), WEIGHTS, none)
+    assert weights.shape == (0, 4)
+    np.testing.assert_allclose(offset, (rows @ WEIGHTS).mean(axis=0))

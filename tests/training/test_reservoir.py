@@ -1,0 +1,75 @@
+"""The reservoir holds a bounded, uniform sample of everything that went by."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sgdap.training.reservoir import Reservoir
+
+
+def filled(capacity: int, count: int, batch: int = 7, seed: int = 0) -> Reservoir:
+    reservoir = Reservoir(capacity, seed)
+    for start in range(0, count, batch):
+        reservoir.update(tf.range(start, min(start + batch, count), dtype=tf.float32)[:, None])
+    return reservoir
+
+
+def test_while_there_is_room_everything_is_kept():
+    reservoir = filled(50, 30)
+    assert reservoir.seen == 30
+    assert reservoir.sample().ravel().tolist() == list(range(30))
+
+
+def test_no_more_than_its_capacity_is_kept_each_sample_once():
+    sample = filled(20, 500).sample().ravel()
+    assert len(sample) == 20
+    assert len(set(sample)) == 20
+
+
+def test_every_sample_has_the_same_chance_to_be_kept():
+    kept = np.concatenate([filled(20, 100, 25, seed).sample().ravel() for seed in range(100)])
+    counts = np.histogram(kept, bins=10, range=(0, 100))[0]
+    # 200 are expected of each tenth of the stream, with a standard deviation below 13
+    np.testing.assert_allclose(counts, 200, atol=50)
+
+
+def test_the_choice_depends_on_the_seed_alone():
+    state = tf.random.get_global_generator().state.numpy()
+    first, again, other = (filled(10, 100, seed=s).sample().ravel() for s in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert np.array_equal(tf.random.get_global_generator().state.numpy(), state)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_structures_stay_together_inside_compiled_functions(jit_compile):
+    reservoir = Reservoir(10)
+
+    @tf.function(jit_compile=jit_compile)
+    def step(x):
+        reservoir.update({"a": x[:, None], "b": tf.cast(2 * x, tf.float32)})
+
+    for start in range(0, 60, 6):
+        step(tf.range(start, start + 6))
+    sample = reservoir.sample()
+    assert reservoir.seen == 60
+    assert sample["a"].dtype == np.int32
+    np.testing.assert_array_equal(sample["b"], 2 * sample["a"][:, 0])
+
+
+def test_inputs_of_unknown_shape_are_refused_with_the_remedy():
+    reservoir = Reservoir(10)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None))])
+    def step(x):
+        reservoir.update(x)
+
+    tf.config.run_functions_eagerly(False)
+    with pytest.raises(ValueError, match=r"\(None, None\).*Pass calibration_data"):
+        step(tf.zeros((2, 3)))
+
+
+def test_a_sample_before_the_first_batch_is_refused():
+    with pytest.raises(ValueError, match="No training batch"):
+        Reservoir(10).sample()
