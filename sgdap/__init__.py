@@ -57,7 +57,7 @@ __version__ = "0.1.0"
 # Imported when they are first used: TensorFlow takes seconds, `sgdap --help` need not wait.
 _HOMES = {
     "callback": ["SGDAPCallback"],
-    "graph": ["ChannelGraph", "ChannelGroup", "channel_graph", "register_rule"],
+    "channels": ["ChannelGraph", "ChannelGroup", "channel_graph", "register_rule"],
     "guidance": [
         "ActivationGuidance",
         "BatchNormScaleGuidance",
@@ -75,7 +75,7 @@ _HOMES = {
     "layers": ["fold"],
     "one_shot": ["plan"],
     "planning": ["Budget", "Plan"],
-    "planning.schedule": ["Adaptive", "Cubic", "Geometric", "Linear", "OneShot", "Schedule"],
+    "training.schedule": ["Adaptive", "Cubic", "Geometric", "Linear", "OneShot", "Schedule"],
     "report": ["Inspection", "Profile", "inspect", "profile"],
     "statistics": [
         "ActivationStatistics",

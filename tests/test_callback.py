@@ -443,7 +443,7 @@ def test_steps_that_are_timed_train_nothing(monkeypatch):
         function()
         return 10.0, 10.0
 
-    monkeypatch.setattr(compile, "_seconds", timed)
+    monkeypatch.setattr(xla, "_seconds", timed)
     states = []
     for choice in ("auto", None):
         keras.utils.set_random_seed(0)

@@ -7,9 +7,9 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
+from sgdap.execution import batch_sums
 from sgdap.guidance import GroupData, get_guidance, register_guidance
 from sgdap.guidance.score import group_data, score_groups
-from sgdap.statistics import batch_sums
 from tests.models import convnet, digits_like, outputs, randomise, samples
 
 NAMES = ("lasso", "second_order", "magnitude", "activation", "correlation", "random")

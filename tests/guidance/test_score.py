@@ -8,7 +8,7 @@ from keras import layers
 import sgdap
 from sgdap.execution.batch_sums import TEMPERATURE
 from sgdap.guidance import score_groups
-from sgdap.planning import plan_from_statistics
+from sgdap.pipeline import plan_from_statistics
 from tests.models import convnet, digits_like, outputs, randomise, samples
 
 
