@@ -14,7 +14,7 @@ from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, Polyn
 
 import sgdap
 from sgdap import callback as callback_module
-from sgdap.training import latency
+from sgdap.training import latency, xla
 from tests.models import convnet, digits_like, outputs
 
 HALF = sgdap.Budget(flops=0.5)
