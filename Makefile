@@ -5,12 +5,13 @@ INSTALLED := .venv/.installed
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test test-architectures architectures-table compatibility-table docs notebooks \
+.PHONY: help demo test test-properties test-architectures architectures-table compatibility-table docs notebooks \
 	clean
 
 help:
 	@echo "make demo                train LeNet-5 on MNIST, prune it, compare (options: DEMO_ARGS='--help')"
 	@echo "make test                linter, types and tests"
+	@echo "make test-properties     the property tests on more random examples"
 	@echo "make test-architectures  the slow tests on whole published architectures"
 	@echo "make architectures-table the same, and writes docs/architectures.md"
 	@echo "make compatibility-table runs beside other callbacks, and writes docs/compatibility.md"
@@ -38,7 +39,10 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy sgdap
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+test-properties: $(INSTALLED)
+	$(BIN)/pytest -n 2 --dist loadgroup -m hypothesis --hypothesis-profile=thorough
 
 test-architectures: $(INSTALLED)
 	$(BIN)/pytest -n 2 -m architectures tests/architectures

@@ -172,6 +172,8 @@ def _check(part: str, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> N
         raise ValueError(f"y_{part} must hold digits from 0 to 9. Received: {labels.max()}")
 
 
+# Keras' get_file and pooch know no time limit for a look-up of a name: without a network the demo
+# would wait for minutes.
 def _download(target: Path) -> bool:
     """Downloads Keras' file, whole and with the right hash, or leaves everything as it was."""
     with suppress(OSError, HTTPException):

@@ -15,10 +15,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 SUBSET = Path(__file__).parents[1] / "sgdap" / "data" / "mnist_subset.npz"
 os.environ.setdefault("SGDAP_MNIST", str(SUBSET))
 
-# The same examples on every run; `pytest --hypothesis-profile=explore` looks for new ones.
-settings.register_profile(
-    "repeatable", deadline=None, derandomize=True, print_blob=True, max_examples=50
-)
+# The same examples on every run, and more of them in `make test-properties`;
+# `pytest --hypothesis-profile=explore` looks for new ones.
+for name, examples in (("repeatable", 30), ("thorough", 100)):
+    settings.register_profile(
+        name, deadline=None, derandomize=True, print_blob=True, max_examples=examples
+    )
 settings.register_profile("explore", deadline=None, print_blob=True, max_examples=500)
 settings.load_profile("repeatable")
 

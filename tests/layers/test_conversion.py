@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
@@ -31,7 +31,6 @@ def test_every_activation_between_layers_is_replaced_and_the_last_one_stays():
 
 @pytest.mark.compiled  # grouped convolutions need XLA on CPUs
 @pytest.mark.filterwarnings("ignore:Layer .* does not support masking:UserWarning")
-@settings(max_examples=25)
 @given(st.integers(0, 3), RECIPES)
 def test_random_models_compute_the_same(spatial, recipe):
     model = assemble(spatial, recipe)

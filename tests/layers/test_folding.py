@@ -7,7 +7,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
@@ -86,7 +86,6 @@ def test_convnet_folds_through_batch_normalisation():
 
 @pytest.mark.compiled  # grouped convolutions need XLA on CPUs
 @pytest.mark.filterwarnings("ignore:Layer .* does not support masking:UserWarning")
-@settings(max_examples=25)
 @given(st.integers(0, 3), SMOOTH, st.integers(0, 5))
 def test_random_models_fold_exactly(spatial, recipe, seed):
     model = assemble(spatial, recipe)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers, ops
 
@@ -34,7 +34,6 @@ def own(shape: tuple[int, ...] = (6,)) -> keras.Model:
 
 
 @pytest.mark.compiled
-@settings(max_examples=15)
 @given(st.integers(0, 3), RECIPES)
 def test_random_models_in_a_call_are_pruned_in_place_and_as_functional_models(spatial, recipe):
     def make() -> keras.Model:

@@ -10,6 +10,8 @@ import pytest
 
 from tests.training.mirrored_run import SAMPLES, data
 
+pytestmark = pytest.mark.xdist_group("devices")  # one process makes the runs for all of them
+
 
 @pytest.fixture(scope="module")
 def runs():

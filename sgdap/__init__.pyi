@@ -1,0 +1,88 @@
+"""The public names and the modules that they are imported from when they are first used."""
+
+from . import datasets as datasets
+from . import layers as layers
+from .callback import SGDAPCallback as SGDAPCallback
+from .channels import ChannelGraph as ChannelGraph
+from .channels import ChannelGroup as ChannelGroup
+from .channels import channel_graph as channel_graph
+from .channels import register_rule as register_rule
+from .guidance import ActivationGuidance as ActivationGuidance
+from .guidance import BatchNormScaleGuidance as BatchNormScaleGuidance
+from .guidance import CorrelationGuidance as CorrelationGuidance
+from .guidance import FPGMGuidance as FPGMGuidance
+from .guidance import GrowthGuidance as GrowthGuidance
+from .guidance import Guidance as Guidance
+from .guidance import LassoGuidance as LassoGuidance
+from .guidance import MagnitudeGuidance as MagnitudeGuidance
+from .guidance import RandomGuidance as RandomGuidance
+from .guidance import SecondOrderGuidance as SecondOrderGuidance
+from .guidance import TaylorGuidance as TaylorGuidance
+from .guidance import register_guidance as register_guidance
+from .layers import fold as fold
+from .model.functional import functional as functional
+from .one_shot import plan as plan
+from .planning import Budget as Budget
+from .planning import Plan as Plan
+from .report import Inspection as Inspection
+from .report import Profile as Profile
+from .report import inspect as inspect
+from .report import profile as profile
+from .statistics import ActivationStatistics as ActivationStatistics
+from .statistics import CalibrationStatistics as CalibrationStatistics
+from .statistics import activation_statistics as activation_statistics
+from .statistics import collect_statistics as collect_statistics
+from .surgery import apply as apply
+from .training.guard import Round as Round
+from .training.log import Widths as Widths
+from .training.schedule import Adaptive as Adaptive
+from .training.schedule import Cubic as Cubic
+from .training.schedule import Geometric as Geometric
+from .training.schedule import Linear as Linear
+from .training.schedule import OneShot as OneShot
+from .training.schedule import Schedule as Schedule
+
+__all__ = [
+    "ActivationGuidance",
+    "ActivationStatistics",
+    "Adaptive",
+    "BatchNormScaleGuidance",
+    "Budget",
+    "CalibrationStatistics",
+    "ChannelGraph",
+    "ChannelGroup",
+    "CorrelationGuidance",
+    "Cubic",
+    "FPGMGuidance",
+    "Geometric",
+    "GrowthGuidance",
+    "Guidance",
+    "Inspection",
+    "LassoGuidance",
+    "Linear",
+    "MagnitudeGuidance",
+    "OneShot",
+    "Plan",
+    "Profile",
+    "RandomGuidance",
+    "Round",
+    "SGDAPCallback",
+    "Schedule",
+    "SecondOrderGuidance",
+    "TaylorGuidance",
+    "Widths",
+    "activation_statistics",
+    "apply",
+    "channel_graph",
+    "collect_statistics",
+    "datasets",
+    "fold",
+    "functional",
+    "inspect",
+    "layers",
+    "plan",
+    "profile",
+    "register_guidance",
+    "register_rule",
+]
+__version__: str
