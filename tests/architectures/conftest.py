@@ -3,6 +3,7 @@
 import fcntl
 import gc
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,20 @@ machine. `make architectures-table` makes this page.
 | grouped in | difference |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 FIRST = len(HEADER.splitlines())
+PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
+
+
+def lines_by_name(page: str) -> dict[str, str]:
+    """The table's lines on a page, by the name of the architecture."""
+    return {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines()[FIRST:]}
+
+
+STAYED = {
+    name: int(stay[1].replace(",", ""))
+    for name, line in lines_by_name(PAGE.read_text(encoding="utf-8")).items()
+    if (stay := re.search(r"\| ([\d,]+) of [\d,]+ \(", line))
+}
+"""How many channels of each architecture stay by the committed page: no more may from then on."""
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +72,10 @@ def tabulated(evidence: dict[str, Evidence | None]) -> Callable[..., Evidence]:
 
     def prove_it(name: str, *arguments) -> Evidence:
         evidence[name] = None
-        evidence[name] = found = prove(*arguments, name)
+        found = prove(*arguments, name)
+        channels, removable = found.channels
+        assert channels - removable <= STAYED.get(name, channels), "some left before"
+        evidence[name] = found
         return found
 
     return prove_it
@@ -79,8 +97,7 @@ def free_memory(tmp_path: Path) -> Iterator[None]:
 
 def table(found: dict[str, Evidence | None], known: str) -> str:
     """The page with the table: what was found, and the lines of a known page for all others."""
-    lines = {line.split(" | ")[0]: line for line in known.splitlines()[FIRST:]}
-    lines |= {f"| {name}": line(name, e) for name, e in found.items()}
+    lines = lines_by_name(known) | {name: line(name, e) for name, e in found.items()}
     return "\n".join([HEADER, *(lines[name] for name in sorted(lines, key=str.lower))]) + "\n"
 
 
