@@ -15,7 +15,7 @@ from sgdap.guidance.elimination import ErrorCurve
 from sgdap.guidance.score import scoring_notes
 from sgdap.planning.allocation import allocate
 from sgdap.planning.budget import Budget
-from sgdap.planning.cost import cost_model, input_shapes
+from sgdap.planning.cost import cost_model, input_shapes, uncounted_notes, warn_of_uncounted
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
 from sgdap.planning.widths import WidthRules, fits
 from sgdap.reconstruction.in_turn import Weights, reconstructed_weights, refitted_weights
@@ -116,7 +116,11 @@ def plan_from_statistics(
         samples=statistics.samples,
         weights={f"{path}:{number}": value for (path, number), value in weights.items()},
         fitted_to=reconstruction_fingerprint(graph, kept) if weights else "",
-        notes=(*statistics.notes, *scoring_notes(graph, statistics)),
+        notes=(
+            *uncounted_notes(graph),
+            *statistics.notes,
+            *scoring_notes(graph, statistics),
+        ),
     )
 
 
@@ -175,6 +179,8 @@ def check_budget_can_be_met(
             f"shape {open_sizes[0]}, and FLOPs depend on the sizes left open. Build the model with "
             "a fixed keras.Input shape, or limit its parameters: Budget(params=0.5)."
         )
+    if budget.flops is not None:
+        warn_of_uncounted(graph)
     curves = {
         g.name: ErrorCurve(np.flatnonzero(g.removable), np.zeros(int(g.removable.sum()) + 1))
         for g in groups

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from sgdap.channels.labels import Channels, Ledger, Symbol
+from sgdap.channels.labels import Channels, Labels, Ledger, Settled, Symbol, TensorChannels
 from sgdap.channels.patches import Patches
+
+Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,27 +147,59 @@ class Rewrite:
     Attributes:
         path: Path of the operation.
         call: Number of the call.
-        inputs: Its input tensors.
-        outputs: Its output tensors.
+        inputs: The channels of its input tensors.
+        outputs: The channels of its output tensors.
     """
 
     path: str
     call: int
-    inputs: tuple[Symbol, ...]
-    outputs: tuple[Symbol, ...]
+    inputs: tuple[TensorChannels, ...]
+    outputs: tuple[TensorChannels, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Unsettled(Generic[Fact]):
+    """A fact about labels; it becomes one about channels when all ties are known.
+
+    Attributes:
+        labels: The labels along each axis that the fact is about.
+        make: Makes the fact of the channels along the same axes.
+    """
+
+    labels: tuple[Labels, ...]
+    make: Callable[..., Fact]
+
+
+def settled_facts(facts: Iterable[Unsettled[Fact]], settled: Settled) -> tuple[Fact, ...]:
+    """Facts about channels, made of facts about labels."""
+    return tuple(fact.make(*map(settled.channels, fact.labels)) for fact in facts)
 
 
 @dataclass
-class Record:
-    """Everything that the rules said about a model."""
+class Statements:
+    """Everything that the rules said about a model, in labels.
+
+    Attributes:
+        ledger: The labels, what ties them and what protects them.
+        made: The labels of the channels that a layer makes, by its path and a name for them.
+        axes: Axes of variables by the layer's path and the numbers of the variable and the axis.
+        resizes: Config entries by the layer's path and the entry's key.
+        scales: Scaled variables by the layer's path and the variable's number.
+        rewrites: For the path of an operation that is rewritten the number of its first call and
+            that call's inputs and outputs.
+        work: What the layers compute.
+        linears: Where linear layers read channels.
+        readings: Where rules say that channels inside a layer are seen.
+        kept: Layers that are left as they are: path and reason.
+    """
 
     ledger: Ledger = field(default_factory=Ledger)
-    born: dict[tuple[str, str], Channels] = field(default_factory=dict)
-    axes: dict[tuple[str, int, int], Axis] = field(default_factory=dict)
-    resizes: dict[tuple[str, Key], Resize] = field(default_factory=dict)
-    scales: dict[tuple[str, int], Scale] = field(default_factory=dict)
-    rewrites: dict[str, Rewrite] = field(default_factory=dict)
-    work: list[Work] = field(default_factory=list)
-    linears: list[Linear] = field(default_factory=list)
-    readings: list[Reading] = field(default_factory=list)
+    made: dict[tuple[str, str], Labels] = field(default_factory=dict)
+    axes: dict[tuple[str, int, int], Unsettled[Axis]] = field(default_factory=dict)
+    resizes: dict[tuple[str, Key], Unsettled[Resize]] = field(default_factory=dict)
+    scales: dict[tuple[str, int], Unsettled[Scale]] = field(default_factory=dict)
+    rewrites: dict[str, tuple[int, tuple[Symbol, ...]]] = field(default_factory=dict)
+    work: list[Unsettled[Work]] = field(default_factory=list)
+    linears: list[Unsettled[Linear]] = field(default_factory=list)
+    readings: list[Unsettled[Reading]] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -13,8 +13,18 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from sgdap.channels import rules as _rules  # noqa: F401  (registers the rules)
-from sgdap.channels.facts import Axis, Linear, Reading, Record, Resize, Rewrite, Scale, Work
-from sgdap.channels.labels import Channels, Settled, Symbol, plain
+from sgdap.channels.facts import (
+    Axis,
+    Linear,
+    Reading,
+    Resize,
+    Rewrite,
+    Scale,
+    Statements,
+    Work,
+    settled_facts,
+)
+from sgdap.channels.labels import Channels, Settled, Symbol, TensorChannels, plain
 from sgdap.channels.readings import find_readings
 from sgdap.channels.registry import apply_rule
 from sgdap.channels.regularizers import keep_what_regularizers_need
@@ -91,7 +101,7 @@ class ChannelGraph:
     program: Program
     groups: tuple[ChannelGroup, ...]
     count: int
-    tensors: Mapping[int, Symbol]
+    tensors: Mapping[int, TensorChannels]
     axes: tuple[Axis, ...]
     resizes: tuple[Resize, ...]
     scales: tuple[Scale, ...]
@@ -141,7 +151,7 @@ def channel_graph(model: Any) -> ChannelGraph:
           read by logits
     """
     program = trace(model)
-    record = Record()
+    statements = Statements()
     symbols: dict[int, Symbol] = {
         ref.index: plain(program.shapes[ref.index]) for ref in program.inputs
     }
@@ -150,26 +160,27 @@ def channel_graph(model: Any) -> ChannelGraph:
         inputs = [symbols[ref.index] for ref in call.inputs]
         shapes = [program.shapes[ref.index] for ref in call.outputs]
         dtypes = [program.dtypes[ref.index] for ref in call.inputs]
-        rule_call = RuleCall(record, call, number, inputs, shapes, dtypes)
+        rule_call = RuleCall(statements, call, number, inputs, shapes, dtypes)
         if call.path in shared:
             made = rule_call.keep_all(f"shares weights with '{shared[call.path]}'")
         else:
             made = apply_rule(call.operation, rule_call)
         symbols.update({ref.index: symbol for ref, symbol in zip(call.outputs, made, strict=True)})
     for ref in program.outputs:
-        for channels in symbols[ref.index].all_channels():
-            record.ledger.protect(channels, "model output")
-    _keep_inside_configs(program, record)
-    keep_what_regularizers_need(program, record, symbols)
+        for labels in symbols[ref.index].all_channels():
+            statements.ledger.protect(labels, "model output")
+    _keep_inside_configs(program, statements)
+    keep_what_regularizers_need(program, statements, symbols)
     while True:
-        graph = _assemble(program, record, symbols)
+        settled = statements.ledger.settle()
+        graph = _assemble(program, statements, symbols, settled)
         stays = what_code_does_not_follow(
-            program, graph.rewrites, graph.axes, symbols, record.ledger
+            program, graph.rewrites, graph.axes, graph.tensors, settled.removable
         )
         if not stays:
             return graph
         for channels, reason in stays:
-            record.ledger.protect(channels, reason)
+            statements.ledger.protect(settled.labels(channels), reason)
 
 
 def _sharing_weights(program: Program) -> dict[str, str]:
@@ -187,7 +198,7 @@ def _sharing_weights(program: Program) -> dict[str, str]:
     }
 
 
-def _keep_inside_configs(program: Program, record: Record) -> None:
+def _keep_inside_configs(program: Program, statements: Statements) -> None:
     """Protects what layers of the user's own make inside, in a model that is saved by configs."""
     if not saves_by_its_graph(program.model):
         return
@@ -199,58 +210,49 @@ def _keep_inside_configs(program: Program, record: Record) -> None:
             "fixes their number; prune sgdap.functional(model) instead, or register a rule with "
             "sgdap.register_rule"
         )
-        for (path, _), channels in record.born.items():
+        for (path, _), labels in statements.made.items():
             if path.startswith(f"{code.path}/"):
-                record.ledger.protect(channels, reason)
+                statements.ledger.protect(labels, reason)
 
 
-def _assemble(program: Program, record: Record, symbols: Mapping[int, Symbol]) -> ChannelGraph:
-    settled = record.ledger.settle()
-    classes = settled.classes
-
-    axes = tuple(
-        Axis(a.path, a.variable, a.axis, classes[a.channels], a.role) for a in record.axes.values()
-    )
-    linears = tuple(
-        replace(x, features=classes[x.features], outputs=classes[x.outputs]) for x in record.linears
-    )
-    inside = [replace(x, features=classes[x.features]) for x in record.readings]
+def _assemble(
+    program: Program, statements: Statements, symbols: Mapping[int, Symbol], settled: Settled
+) -> ChannelGraph:
+    tensors = {index: settled.of_tensor(symbol) for index, symbol in symbols.items()}
+    axes = settled_facts(statements.axes.values(), settled)
+    linears = settled_facts(statements.linears, settled)
+    inside = settled_facts(statements.readings, settled)
     return ChannelGraph(
         program=program,
-        groups=_groups(program, record, settled, axes),
+        groups=_groups(program, statements.ledger.origins, settled, axes),
         count=len(settled.removable),
-        tensors={index: _in_classes(symbol, classes) for index, symbol in symbols.items()},
+        tensors=tensors,
         axes=axes,
-        resizes=tuple(replace(r, channels=classes[r.channels]) for r in record.resizes.values()),
-        scales=tuple(replace(s, channels=classes[s.channels]) for s in record.scales.values()),
+        resizes=settled_facts(statements.resizes.values(), settled),
+        scales=settled_facts(statements.scales.values(), settled),
         rewrites=tuple(
             Rewrite(
-                r.path,
-                r.call,
-                tuple(_in_classes(symbol, classes) for symbol in r.inputs),
-                tuple(_in_classes(symbol, classes) for symbol in r.outputs),
+                path,
+                number,
+                tuple(tensors[ref.index] for ref in program.calls[number].inputs),
+                tuple(tensors[ref.index] for ref in program.calls[number].outputs),
             )
-            for r in record.rewrites.values()
+            for path, (number, _) in statements.rewrites.items()
         ),
-        work=tuple(Work(w.path, w.factor, tuple(classes[c] for c in w.axes)) for w in record.work),
+        work=settled_facts(statements.work, settled),
         linears=linears,
-        readings=find_readings(program, symbols, axes, linears, inside, settled),
-        kept=tuple(record.kept),
+        readings=find_readings(program, tensors, axes, linears, inside, settled.removable),
+        kept=tuple(statements.kept),
     )
-
-
-def _in_classes(symbol: Symbol, classes: Channels) -> Symbol:
-    return Symbol(symbol.shape, tuple(None if c is None else classes[c] for c in symbol.axes))
 
 
 def _groups(
     program: Program,
-    record: Record,
+    origins: Sequence[tuple[str, int]],
     settled: Settled,
     axes: tuple[Axis, ...],
 ) -> tuple[ChannelGroup, ...]:
     count = len(settled.removable)
-    origins = [(name, size) for name, size in record.ledger.origins]
     owner = np.repeat(np.arange(len(origins)), [size for _, size in origins])
     bipartite = sparse.coo_matrix(
         (np.ones(len(owner), np.int8), (owner, len(origins) + settled.classes)),

@@ -1,4 +1,4 @@
-"""Channels as numbers: what is tied together, what must stay, and the axes they lie on."""
+"""Labels on the axes of tensors: which are tied, which must stay, and the channels they become."""
 
 from __future__ import annotations
 
@@ -11,33 +11,43 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse import csgraph
 
+Labels = npt.NDArray[np.uint32]
+"""For each index of an axis the label that rules know it by; tied labels become one channel.
+
+Labels and channels are numbers of two kinds. Their types differ so that neither is taken for the
+other.
+"""
+
 Channels = npt.NDArray[np.int64]
-"""For each index of an axis, the number of the channel that it belongs to."""
+"""For each index of an axis the number of its channel, known when labels are settled."""
+
+TensorChannels = tuple["Channels | None", ...]
+"""For each axis of a tensor the channels along it, or None where no index can be removed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Symbol:
-    """The shape of a tensor and, for each axis, its channels.
+    """The shape of a tensor and, for each axis, the labels of its channels.
 
     Attributes:
         shape: Batch axis first; None where unknown.
-        axes: For each axis the channels along it, `(size,)`, or None where no index of the axis
+        axes: For each axis the labels along it, `(size,)`, or None where no index of the axis
             can be removed.
     """
 
     shape: tuple[int | None, ...]
-    axes: tuple[Channels | None, ...]
+    axes: tuple[Labels | None, ...]
 
     @property
     def rank(self) -> int:
         """The number of axes, the batch axis included."""
         return len(self.shape)
 
-    def along(self, axis: int) -> Channels | None:
+    def along(self, axis: int) -> Labels | None:
         """The channels along one axis."""
         return self.axes[axis]
 
-    def with_axis(self, axis: int, channels: Channels | None, size: int | None = None) -> Symbol:
+    def with_axis(self, axis: int, channels: Labels | None, size: int | None = None) -> Symbol:
         """The same tensor with other channels along one axis.
 
         Raises:
@@ -51,7 +61,7 @@ class Symbol:
             shape[axis] = len(channels) if channels is not None else size
         return replace(self, shape=tuple(shape), axes=tuple(axes))
 
-    def all_channels(self) -> list[Channels]:
+    def all_channels(self) -> list[Labels]:
         """The channels along every axis that has any."""
         return [channels for channels in self.axes if channels is not None]
 
@@ -67,22 +77,22 @@ class Ledger:
     def __init__(self) -> None:
         self.origins: list[tuple[str, int]] = []
         self._size = 0
-        self._ties: list[tuple[Channels, Channels]] = []
-        self._protected: list[tuple[Channels, str]] = []
+        self._ties: list[tuple[Labels, Labels]] = []
+        self._protected: list[tuple[Labels, str]] = []
 
-    def new(self, origin: str, count: int) -> Channels:
-        """Makes `count` channels that are born together, at a layer named `origin`."""
+    def new(self, origin: str, count: int) -> Labels:
+        """Makes `count` labels for channels that the layer `origin` makes; "" names no layer."""
         self.origins.append((origin, count))
-        made = np.arange(self._size, self._size + count, dtype=np.int64)
+        made = np.arange(self._size, self._size + count, dtype=np.uint32)
         self._size += count
         return made
 
-    def tie(self, first: Channels, second: Channels) -> None:
+    def tie(self, first: Labels, second: Labels) -> None:
         """Makes channels leave together, index by index; one of the two may be a single one."""
         first, second = np.broadcast_arrays(first, second)
         self._ties.append((first.ravel(), second.ravel()))
 
-    def protect(self, channels: Channels, reason: str) -> None:
+    def protect(self, channels: Labels, reason: str) -> None:
         """Makes channels stay; `reason` is for people."""
         if channels.size:
             self._protected.append((np.unique(channels), reason))
@@ -94,7 +104,7 @@ class Ledger:
             rows = np.concatenate([a for a, _ in self._ties])
             columns = np.concatenate([b for _, b in self._ties])
         else:
-            rows = columns = np.zeros(0, np.int64)
+            rows = columns = np.zeros(0, np.uint32)
         matrix = sparse.coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), (size, size))
         count, found = csgraph.connected_components(matrix, directed=False)
         first = np.full(count, size, np.int64)
@@ -115,17 +125,29 @@ class Ledger:
 
 @dataclass(frozen=True, eq=False)
 class Settled:
-    """Classes of channels that leave together.
+    """The channels that labels stand for when all ties are known.
 
     Attributes:
-        classes: For each channel the number of its class, `(channels,)`.
-        removable: For each class whether it may leave, `(classes,)`.
-        reasons: For a class that may not, why.
+        classes: For each label its channel, `(labels,)`.
+        removable: For each channel whether it may leave, `(channels,)`.
+        reasons: For a channel that may not leave, why.
     """
 
     classes: Channels
     removable: npt.NDArray[np.bool_]
     reasons: dict[int, list[str]]
+
+    def channels(self, labels: Labels) -> Channels:
+        """The channels of some labels."""
+        return self.classes[labels]
+
+    def of_tensor(self, symbol: Symbol) -> TensorChannels:
+        """The channels along each axis of a tensor."""
+        return tuple(None if own is None else self.channels(own) for own in symbol.axes)
+
+    def labels(self, channels: Channels) -> Labels:
+        """All labels of some channels."""
+        return np.flatnonzero(np.isin(self.classes, channels)).astype(np.uint32)
 
 
 def merge(symbols: Sequence[Symbol], shape: Sequence[int | None], ledger: Ledger) -> Symbol:
@@ -142,9 +164,9 @@ def merge(symbols: Sequence[Symbol], shape: Sequence[int | None], ledger: Ledger
         axis of size 1 that is broadcast stay.
     """
     rank = len(shape)
-    axes: list[Channels | None] = []
+    axes: list[Labels | None] = []
     for axis in range(rank):
-        met: list[Channels] = []
+        met: list[Labels] = []
         blocked = False
         for symbol in symbols:
             own = axis - rank + symbol.rank
@@ -181,7 +203,7 @@ def reshape(symbol: Symbol, shape: Sequence[int | None], ledger: Ledger) -> Symb
     Returns:
         The reshaped tensor.
     """
-    axes: list[Channels | None] = [None] * len(shape)
+    axes: list[Labels | None] = [None] * len(shape)
     for source, target in _matching_axes(symbol.shape, shape):
         labelled = [axis for axis in source if symbol.axes[axis] is not None]
         sizes = [symbol.shape[axis] for axis in source]
@@ -217,7 +239,7 @@ def reshape(symbol: Symbol, shape: Sequence[int | None], ledger: Ledger) -> Symb
     return Symbol(tuple(shape), tuple(axes))
 
 
-def _varying_axis(block: Channels) -> int:
+def _varying_axis(block: Labels) -> int:
     varying = [
         axis
         for axis in range(block.ndim)
@@ -274,7 +296,7 @@ def concatenate(
     others = merge([s.with_axis(axis, None, 1) for s in symbols], shape, ledger)
     if all(symbol.axes[axis] is None for symbol in symbols):
         return others
-    parts: list[Channels] = []
+    parts: list[Labels] = []
     for symbol in symbols:
         channels = symbol.axes[axis]
         if channels is None:

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from sgdap.channels.facts import Axis, Linear, Reading
-from sgdap.channels.labels import Channels, Settled, Symbol
+from sgdap.channels.labels import Channels, TensorChannels
 from sgdap.model.program import Program
 
 
 def find_readings(
     program: Program,
-    symbols: Mapping[int, Symbol],
+    tensors: Mapping[int, TensorChannels],
     axes: Sequence[Axis],
     linears: Sequence[Linear],
     inside: Sequence[Reading],
-    settled: Settled,
+    removable: npt.NDArray[np.bool_],
 ) -> tuple[Reading, ...]:
-    """The tensors that a kernel reads of which no rule says that it is a linear layer's.
+    """Finds the tensors whose channels a kernel reads, but not that of a linear layer.
 
     Channels that only operations without weights read are seen where they are made first.
 
     Args:
         program: The model's calls.
-        symbols: The channels of each tensor, by its number.
+        tensors: The channels of each tensor, by its number.
         axes: Every axis of a variable that has channels.
         linears: Every place where a linear layer reads channels.
         inside: What rules say of tensors inside layers.
-        settled: The classes of the channels of `symbols`.
+        removable: Whether each channel may leave, `(channels,)`.
 
     Returns:
         The readings, those inside layers first.
@@ -43,18 +46,18 @@ def find_readings(
         if call.path not in read or number in of_linears:
             continue
         for place, ref in enumerate(call.inputs):
-            for axis, channels in _axes_of(symbols[ref.index], settled):
+            for axis, channels in _with_channels(tensors[ref.index]):
                 there = ref.index, axis
                 if there not in known and read[call.path].issuperset(channels.tolist()):
                     known.add(there)
                     path = f"{call.path}:{place}:{axis}"
                     found.append(Reading(path, number, place, axis, channels))
-    unseen = settled.removable.copy()
+    unseen = removable.copy()
     for features in [*(x.features for x in linears), *(x.features for x in found)]:
         unseen[features] = False
     for number, call in enumerate(program.calls):
         for place, ref in enumerate(call.outputs):
-            for axis, channels in _axes_of(symbols[ref.index], settled):
+            for axis, channels in _with_channels(tensors[ref.index]):
                 if unseen[channels].all():
                     unseen[channels] = False
                     path = f"{call.path}:made:{place}:{axis}"
@@ -62,10 +65,6 @@ def find_readings(
     return tuple(found)
 
 
-def _axes_of(symbol: Symbol, settled: Settled) -> list[tuple[int, Channels]]:
-    """The axes of a tensor that have channels, and the classes of these."""
-    return [
-        (axis, settled.classes[channels])
-        for axis, channels in enumerate(symbol.axes)
-        if channels is not None and axis > 0
-    ]
+def _with_channels(tensor: TensorChannels) -> list[tuple[int, Channels]]:
+    """The axes of a tensor that have channels, but for the batch axis, and these channels."""
+    return [(axis, own) for axis, own in enumerate(tensor) if own is not None and axis > 0]

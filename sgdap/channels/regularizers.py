@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from sgdap import _keras
-from sgdap.channels.facts import Record
+from sgdap.channels.facts import Statements
 from sgdap.channels.labels import Symbol
 from sgdap.model.program import Program
 
@@ -20,28 +20,28 @@ _KNOWN = tuple(
 
 
 def keep_what_regularizers_need(
-    program: Program, record: Record, symbols: Mapping[int, Symbol]
+    program: Program, statements: Statements, symbols: Mapping[int, Symbol]
 ) -> None:
     """Protects channels without one of which a regularizer of the user's own can't be computed.
 
     Args:
         program: The model's calls.
-        record: What the rules said; receives the protections.
-        symbols: The channels of each tensor, by its number.
+        statements: What the rules said; receives the protections.
+        symbols: The labels of each tensor, by its number.
     """
     layers = program.layers()
-    for axis in record.axes.values():
-        variable = _keras.layer_variables(layers[axis.path])[axis.variable]
+    for (path, number, axis), fact in statements.axes.items():
+        variable = _keras.layer_variables(layers[path])[number]
         regularizer = getattr(variable, "regularizer", None)
-        if _needs(regularizer, tuple(variable.shape), axis.axis):
-            record.ledger.protect(axis.channels, _reason(axis.path, regularizer))
+        if _needs(regularizer, tuple(variable.shape), axis):
+            statements.ledger.protect(fact.labels[0], _reason(path, regularizer))
     for call in program.calls:
         regularizer = getattr(call.operation, "activity_regularizer", None)
         for symbol in (symbols[ref.index] for ref in call.outputs):
-            for number, channels in enumerate(symbol.axes):
+            for axis, labels in enumerate(symbol.axes):
                 shape = tuple(size or 2 for size in symbol.shape)
-                if channels is not None and _needs(regularizer, shape, number):
-                    record.ledger.protect(channels, _reason(call.path, regularizer))
+                if labels is not None and _needs(regularizer, shape, axis):
+                    statements.ledger.protect(labels, _reason(call.path, regularizer))
 
 
 def _needs(regularizer: Any, shape: tuple[int, ...], axis: int) -> bool:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.channels.facts import Axis, Rewrite
-from sgdap.channels.labels import Channels, Ledger, Settled, Symbol
+from sgdap.channels.labels import Channels, TensorChannels
 from sgdap.channels.rewriting import Written, rewritten
 from sgdap.model.own_call import saves_by_its_graph
 from sgdap.model.program import Code, Program, Ref
@@ -38,8 +38,8 @@ def rewritten_operations(
         call = program.calls[entry.call]
         before = Written(call.operation.get_config(), call.args, call.kwargs)
         inputs, outputs = (
-            [[None if c is None else kept[c] for c in symbol.axes] for symbol in symbols]
-            for symbols in (entry.inputs, entry.outputs)
+            [[None if c is None else kept[c] for c in tensor] for tensor in tensors]
+            for tensors in (entry.inputs, entry.outputs)
         )
         if all(m is None or m.all() for masks in (*inputs, *outputs) for m in masks):
             continue
@@ -53,8 +53,8 @@ def what_code_does_not_follow(
     program: Program,
     rewrites: Sequence[Rewrite],
     axes: Sequence[Axis],
-    symbols: Mapping[int, Symbol],
-    ledger: Ledger,
+    tensors: Mapping[int, TensorChannels],
+    removable: Mask,
 ) -> list[tuple[Channels, str]]:
     """Runs every `call` of the user's own again as if half of the channels were gone.
 
@@ -64,26 +64,25 @@ def what_code_does_not_follow(
 
     Args:
         program: The model's calls.
-        rewrites: Which operations follow the channels, in classes.
-        axes: Every axis of a variable that has channels, in classes.
-        symbols: The channels of each tensor.
-        ledger: What ties and protects them.
+        rewrites: Which operations follow the channels.
+        axes: Every axis of a variable that has channels.
+        tensors: The channels of each tensor, by its number.
+        removable: Whether each channel may leave, `(channels,)`.
 
     Returns:
         Channels that must stay, and why.
     """
     if not program.codes:
         return []
-    settled = ledger.settle()
     by_configs = saves_by_its_graph(program.model)
     for seed in (0, 1):
-        kept = _half(settled, symbols, seed)
+        kept = _half(removable, tensors, seed)
         slim = [
             shape
-            if number not in symbols
+            if number not in tensors
             else tuple(
-                size if c is None else int(kept[settled.classes[c]].sum())
-                for size, c in zip(shape, symbols[number].axes, strict=True)
+                size if c is None else int(kept[c].sum())
+                for size, c in zip(shape, tensors[number], strict=True)
             )
             for number, shape in enumerate(program.shapes)
         ]
@@ -99,17 +98,17 @@ def what_code_does_not_follow(
                 continue
             place, reason = found
             refs = program.calls[place].inputs if place >= 0 else _refs(code)
-            labelled = _removable(refs, symbols, settled)
-            if not labelled:
+            concerned = _removable(refs, tensors, removable)
+            if not concerned:
                 refs = [r for c in program.calls[code.start : code.stop] for r in c.inputs]
-                labelled = _removable(refs, symbols, settled)
-            return [(channels, reason) for channels in labelled]
+                concerned = _removable(refs, tensors, removable)
+            return [(channels, reason) for channels in concerned]
     return []
 
 
-def _removable(refs: Any, symbols: Mapping[int, Symbol], settled: Settled) -> list[Channels]:
-    found = [channels for ref in refs for channels in symbols[ref.index].all_channels()]
-    return [channels for channels in found if settled.removable[settled.classes[channels]].any()]
+def _removable(refs: Any, tensors: Mapping[int, TensorChannels], removable: Mask) -> list[Channels]:
+    found = [own for ref in refs for own in tensors[ref.index] if own is not None]
+    return [channels for channels in found if removable[channels].any()]
 
 
 def _refs(code: Code) -> list[Any]:
@@ -117,14 +116,13 @@ def _refs(code: Code) -> list[Any]:
     return [leaf for leaf in leaves if isinstance(leaf, Ref)]
 
 
-def _half(settled: Settled, symbols: Mapping[int, Symbol], seed: int) -> Mask:
-    """A choice of classes that stay: about half, at least one along each axis."""
+def _half(removable: Mask, tensors: Mapping[int, TensorChannels], seed: int) -> Mask:
+    """A choice of channels that stay: about half, at least one along each axis."""
     random = np.random.default_rng(seed)
-    kept: Mask = ~settled.removable | (random.random(len(settled.removable)) < 0.5)
-    for symbol in symbols.values():
-        for channels in symbol.all_channels():
-            if not kept[settled.classes[channels]].any():
-                kept[settled.classes[channels[0]]] = True
+    kept: Mask = ~removable | (random.random(len(removable)) < 0.5)
+    for channels in (own for tensor in tensors.values() for own in tensor if own is not None):
+        if not kept[channels].any():
+            kept[channels[0]] = True
     return kept
 
 

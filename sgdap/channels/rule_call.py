@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -12,8 +13,18 @@ import numpy as np
 from sgdap import _keras
 from sgdap._arguments import is_number
 from sgdap.channels.checks import check_axes, check_channels
-from sgdap.channels.facts import Axis, Key, Linear, Reading, Record, Resize, Rewrite, Scale, Work
-from sgdap.channels.labels import Channels, Ledger, Symbol, plain
+from sgdap.channels.facts import (
+    Axis,
+    Key,
+    Linear,
+    Reading,
+    Resize,
+    Scale,
+    Statements,
+    Unsettled,
+    Work,
+)
+from sgdap.channels.labels import Channels, Labels, Ledger, Symbol, plain
 from sgdap.channels.patches import Patches
 from sgdap.channels.registry import apply_rule
 from sgdap.channels.rewriting import is_written_with_sizes
@@ -21,16 +32,16 @@ from sgdap.model.program import Call, Ref, Shape
 
 
 @dataclass(frozen=True)
-class _Inside:
-    """Where a layer inside a layer is.
+class _Place:
+    """The layer that a rule speaks of: the one that is called, or one inside it.
 
     Attributes:
-        layer: The inner layer.
-        names: Names of the layers on the way to it, its own the last.
-        entries: What leads to its config in the outer layer's.
-        attributes: The attributes that lead to it.
+        layer: The layer.
+        names: Names of the layers on the way to it, its own the last; empty for the called one.
+        entries: The entries that lead to its config in that of the called layer.
+        attributes: The attributes that lead to it from the called layer.
         steps: How often each layer around it calls what is inside, for one sample.
-        measured: Whether its input is that of the outer layer, which the statistics see.
+        measured: Whether its input is that of the called layer, which statistics can read.
     """
 
     layer: Any
@@ -54,13 +65,13 @@ class RuleCall:
 
     def __init__(
         self,
-        record: Record,
+        statements: Statements,
         call: Call,
         number: int,
         inputs: Sequence[Symbol],
         output_shapes: Sequence[Shape],
         input_dtypes: Sequence[str] = (),
-        place: _Inside | None = None,
+        place: _Place | None = None,
         refs: Sequence[Ref] = (),
     ) -> None:
         self.inputs = tuple(inputs)
@@ -68,10 +79,10 @@ class RuleCall:
         self.input_dtypes = tuple(input_dtypes)
         self.args = call.args
         self.kwargs = call.kwargs
-        self._record = record
+        self._statements = statements
         self._call = call
         self._number = number
-        self._place = place or _Inside(call.operation)
+        self._place = place or _Place(call.operation)
         refs = refs if place else call.inputs
         self._symbols = {ref.index: x for ref, x in zip(refs, self.inputs, strict=bool(refs))}
         self._variables = (
@@ -91,15 +102,19 @@ class RuleCall:
         return self.output_shapes[0]
 
     @property
+    def path(self) -> str:
+        """The path of the layer, with the names of the layers that it is inside of."""
+        return "/".join((self._call.path, *self._place.names))
+
+    @property
     def title(self) -> str:
-        """What messages call the rule that speaks here."""
-        path = "/".join((self._call.path, *self._place.names))
-        return f"The rule of '{path}' (of class {type(self._place.layer).__name__})"
+        """The name of the rule in messages."""
+        return f"The rule of '{self.path}' (of class {type(self._place.layer).__name__})"
 
     @property
     def ledger(self) -> Ledger:
-        """What ties and protects channels."""
-        return self._record.ledger
+        """The labels, with what ties and protects them."""
+        return self._statements.ledger
 
     def output(self) -> Symbol:
         """An output of which nothing can be removed."""
@@ -122,25 +137,22 @@ class RuleCall:
 
         return keras.tree.map_structure(symbol, given)
 
-    def new_channels(self, count: int, name: str = "") -> Channels:
+    def new_channels(self, count: int, name: str = "") -> Labels:
         """Channels that this layer makes; the same ones at each call of a shared layer.
 
         Args:
-            count: How many.
-            name: Tells several kinds of channels of one layer apart.
+            count: Their number.
+            name: A name that tells several kinds of channels of one layer apart.
 
         Raises:
             ValueError: `count` is no integer that is not negative.
         """
         if not isinstance(count, (int, np.integer)) or count < 0:
             raise ValueError(f"{self.title} must make 0 channels or more. Received: {count!r}")
-        inner = "/".join(self._place.names)
-        key = (self._call.path, f"{inner}:{name}")
-        if key not in self._record.born:
-            origin = f"{self._call.path}/{inner}" if inner else self._call.path
-            origin = f"{origin}:{name}" if name else origin
-            self._record.born[key] = self.ledger.new(origin, count)
-        return self._record.born[key]
+        made, key = self._statements.made, (self.path, name)
+        if key not in made:
+            made[key] = self.ledger.new(f"{self.path}:{name}" if name else self.path, count)
+        return made[key]
 
     def inside(
         self,
@@ -168,16 +180,14 @@ class RuleCall:
         """
         outer = self._place
         layer = getattr(outer.layer, attribute)
-        place = _Inside(
+        place = _Place(
             layer,
             (*outer.names, layer.name),
             (*outer.entries, entry, "config"),
             (*outer.attributes, attribute),
             (*outer.steps, positions(self.input.shape[1:2])) if each_step else outer.steps,
         )
-        inner = RuleCall(self._record, self._call, self._number, inputs, output_shapes, (), place)
-        inner.args, inner.kwargs = (), dict(arguments or {})
-        return apply_rule(layer, inner)
+        return self._at(place, inputs, output_shapes, kwargs=arguments or {})
 
     def inside_model(
         self,
@@ -190,7 +200,7 @@ class RuleCall:
         """Lets the own rule of a layer of the model inside this layer speak.
 
         Args:
-            inner: The call of it in that model.
+            inner: The layer's call in that model.
             way: The names and positions that lead from that model's config to the layer's.
             inputs: The tensors that it is called on.
             output_shapes: Shapes of the tensors that it makes.
@@ -199,42 +209,56 @@ class RuleCall:
         Returns:
             The channels of its outputs.
         """
-        outer = self._place
         place = replace(
-            outer,
+            self._place,
             layer=inner.operation,
-            names=(*outer.names, inner.path),
-            entries=(*outer.entries, *way),
+            names=(*self._place.names, inner.path),
+            entries=(*self._place.entries, *way),
             measured=False,
         )
-        shown = RuleCall(
-            self._record,
+        return self._at(
+            place, inputs, output_shapes, input_dtypes, inner.args, inner.kwargs, inner.inputs
+        )
+
+    def _at(
+        self,
+        place: _Place,
+        inputs: Sequence[Symbol],
+        output_shapes: Sequence[Shape],
+        input_dtypes: Sequence[str] = (),
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        refs: Sequence[Ref] = (),
+    ) -> list[Symbol]:
+        """The channels of an inner layer's outputs, as its own rule says."""
+        inner = RuleCall(
+            self._statements,
             self._call,
             self._number,
             inputs,
             output_shapes,
             input_dtypes,
             place,
-            inner.inputs,
+            refs,
         )
-        shown.args, shown.kwargs = inner.args, inner.kwargs
-        return apply_rule(inner.operation, shown)
+        inner.args, inner.kwargs = args, kwargs or {}
+        return apply_rule(place.layer, inner)
 
-    def fixed(self, count: int) -> Channels:
+    def fixed(self, count: int) -> Labels:
         """Channels that can't be removed, to stand for an axis that has none."""
-        key = ("", str(count))
-        if key not in self._record.born:
-            self._record.born[key] = self.ledger.new("", count)
-            self.ledger.protect(self._record.born[key], "not made by a layer of the model")
-        return self._record.born[key]
+        made, key = self._statements.made, ("", str(count))
+        if key not in made:
+            made[key] = self.ledger.new("", count)
+            self.ledger.protect(made[key], "not made by a layer of the model")
+        return made[key]
 
-    def constants(self, count: int) -> Channels:
+    def constants(self, count: int) -> Labels:
         """New channels that can't be removed: an operation puts constants there."""
         made = self.ledger.new("", count)
         self.ledger.protect(made, "constants lie beside them")
         return made
 
-    def along(self, symbol: Symbol, axis: int) -> Channels:
+    def along(self, symbol: Symbol, axis: int) -> Labels:
         """The channels along an axis; ones that can't be removed where it has none.
 
         Raises:
@@ -253,7 +277,7 @@ class RuleCall:
             )
         return self.fixed(size)
 
-    def weight(self, variable: Any, *axes: Channels | None) -> None:
+    def weight(self, variable: Any, *axes: Labels | None) -> None:
         """Says which channels lie along the axes of one of the layer's variables.
 
         Args:
@@ -269,28 +293,25 @@ class RuleCall:
         number = self._number_of(variable)
         check_axes(self.title, variable, axes)
         path = self._call.path
-        inner = "/".join(self._place.names)
-        own = [
-            made
-            for (maker, kind), made in self._record.born.items()
-            if maker == path and kind.startswith(f"{inner}:")
-        ]
+        own = [made for (maker, _), made in self._statements.made.items() if maker == self.path]
         made = [c is not None and bool(np.isin(c, np.concatenate(own)).all()) for c in axes if own]
         for axis, channels in enumerate(axes):
             if channels is None:
                 continue
             role = "follower" if not any(made) else "producer" if made[axis] else "consumer"
-            known = self._record.axes.setdefault(
-                (path, number, axis), Axis(path, number, axis, channels, role)
-            )
-            if known.channels is not channels:
-                self.ledger.tie(known.channels, channels)
+            fact = Unsettled((channels,), partial(Axis, path, number, axis, role=role))
+            self._same(self._statements.axes.setdefault((path, number, axis), fact), channels)
 
-    def along_weight(self, variable: Any, axis: int) -> Channels | None:
+    def _same(self, known: Unsettled[Any], channels: Labels) -> None:
+        """Ties channels to those that an earlier call of the layer said the same of."""
+        if known.labels[0] is not channels:
+            self.tie(known.labels[0], channels)
+
+    def along_weight(self, variable: Any, axis: int) -> Labels | None:
         """The channels that were said to lie along an axis of one of the layer's variables."""
         number, axis = self._number_of(variable), axis % len(variable.shape)
-        known = self._record.axes.get((self._call.path, number, axis))
-        return None if known is None else known.channels
+        known = self._statements.axes.get((self._call.path, number, axis))
+        return None if known is None else known.labels[0]
 
     def _number_of(self, variable: Any) -> int:
         """The number of one of the layer's variables."""
@@ -299,7 +320,7 @@ class RuleCall:
             raise ValueError(f"{self.title} must speak of its variables. Received: {variable!r}")
         return number
 
-    def scale(self, variable: Any, power: float, channels: Channels) -> None:
+    def scale(self, variable: Any, power: float, channels: Labels) -> None:
         """Says that a variable is multiplied with `(kept / all) ** power` of these channels.
 
         Raises:
@@ -310,9 +331,10 @@ class RuleCall:
             raise TypeError(f"{self.title} must give a power as a number. Received: {power!r}")
         if variable is not None:
             path, number = self._call.path, self._number_of(variable)
-            self._record.scales[(path, number)] = Scale(path, number, power, channels)
+            fact = Unsettled((channels,), partial(Scale, path, number, power))
+            self._statements.scales[(path, number)] = fact
 
-    def resize(self, key: Key, channels: Channels) -> None:
+    def resize(self, key: Key, channels: Labels) -> None:
         """Says that an entry of the layer's config counts these channels.
 
         Args:
@@ -332,9 +354,8 @@ class RuleCall:
             key = tuple(key)
         if self._place.entries:
             key = (*self._place.entries, *([key] if isinstance(key, str) else key))
-        known = self._record.resizes.setdefault((path, key), Resize(path, key, channels))
-        if known.channels is not channels:
-            self.tie(known.channels, channels)
+        fact = Unsettled((channels,), partial(Resize, path, key))
+        self._same(self._statements.resizes.setdefault((path, key), fact), channels)
 
     def rewrite(self, outputs: Sequence[Symbol]) -> None:
         """Says that the operation's sizes, bounds and indices follow the channels.
@@ -349,10 +370,9 @@ class RuleCall:
                 for symbol in (*self.inputs, *outputs):
                     self.keep(symbol, f"'{operation.name}' inside '{path}' counts them")
             return
-        new = Rewrite(path, self._number, self.inputs, tuple(outputs))
-        known = self._record.rewrites.setdefault(path, new)
-        pairs = zip((*known.inputs, *known.outputs), (*new.inputs, *new.outputs), strict=True)
-        for before, after in pairs:  # a model that is called twice is written once
+        tensors = (*self.inputs, *outputs)
+        _, known = self._statements.rewrites.setdefault(path, (self._number, tensors))
+        for before, after in zip(known, tensors, strict=True):  # called twice, written once
             for first, second in zip(before.axes, after.axes, strict=True):
                 if first is not None and second is not None:
                     self.tie(first, second)
@@ -366,8 +386,8 @@ class RuleCall:
         kernel: Any,
         bias: Any,
         patches: Patches,
-        features: Channels,
-        outputs: Channels,
+        features: Labels,
+        outputs: Labels,
     ) -> None:
         """Says that the layer multiplies patches of its first input with a kernel.
 
@@ -380,20 +400,17 @@ class RuleCall:
         """
         if not self._place.measured:
             return
-        self._record.linears.append(
-            Linear(
-                self._call.path,
-                self._number,
-                self._number_of(kernel),
-                None if bias is None else self._number_of(bias),
-                replace(patches, steps=len(self._place.steps)),
-                features,
-                outputs,
-                self._place.attributes,
-            )
-        )
+        path, number, kernel = self._call.path, self._number, self._number_of(kernel)
+        bias = None if bias is None else self._number_of(bias)
+        patches = replace(patches, steps=len(self._place.steps))
+        attributes = self._place.attributes
 
-    def reading(self, part: Any, axis: int, channels: Channels, *, made: bool = False) -> None:
+        def linear(features: Channels, outputs: Channels) -> Linear:
+            return Linear(path, number, kernel, bias, patches, features, outputs, attributes)
+
+        self._statements.linears.append(Unsettled((features, outputs), linear))
+
+    def reading(self, part: Any, axis: int, channels: Labels, *, made: bool = False) -> None:
         """Says where the loss shows how much channels inside the layer are needed.
 
         Args:
@@ -404,11 +421,10 @@ class RuleCall:
         """
         if not self._place.names:
             path = f"{self._call.path}/{part.name}:{axis}"
-            self._record.readings.append(
-                Reading(path, self._number, 0, axis, channels, made, part.name)
-            )
+            fact = partial(Reading, path, self._number, 0, axis, made=made, inside=part.name)
+            self._statements.readings.append(Unsettled((channels,), fact))
 
-    def work(self, factor: float, *axes: Channels) -> None:
+    def work(self, factor: float, *axes: Labels) -> None:
         """Says how much the layer computes for one sample: `factor` times the axes' widths.
 
         One multiply-add counts as 2 FLOPs.
@@ -419,10 +435,14 @@ class RuleCall:
         check_channels(self.title, "work", *axes)
         if not is_number(factor):
             raise TypeError(f"{self.title} must give a factor as a number. Received: {factor!r}")
-        times = float(np.prod(self._place.steps))
-        self._record.work.append(Work(self._call.path, float(factor) * times, axes))
+        path, factor = self._call.path, float(factor) * float(np.prod(self._place.steps))
 
-    def tie(self, first: Channels, second: Channels) -> None:
+        def work(*axes: Channels) -> Work:
+            return Work(path, factor, axes)
+
+        self._statements.work.append(Unsettled(axes, work))
+
+    def tie(self, first: Labels, second: Labels) -> None:
         """Makes channels leave together, index by index; one of the two may be a single one.
 
         Raises:
@@ -436,7 +456,7 @@ class RuleCall:
             sizes = f"{len(first)} channels to {len(second)}"
             raise ValueError(f"{self.title} must tie equally many. Received: {sizes}") from error
 
-    def keep(self, what: Symbol | Channels, reason: str) -> None:
+    def keep(self, what: Symbol | Labels, reason: str) -> None:
         """Protects channels from removal, `reason` tells people why.
 
         Raises:
@@ -456,8 +476,8 @@ class RuleCall:
             Outputs of which nothing can be removed.
         """
         note = (self._call.path, reason)
-        if note not in self._record.kept:
-            self._record.kept.append(note)
+        if note not in self._statements.kept:
+            self._statements.kept.append(note)
         for symbol in self.inputs:
             self.keep(symbol, reason)
         return [plain(shape) for shape in self.output_shapes]

@@ -9,12 +9,11 @@ from typing import Any
 import keras
 
 from sgdap.channels.groups import ChannelGraph, channel_graph
-from sgdap.channels.labels import Symbol
 from sgdap.channels.rules.activation import is_elementwise
 from sgdap.layers.dynamic_range import DynamicRangeActivation
 from sgdap.model.copying import copy_state
 from sgdap.model.functional import copy_of, functional_with, layer_names
-from sgdap.model.program import Program
+from sgdap.model.program import Program, Ref
 from sgdap.surgery.apply import compile_alike
 
 ENDING = tuple(
@@ -134,23 +133,25 @@ def _activations(graph: ChannelGraph) -> dict[str, Any]:
     return found
 
 
-def _made(graph: ChannelGraph, path: str) -> list[Symbol]:
-    """The channels of what each call of a layer makes."""
-    calls = [call for call in graph.program.calls if call.path == path]
-    return [graph.tensors[ref.index] for call in calls for ref in call.outputs]
+def _made(graph: ChannelGraph, path: str) -> list[Ref]:
+    """What each call of a layer makes."""
+    return [ref for call in graph.program.calls if call.path == path for ref in call.outputs]
 
 
 def _channel_axis(graph: ChannelGraph, path: str) -> int:
     """The axis of what a layer makes that channels lie along: the last one, where none does."""
-    made, *_ = _made(graph, path)
-    along = [axis for axis in range(1, made.rank) if made.axes[axis] is not None]
-    return along[-1] if along and along[-1] < made.rank - 1 else -1
+    made, *_ = (graph.tensors[ref.index] for ref in _made(graph, path))
+    along = [axis for axis in range(1, len(made)) if made[axis] is not None]
+    return along[-1] if along and along[-1] < len(made) - 1 else -1
 
 
 def _width(graph: ChannelGraph, path: str) -> int | None:
     """How many channels a layer makes; None where that is not known, or differs between calls."""
     axis = _channel_axis(graph, path)
-    widths = {made.shape[axis] for made in _made(graph, path)}
+    widths = set()
+    for ref in _made(graph, path):
+        channels = graph.tensors[ref.index][axis]
+        widths.add(graph.program.shapes[ref.index][axis] if channels is None else len(channels))
     return widths.pop() if len(widths) == 1 else None
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 import numpy as np
@@ -13,6 +16,7 @@ from scipy import sparse
 
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.labels import Channels
+from sgdap.execution.traced_work import TracedWork, traced_work
 
 MEASURES = ("params", "flops", "bytes")
 """What a `CostModel` counts, in the order of its results."""
@@ -54,9 +58,10 @@ def cost_model(graph: ChannelGraph) -> CostModel:
 
     Returns:
         Its `CostModel`. Parameters are all weights, those of normalisations' moving statistics
-        too, as `model.count_params()` counts them. One multiply-add is 2 FLOPs; only layers whose
-        rule says what they compute count (convolutions, dense layers), for one sample. Bytes are
-        those of all weights in the types that they are saved in.
+        too, as `model.count_params()` counts them. FLOPs are those of one sample, one multiply-add
+        is 2: what the rules say of products and convolutions, and what `untold_work` finds where
+        no rule says anything, which stays as it is. Bytes are those of all weights in the types
+        that they are saved in.
     """
     numbers: dict[bytes, int] = {}
     axes: list[Channels] = []
@@ -86,6 +91,7 @@ def cost_model(graph: ChannelGraph) -> CostModel:
             parameters.append((count, ()))
             sizes.append((count * _item_size(variable), ()))
     work = [(w.factor, tuple(number(c) for c in w.axes)) for w in graph.work]
+    work += [(found.flops, ()) for found in untold_work(graph).values() if found.flops]
     rows = np.concatenate([np.full(len(c), i) for i, c in enumerate(axes)] or [np.zeros(0, int)])
     columns = np.concatenate([*axes, np.zeros(0, np.int64)])
     widths = sparse.csc_matrix(
@@ -96,10 +102,75 @@ def cost_model(graph: ChannelGraph) -> CostModel:
 
 def work_by_layer(graph: ChannelGraph) -> dict[str, float]:
     """FLOPs of each layer for one sample, one multiply-add = 2."""
+    flops = _told_work(graph)
+    for path, found in untold_work(graph).items():
+        flops[path] += found.flops
+    return flops
+
+
+def _told_work(graph: ChannelGraph) -> dict[str, float]:
+    """FLOPs that the rules tell of each layer."""
     flops: dict[str, float] = {path: 0.0 for path in graph.program.layers()}
     for work in graph.work:
         flops[work.path] += work.factor * math.prod(len(c) for c in work.axes)
     return flops
+
+
+_untold: WeakKeyDictionary[ChannelGraph, Mapping[str, TracedWork]] = WeakKeyDictionary()
+
+
+def untold_work(graph: ChannelGraph) -> Mapping[str, TracedWork]:
+    """What layers and operations compute that no rule tells, counted from what TensorFlow traces.
+
+    These are the layers that are left as they are, without what rules tell of layers inside them,
+    and the operations of which no rule says what they compute.
+
+    Args:
+        graph: The model's channels. What was counted for it once is remembered as long as it is.
+
+    Returns:
+        The work by path. No channel that leaves changes it.
+    """
+    if graph not in _untold:
+        told, kept = _told_work(graph), dict(graph.kept)
+        calls = {
+            number: call.path
+            for number, call in enumerate(graph.program.calls)
+            if call.path in kept
+            or (not isinstance(call.operation, keras.Layer) and not told[call.path])
+        }
+        found: dict[str, TracedWork] = {}
+        for number, work in traced_work(graph.program, calls).items():
+            known = found.get(calls[number], TracedWork(0.0))
+            uncounted = tuple(dict.fromkeys((*known.uncounted, *work.uncounted)))
+            found[calls[number]] = TracedWork(known.flops + work.flops, uncounted)
+        _untold[graph] = {
+            path: TracedWork(max(work.flops - told[path], 0.0), work.uncounted)
+            for path, work in found.items()
+        }
+    return _untold[graph]
+
+
+def uncounted_notes(graph: ChannelGraph) -> tuple[str, ...]:
+    """A sentence for each layer or operation whose FLOPs can't be counted, or not all of them."""
+    return tuple(
+        f"FLOPs of '{path}' are not counted{' in full' if work.flops else ''}: "
+        f"{'; '.join(work.uncounted)}."
+        for path, work in untold_work(graph).items()
+        if work.uncounted
+    )
+
+
+def warn_of_uncounted(graph: ChannelGraph) -> None:
+    """Warns that a budget of FLOPs is not that of the whole model where some are not counted."""
+    notes = uncounted_notes(graph)
+    if notes:
+        warnings.warn(
+            f"The FLOPs of model '{graph.program.model.name}' are more than what is counted, so "
+            f"a budget for them leaves more than it says. {' '.join(notes)} Register rules that "
+            "say their work with sgdap.register_rule, or limit the latency.",
+            stacklevel=2,
+        )
 
 
 def parameters_by_layer(graph: ChannelGraph) -> dict[str, int]:

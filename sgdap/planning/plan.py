@@ -57,8 +57,8 @@ class Plan:
             `"path:number of the variable"`; empty without reconstruction.
         fitted_to: Fingerprint of the weights and the kept channels that the reconstruction was
             fitted to.
-        notes: What else there is to know: what was given up for memory, and which groups are not
-            scored by what the next layer needs.
+        notes: What else there is to know: whose FLOPs are not counted, what was given up for
+            memory, and which groups are not scored by what the next layer needs.
     """
 
     model: str

@@ -8,7 +8,13 @@ from typing import Any
 
 from sgdap._arguments import check_integer
 from sgdap.channels.groups import channel_graph
-from sgdap.planning.cost import input_shapes, parameters_by_layer, work_by_layer
+from sgdap.planning.cost import (
+    input_shapes,
+    parameters_by_layer,
+    uncounted_notes,
+    untold_work,
+    work_by_layer,
+)
 from sgdap.training.latency import measure_latency
 
 
@@ -21,7 +27,7 @@ class LayerProfile:
         kind: Its class.
         output_shape: Shape of its (first) output, batch axis first.
         params: Its parameters.
-        flops: Its FLOPs for one sample, one multiply-add = 2; None where no rule tells.
+        flops: Its FLOPs for one sample, one multiply-add = 2; None where they can't be counted.
     """
 
     name: str
@@ -39,10 +45,11 @@ class Profile:
         name: The model's name.
         layers: Each layer that computes or has parameters, in order.
         params: All parameters.
-        flops: FLOPs of all layers for one sample: the multiply-adds of convolutions and dense
-            layers, 2 each; biases, activations, normalisations and poolings are left out.
+        flops: FLOPs of all layers for one sample: multiply-adds, 2 each, and Fourier transforms;
+            biases, activations, normalisations and poolings are left out.
         latency: Median seconds for one batch on this machine, None where it was not measured.
         batch_size: Samples in that batch.
+        notes: For each layer whose FLOPs are not counted, or not all of them, the reason.
     """
 
     name: str
@@ -51,6 +58,7 @@ class Profile:
     flops: int
     latency: float | None
     batch_size: int
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -74,6 +82,8 @@ class Profile:
         console.print(f"{self.params:,} parameters, {self.flops:,} FLOPs a sample")
         if self.latency is not None:
             console.print(f"{self.latency * 1e3:.3f} ms for a batch of {self.batch_size}")
+        for note in self.notes:
+            console.print(note, highlight=False)
         return out.getvalue().rstrip()
 
 
@@ -111,7 +121,9 @@ def profile(model: Any, *, latency: bool = True, batch_size: int = 1, repeats: i
     flops = work_by_layer(graph)
     params = parameters_by_layer(graph)
     told = {work.path for work in graph.work}
-    unknown = {path for path, _ in graph.kept}
+    unknown = {
+        path for path, work in untold_work(graph).items() if work.uncounted and not flops[path]
+    }
     shapes = {c.path: graph.program.shapes[c.outputs[0].index] for c in graph.program.calls}
     return Profile(
         name=model.name,
@@ -124,10 +136,11 @@ def profile(model: Any, *, latency: bool = True, batch_size: int = 1, repeats: i
                 None if path in unknown else round(flops[path]),
             )
             for path, layer in graph.program.layers().items()
-            if params[path] or path in told or path in unknown
+            if params[path] or flops[path] or path in told or path in unknown
         ),
         params=model.count_params(),
         flops=round(sum(flops.values())),
         latency=measure_latency(model, batch_size, repeats) if latency else None,
         batch_size=batch_size,
+        notes=uncounted_notes(graph),
     )

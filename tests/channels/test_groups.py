@@ -1,6 +1,9 @@
 """Groups tell who makes, follows and reads the same channels, and what stays and why."""
 
+import dataclasses
+
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
@@ -150,6 +153,35 @@ def test_layers_of_nested_models_are_named_by_their_path():
     inputs = keras.Input((3,))
     graph = sgdap.channel_graph(keras.Model(inputs, layers.Dense(2)(inner(inputs))))
     assert graph.group("inner/a").prunable
+
+
+def arrays_in(value):
+    """Every array of numbers in nested plain data."""
+    if isinstance(value, np.ndarray) and value.dtype != bool:
+        yield value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from arrays_in(getattr(value, field.name))
+    elif isinstance(value, dict):
+        yield from arrays_in(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from arrays_in(part)
+
+
+def test_a_graph_holds_channels_and_no_labels():
+    def build(x):
+        y = layers.Conv2D(4, 3, padding="same", name="a")(x)
+        y = layers.Add()([y, keras.ops.reshape(layers.Conv2D(4, 1, name="b")(x), (-1, 8, 8, 4))])
+        y = layers.MultiHeadAttention(2, 3)(y, y)
+        return layers.Dense(2)(layers.LSTM(3)(layers.Reshape((64, -1))(y)))
+
+    graph = functional(build)
+    facts = dataclasses.replace(graph, program=None)
+    found = list(arrays_in(facts))
+    assert {array.dtype for array in found} == {np.dtype(np.int64)}
+    assert np.unique(np.concatenate(list(map(np.ravel, found)))).tolist() == [*range(graph.count)]
+    assert graph.rewrites and graph.readings and graph.linears and graph.scales
 
 
 def test_groups_print_what_they_are_made_of():

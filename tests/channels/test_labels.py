@@ -49,6 +49,14 @@ def test_protection_reaches_all_tied_channels_and_keeps_its_reasons():
     assert settled.reasons == {0: ["first reason", "second reason"]}
 
 
+def test_all_labels_of_a_channel_are_found():
+    ledger = Ledger()
+    a, b = ledger.new("a", 3), ledger.new("b", 3)
+    ledger.tie(a, b)
+    settled = ledger.settle()
+    assert settled.labels(settled.channels(b[1:])).tolist() == [1, 2, 4, 5]
+
+
 def test_an_empty_ledger_settles():
     assert len(Ledger().settle().classes) == 0
 

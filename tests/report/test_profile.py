@@ -74,16 +74,45 @@ def test_profile_prints_every_layer_and_the_sums():
     assert "ms for a batch of 4" in text
 
 
-def test_layers_without_a_rule_are_named_as_not_counted():
-    class Unknown(layers.Layer):
-        def build(self, shape):
-            self.scale = self.add_weight(shape=shape[-1:])
+class Unknown(layers.Layer):
+    """A layer without a rule, which may hide its work from TensorFlow."""
 
-        def call(self, x):
-            return x * self.scale
+    def __init__(self, hidden):
+        super().__init__(name="unknown")
+        self.hidden = hidden
 
-    model = keras.Sequential([keras.Input((4,)), Unknown(), layers.Dense(3)])
-    assert "not counted" in str(sgdap.profile(model, latency=False))
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 5))
+
+    def call(self, x):
+        y = keras.ops.matmul(x, self.kernel)
+        if self.hidden:
+            y = tf.ensure_shape(tf.numpy_function(lambda a: a, [y], y.dtype), y.shape)
+        return y
+
+
+def unknown_network(hidden):
+    return keras.Sequential([keras.Input((4,)), Unknown(hidden), layers.Dense(3)])
+
+
+def test_layers_without_a_rule_are_counted_from_their_graph():
+    found = sgdap.profile(unknown_network(False), latency=False)
+    assert [layer.flops for layer in found.layers] == [2 * 4 * 5, 2 * 5 * 3]
+    assert not found.notes
+
+
+def test_what_cannot_be_counted_is_named():
+    found = sgdap.profile(unknown_network(True), latency=False)
+    assert found.notes == ("FLOPs of 'unknown' are not counted in full: no count for PyFunc.",)
+    assert found.notes[0] in str(found)
+
+
+def test_a_layer_of_which_nothing_can_be_counted_has_no_number():
+    inputs = keras.Input((4, 4))
+    model = keras.Model(inputs, layers.Dense(2)(keras.ops.svd(inputs)[1]))
+    found = sgdap.profile(model, latency=False)
+    assert [layer.flops for layer in found.layers] == [None, 2 * 4 * 2]
+    assert "not counted" in str(found)
 
 
 def test_open_input_sizes_are_refused():

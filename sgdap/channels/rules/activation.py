@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from sgdap.channels.labels import Channels, Symbol
+from sgdap.channels.labels import Labels, Symbol
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall
 
@@ -83,7 +83,7 @@ def is_elementwise(function: Any) -> bool:
     return bool(np.allclose(whole[:, ::2], half, rtol=1e-5, atol=1e-6))
 
 
-def keep_unless_elementwise(layer: Any, call: RuleCall, outputs: Channels) -> None:
+def keep_unless_elementwise(layer: Any, call: RuleCall, outputs: Labels) -> None:
     """Protects a layer's outputs where the activation it ends with mixes them."""
     if not is_elementwise(layer.activation):
         call.keep(outputs, f"the activation of '{layer.name}' mixes the channels")

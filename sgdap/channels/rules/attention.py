@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers
 
 from sgdap import _keras
-from sgdap.channels.labels import Channels, Symbol, plain
+from sgdap.channels.labels import Labels, Symbol, plain
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall, positions
 
@@ -207,7 +207,7 @@ def _projections(layer: Any) -> dict[str, Any]:
     return {inner.name: inner for inner in _keras.flatten_layers(layer) if inner is not layer}
 
 
-def _project(call: RuleCall, part: Any, x: Symbol, heads: Channels, dims: Channels) -> None:
+def _project(call: RuleCall, part: Any, x: Symbol, heads: Labels, dims: Labels) -> None:
     features = call.along(x, -1)
     call.weight(part.kernel, features, heads, dims)
     call.weight(part.bias, heads, dims)
@@ -219,9 +219,9 @@ def _attend(
     call: RuleCall,
     query: Symbol,
     value: Symbol,
-    heads: Channels,
-    keys: Channels,
-    values: Channels,
+    heads: Labels,
+    keys: Labels,
+    values: Labels,
 ) -> None:
     """What scores and weighted values cost."""
     axes = getattr(layer, "attention_axes", None) or range(1, value.rank - 1)
@@ -230,7 +230,7 @@ def _attend(
     call.work(2 * places, heads, values)
 
 
-def _outputs(layer: Any, call: RuleCall, units: Channels, heads: Channels) -> list[Symbol]:
+def _outputs(layer: Any, call: RuleCall, units: Labels, heads: Labels) -> list[Symbol]:
     made = [plain(shape) for shape in call.output_shapes]
     if len(made) > 1 and made[1].rank == 4:
         made[1] = made[1].with_axis(1, heads)
@@ -239,7 +239,7 @@ def _outputs(layer: Any, call: RuleCall, units: Channels, heads: Channels) -> li
     return [made[0].with_axis(-1, units), *made[1:]]
 
 
-def _met(call: RuleCall, first: Channels | None, second: Channels | None) -> Channels | None:
+def _met(call: RuleCall, first: Labels | None, second: Labels | None) -> Labels | None:
     """Ties the channels of two axes that are multiplied and summed over."""
     if first is not None and second is not None:
         call.tie(first, second)

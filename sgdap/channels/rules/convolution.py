@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from keras import layers
 
-from sgdap.channels.labels import Channels, Symbol, plain
+from sgdap.channels.labels import Labels, Symbol, plain
 from sgdap.channels.patches import Patches
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall, positions
@@ -101,7 +101,7 @@ def transposed(layer: Any, call: RuleCall) -> Symbol:
     return plain(call.output_shape).with_axis(axis, filters)
 
 
-def _in_groups(layer: Any, call: RuleCall, features: Channels, filters: Channels) -> Channels:
+def _in_groups(layer: Any, call: RuleCall, features: Labels, filters: Labels) -> Labels:
     """Ties the channels of a grouped convolution so that its groups stay even.
 
     Returns:

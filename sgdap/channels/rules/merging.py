@@ -24,7 +24,7 @@ _SCALED_SUM = _keras.application_layers()[2]
     layers.Minimum,
 )
 def elementwise(layer: Any, call: RuleCall) -> Symbol:
-    """Channels that meet in a sum or product leave together."""
+    """Labels that meet in a sum or product leave together."""
     shape = call.output_shape
     ranks = {symbol.rank for symbol in call.inputs}
     if len(ranks) > 1:  # Keras moves the batch axis of lower ranks; the channels' fate is unclear
@@ -36,5 +36,5 @@ def elementwise(layer: Any, call: RuleCall) -> Symbol:
 
 @register_rule(layers.Concatenate)
 def concatenation(layer: Any, call: RuleCall) -> Symbol:
-    """Channels keep their order, those of each input after the one before."""
+    """Labels keep their order, those of each input after the one before."""
     return concatenate(call.inputs, layer.axis, call.output_shape, call.ledger)

@@ -9,9 +9,10 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.channels.labels import Channels, Symbol, plain
+from sgdap.channels.labels import Labels, Symbol, plain
 from sgdap.channels.probing import Array, classes_of, line_of, random_inputs, sources, taken
 from sgdap.channels.registry import register_default, register_rule
 from sgdap.channels.rewriting import Mask, Written, rewritten
@@ -21,20 +22,23 @@ from sgdap.model.program import Ref
 _MIXES = "mixes them"
 _FIXED = "can't do without some of them"
 
+Numbers = npt.NDArray[np.int64]
+"""The channels of one call, numbered from 0 for a trial."""
+
 
 @dataclass(frozen=True, eq=False)
 class Movement:
     """Where an operation puts its input's labels.
 
     Attributes:
-        pairs: Labels that leave together, `(pairs, 2)`.
-        kept: Labels that stay, and why.
+        pairs: Numbers that leave together, `(pairs, 2)`.
+        kept: Numbers that stay, and why.
         lines: For each output and axis the labels along it (-1: none), or None.
     """
 
-    pairs: Channels
-    kept: tuple[tuple[Channels, str], ...]
-    lines: tuple[tuple[Channels | None, ...], ...]
+    pairs: Numbers
+    kept: tuple[tuple[Numbers, str], ...]
+    lines: tuple[tuple[Numbers | None, ...], ...]
 
 
 _movements: dict[str, Movement | None] = {}
@@ -85,7 +89,7 @@ def tried(operation: Any, call: RuleCall) -> list[Symbol]:
 
 
 def _movement(
-    operation: Any, call: RuleCall, labels: dict[tuple[int, int], Channels], count: int
+    operation: Any, call: RuleCall, labels: dict[tuple[int, int], Numbers], count: int
 ) -> Movement | None:
     """Tries an operation out, or remembers what came of it."""
     try:
@@ -121,7 +125,7 @@ def _try_out(
     operation: Any,
     call: RuleCall,
     written: Written,
-    labels: dict[tuple[int, int], Channels],
+    labels: dict[tuple[int, int], Numbers],
     count: int,
 ) -> Movement:
     shapes = [symbol.shape for symbol in call.inputs]
@@ -132,7 +136,7 @@ def _try_out(
         return _run(type(operation), written, inputs)
 
     whole = run(values)
-    lines: list[list[Channels | None]] = [[None] * part.ndim for part in whole]
+    lines: list[list[Numbers | None]] = [[None] * part.ndim for part in whole]
     pairs = [np.zeros((0, 2), np.int64)]
     kept = []
     for (number, axis), own in labels.items():
@@ -173,8 +177,8 @@ def _does_without(
     written: Written,
     values: Sequence[Array],
     whole: Sequence[Array],
-    labels: dict[tuple[int, int], Channels],
-    lines: Sequence[Sequence[Channels | None]],
+    labels: dict[tuple[int, int], Numbers],
+    lines: Sequence[Sequence[Numbers | None]],
     stays: Mask,
 ) -> bool:
     """Whether the operation, rewritten, makes of what stays what it made of it before."""
@@ -312,7 +316,7 @@ def _contract(
         return _keep_all(operation, call)
     output = call.output()
     sizes: dict[str, int | None] = {}
-    along: dict[str, Channels] = {}
+    along: dict[str, Labels] = {}
     for letter in dict.fromkeys("".join(terms)):
         places = [
             (symbol, term.index(letter))

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from sgdap.channels.labels import Channels, Symbol, concatenate, merge, plain
+from sgdap.channels.labels import Labels, Symbol, concatenate, merge, plain
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall, positions
 from sgdap.channels.rules.activation import is_elementwise
@@ -29,7 +29,7 @@ def recurrent(layer: Any, call: RuleCall) -> list[Symbol]:
     call.keep_positions(-1, layer.name)
     whole = isinstance(layer, (layers.SimpleRNN, layers.LSTM, layers.GRU))
     features = call.along(call.input, -1)
-    of_states: list[Channels] = []
+    of_states: list[Labels] = []
     for number, cell in enumerate(cells):
         units = call.new_channels(cell.units, str(number) if stacked else "")
         _cell_weights(cell, call, features, units)
@@ -47,7 +47,7 @@ def recurrent(layer: Any, call: RuleCall) -> list[Symbol]:
     ]
 
 
-def _cell_weights(cell: Any, call: RuleCall, features: Channels, units: Channels) -> None:
+def _cell_weights(cell: Any, call: RuleCall, features: Labels, units: Labels) -> None:
     gates = np.tile(units, cell.recurrent_kernel.shape[1] // cell.units)
     call.weight(cell.kernel, features, gates)
     call.weight(cell.recurrent_kernel, units, gates)
@@ -134,7 +134,7 @@ def _activations(cell: Any) -> list[Any]:
     return [cell.activation, getattr(cell, "recurrent_activation", cell.activation)]
 
 
-def _states(layer: Any, call: RuleCall, of_states: Sequence[Channels], axis: int) -> None:
+def _states(layer: Any, call: RuleCall, of_states: Sequence[Labels], axis: int) -> None:
     """Ties the states that a layer starts from, or keeps between batches, to its units."""
     given = keras.tree.flatten(call.argument("initial_state", 1))
     for state, units in zip(given, of_states, strict=False):
@@ -150,6 +150,6 @@ def _states(layer: Any, call: RuleCall, of_states: Sequence[Channels], axis: int
             call.keep(symbol, f"'{layer.name}' reads them as a mask")
     for variable, units in zip(keras.tree.flatten(layer.states), of_states, strict=False):
         if variable is not None:
-            axes: list[Channels | None] = [None] * len(variable.shape)
+            axes: list[Labels | None] = [None] * len(variable.shape)
             axes[axis] = units
             call.weight(variable, *axes)

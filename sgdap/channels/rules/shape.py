@@ -83,7 +83,7 @@ def flatten(layer: Any, call: RuleCall) -> Symbol:
 
 @register_rule(layers.Reshape)
 def reshaping(layer: Any, call: RuleCall) -> Symbol:
-    """Channels follow the row-major order; the target shape shrinks with them."""
+    """Labels follow the row-major order; the target shape shrinks with them."""
     output = reshape(call.input, _known(call.input, call.output_shape), call.ledger)
     for axis, channels in enumerate(output.axes[1:]):
         if channels is not None and layer.target_shape[axis] != -1:
