@@ -13,9 +13,9 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from sgdap.channels import rules as _rules  # noqa: F401  (registers the rules)
-from sgdap.channels.facts import Axis, Linear, Reading, Record, Resize, Rewrite, Scale, Work
+from sgdap.channels.facts import Axis, Place, Record, Resize, Rewrite, Scale, Work
 from sgdap.channels.labels import Channels, Settled, Symbol, plain
-from sgdap.channels.readings import find_readings
+from sgdap.channels.places import observed_places
 from sgdap.channels.registry import apply_rule
 from sgdap.channels.regularizers import keep_what_regularizers_need
 from sgdap.channels.replay import what_code_does_not_follow
@@ -83,8 +83,7 @@ class ChannelGraph:
         scales: Every variable that changes its size with the number of channels.
         rewrites: Every operation whose sizes, bounds or indices follow the channels.
         work: What the layers compute.
-        linears: Every place where a linear layer reads channels.
-        readings: Tensors of channels that no linear layer reads.
+        places: Where the channels are observed, linear layers first.
         kept: What no rule covers: path and reason.
     """
 
@@ -97,8 +96,7 @@ class ChannelGraph:
     scales: tuple[Scale, ...]
     rewrites: tuple[Rewrite, ...]
     work: tuple[Work, ...]
-    linears: tuple[Linear, ...]
-    readings: tuple[Reading, ...]
+    places: tuple[Place, ...]
     kept: tuple[tuple[str, str], ...]
 
     def group(self, name: str) -> ChannelGroup:
@@ -211,10 +209,9 @@ def _assemble(program: Program, record: Record, symbols: Mapping[int, Symbol]) -
     axes = tuple(
         Axis(a.path, a.variable, a.axis, classes[a.channels], a.role) for a in record.axes.values()
     )
-    linears = tuple(
-        replace(x, features=classes[x.features], outputs=classes[x.outputs]) for x in record.linears
-    )
-    inside = [replace(x, features=classes[x.features]) for x in record.readings]
+    places = [
+        replace(x, features=classes[x.features], outputs=classes[x.outputs]) for x in record.places
+    ]
     return ChannelGraph(
         program=program,
         groups=_groups(program, record, settled, axes),
@@ -233,8 +230,7 @@ def _assemble(program: Program, record: Record, symbols: Mapping[int, Symbol]) -
             for r in record.rewrites.values()
         ),
         work=tuple(Work(w.path, w.factor, tuple(classes[c] for c in w.axes)) for w in record.work),
-        linears=linears,
-        readings=find_readings(program, symbols, axes, linears, inside, settled),
+        places=observed_places(program, symbols, axes, places, settled),
         kept=tuple(record.kept),
     )
 

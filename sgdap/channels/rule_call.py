@@ -12,7 +12,7 @@ import numpy as np
 from sgdap import _keras
 from sgdap._arguments import is_number
 from sgdap.channels.checks import check_axes, check_channels
-from sgdap.channels.facts import Axis, Key, Linear, Reading, Record, Resize, Rewrite, Scale, Work
+from sgdap.channels.facts import Axis, Key, Place, Record, Resize, Rewrite, Scale, Work
 from sgdap.channels.labels import Channels, Ledger, Symbol, plain
 from sgdap.channels.patches import Patches
 from sgdap.channels.registry import apply_rule
@@ -28,7 +28,6 @@ class _Inside:
         layer: The inner layer.
         names: Names of the layers on the way to it, its own the last.
         entries: What leads to its config in the outer layer's.
-        attributes: The attributes that lead to it.
         steps: How often each layer around it calls what is inside, for one sample.
         measured: Whether its input is that of the outer layer, which the statistics see.
     """
@@ -36,7 +35,6 @@ class _Inside:
     layer: Any
     names: tuple[str, ...] = ()
     entries: tuple[str | int, ...] = ()
-    attributes: tuple[str, ...] = ()
     steps: tuple[float, ...] = ()
     measured: bool = True
 
@@ -172,7 +170,6 @@ class RuleCall:
             layer,
             (*outer.names, layer.name),
             (*outer.entries, entry, "config"),
-            (*outer.attributes, attribute),
             (*outer.steps, positions(self.input.shape[1:2])) if each_step else outer.steps,
         )
         inner = RuleCall(self._record, self._call, self._number, inputs, output_shapes, (), place)
@@ -380,16 +377,19 @@ class RuleCall:
         """
         if not self._place.measured:
             return
-        self._record.linears.append(
-            Linear(
+        steps = len(self._place.steps)
+        self._record.places.append(
+            Place(
                 self._call.path,
                 self._number,
-                self._number_of(kernel),
-                None if bias is None else self._number_of(bias),
-                replace(patches, steps=len(self._place.steps)),
+                steps + 1 if patches.channels_first else -1,
                 features,
                 outputs,
-                self._place.attributes,
+                replace(patches, steps=steps),
+                self._number_of(kernel),
+                None if bias is None else self._number_of(bias),
+                refittable=all(v is None or v.constraint is None for v in (kernel, bias)),
+                inside=self._inside(self._place.layer),
             )
         )
 
@@ -404,9 +404,15 @@ class RuleCall:
         """
         if not self._place.names:
             path = f"{self._call.path}/{part.name}:{axis}"
-            self._record.readings.append(
-                Reading(path, self._number, 0, axis, channels, made, part.name)
+            inside = self._inside(part)
+            self._record.places.append(
+                Place(path, self._number, axis, channels, channels, made=made, inside=inside)
             )
+
+    def _inside(self, layer: Any) -> int:
+        """The number of a layer among the layers of the call's layer, itself 0."""
+        parts = _keras.flatten_layers(self._call.operation)
+        return next(number for number, part in enumerate(parts) if part is layer)
 
     def work(self, factor: float, *axes: Channels) -> None:
         """Says how much the layer computes for one sample: `factor` times the axes' widths.

@@ -9,13 +9,15 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
 from sgdap import _keras
-from sgdap.channels.facts import Linear
+from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
 from sgdap.execution.compiled import traced_for_any_batch
 from sgdap.execution.inputs import input_batches
+from sgdap.execution.rows import input_rows, output_rows
 from sgdap.execution.taps import linear_outputs
 from sgdap.model.program import Call
 
@@ -127,8 +129,6 @@ class SideBySide:
         Returns:
             `Residuals` of each consumer over the features and outputs that stay.
         """
-        import tensorflow as tf
-
         step, after = self._make_step(part, values)
         sums: dict[str, dict[str, Array]] = {}
         seen = 0
@@ -175,14 +175,14 @@ class SideBySide:
                     row -= own * other
         return Residuals(
             count=total["count"],
-            mean=mean + self._shifts[path][self._kept[self._linear(path).features]],
+            mean=mean + self._shifts[path][self._kept[self._place(path).features]],
             second=total["xx"],
             lacking=lacking,
             cross=total["xr"],
         )
 
-    def _linear(self, path: str) -> Linear:
-        return next(linear for linear in self._graph.linears if linear.path == path)
+    def _place(self, path: str) -> Place:
+        return next(place for place in self._graph.places if place.path == path)
 
     def _make_step(
         self, part: int, values: Mapping[tuple[str, int], npt.NDArray[Any]]
@@ -191,12 +191,10 @@ class SideBySide:
 
         That is before the first consumer that may change from now on.
         """
-        import tensorflow as tf
-
         program, paths, since = self._graph.program, self._parts[part], self._reached
-        by_call = {linear.call: linear for linear in self._graph.linears if linear.path in paths}
+        by_call = {linear.call: linear for linear in self._graph.places if linear.path in paths}
         later = {path for other in self._parts[part:] for path in other}
-        calls = [linear.call for linear in self._graph.linears if linear.path in later]
+        calls = [linear.call for linear in self._graph.places if linear.path in later]
         cut, end, stop = min(calls), max(calls) + 1, max(by_call) + 1
         is_last = part + 1 == len(self._parts)
         after = Reached(cut, [] if is_last else program.needed(cut, end), [], [])
@@ -216,8 +214,8 @@ class SideBySide:
             def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
                 linear = by_call[program.calls.index(call)]
                 output, result = linear_outputs(linear, call, compute)
-                rows = linear.patches.extract(inputs[0], self._positions, seed)
-                made = linear.patches.at_positions(output, self._positions, seed)
+                rows = input_rows(linear.patches, inputs[0], self._positions, seed)
+                made = output_rows(linear.patches, output, self._positions, seed)
                 seen.setdefault(call.path, []).append((rows, made))
                 return result
 
@@ -240,7 +238,7 @@ class SideBySide:
                 left = []
             found = {}
             for path in paths:
-                linear = self._linear(path)
+                linear = self._place(path)
                 features = np.flatnonzero(self._kept[linear.features])
                 outputs = np.flatnonzero(self._kept[linear.outputs])
                 shift = tf.constant(self._shifts[path][features], tf.float32)
@@ -261,8 +259,6 @@ class SideBySide:
 
 def _half_sums(rows: Any, lack: Any) -> dict[str, Any]:
     """Sums over samples and positions of `(samples, positions, …)`."""
-    import tensorflow as tf
-
     rows, lack = (tf.reshape(part, [-1, part.shape[-1]]) for part in (rows, lack))
     return {
         "count": tf.cast(tf.shape(rows)[0], tf.float32),
@@ -274,8 +270,6 @@ def _half_sums(rows: Any, lack: Any) -> dict[str, Any]:
 
 
 def _kept_channels(x: Any, channels: npt.NDArray[np.int64]) -> Any:
-    import tensorflow as tf
-
     return tf.gather(tf.cast(x, tf.float32), channels, axis=-1)
 
 
@@ -284,7 +278,5 @@ def _bytes_of(tensors: Iterable[Any]) -> int:
 
 
 def _on_host(tensors: Iterable[Any]) -> list[Any]:
-    import tensorflow as tf
-
     with tf.device("CPU:0"):
         return [tf.identity(tensor) for tensor in tensors]

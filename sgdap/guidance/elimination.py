@@ -11,7 +11,8 @@ import numpy.typing as npt
 from scipy import linalg
 from scipy.linalg import lapack
 
-from sgdap.statistics.contributions import channel_gram
+from sgdap.statistics.activation import ActivationStatistics
+from sgdap.statistics.moments import Moments
 
 Array = npt.NDArray[np.float64]
 Order = npt.NDArray[np.int64]
@@ -25,23 +26,35 @@ PENDING = 128
 
 @dataclass(frozen=True, eq=False)
 class Consumer:
-    """One consumer of a group, ready for elimination.
+    """What is known of one consumer of a group.
 
     Attributes:
-        second: Mean centred second moment of its features, `(features, features)`; `(features,)`
-            where only its diagonal is known, which is not enough for elimination.
-        mean: Mean of its features, `(features,)`; of what they add to the outputs where a feature
-            is a channel's contribution, `(features, outputs)`.
+        moments: Moments of its features by fold. Where products of features were too many to keep,
+            a feature is what a whole channel adds to the outputs, and its weight is 1.
         weights: Its kernel times the root of its outputs' sensitivity, `(features, outputs)`:
             squared errors of these outputs are twice the expected loss.
         channels: For each feature the channel of the group, -1 where it belongs to another one,
             `(features,)`.
+        refittable: Whether its weights may be fitted to the channels that stay.
+        activation: Activation statistics of the channels; None where they are not known.
+        taylor: Mean of `|Σ_positions a ∂L/∂a|` over the samples for each channel, `(size,)`; None
+            where no gradients were collected.
     """
 
-    second: Array
-    mean: Array
+    moments: Moments
     weights: Array
     channels: npt.NDArray[np.int64]
+    refittable: bool
+    activation: ActivationStatistics | None = None
+    taylor: Array | None = None
+
+    def contributions(self, size: int) -> Moments:
+        """The moments over all samples of what each channel adds to its outputs.
+
+        Args:
+            size: Number of channels in the group.
+        """
+        return self.moments.total().contributions(self.weights, self.channels, size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +76,7 @@ def eliminate(
     order: Order | None = None,
     refinement: float = 0.0,
     *,
-    others: Sequence[Consumer] = (),
+    reconstruction: bool = True,
 ) -> ErrorCurve:
     """Removes channels one by one, the weights of the others refitted each time.
 
@@ -72,15 +85,16 @@ def eliminate(
     `W ← W − H_:J (H_JJ)⁻¹ W_J`, `H ← H − H_:J (H_JJ)⁻¹ H_J:`.
 
     Where weights are left as they are, a removed channel is 0 at its consumer, and all that are
-    removed cost `½ Σ_{i,j removed} G_ij`, with `G_ij = Σ_{a,b} E[x_ia x_jb] (W Wᵀ)_{ia,jb}`.
+    removed cost `½ Σ_{i,j removed} G_ij`, with `G_ij = Σ_{a,b} E[x_ia x_jb] (W Wᵀ)_{ia,jb}`. Where
+    only powers are known, `G` is a diagonal, and a refit changes no more than the bias.
 
     Args:
-        consumers: Consumers of the group whose weights are refitted; their errors add up.
+        consumers: Consumers of the group; their errors add up.
         candidates: Channels that may leave, `(removable,)`.
         order: The order in which they leave, `(removable,)`; None: the cheapest first.
         refinement: Share of the remaining channels, the first ones of `order`, of which the
             cheapest leaves next; 0 keeps strictly to `order`.
-        others: Consumers whose weights are left as they are; their errors are added.
+        reconstruction: Whether weights are refitted where they may be.
 
     Returns:
         The `ErrorCurve`.
@@ -89,9 +103,16 @@ def eliminate(
         Hassibi & Stork 1993 (optimal brain surgeon); Frantar & Alistarh 2022, arXiv 2208.11580,
         section 4 (groups).
     """
-    states: list[_Elimination | _Removal] = [_Elimination(consumer) for consumer in consumers]
+    states: list[_Elimination | _Removal] = []
+    others = []
+    for consumer in consumers:
+        if reconstruction and consumer.refittable and consumer.moments.has_products:
+            states.append(_Elimination(consumer))
+        else:
+            others.append(consumer)
     if others:
-        states.append(_Removal(others, 1 + int(max(candidates.max(initial=-1), *_last(others)))))
+        last = max(candidates.max(initial=-1), *(int(own.channels.max()) for own in others))
+        states.append(_Removal(others, 1 + int(last), reconstruction))
     left = list(candidates if order is None else order)
     removed: list[int] = []
     errors = [0.0]
@@ -172,14 +193,15 @@ class _SameArea:
 
 
 class _Removal:
-    """Consumers whose weights are left as they are, while their channels are removed."""
+    """Consumers whose kernels are left as they are, while their channels are removed."""
 
-    def __init__(self, consumers: Sequence[Consumer], size: int) -> None:
+    def __init__(self, consumers: Sequence[Consumer], size: int, reconstruction: bool) -> None:
         self._gram = np.zeros((size, size))
         for consumer in consumers:
-            mean = consumer.mean.reshape(len(consumer.mean), -1)
-            raw = consumer.second + mean @ mean.T
-            self._gram += channel_gram(raw, consumer.weights, consumer.channels, size)
+            known = consumer.contributions(size)
+            makes_up = reconstruction and consumer.refittable  # the bias does, for the means
+            point = known.mean[0] if makes_up else np.zeros_like(known.mean[0])
+            self._gram += known.about(point) / known.rows
         self._costs = np.diag(self._gram) / 2
 
     def costs(self, channels: npt.NDArray[np.int64]) -> Array:
@@ -192,11 +214,6 @@ class _Removal:
         self._costs = self._costs + self._gram[:, channel]
 
 
-def _last(consumers: Sequence[Consumer]) -> list[int]:
-    """The last channel that each consumer reads."""
-    return [int(consumer.channels.max()) for consumer in consumers]
-
-
 class _Elimination:
     """One consumer while its channels are removed.
 
@@ -205,7 +222,8 @@ class _Elimination:
     """
 
     def __init__(self, consumer: Consumer) -> None:
-        second = consumer.second
+        total = consumer.moments.total()
+        second = total.second[0] / total.rows
         ridge = RIDGE * scale_of(float(np.diag(second).mean()))
         self._inverse = inverse_with(second, ridge)
         self._weights = consumer.weights.copy()

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.channels.facts import Linear
+from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of, variable_slices
 from sgdap.execution.inputs import affordable_batch
@@ -20,7 +20,7 @@ from sgdap.execution.taps import kernel_matrix
 from sgdap.planning.cost import cost_model, input_shapes
 from sgdap.reconstruction.closed_form import cross_validated_fit, reconstruct
 from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics
-from sgdap.statistics.contributions import Contributions
+from sgdap.statistics.moments import Moments
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -76,17 +76,15 @@ def refitted_weights(
     fitted = dict(weights)
     behind = _behind_changes(graph, {path for path, _ in weights})
     limit = checked_memory_limit(memory_limit)
-    linears = {path: _linear(own) for path, own in statistics.consumers.items()}
+    places = {path: own.place for path, own in statistics.consumers.items() if path in behind}
     needed = {
-        path: _residual_memory(linear, kept)
-        for path, linear in linears.items()
-        if path in behind and not _constrained(graph, linear)
+        path: _residual_memory(place, kept) for path, place in places.items() if place.refittable
     }
     paths = [path for path in needed if needed[path] <= limit]
-    paths.sort(key=lambda path: linears[path].call)
+    paths.sort(key=lambda path: places[path].call)
     if not paths:
         return fitted
-    shifts = {p: own.moments.total().mean[0] for p, own in statistics.consumers.items()}
+    shifts = {path: statistics.consumers[path].moments.total().mean[0] for path in paths}
     parts = _passes(paths, needed, limit, _affordable_passes(graph, statistics.samples))
     largest = max(sum(needed[path] for path in part) for part in parts)
     models = SideBySide(
@@ -109,17 +107,17 @@ def refitted_weights(
         )
         for path in part:
             own = found.pop(path)
-            linear = linears[path]
+            place = places[path]
             share = own.count / own.count.sum()
             mean, lacking = share @ own.mean, share @ own.lacking
             second, cross = own.second, own.cross
-            if linear.bias is None:  # the rows are fitted as they are, not about their mean
+            if place.bias is None:  # the rows are fitted as they are, not about their mean
                 second = second + own.mean[:, :, None] * own.mean[:, None, :]
                 cross = cross + own.mean[:, :, None] * own.lacking[:, None, :]
             change = cross_validated_fit(second, cross, share)
             for number, delta in (
-                (linear.kernel, change),
-                (linear.bias, lacking - mean @ change),
+                (place.kernel, change),
+                (place.bias, lacking - mean @ change),
             ):
                 if number is not None:
                     before = _slim(graph, kept, fitted, (path, number))
@@ -128,15 +126,10 @@ def refitted_weights(
     return fitted
 
 
-def _linear(statistics: ConsumerStatistics) -> Linear:
-    assert isinstance(statistics.linear, Linear)
-    return statistics.linear
-
-
-def _residual_memory(linear: Linear, kept: Mask) -> int:
+def _residual_memory(place: Place, kept: Mask) -> int:
     """Bytes of a slim consumer's moments, of two halves of the samples."""
-    features = int(kept[linear.features].sum())
-    return 2 * 8 * features * (features + int(kept[linear.outputs].sum()))
+    features = int(kept[place.features].sum())
+    return 2 * 8 * features * (features + int(kept[place.outputs].sum()))
 
 
 def _affordable_passes(graph: ChannelGraph, samples: int) -> int:
@@ -162,32 +155,23 @@ def _passes(
     return parts
 
 
-def _constrained(graph: ChannelGraph, linear: Linear) -> bool:
-    """Whether a consumer's weights may not be whatever fits best."""
-    variables = _keras.layer_variables(graph.program.layers()[linear.path])
-    numbers = (number for number in (linear.kernel, linear.bias) if number is not None)
-    return any(variables[number].constraint is not None for number in numbers)
-
-
 def _rescaled(
-    statistics: ConsumerStatistics, total: Contributions, kernel: Array, kept: Mask
+    statistics: ConsumerStatistics, gathered: Moments, kernel: Array, kept: Mask
 ) -> tuple[Array, Array]:
     """The kernel on the kept features with a factor for each channel, and what the bias gains.
 
-    The factors are the least squares optimum on the contributions of whole channels; 1 where only
-    each channel's own power is known.
+    The factors are the least squares optimum on the contributions of whole channels. They are 1
+    where only each channel's own power is known.
     """
-    linear = _linear(statistics)
-    stays = kept[linear.features]
-    distinct, number = np.unique(linear.features, return_inverse=True)
+    place = statistics.place
+    stays = kept[place.features]
+    distinct, number = np.unique(place.features, return_inverse=True)
+    point = np.zeros_like(gathered.mean[0]) if place.bias is None else gathered.mean[0]
+    second = gathered.about(point) / gathered.rows
+    ones = np.ones((len(distinct), 1))
     factors = np.ones(len(distinct))
-    if not total.alone:
-        second = total.gram[0] / max(float(total.count[0]), 1.0)
-        if linear.bias is None:
-            second = second + total.mean[0] @ total.mean[0].T
-        ones = np.ones((len(distinct), 1))
-        refitted, _ = reconstruct(second, np.zeros(len(distinct)), ones, kept[distinct])
-        factors[kept[distinct]] = refitted[:, 0]
+    refitted, _ = reconstruct(second, np.zeros(len(distinct)), ones, kept[distinct])
+    factors[kept[distinct]] = refitted[:, 0]
     fitted = kernel[stays] * factors[number[stays], None]
     mean = statistics.moments.total().mean[0]
     return fitted, mean @ kernel - mean[stays] @ fitted
@@ -254,25 +238,23 @@ def reconstructed_weights(
     updates: Weights = {}
     layers = graph.program.layers()
     for path, own in statistics.consumers.items():
-        linear = _linear(own)
-        stays = kept[linear.features]
-        if stays.all() or _constrained(graph, linear):
+        place = own.place
+        stays = kept[place.features]
+        if place.kernel is None or not place.refittable or stays.all():
             continue
-        outputs = kept[linear.outputs]
-        kernel = kernel_matrix(linear, layers[path])[:, outputs]
+        kernel = kernel_matrix(place, layers[path])[:, kept[place.outputs]]
         if own.gathered is None:
             total = own.moments.total()
-            second = total.second[0] / max(float(total.count[0]), 1.0)
-            if linear.bias is None:
-                second = second + np.outer(total.mean[0], total.mean[0])
-            fitted, offset = reconstruct(second, total.mean[0], kernel, stays)
+            mean = total.mean[0]
+            second = total.about(0 * mean if place.bias is None else mean) / total.rows
+            fitted, offset = reconstruct(second, mean, kernel, stays)
         else:
             fitted, offset = _rescaled(own, own.gathered.total(), kernel, kept)
         variables = _keras.layer_variables(layers[path])
-        spatial = tuple(variables[linear.kernel].shape[:-2])
+        spatial = tuple(variables[place.kernel].shape[:-2])
         shape = (*spatial, len(fitted) // int(np.prod(spatial, initial=1)), fitted.shape[1])
-        updates[(path, linear.kernel)] = fitted.reshape(shape).astype(np.float32)
-        if linear.bias is not None:
-            bias = variables[linear.bias].numpy()[outputs]
-            updates[(path, linear.bias)] = (bias + offset).astype(np.float32)
+        updates[(path, place.kernel)] = fitted.reshape(shape).astype(np.float32)
+        if place.bias is not None:
+            bias = variables[place.bias].numpy()[kept[place.outputs]]
+            updates[(path, place.bias)] = (bias + offset).astype(np.float32)
     return updates

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap.statistics.collect import CalibrationStatistics
-from sgdap.statistics.moments import Moments, merge_moments
+from sgdap.statistics.moments import Moments
 
 Array = npt.NDArray[np.float64]
 
@@ -46,9 +46,9 @@ def merge_across_workers(statistics: CalibrationStatistics, strategy: Any) -> Ca
     samples = [int(part[0]) for part in parts]
     place = 1
     merged = {}
-    for path, consumer in {**statistics.consumers, **statistics.readings}.items():
+    for path, consumer in statistics.consumers.items():
         stop = place + len(fields(Moments))
-        moments = reduce(merge_moments, (Moments(*part[place:stop]) for part in parts))
+        moments = reduce(Moments.merged, (Moments(*part[place:stop]) for part in parts))
         place = stop
         means: dict[str, Any] = {}
         for name in ("sensitivity", "taylor"):
@@ -56,15 +56,14 @@ def merge_across_workers(statistics: CalibrationStatistics, strategy: Any) -> Ca
                 means[name] = np.average([p[place] for p in parts], axis=0, weights=samples)
                 place += 1
         merged[path] = replace(consumer, moments=moments, **means)
-    readings = {path: merged.pop(path) for path in statistics.readings}
-    return CalibrationStatistics(sum(samples), merged, readings)
+    return CalibrationStatistics(sum(samples), merged)
 
 
 def _arrays(statistics: CalibrationStatistics) -> Iterator[Array]:
     yield np.array(float(statistics.samples))
-    for consumer in (*statistics.consumers.values(), *statistics.readings.values()):
+    for consumer in statistics.consumers.values():
         moments = consumer.moments
-        yield from (moments.count, moments.mean, moments.second, moments.zeros, moments.absolute)
+        yield from (own for _, own in moments._arrays())
         yield from (a for a in (consumer.sensitivity, consumer.taylor) if a is not None)
 
 

@@ -167,7 +167,7 @@ def test_a_run_that_goes_on_from_what_was_kept_finds_what_one_from_the_inputs_do
     graph = sgdap.channel_graph(model)
     plan = sgdap.plan(model, x, sgdap.Budget(params=0.5), reconstruction=False)
     full = refit._in_full_size(graph, kept_mask(graph, plan), {})
-    shifts = {linear.path: np.zeros(len(linear.features)) for linear in graph.linears}
+    shifts = {place.path: np.zeros(len(place.features)) for place in graph.places}
     parts = [["second"], ["third"], ["end"]]
     found = []
     for room in (0, 1e6):
