@@ -9,16 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
-from scipy.linalg import lapack
 
 from sgdap.statistics.activation import ActivationStatistics
 from sgdap.statistics.moments import Moments
+from sgdap.statistics.ridge import inverse_with, ridges
 
 Array = npt.NDArray[np.float64]
 Order = npt.NDArray[np.int64]
-
-RIDGE = 1e-6
-"""Share of the mean feature variance that is added to each: float32 moments are no better."""
 
 PENDING = 128
 """Columns of downdates that wait until they are applied to an inverse in one matrix product."""
@@ -136,40 +133,6 @@ def scale_of(power: float) -> float:
     return power if power > 1e-100 else 1.0
 
 
-def cholesky_with(second: Array, added: float) -> tuple[Array, bool]:
-    """Factors `M + added I` for `scipy.linalg.cho_solve`.
-
-    Moments of fewer rows than features are singular, and in float32 they may miss 0 by more than
-    was added; then ten times as much is, until the factor exists.
-
-    Args:
-        second: Second moment M, finite, `(features, features)`.
-        added: What is added to its diagonal, positive.
-    """
-    while True:
-        ridged = np.array(second, np.float64, order="F")
-        ridged[np.diag_indices_from(ridged)] += added
-        try:
-            factor: tuple[Array, bool] = linalg.cho_factor(ridged, lower=True, overwrite_a=True)
-        except linalg.LinAlgError:
-            added *= 10
-        else:
-            return factor
-
-
-def inverse_with(second: Array, added: float) -> Array:
-    """`(M + added I)⁻¹` in the memory of one matrix, the ridge raised as in `cholesky_with`."""
-    factor, _ = cholesky_with(second, added)
-    inverse: Array
-    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
-    for start in range(0, len(inverse), 512):  # only the lower triangle was written
-        stop = start + 512
-        block = np.tril(inverse[start:stop, start:stop])
-        inverse[start:stop, start:stop] = block + np.tril(block, -1).T
-        inverse[start:stop, stop:] = inverse[stop:, start:stop].T
-    return inverse
-
-
 @dataclass(eq=False)
 class _SameArea:
     """The channels of a consumer that have the same number k of features.
@@ -224,8 +187,7 @@ class _Elimination:
     def __init__(self, consumer: Consumer) -> None:
         total = consumer.moments.total()
         second = total.second[0] / total.rows
-        ridge = RIDGE * scale_of(float(np.diag(second).mean()))
-        self._inverse = inverse_with(second, ridge)
+        self._inverse = inverse_with(second, ridges(second, mean=total.mean[0]))
         self._weights = consumer.weights.copy()
         features, outputs = self._weights.shape
         if outputs > features:  # only W Wᵀ matters, and a triangle has it too

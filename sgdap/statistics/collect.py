@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sgdap._arguments import check_integer
 from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
+from sgdap.execution.backend import check_backend
 from sgdap.execution.batch_sums import Gathering
 from sgdap.execution.calibration import batch_sums
 from sgdap.execution.data import reusable
@@ -24,6 +25,7 @@ from sgdap.execution.memory import (
     choose_storage,
     storage_notes,
 )
+from sgdap.execution.precision import full_precision
 from sgdap.execution.taps import kernel_matrix
 from sgdap.statistics.contributions import channel_sums, weighted_kernel
 from sgdap.statistics.moments import MomentAccumulator, Moments, Powers
@@ -121,10 +123,12 @@ def collect_statistics(
         `CalibrationStatistics`.
 
     Raises:
+        RuntimeError: Keras uses another backend than TensorFlow.
         ValueError: No samples, fewer than folds, activations that are not finite, or a
             `memory_limit` under which nothing can be kept.
         TypeError: `data` is of an unknown kind.
     """
+    check_backend("sgdap.collect_statistics")
     check_integer("folds", folds, 2)
     check_integer("positions", positions, 1)
     check_integer("batch_size", batch_size, 1)
@@ -239,7 +243,7 @@ class _Pass:
         if before is not None:
             shifts = {path: own.moments.mean() for path, own in before.items()}
         self.seen = 0
-        for batch in batch_sums(
+        batches = batch_sums(
             self.graph,
             gathering,
             data,
@@ -248,14 +252,16 @@ class _Pass:
             most=affordable_batch(self.graph, self.limit),
             seed=self.seed,
             shifts=shifts,
-        ):
-            if not sums:
-                sums = _empty_sums(gathering, batch.shifts, before or {})
-            for path in list(batch.sums):
-                sums[path].add(path, batch.sums.pop(path))
-            self.seen += batch.samples
-            if self.progress is not None:
-                self.progress(self.seen)
+        )
+        with full_precision():
+            for batch in batches:
+                if not sums:
+                    sums = _empty_sums(gathering, batch.shifts, before or {})
+                for path in list(batch.sums):
+                    sums[path].add(path, batch.sums.pop(path))
+                self.seen += batch.samples
+                if self.progress is not None:
+                    self.progress(self.seen)
         return sums
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sgdap.execution.workers import of_all_workers
 from sgdap.statistics.collect import CalibrationStatistics
 from sgdap.statistics.moments import Moments
 
@@ -42,7 +43,7 @@ def merge_across_workers(statistics: CalibrationStatistics, strategy: Any) -> Ca
         50
     """
     shapes = [array.shape for array in _arrays(statistics)]
-    parts = [_unpacked(row, shapes) for row in _gathered(_packed(statistics), strategy)]
+    parts = [_unpacked(row, shapes) for row in of_all_workers(_packed(statistics), strategy)]
     samples = [int(part[0]) for part in parts]
     place = 1
     merged = {}
@@ -75,14 +76,3 @@ def _unpacked(row: Array, shapes: list[tuple[int, ...]]) -> list[Array]:
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
     pieces = np.split(row, ends[:-1])
     return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-
-
-def _gathered(row: Array, strategy: Any) -> list[Array]:
-    """This worker's row and those of all others, in the same order everywhere."""
-    import tensorflow as tf
-
-    mine = tf.constant(row[None], tf.float64)
-    of_replicas = strategy.run(tf.function(lambda: tf.identity(mine)))
-    on_a_worker = len(strategy.experimental_local_results(of_replicas))
-    rows = strategy.gather(of_replicas, axis=0).numpy()
-    return list(rows[::on_a_worker])

@@ -154,6 +154,15 @@ def test_dead_constant_and_duplicated_channels_leave_first_and_cost_nothing():
     assert curve.errors[4] > 1e-2 * curve.errors[-1]
 
 
+def test_features_in_other_units_give_the_same_curve():
+    plain = CASES["convolution of kernel area 4"]
+    units = 10.0 ** np.random.default_rng(2).integers(-5, 6, 20)
+    scaled = Case([plain.rows[0] * units], [plain.weights[0] / units[:, None]], plain.channels)
+    expected, found = (eliminate(own.consumers, np.arange(5)) for own in (plain, scaled))
+    assert found.order.tolist() == expected.order.tolist()
+    np.testing.assert_allclose(found.errors, expected.errors, rtol=1e-7)
+
+
 def test_gram_sums_over_the_features_of_each_pair_of_channels():
     random = np.random.default_rng(0)
     second, weights = random.normal(size=(6, 6)), random.normal(size=(6, 2))
