@@ -240,10 +240,11 @@ def measure_time(options, data, results):
         ours_done = clock()
         # The same problem on samples: a row for each image and output, a column for each unit.
         units = np.concatenate([hidden(images[i : i + 500]) for i in range(0, count, 500)])
-        units = units.astype(np.float64) - known.consumers[0].mean
-        rows = (units[:, None, :] * known.consumers[0].weights.T).reshape(-1, group.size)
+        (consumer,) = known.consumers
+        units = units.astype(np.float64) - consumer.moments.total().mean[0]
+        rows = (units[:, None, :] * consumer.weights.T).reshape(-1, group.size)
         target = rows.sum(axis=1)
-        folds = np.arange(len(rows)) // known.consumers[0].weights.shape[1] % 5
+        folds = np.arange(len(rows)) // consumer.weights.shape[1] % 5
         splits = [(np.flatnonzero(folds != f), np.flatnonzero(folds == f)) for f in range(5)]
         stored = clock()
         with threadpool_limits(1, "blas"):

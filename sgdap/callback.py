@@ -22,6 +22,7 @@ import numpy as np
 from sgdap import _keras
 from sgdap._arguments import check_choice, check_integer, is_number
 from sgdap.channels.groups import ChannelGraph, channel_graph
+from sgdap.execution.backend import check_backend
 from sgdap.execution.data import reusable
 from sgdap.execution.inputs import check_calibration_data
 from sgdap.guidance.base import Guidance, get_guidance
@@ -220,6 +221,7 @@ class SGDAPCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Checks that everything can work before anything is changed."""
+        check_backend("sgdap.SGDAPCallback")
         neighbours = Neighbours(*_keras.callbacks_beside(self))
         if neighbours.of_class(SGDAPCallback):
             raise ValueError("A fit takes one SGDAPCallback. Received: more than one.")

@@ -7,6 +7,7 @@ from typing import Any
 
 from sgdap._arguments import check_choice
 from sgdap.channels.groups import channel_graph
+from sgdap.execution.backend import check_backend
 from sgdap.execution.data import reusable
 from sgdap.execution.memory import checked_memory_limit
 from sgdap.guidance.base import Guidance, get_guidance
@@ -71,6 +72,7 @@ def plan(
         The `Plan`; hand it to `sgdap.apply`.
 
     Raises:
+        RuntimeError: Keras uses another backend than TensorFlow.
         TypeError: An argument is of the wrong type.
         ValueError: The model is not built, no sample or no finite activation was found, a layer
             is unknown, the budget cannot be met, or `memory_limit` is too small for anything.
@@ -83,6 +85,7 @@ def plan(
         >>> slim.count_params() <= model.count_params() / 2 + 3
         True
     """
+    check_backend("sgdap.plan")
     check_budget(budget)
     check_choice("allocation", allocation, ALLOCATIONS)
     check_choice("reconstruction", reconstruction, (True, False))

@@ -18,7 +18,7 @@ from sgdap.planning.budget import Budget
 from sgdap.planning.cost import cost_model, input_shapes, uncounted_notes, warn_of_uncounted
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
 from sgdap.planning.widths import WidthRules, fits
-from sgdap.reconstruction.in_turn import Weights, reconstructed_weights, refitted_weights
+from sgdap.reconstruction import Weights, reconstructed_weights, refitted_weights
 from sgdap.statistics.collect import CalibrationStatistics
 
 Mask = npt.NDArray[np.bool_]

@@ -22,17 +22,20 @@ ENTRANCES = {"callback", "one_shot", "cli", "__init__", "__main__"}
 ON_TOP = {*ENTRANCES, "layers", "report", "demo", "datasets"}
 
 
-def imports_of(path: Path) -> set[str]:
-    """The parts of sgdap that a module imports."""
+def names_imported_by(path: Path) -> set[str]:
+    """Everything that a module imports, in the bodies of functions too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("sgdap.")}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def imports_of(path: Path) -> set[str]:
+    """The parts of sgdap that a module imports."""
+    return {n.split(".")[1] for n in names_imported_by(path) if n.startswith("sgdap.")}
 
 
 def part_of(path: Path) -> str:
@@ -63,3 +66,12 @@ def test_only_the_pipeline_knows_the_steps_to_a_plan():
         if to_a_plan <= imports_of(path) and path.name != "__init__.py"
     }
     assert knowing == {"pipeline"}
+
+
+def test_tensorflow_is_imported_where_models_run_or_train_only():
+    importing = {
+        part_of(path)
+        for path in ROOT.rglob("*.py")
+        if any(name.split(".")[0] == "tensorflow" for name in names_imported_by(path))
+    }
+    assert importing == {"execution", "training", "layers"}

@@ -437,7 +437,7 @@ def test_with_less_memory_a_plan_meets_the_budget_and_costs_little_more(limit, w
 
 
 def test_sampled_positions_and_their_seed_reach_all_passes(monkeypatch):
-    from sgdap.reconstruction import in_turn as refit
+    from sgdap.reconstruction import refit
 
     seen = []
     models = refit.SideBySide

@@ -1,4 +1,4 @@
-"""What rules say about a model, as plain data: axes, config entries, work, linear layers."""
+"""What rules say about a model, as plain data: axes, config entries, work, observed places."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from sgdap import _keras
 from sgdap.channels.labels import Channels, Labels, Ledger, Settled, Symbol, TensorChannels
 from sgdap.channels.patches import Patches
 
@@ -13,76 +14,51 @@ Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
-    """A linear layer's view of its input: the place where the next layer's need is measured.
+class Place:
+    """Where channels are observed while the model runs.
+
+    At a linear layer, rows of its input are observed, and the layer multiplies them with its
+    kernel. Everywhere else (what an LSTM reads, heads inside an attention layer, a tensor that only
+    operations without weights read) a tensor is observed itself: its outputs are its features.
 
     Attributes:
-        path: Path of the layer.
+        path: Path of the layer; where there is no kernel, also which of its tensors is observed.
         call: Number of the call.
-        kernel: Number of the kernel among the layer's variables; its leading axes are features,
-            its last axis is outputs.
+        axis: The axis along which the channels lie, in what is read and in what is made.
+        features: The channel of each feature: of each kernel row, or along the axis, `(features,)`.
+        outputs: The channel of each output, `(outputs,)`.
+        patches: How rows are read from the input of a linear layer.
+        kernel: Number of the kernel among the layer's variables, None where there is none. Its
+            leading axes are features, its last axis is outputs.
         bias: Number of the bias, or None.
-        patches: How the layer reads its input.
-        features: For each row of the kernel (as two axes) its channel, `(features,)`.
-        outputs: The channels of its outputs, `(outputs,)`.
-        inside: The attributes that lead to it where it is a layer inside the layer.
+        refittable: Whether the kernel and the bias may be fitted to the channels that stay. A
+            variable under a constraint may not.
+        tensor: Number of the tensor among the inputs of the call, or among its outputs.
+        made: Whether the tensor is an output of the call, not an input.
+        inside: Number of the layer that is meant among the layers of the call's layer, itself 0.
     """
 
     path: str
     call: int
-    kernel: int
-    bias: int | None
-    patches: Patches
-    features: Channels
-    outputs: Channels
-    inside: tuple[str, ...] = ()
-
-    @property
-    def output_axis(self) -> int:
-        """The axis of its output along which the channels lie."""
-        return self.patches.steps + 1 if self.patches.channels_first else -1
-
-    def layer_of(self, operation: Any) -> Any:
-        """The layer whose kernel it is: that of the call, or the one inside it."""
-        for attribute in self.inside:
-            operation = getattr(operation, attribute)
-        return operation
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """A tensor of channels that no linear layer reads with its kernel (but an LSTM, say).
-
-    It stands in for a linear layer of weights 1: how much the loss depends on the channels is
-    measured where they are read or, where only operations without weights read them, made.
-
-    Attributes:
-        path: Path of the layer, and which of its tensors it is.
-        call: Number of its first call on the tensor.
-        place: Number of the input or output.
-        axis: The axis of the channels.
-        features: The channels, `(features,)`.
-        made: Whether it is an output, not an input.
-        inside: The name of the layer inside the layer whose input or output it is, or "".
-    """
-
-    path: str
-    call: int
-    place: int
     axis: int
     features: Channels
+    outputs: Channels
+    patches: Patches = Patches()
+    kernel: int | None = None
+    bias: int | None = None
+    refittable: bool = False
+    tensor: int = 0
     made: bool = False
-    inside: str = ""
+    inside: int = 0
 
     @property
-    def outputs(self) -> Channels:
-        """What is made of them: they themselves."""
-        return self.features
+    def is_linear(self) -> bool:
+        """Whether a kernel multiplies what is observed."""
+        return self.kernel is not None
 
-    @property
-    def output_axis(self) -> int:
-        """The axis of the channels."""
-        return self.axis
+    def layer_of(self, operation: Any) -> Any:
+        """Returns the layer that is meant: that of the call, or the one inside it."""
+        return list(_keras.flatten_layers(operation))[self.inside] if self.inside else operation
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,8 +164,7 @@ class Statements:
         rewrites: For the path of an operation that is rewritten the number of its first call and
             that call's inputs and outputs.
         work: What the layers compute.
-        linears: Where linear layers read channels.
-        readings: Where rules say that channels inside a layer are seen.
+        places: Where rules say that channels are observed.
         kept: Layers that are left as they are: path and reason.
     """
 
@@ -200,6 +175,5 @@ class Statements:
     scales: dict[tuple[str, int], Unsettled[Scale]] = field(default_factory=dict)
     rewrites: dict[str, tuple[int, tuple[Symbol, ...]]] = field(default_factory=dict)
     work: list[Unsettled[Work]] = field(default_factory=list)
-    linears: list[Unsettled[Linear]] = field(default_factory=list)
-    readings: list[Unsettled[Reading]] = field(default_factory=list)
+    places: list[Unsettled[Place]] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)

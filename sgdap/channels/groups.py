@@ -15,8 +15,7 @@ from scipy.sparse import csgraph
 from sgdap.channels import rules as _rules  # noqa: F401  (registers the rules)
 from sgdap.channels.facts import (
     Axis,
-    Linear,
-    Reading,
+    Place,
     Resize,
     Rewrite,
     Scale,
@@ -25,7 +24,7 @@ from sgdap.channels.facts import (
     settled_facts,
 )
 from sgdap.channels.labels import Channels, Settled, Symbol, TensorChannels, plain
-from sgdap.channels.readings import find_readings
+from sgdap.channels.places import observed_places
 from sgdap.channels.registry import apply_rule
 from sgdap.channels.regularizers import keep_what_regularizers_need
 from sgdap.channels.replay import what_code_does_not_follow
@@ -93,8 +92,7 @@ class ChannelGraph:
         scales: Every variable that changes its size with the number of channels.
         rewrites: Every operation whose sizes, bounds or indices follow the channels.
         work: What the layers compute.
-        linears: Every place where a linear layer reads channels.
-        readings: Tensors of channels that no linear layer reads.
+        places: Where the channels are observed, linear layers first.
         kept: What no rule covers: path and reason.
     """
 
@@ -107,8 +105,7 @@ class ChannelGraph:
     scales: tuple[Scale, ...]
     rewrites: tuple[Rewrite, ...]
     work: tuple[Work, ...]
-    linears: tuple[Linear, ...]
-    readings: tuple[Reading, ...]
+    places: tuple[Place, ...]
     kept: tuple[tuple[str, str], ...]
 
     def group(self, name: str) -> ChannelGroup:
@@ -220,8 +217,6 @@ def _assemble(
 ) -> ChannelGraph:
     tensors = {index: settled.of_tensor(symbol) for index, symbol in symbols.items()}
     axes = settled_facts(statements.axes.values(), settled)
-    linears = settled_facts(statements.linears, settled)
-    inside = settled_facts(statements.readings, settled)
     return ChannelGraph(
         program=program,
         groups=_groups(program, statements.ledger.origins, settled, axes),
@@ -240,8 +235,9 @@ def _assemble(
             for path, (number, _) in statements.rewrites.items()
         ),
         work=settled_facts(statements.work, settled),
-        linears=linears,
-        readings=find_readings(program, tensors, axes, linears, inside, settled.removable),
+        places=observed_places(
+            program, tensors, axes, settled_facts(statements.places, settled), settled.removable
+        ),
         kept=tuple(statements.kept),
     )
 

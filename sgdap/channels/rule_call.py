@@ -16,8 +16,7 @@ from sgdap.channels.checks import check_axes, check_channels
 from sgdap.channels.facts import (
     Axis,
     Key,
-    Linear,
-    Reading,
+    Place,
     Resize,
     Scale,
     Statements,
@@ -32,14 +31,13 @@ from sgdap.model.program import Call, Ref, Shape
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Subject:
     """The layer that a rule speaks of: the one that is called, or one inside it.
 
     Attributes:
         layer: The layer.
         names: Names of the layers on the way to it, its own the last; empty for the called one.
         entries: The entries that lead to its config in that of the called layer.
-        attributes: The attributes that lead to it from the called layer.
         steps: How often each layer around it calls what is inside, for one sample.
         measured: Whether its input is that of the called layer, which statistics can read.
     """
@@ -47,7 +45,6 @@ class _Place:
     layer: Any
     names: tuple[str, ...] = ()
     entries: tuple[str | int, ...] = ()
-    attributes: tuple[str, ...] = ()
     steps: tuple[float, ...] = ()
     measured: bool = True
 
@@ -71,7 +68,7 @@ class RuleCall:
         inputs: Sequence[Symbol],
         output_shapes: Sequence[Shape],
         input_dtypes: Sequence[str] = (),
-        place: _Place | None = None,
+        subject: _Subject | None = None,
         refs: Sequence[Ref] = (),
     ) -> None:
         self.inputs = tuple(inputs)
@@ -82,8 +79,8 @@ class RuleCall:
         self._statements = statements
         self._call = call
         self._number = number
-        self._place = place or _Place(call.operation)
-        refs = refs if place else call.inputs
+        self._subject = subject or _Subject(call.operation)
+        refs = refs if subject else call.inputs
         self._symbols = {ref.index: x for ref, x in zip(refs, self.inputs, strict=bool(refs))}
         self._variables = (
             {id(v): i for i, v in enumerate(_keras.layer_variables(call.operation))}
@@ -104,12 +101,12 @@ class RuleCall:
     @property
     def path(self) -> str:
         """The path of the layer, with the names of the layers that it is inside of."""
-        return "/".join((self._call.path, *self._place.names))
+        return "/".join((self._call.path, *self._subject.names))
 
     @property
     def title(self) -> str:
         """The name of the rule in messages."""
-        return f"The rule of '{self.path}' (of class {type(self._place.layer).__name__})"
+        return f"The rule of '{self.path}' (of class {type(self._subject.layer).__name__})"
 
     @property
     def ledger(self) -> Ledger:
@@ -178,16 +175,15 @@ class RuleCall:
         Returns:
             The channels of the inner layer's outputs.
         """
-        outer = self._place
+        outer = self._subject
         layer = getattr(outer.layer, attribute)
-        place = _Place(
+        subject = _Subject(
             layer,
             (*outer.names, layer.name),
             (*outer.entries, entry, "config"),
-            (*outer.attributes, attribute),
             (*outer.steps, positions(self.input.shape[1:2])) if each_step else outer.steps,
         )
-        return self._at(place, inputs, output_shapes, kwargs=arguments or {})
+        return self._at(subject, inputs, output_shapes, kwargs=arguments or {})
 
     def inside_model(
         self,
@@ -209,20 +205,20 @@ class RuleCall:
         Returns:
             The channels of its outputs.
         """
-        place = replace(
-            self._place,
+        subject = replace(
+            self._subject,
             layer=inner.operation,
-            names=(*self._place.names, inner.path),
-            entries=(*self._place.entries, *way),
+            names=(*self._subject.names, inner.path),
+            entries=(*self._subject.entries, *way),
             measured=False,
         )
         return self._at(
-            place, inputs, output_shapes, input_dtypes, inner.args, inner.kwargs, inner.inputs
+            subject, inputs, output_shapes, input_dtypes, inner.args, inner.kwargs, inner.inputs
         )
 
     def _at(
         self,
-        place: _Place,
+        subject: _Subject,
         inputs: Sequence[Symbol],
         output_shapes: Sequence[Shape],
         input_dtypes: Sequence[str] = (),
@@ -238,11 +234,11 @@ class RuleCall:
             inputs,
             output_shapes,
             input_dtypes,
-            place,
+            subject,
             refs,
         )
         inner.args, inner.kwargs = args, kwargs or {}
-        return apply_rule(place.layer, inner)
+        return apply_rule(subject.layer, inner)
 
     def fixed(self, count: int) -> Labels:
         """Channels that can't be removed, to stand for an axis that has none."""
@@ -352,8 +348,8 @@ class RuleCall:
                     f"{self.title} must name an entry of the layer's config. Received: {key!r}"
                 )
             key = tuple(key)
-        if self._place.entries:
-            key = (*self._place.entries, *([key] if isinstance(key, str) else key))
+        if self._subject.entries:
+            key = (*self._subject.entries, *([key] if isinstance(key, str) else key))
         fact = Unsettled((channels,), partial(Resize, path, key))
         self._same(self._statements.resizes.setdefault((path, key), fact), channels)
 
@@ -364,8 +360,8 @@ class RuleCall:
             outputs: Its outputs.
         """
         path = self._call.path
-        if self._place.names:
-            operation = self._place.layer
+        if self._subject.names:
+            operation = self._subject.layer
             if is_written_with_sizes(operation):
                 for symbol in (*self.inputs, *outputs):
                     self.keep(symbol, f"'{operation.name}' inside '{path}' counts them")
@@ -398,17 +394,21 @@ class RuleCall:
             features: The channel of each kernel row, `(features,)`.
             outputs: The channel of each output, `(outputs,)`.
         """
-        if not self._place.measured:
+        if not self._subject.measured:
             return
-        path, number, kernel = self._call.path, self._number, self._number_of(kernel)
-        bias = None if bias is None else self._number_of(bias)
-        patches = replace(patches, steps=len(self._place.steps))
-        attributes = self._place.attributes
-
-        def linear(features: Channels, outputs: Channels) -> Linear:
-            return Linear(path, number, kernel, bias, patches, features, outputs, attributes)
-
-        self._statements.linears.append(Unsettled((features, outputs), linear))
+        steps = len(self._subject.steps)
+        fact = partial(
+            Place,
+            self._call.path,
+            self._number,
+            steps + 1 if patches.channels_first else -1,
+            patches=replace(patches, steps=steps),
+            kernel=self._number_of(kernel),
+            bias=None if bias is None else self._number_of(bias),
+            refittable=all(v is None or v.constraint is None for v in (kernel, bias)),
+            inside=self._inside(self._subject.layer),
+        )
+        self._statements.places.append(Unsettled((features, outputs), fact))
 
     def reading(self, part: Any, axis: int, channels: Labels, *, made: bool = False) -> None:
         """Says where the loss shows how much channels inside the layer are needed.
@@ -419,10 +419,16 @@ class RuleCall:
             channels: The channels along it.
             made: Whether it makes them.
         """
-        if not self._place.names:
+        if not self._subject.names:
             path = f"{self._call.path}/{part.name}:{axis}"
-            fact = partial(Reading, path, self._number, 0, axis, made=made, inside=part.name)
-            self._statements.readings.append(Unsettled((channels,), fact))
+            inside = self._inside(part)
+            fact = partial(Place, path, self._number, axis, made=made, inside=inside)
+            self._statements.places.append(Unsettled((channels, channels), fact))
+
+    def _inside(self, layer: Any) -> int:
+        """The number of a layer among the layers of the call's layer, itself 0."""
+        parts = _keras.flatten_layers(self._call.operation)
+        return next(number for number, part in enumerate(parts) if part is layer)
 
     def work(self, factor: float, *axes: Labels) -> None:
         """Says how much the layer computes for one sample: `factor` times the axes' widths.
@@ -435,7 +441,7 @@ class RuleCall:
         check_channels(self.title, "work", *axes)
         if not is_number(factor):
             raise TypeError(f"{self.title} must give a factor as a number. Received: {factor!r}")
-        path, factor = self._call.path, float(factor) * float(np.prod(self._place.steps))
+        path, factor = self._call.path, float(factor) * float(np.prod(self._subject.steps))
 
         def work(*axes: Channels) -> Work:
             return Work(path, factor, axes)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
-from sgdap.channels.facts import Linear, Reading
+from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
-from sgdap.channels.patches import Patches
 from sgdap.execution.compiled import traced_for_any_batch
 from sgdap.execution.memory import Storage
+from sgdap.execution.rows import input_rows
 from sgdap.execution.taps import linear_outputs, tensors_inside
 from sgdap.model.program import Call, leaves_of
 
@@ -33,7 +32,7 @@ class Gathering:
     """What one pass over the data gathers.
 
     Attributes:
-        linears: The calls of each consumer, by path.
+        places: Where each consumer is observed, by path; one place for each of its calls.
         storage: What is kept of each consumer, by path.
         folds: Number of folds.
         positions: Output positions of a convolution that are read of each sample at most.
@@ -43,7 +42,7 @@ class Gathering:
             the root of the sensitivity, `(features, outputs)`.
     """
 
-    linears: Mapping[str, Sequence[Linear | Reading]]
+    places: Mapping[str, Sequence[Place]]
     storage: Mapping[str, Storage]
     folds: int
     positions: int
@@ -64,16 +63,13 @@ class Gathering:
 
 def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
     """Makes the compiled function that runs one batch and returns its sums for each consumer."""
-    import tensorflow as tf
-
     program = graph.program
-    linears = gathering.linears
-    by_call: dict[int, list[Linear | Reading]] = {}
-    for linear in (linear for calls in linears.values() for linear in calls):
-        by_call.setdefault(linear.call, []).append(linear)
+    by_call: dict[int, list[Place]] = {}
+    for place in (place for places in gathering.places.values() for place in places):
+        by_call.setdefault(place.call, []).append(place)
     sensitivity, positions = gathering.gradients, gathering.positions
     weights = {
-        path: _by_channel(linears[path][0], matrix, gathering)
+        path: _by_channel(gathering.places[path][0], matrix, gathering)
         for path, matrix in gathering.weights.items()
     }
 
@@ -88,39 +84,32 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
                 tape.watch(tensor)
             seen.setdefault(path, []).append(tensor)
 
-        def see(linear: Linear | Reading, tensor: Any) -> None:
-            """Notes what is read; of a linear layer, its outputs are seen apart."""
-            watched(given, linear.path, tensor)
-            patches = Patches()
-            there = tensor
-            if isinstance(linear, Reading):
-                watched(outputs, linear.path, tensor)
-                there = keras.ops.moveaxis(tensor, linear.axis, -1)
-            else:
-                patches = linear.patches
-            rows.setdefault(linear.path, []).append(
-                tf.cast(patches.extract(there, positions, seed), tf.float32)
-            )
+        def see(place: Place, tensor: Any) -> None:
+            """Notes what is read; the outputs of a linear layer are seen apart."""
+            watched(given, place.path, tensor)
+            if not place.is_linear:
+                watched(outputs, place.path, tensor)
+                tensor = keras.ops.moveaxis(tensor, place.axis, -1)
+            read = input_rows(place.patches, tensor, positions, seed)
+            rows.setdefault(place.path, []).append(tf.cast(read, tf.float32))
 
         def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
             here = by_call[program.calls.index(call)]
-            readings = [own for own in here if isinstance(own, Reading)]
-            inside = [(own, partial(see, own)) for own in readings if own.inside]
-            for own in readings:
-                if not own.made and not own.inside:
-                    see(own, inputs[own.place])
-            made = None
-            for linear in here:
-                if isinstance(linear, Linear):
-                    see(linear, inputs[0])
+            inside = [own for own in here if own.inside and not own.is_linear]
+            around = [own for own in here if own not in inside]
+            for own in around:
+                if not own.made:
+                    see(own, inputs[own.tensor])
+            linear = next((own for own in here if own.is_linear), None)
+            with tensors_inside(call.operation, inside, see):
+                if linear is None:
+                    made = compute()
+                else:
                     before, made = linear_outputs(linear, call, compute)
                     watched(outputs, linear.path, before)
-            if made is None:
-                with tensors_inside(call.operation, inside) if inside else nullcontext():
-                    made = compute()
-            for own in readings:
-                if own.made and not own.inside:
-                    see(own, leaves_of(made)[own.place])
+            for own in around:
+                if own.made:
+                    see(own, leaves_of(made)[own.tensor])
             return made
 
         taps = dict.fromkeys(by_call, tap)
@@ -156,16 +145,13 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
                     sums.append(_totals(folded))
             result = {key: tf.add_n([s[key] for s in sums]) for key in sums[0]}
             if sensitivity:
-                axis = linears[path][0].output_axis
+                place = gathering.places[path][0]
                 at_inputs, at_outputs = (of_place[path] for of_place in gradients)
                 result["sensitivity"] = tf.add_n(
-                    [_outer(g, axis, own.sensitivity == "diagonal") for g in at_outputs]
+                    [_outer(g, place.axis, own.sensitivity == "diagonal") for g in at_outputs]
                 )
                 result["taylor"] = tf.add_n(
-                    [
-                        _first_order(x, g, axis, linears[path][0])
-                        for x, g in zip(given[path], at_inputs, strict=True)
-                    ]
+                    [_first_order(x, g, place) for x, g in zip(given[path], at_inputs, strict=True)]
                 )
             results[path] = result
         return results
@@ -178,15 +164,11 @@ def _folds(rows: Any, folds: int, first: Any) -> list[Any]:
 
     The first sample is in the fold `first`, the next one in the next.
     """
-    import tensorflow as tf
-
     parts = [rows[(fold - first) % folds :: folds] for fold in range(folds)]
     return [tf.reshape(part, [-1, rows.shape[-1]]) for part in parts]
 
 
 def _totals(centred: list[Any]) -> dict[str, Any]:
-    import tensorflow as tf
-
     return {
         "count": tf.stack([tf.cast(tf.shape(c)[0], tf.float32) for c in centred]),
         "total": tf.stack([tf.reduce_sum(c, 0) for c in centred]),
@@ -195,8 +177,6 @@ def _totals(centred: list[Any]) -> dict[str, Any]:
 
 def _sums(centred: list[Any], raw: list[Any], diagonal: bool) -> dict[str, Any]:
     """Sums of one batch's rows, for each fold: about the shift, and as they are."""
-    import tensorflow as tf
-
     squares = [
         tf.reduce_sum(c * c, 0) if diagonal else tf.matmul(c, c, transpose_a=True) for c in centred
     ]
@@ -208,7 +188,7 @@ def _sums(centred: list[Any], raw: list[Any], diagonal: bool) -> dict[str, Any]:
 
 
 def _by_channel(
-    linear: Linear | Reading, weights: npt.NDArray[np.float32], gathering: Gathering
+    place: Place, weights: npt.NDArray[np.float32], gathering: Gathering
 ) -> tuple[Any, Any]:
     """The features of each channel and its weights, in blocks of outputs.
 
@@ -216,14 +196,12 @@ def _by_channel(
         Numbers of the features, `(channels, area)`, one past the last where a channel has fewer;
         weights `(blocks, channels, area, outputs of a block)`, 0 there.
     """
-    import tensorflow as tf
-
-    distinct, number, counts = np.unique(linear.features, return_inverse=True, return_counts=True)
+    distinct, number, counts = np.unique(place.features, return_inverse=True, return_counts=True)
     features, outputs = weights.shape
     order = np.argsort(number, kind="stable")
-    place = np.arange(features) - np.repeat(np.cumsum(counts) - counts, counts)
+    nth = np.arange(features) - np.repeat(np.cumsum(counts) - counts, counts)
     index = np.full((len(distinct), int(counts.max())), features)
-    index[number[order], place] = order
+    index[number[order], nth] = order
     rows = 256 * gathering.positions // gathering.folds + 1
     width = int(np.clip(BLOCK_BYTES // (4 * len(distinct) * rows), 1, outputs))
     padded = np.zeros((features + 1, -(-outputs // width) * width), np.float32)
@@ -234,8 +212,6 @@ def _by_channel(
 
 def _gram(rows: Any, index: Any, weights: Any, diagonal: bool) -> Any:
     """Sums over the rows of the products of the channels' contributions, block by block."""
-    import tensorflow as tf
-
     rows = tf.pad(rows, [[0, 0], [0, 1]])
     by_channel = tf.transpose(tf.gather(rows, index, axis=1), [1, 0, 2])
     channels = index.shape[0]
@@ -256,8 +232,6 @@ def _gram(rows: Any, index: Any, weights: Any, diagonal: bool) -> Any:
 
 
 def _outer(gradient: Any, axis: int, diagonal: bool) -> Any:
-    import tensorflow as tf
-
     gradient = keras.ops.moveaxis(tf.cast(gradient, tf.float32), axis, -1)
     flat = tf.reshape(gradient, [-1, gradient.shape[-1]])
     if diagonal:
@@ -265,18 +239,16 @@ def _outer(gradient: Any, axis: int, diagonal: bool) -> Any:
     return tf.matmul(flat, flat, transpose_a=True)
 
 
-def _first_order(x: Any, gradient: Any, axis: int, linear: Linear | Reading) -> Any:
+def _first_order(x: Any, gradient: Any, place: Place) -> Any:
     """Sum over the samples of `|Σ_positions a ∂L/∂a|`, for each distinct channel of a consumer."""
-    import tensorflow as tf
-
     product = tf.cast(x, tf.float32) * tf.cast(gradient, tf.float32)
-    product = keras.ops.moveaxis(product, axis, -1)
+    product = keras.ops.moveaxis(product, place.axis, -1)
     width = product.shape[-1]
     change = tf.reduce_sum(tf.reshape(product, [tf.shape(x)[0], -1, width]), 1)
     # The features of a kernel position are the input's channels; a depthwise part repeats each.
-    of_input = linear.features[:: len(linear.features) // width]
-    if isinstance(linear, Reading) or linear.patches.depthwise is None:
-        of_input = linear.features[:width]
+    of_input = place.features[:: len(place.features) // width]
+    if place.patches.depthwise is None:
+        of_input = place.features[:width]
     distinct, number = np.unique(of_input, return_inverse=True)
     by_channel = tf.math.unsorted_segment_sum(tf.transpose(change), number, len(distinct))
     return tf.reduce_sum(tf.abs(by_channel), 1)
@@ -299,8 +271,6 @@ def _kind(graph: ChannelGraph, output: int) -> str:
 
 def _negative_log_likelihood(kind: str, y: Any, seed: Any) -> Any:
     """The softened loss of targets drawn from the softened prediction, summed over the batch."""
-    import tensorflow as tf
-
     y = tf.cast(y, tf.float32)
     tiny = 1e-30
     if kind == "categorical":

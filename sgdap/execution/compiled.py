@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from sgdap.model.program import Shape
 
@@ -22,8 +23,6 @@ def traced_for_any_batch(shapes: Sequence[Shape], step: Callable[..., Any]) -> C
         The same function, traced with the batch axis left open where the model leaves it open; it
         runs eagerly where all of TensorFlow's functions do.
     """
-    import tensorflow as tf
-
     compiled = tf.function(step, autograph=False)
     traced: dict[Any, Any] = {}
 

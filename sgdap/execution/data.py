@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 Batch = tuple[Any, Any, Any]
 """Inputs, targets or None, sample weights or None."""
@@ -69,8 +70,6 @@ def reusable(data: Any, limit: int | None) -> Any:
 
 
 def _all_batches(data: Any, batch_size: int) -> Iterator[Batch]:
-    import tensorflow as tf
-
     if data is None:
         raise TypeError(
             "Calibration data are needed. Pass an array of inputs, a tuple (x, y), a "

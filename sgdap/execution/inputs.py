@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.data import batches
@@ -71,8 +72,6 @@ def input_batches(
 
 def checked_inputs(graph: ChannelGraph, x: Any) -> list[Any]:
     """Returns one batch of inputs as the flat list of tensors that the model's graph takes."""
-    import tensorflow as tf
-
     program = graph.program
     x = keras.tree.map_structure(tf.convert_to_tensor, x)
     expected = [program.shapes[ref.index] for ref in program.inputs]

@@ -1,21 +1,23 @@
-"""What the outputs of slim consumers lack, found by running both models side by side."""
+"""Runs a whole model and its slim one side by side and shows what the slim consumers lack."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
 from sgdap import _keras
-from sgdap.channels.facts import Linear
+from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
 from sgdap.execution.compiled import traced_for_any_batch
 from sgdap.execution.inputs import input_batches
+from sgdap.execution.rows import input_rows, output_rows
 from sgdap.execution.taps import linear_outputs
 from sgdap.model.program import Call
 
@@ -23,25 +25,8 @@ Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True, eq=False)
-class Residuals:
-    """Moments of a slim consumer's input rows x and of what its outputs lack, r = y − ỹ.
-
-    Each has a leading axis of two: every other sample belongs to one half.
-
-    Attributes:
-        count: Rows, `(2,)`.
-        mean: Mean of x, `(2, features)`.
-        second: Mean of `(x − mean)(x − mean)ᵀ`, `(2, features, features)`.
-        lacking: Mean of r, `(2, outputs)`.
-        cross: Mean of `(x − mean)(r − lacking)ᵀ`, `(2, features, outputs)`.
-    """
-
-    count: Array
-    mean: Array
-    second: Array
-    lacking: Array
-    cross: Array
+Half = tuple[str, int, Mapping[str, npt.NDArray[Any]]]
+"""A consumer, one half of a batch's samples, and its sums by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,50 +95,37 @@ class SideBySide:
         inputs = [ref.index for ref in graph.program.inputs]
         self._reached = Reached(0, inputs, [], [])
 
-    def residuals(
-        self,
-        part: int,
-        values: Mapping[tuple[str, int], npt.NDArray[Any]],
-        progress: Callable[[int], None] | None = None,
-    ) -> dict[str, Residuals]:
-        """Compares what the consumers of a part make.
+    def run(
+        self, part: int, values: Mapping[tuple[str, int], npt.NDArray[Any]]
+    ) -> Iterator[tuple[int, Iterator[Half]]]:
+        """Compares what the consumers of a part make. Every other sample belongs to one half.
 
         Args:
-            part: Number of the part; they come one after another.
+            part: Number of the part; they come one after another, each to its end.
             values: The variables that differ in the slim model, in full size: what is removed is
                 0. From one part to the next only consumers of the former may change.
-            progress: Called with the number of samples seen after each batch.
 
-        Returns:
-            `Residuals` of each consumer over the features and outputs that stay.
+        Yields:
+            Of each batch its samples, and for each consumer and half of them the number `count` of
+            rows, and sums over rows: `x` of the features that stay less the shift, `r` of what the
+            outputs that stay lack, `xx` and `xr` of their products.
         """
-        import tensorflow as tf
-
         step, after = self._make_step(part, values)
-        sums: dict[str, dict[str, Array]] = {}
         seen = 0
         keeps = False
         with _keras.recurrent_states_kept(self._graph.program.model):
             for number, size, tensors in self._batches():
                 found, left, masks = step(tensors, tf.constant([self._seed, number], tf.int32))
-                for path, own in found.items():
-                    known = sums.setdefault(path, {})
-                    for key, value in own.items():
-                        if key in known:
-                            known[key] += value.numpy()
-                        else:
-                            known[key] = value.numpy().astype(np.float64)
                 if not seen:
                     keeps = 0 < _bytes_of([*left, *masks.values()]) <= self._room * size
                     after.masked.extend(masks)
                 if keeps:
                     after.batches.append((number, size, _on_host([*left, *masks.values()])))
                 seen += size
-                if progress is not None:
-                    progress(seen)
+                del left, masks
+                yield size, _halves(found)
         if keeps:
             self._reached = after
-        return {path: self._residuals_of(path, total) for path, total in sums.items()}
 
     def _batches(self) -> Iterable[tuple[int, int, list[Any]]]:
         """The batches as far as they were run: number, samples, tensors of both models."""
@@ -165,24 +137,8 @@ class SideBySide:
         ):
             yield number, int(inputs[0].shape[0]), [*inputs, *inputs]
 
-    def _residuals_of(self, path: str, total: dict[str, Array]) -> Residuals:
-        count = np.maximum(total["count"], 1.0)
-        mean, lacking = total["x"] / count[:, None], total["r"] / count[:, None]
-        for half in range(2):  # in place: the matrices are large
-            for name, other in (("xx", mean[half]), ("xr", lacking[half])):
-                total[name][half] /= count[half]
-                for row, own in zip(total[name][half], mean[half], strict=True):
-                    row -= own * other
-        return Residuals(
-            count=total["count"],
-            mean=mean + self._shifts[path][self._kept[self._linear(path).features]],
-            second=total["xx"],
-            lacking=lacking,
-            cross=total["xr"],
-        )
-
-    def _linear(self, path: str) -> Linear:
-        return next(linear for linear in self._graph.linears if linear.path == path)
+    def _place(self, path: str) -> Place:
+        return next(place for place in self._graph.places if place.path == path)
 
     def _make_step(
         self, part: int, values: Mapping[tuple[str, int], npt.NDArray[Any]]
@@ -191,12 +147,10 @@ class SideBySide:
 
         That is before the first consumer that may change from now on.
         """
-        import tensorflow as tf
-
         program, paths, since = self._graph.program, self._parts[part], self._reached
-        by_call = {linear.call: linear for linear in self._graph.linears if linear.path in paths}
+        by_call = {linear.call: linear for linear in self._graph.places if linear.path in paths}
         later = {path for other in self._parts[part:] for path in other}
-        calls = [linear.call for linear in self._graph.linears if linear.path in later]
+        calls = [linear.call for linear in self._graph.places if linear.path in later]
         cut, end, stop = min(calls), max(calls) + 1, max(by_call) + 1
         is_last = part + 1 == len(self._parts)
         after = Reached(cut, [] if is_last else program.needed(cut, end), [], [])
@@ -216,8 +170,8 @@ class SideBySide:
             def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
                 linear = by_call[program.calls.index(call)]
                 output, result = linear_outputs(linear, call, compute)
-                rows = linear.patches.extract(inputs[0], self._positions, seed)
-                made = linear.patches.at_positions(output, self._positions, seed)
+                rows = input_rows(linear.patches, inputs[0], self._positions, seed)
+                made = output_rows(linear.patches, output, self._positions, seed)
                 seen.setdefault(call.path, []).append((rows, made))
                 return result
 
@@ -227,7 +181,7 @@ class SideBySide:
             program.advance(known, dict.fromkeys(by_call, tap), cut, stop)
             return seen, left
 
-        def step(flat: list[Any], seed: Any) -> tuple[dict[str, dict[str, Any]], Any, Any]:
+        def step(flat: list[Any], seed: Any) -> tuple[dict[str, tuple[Any, Any]], Any, Any]:
             count = len(since.tensors)
             tensors, masks = list(map(tf.identity, flat[: 2 * count])), flat[2 * count :]
             for place, mask in zip(since.masked, masks, strict=True):
@@ -240,17 +194,15 @@ class SideBySide:
                 left = []
             found = {}
             for path in paths:
-                linear = self._linear(path)
+                linear = self._place(path)
                 features = np.flatnonzero(self._kept[linear.features])
                 outputs = np.flatnonzero(self._kept[linear.outputs])
                 shift = tf.constant(self._shifts[path][features], tf.float32)
-                parts = []
-                for (_, target), (rows, made) in zip(whole[path], slim[path], strict=True):
-                    rows = _kept_channels(rows, features) - shift
-                    lack = _kept_channels(target, outputs) - _kept_channels(made, outputs)
-                    halves = [_half_sums(rows[half::2], lack[half::2]) for half in range(2)]
-                    parts.append({key: tf.stack([h[key] for h in halves]) for key in halves[0]})
-                found[path] = {key: tf.add_n([part[key] for part in parts]) for key in parts[0]}
+                rows, lack = [], []
+                for (_, target), (read, made) in zip(whole[path], slim[path], strict=True):
+                    rows.append(_kept_channels(read, features) - shift)
+                    lack.append(_kept_channels(target, outputs) - _kept_channels(made, outputs))
+                found[path] = rows, lack
             left_masks = {place: _keras.mask_of(tensor) for place, tensor in enumerate(left)}
             return found, left, {i: mask for i, mask in left_masks.items() if mask is not None}
 
@@ -259,23 +211,29 @@ class SideBySide:
         return traced_for_any_batch(shapes, step), after
 
 
-def _half_sums(rows: Any, lack: Any) -> dict[str, Any]:
-    """Sums over samples and positions of `(samples, positions, …)`."""
-    import tensorflow as tf
-
-    rows, lack = (tf.reshape(part, [-1, part.shape[-1]]) for part in (rows, lack))
-    return {
-        "count": tf.cast(tf.shape(rows)[0], tf.float32),
-        "x": tf.reduce_sum(rows, 0),
-        "r": tf.reduce_sum(lack, 0),
-        "xx": tf.matmul(rows, rows, transpose_a=True),
-        "xr": tf.matmul(rows, lack, transpose_a=True),
-    }
+def _halves(found: dict[str, tuple[list[Any], list[Any]]]) -> Iterator[Half]:
+    """The sums of each consumer and half, one at a time: the matrices are large."""
+    for path in list(found):
+        rows, lack = found.pop(path)
+        for half in range(2):
+            x, r = (
+                tf.concat([tf.reshape(p[half::2], [-1, p.shape[-1]]) for p in parts], 0)
+                for parts in (rows, lack)
+            )
+            yield (
+                path,
+                half,
+                {
+                    "count": np.asarray(float(x.shape[0])),
+                    "x": np.asarray(tf.reduce_sum(x, 0)),
+                    "r": np.asarray(tf.reduce_sum(r, 0)),
+                    "xx": np.asarray(tf.matmul(x, x, transpose_a=True)),
+                    "xr": np.asarray(tf.matmul(x, r, transpose_a=True)),
+                },
+            )
 
 
 def _kept_channels(x: Any, channels: npt.NDArray[np.int64]) -> Any:
-    import tensorflow as tf
-
     return tf.gather(tf.cast(x, tf.float32), channels, axis=-1)
 
 
@@ -284,7 +242,5 @@ def _bytes_of(tensors: Iterable[Any]) -> int:
 
 
 def _on_host(tensors: Iterable[Any]) -> list[Any]:
-    import tensorflow as tf
-
     with tf.device("CPU:0"):
         return [tf.identity(tensor) for tensor in tensors]

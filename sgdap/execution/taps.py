@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -12,22 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.channels.facts import Linear, Reading
+from sgdap.channels.facts import Place
 from sgdap.model.program import Call
 
 
-def linear_outputs(linear: Linear, call: Call, compute: Callable[[], Any]) -> tuple[Any, Any]:
+def linear_outputs(place: Place, call: Call, compute: Callable[[], Any]) -> tuple[Any, Any]:
     """Computes a call of a linear layer, its activation apart.
 
     Args:
-        linear: The layer, or the one inside it.
+        place: Where the layer is observed.
         call: Its call.
         compute: Computes the call.
 
     Returns:
         The output before and after the activation.
     """
-    layer = linear.layer_of(call.operation)
+    layer = place.layer_of(call.operation)
     activation = layer.activation
     layer.activation = keras.activations.linear
     try:
@@ -40,45 +40,47 @@ def linear_outputs(linear: Linear, call: Call, compute: Callable[[], Any]) -> tu
 
 
 @contextmanager
-def tensors_inside(operation: Any, seen: Sequence[tuple[Reading, Callable[[Any], None]]]) -> Any:
+def tensors_inside(
+    operation: Any, places: Sequence[Place], see: Callable[[Place, Any], None]
+) -> Iterator[None]:
     """Shows tensors inside a layer while it is called.
 
     Args:
         operation: The layer.
-        seen: What is looked at, and whom its tensors are shown to.
+        places: Which of its tensors are observed.
+        see: What each of these places and its tensor are shown to.
     """
-    parts = {layer.name: layer for layer in _keras.flatten_layers(operation)}
-    own = {reading.inside: parts[reading.inside] for reading, _ in seen}
-    for name, part in own.items():
-        part.call = _showing(part.call, [(r, show) for r, show in seen if r.inside == name])
+    parts = {place.inside: place.layer_of(operation) for place in places}
+    for number, part in parts.items():
+        part.call = _showing(part.call, [own for own in places if own.inside == number], see)
     try:
         yield
     finally:
-        for part in own.values():
+        for part in parts.values():
             del part.call
 
 
 def _showing(
-    call: Callable[..., Any], seen: Sequence[tuple[Reading, Callable[[Any], None]]]
+    call: Callable[..., Any], places: Sequence[Place], see: Callable[[Place, Any], None]
 ) -> Callable[..., Any]:
     @wraps(call)
     def shown(x: Any, *args: Any, **kwargs: Any) -> Any:
-        for reading, show in seen:
-            if not reading.made:
-                show(x)
+        for place in places:
+            if not place.made:
+                see(place, x)
         y = call(x, *args, **kwargs)
-        for reading, show in seen:
-            if reading.made:
-                show(y)
+        for place in places:
+            if place.made:
+                see(place, y)
         return y
 
     return shown
 
 
-def kernel_matrix(linear: Linear | Reading, layer: Any) -> npt.NDArray[np.float64]:
-    """A linear layer's kernel as a matrix, `(features, outputs)`; that of a `Reading` is 1."""
-    if isinstance(linear, Reading):
-        return np.eye(len(linear.features))
-    kernel = _keras.layer_variables(layer)[linear.kernel].numpy()
+def kernel_matrix(place: Place, operation: Any) -> npt.NDArray[np.float64]:
+    """A consumer's kernel as a matrix, `(features, outputs)`; 1 where there is none."""
+    if place.kernel is None:
+        return np.eye(len(place.features))
+    kernel = _keras.layer_variables(operation)[place.kernel].numpy()
     matrix: npt.NDArray[np.float64] = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
     return matrix

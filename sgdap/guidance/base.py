@@ -11,9 +11,6 @@ import numpy.typing as npt
 
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.elimination import Consumer
-from sgdap.statistics.activation import ActivationStatistics
-from sgdap.statistics.contributions import Contributions, contributions_of
-from sgdap.statistics.moments import Moments
 
 Array = npt.NDArray[np.float64]
 Order = npt.NDArray[np.int64]
@@ -27,66 +24,32 @@ class GroupData:
         name: The group's name.
         size: Its number of channels.
         candidates: The channels that may leave, `(removable,)`.
-        consumers: Its consumers with their weights, first those whose weights can be refitted.
-        fitted: How many these are.
-        moments: For each consumer the moments of its features by fold.
-        gathered: For each consumer the moments of the channels' contributions by fold where they
-            were gathered in the place of the features', else None.
+        consumers: What is known of each of its consumers; none where the group is nowhere seen.
         filters: For each producing weight the filters, `(channels, entries)`.
-        activations: For each consumer the activation statistics of the channels.
         scales: For each batch normalisation along the channels its γ, `(size,)`.
         growth: For each dynamic range activation along the channels its growth rate |α|,
             `(size,)`.
-        taylor: For each consumer the mean of `|Σ_positions a ∂L/∂a|` over the samples, `(size,)`;
-            empty where no gradients were collected.
     """
 
     name: str
     size: int
     candidates: npt.NDArray[np.int64]
     consumers: tuple[Consumer, ...]
-    fitted: int
-    moments: tuple[Moments, ...]
-    gathered: tuple[Contributions | None, ...]
     filters: tuple[Array, ...]
-    activations: tuple[ActivationStatistics, ...]
     scales: tuple[Array, ...] = ()
     growth: tuple[Array, ...] = ()
-    taylor: tuple[Array, ...] = ()
-
-    @property
-    def alone(self) -> bool:
-        """Whether of some consumer only the power of each channel's contribution is known."""
-        return any(own is not None and own.alone for own in self.gathered)
-
-    def contributions(self, merged: bool = False) -> tuple[Contributions, ...]:
-        """For each consumer the moments of the channels' contributions.
-
-        Args:
-            merged: Whether all folds are merged into one; that takes a fold's time and memory.
-        """
-        return tuple(
-            contributions_of(
-                moments.total() if merged else moments,
-                consumer.weights,
-                consumer.channels,
-                self.size,
-            )
-            if own is None
-            else (own.total() if merged else own)
-            for own, moments, consumer in zip(
-                self.gathered, self.moments, self.consumers, strict=True
-            )
-        )
 
 
 class Guidance:
     """A criterion that says in which order the channels of a group can be spared.
 
     A subclass sets `name` and defines `order`, or `scores` where channels are judged one by one.
+    One that looks at `GroupData.consumers` sets `looks_at_consumers`: groups that are nowhere seen
+    have none, and the criterion is not asked for their order.
     """
 
     name: ClassVar[str] = ""
+    looks_at_consumers: ClassVar[bool] = False
     refinement: float = 0.0
     """Share of the remaining channels among which elimination may choose the next one to leave."""
 

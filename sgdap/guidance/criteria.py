@@ -21,7 +21,7 @@ from sgdap.guidance.lasso import (
     solve_path,
 )
 from sgdap.statistics.activation import ActivationStatistics
-from sgdap.statistics.contributions import Contributions
+from sgdap.statistics.moments import Moments
 
 
 class LassoGuidance(Guidance):
@@ -50,6 +50,7 @@ class LassoGuidance(Guidance):
     """
 
     name: ClassVar[str] = "lasso"
+    looks_at_consumers: ClassVar[bool] = True
 
     def __init__(
         self, alphas: int = 100, eps: float = 1e-3, refinement: float = 0.75, tol: float = 1e-4
@@ -71,9 +72,12 @@ class LassoGuidance(Guidance):
         Where memory did not allow for moments of each fold, the penalty isn't cross-validated; the
         path, from which channels leave, is that of all samples either way.
         """
-        known = data.contributions()
+        known = [
+            own.moments.contributions(own.weights, own.channels, data.size)
+            for own in data.consumers
+        ]
         if min(own.folds for own in known) == 1:  # of some consumer all folds were kept together
-            known = tuple(own.total() for own in known)
+            known = [own.total() for own in known]
         folds = known[0].folds
         every = list(range(folds))
         training, validation = [], []
@@ -102,16 +106,14 @@ class LassoGuidance(Guidance):
         return data.candidates[entry_order(path)]
 
     def _whole(self, data: GroupData) -> Quadratic:
-        whole = data.contributions(merged=True)
+        whole = [own.contributions(data.size) for own in data.consumers]
         return self._problem(data, whole, [w.mean[0] for w in whole])
 
     @staticmethod
-    def _problem(
-        data: GroupData, known: Sequence[Contributions], centres: Sequence[Array]
-    ) -> Quadratic:
+    def _problem(data: GroupData, known: Sequence[Moments], centres: Sequence[Array]) -> Quadratic:
         gram = np.zeros((data.size, data.size))
         for own, centre in zip(known, centres, strict=True):
-            gram += own.about(centre) / max(float(own.count[0]), 1.0)
+            gram += own.about(centre) / own.rows
         index = data.candidates
         gram = gram[np.ix_(index, index)]
         count = float(known[0].count[0])
@@ -211,6 +213,7 @@ class TaylorGuidance(Guidance):
     """
 
     name: ClassVar[str] = "taylor"
+    looks_at_consumers: ClassVar[bool] = True
 
     def scores(self, data: GroupData) -> Array:
         """The mean magnitude of the change, summed over the consumers, `(size,)`.
@@ -218,12 +221,13 @@ class TaylorGuidance(Guidance):
         Raises:
             ValueError: The statistics were collected without sensitivity.
         """
-        if not data.taylor:
+        known = [own.taylor for own in data.consumers if own.taylor is not None]
+        if not known:
             raise ValueError(
                 "TaylorGuidance needs gradients, and the statistics were collected without: "
                 "collect_statistics(graph, data, sensitivity=True)."
             )
-        scores: Array = np.sum(data.taylor, axis=0)
+        scores: Array = np.sum(known, axis=0)
         return scores
 
 
@@ -251,6 +255,7 @@ class ActivationGuidance(Guidance):
     """
 
     name: ClassVar[str] = "activation"
+    looks_at_consumers: ClassVar[bool] = True
 
     def __init__(self, value: str = "combined") -> None:
         if value not in _ACTIVATION_VALUES:
@@ -262,7 +267,8 @@ class ActivationGuidance(Guidance):
     def scores(self, data: GroupData) -> Array:
         """The activation value of each channel, mean over the consumers, `(size,)`."""
         values = _ACTIVATION_VALUES[self.value]
-        scores: Array = np.mean([_padded(values(a), data.size) for a in data.activations], axis=0)
+        known = [_padded(values(a), data.size) for a in _activations(data)]
+        scores: Array = np.mean(known, axis=0)
         return scores
 
 
@@ -278,11 +284,13 @@ class CorrelationGuidance(Guidance):
     """
 
     name: ClassVar[str] = "correlation"
+    looks_at_consumers: ClassVar[bool] = True
 
     def order(self, data: GroupData) -> Order:
         """The channels in the order of their redundancy."""
-        matrix = np.mean([_embedded(a.correlation, data.size) for a in data.activations], axis=0)
-        silent = np.all([_padded(a.std, data.size) <= 0 for a in data.activations], axis=0)
+        known = _activations(data)
+        matrix = np.mean([_embedded(a.correlation, data.size) for a in known], axis=0)
+        silent = np.all([_padded(a.std, data.size) <= 0 for a in known], axis=0)
         inverse = np.linalg.inv(matrix + 1e-6 * np.eye(data.size))
         left = list(data.candidates)
         order = []
@@ -312,6 +320,10 @@ class RandomGuidance(Guidance):
         """Random numbers that depend on the seed and the group's name, `(size,)`."""
         generator = np.random.default_rng([self.seed, zlib.crc32(data.name.encode())])
         return generator.random(data.size)
+
+
+def _activations(data: GroupData) -> list[ActivationStatistics]:
+    return [own.activation for own in data.consumers if own.activation is not None]
 
 
 def _padded(values: Array, size: int) -> Array:

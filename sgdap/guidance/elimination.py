@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
-from scipy.linalg import lapack
 
-from sgdap.statistics.contributions import channel_gram
+from sgdap.statistics.activation import ActivationStatistics
+from sgdap.statistics.moments import Moments
+from sgdap.statistics.ridge import inverse_with, ridges
 
 Array = npt.NDArray[np.float64]
 Order = npt.NDArray[np.int64]
-
-RIDGE = 1e-6
-"""Share of the mean feature variance that is added to each: float32 moments are no better."""
 
 PENDING = 128
 """Columns of downdates that wait until they are applied to an inverse in one matrix product."""
@@ -25,23 +23,35 @@ PENDING = 128
 
 @dataclass(frozen=True, eq=False)
 class Consumer:
-    """One consumer of a group, ready for elimination.
+    """What is known of one consumer of a group.
 
     Attributes:
-        second: Mean centred second moment of its features, `(features, features)`; `(features,)`
-            where only its diagonal is known, which is not enough for elimination.
-        mean: Mean of its features, `(features,)`; of what they add to the outputs where a feature
-            is a channel's contribution, `(features, outputs)`.
+        moments: Moments of its features by fold. Where products of features were too many to keep,
+            a feature is what a whole channel adds to the outputs, and its weight is 1.
         weights: Its kernel times the root of its outputs' sensitivity, `(features, outputs)`:
             squared errors of these outputs are twice the expected loss.
         channels: For each feature the channel of the group, -1 where it belongs to another one,
             `(features,)`.
+        refittable: Whether its weights may be fitted to the channels that stay.
+        activation: Activation statistics of the channels; None where they are not known.
+        taylor: Mean of `|Σ_positions a ∂L/∂a|` over the samples for each channel, `(size,)`; None
+            where no gradients were collected.
     """
 
-    second: Array
-    mean: Array
+    moments: Moments
     weights: Array
     channels: npt.NDArray[np.int64]
+    refittable: bool
+    activation: ActivationStatistics | None = None
+    taylor: Array | None = None
+
+    def contributions(self, size: int) -> Moments:
+        """The moments over all samples of what each channel adds to its outputs.
+
+        Args:
+            size: Number of channels in the group.
+        """
+        return self.moments.total().contributions(self.weights, self.channels, size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +73,7 @@ def eliminate(
     order: Order | None = None,
     refinement: float = 0.0,
     *,
-    others: Sequence[Consumer] = (),
+    reconstruction: bool = True,
 ) -> ErrorCurve:
     """Removes channels one by one, the weights of the others refitted each time.
 
@@ -72,15 +82,16 @@ def eliminate(
     `W ← W − H_:J (H_JJ)⁻¹ W_J`, `H ← H − H_:J (H_JJ)⁻¹ H_J:`.
 
     Where weights are left as they are, a removed channel is 0 at its consumer, and all that are
-    removed cost `½ Σ_{i,j removed} G_ij`, with `G_ij = Σ_{a,b} E[x_ia x_jb] (W Wᵀ)_{ia,jb}`.
+    removed cost `½ Σ_{i,j removed} G_ij`, with `G_ij = Σ_{a,b} E[x_ia x_jb] (W Wᵀ)_{ia,jb}`. Where
+    only powers are known, `G` is a diagonal, and a refit changes no more than the bias.
 
     Args:
-        consumers: Consumers of the group whose weights are refitted; their errors add up.
+        consumers: Consumers of the group; their errors add up.
         candidates: Channels that may leave, `(removable,)`.
         order: The order in which they leave, `(removable,)`; None: the cheapest first.
         refinement: Share of the remaining channels, the first ones of `order`, of which the
             cheapest leaves next; 0 keeps strictly to `order`.
-        others: Consumers whose weights are left as they are; their errors are added.
+        reconstruction: Whether weights are refitted where they may be.
 
     Returns:
         The `ErrorCurve`.
@@ -89,9 +100,16 @@ def eliminate(
         Hassibi & Stork 1993 (optimal brain surgeon); Frantar & Alistarh 2022, arXiv 2208.11580,
         section 4 (groups).
     """
-    states: list[_Elimination | _Removal] = [_Elimination(consumer) for consumer in consumers]
+    states: list[_Elimination | _Removal] = []
+    others = []
+    for consumer in consumers:
+        if reconstruction and consumer.refittable and consumer.moments.has_products:
+            states.append(_Elimination(consumer))
+        else:
+            others.append(consumer)
     if others:
-        states.append(_Removal(others, 1 + int(max(candidates.max(initial=-1), *_last(others)))))
+        last = max(candidates.max(initial=-1), *(int(own.channels.max()) for own in others))
+        states.append(_Removal(others, 1 + int(last), reconstruction))
     left = list(candidates if order is None else order)
     removed: list[int] = []
     errors = [0.0]
@@ -113,40 +131,6 @@ def eliminate(
 def scale_of(power: float) -> float:
     """What errors are measured against: a power, or 1 where all that has it is as good as 0."""
     return power if power > 1e-100 else 1.0
-
-
-def cholesky_with(second: Array, added: float) -> tuple[Array, bool]:
-    """Factors `M + added I` for `scipy.linalg.cho_solve`.
-
-    Moments of fewer rows than features are singular, and in float32 they may miss 0 by more than
-    was added; then ten times as much is, until the factor exists.
-
-    Args:
-        second: Second moment M, finite, `(features, features)`.
-        added: What is added to its diagonal, positive.
-    """
-    while True:
-        ridged = np.array(second, np.float64, order="F")
-        ridged[np.diag_indices_from(ridged)] += added
-        try:
-            factor: tuple[Array, bool] = linalg.cho_factor(ridged, lower=True, overwrite_a=True)
-        except linalg.LinAlgError:
-            added *= 10
-        else:
-            return factor
-
-
-def inverse_with(second: Array, added: float) -> Array:
-    """`(M + added I)⁻¹` in the memory of one matrix, the ridge raised as in `cholesky_with`."""
-    factor, _ = cholesky_with(second, added)
-    inverse: Array
-    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
-    for start in range(0, len(inverse), 512):  # only the lower triangle was written
-        stop = start + 512
-        block = np.tril(inverse[start:stop, start:stop])
-        inverse[start:stop, start:stop] = block + np.tril(block, -1).T
-        inverse[start:stop, stop:] = inverse[stop:, start:stop].T
-    return inverse
 
 
 @dataclass(eq=False)
@@ -172,14 +156,15 @@ class _SameArea:
 
 
 class _Removal:
-    """Consumers whose weights are left as they are, while their channels are removed."""
+    """Consumers whose kernels are left as they are, while their channels are removed."""
 
-    def __init__(self, consumers: Sequence[Consumer], size: int) -> None:
+    def __init__(self, consumers: Sequence[Consumer], size: int, reconstruction: bool) -> None:
         self._gram = np.zeros((size, size))
         for consumer in consumers:
-            mean = consumer.mean.reshape(len(consumer.mean), -1)
-            raw = consumer.second + mean @ mean.T
-            self._gram += channel_gram(raw, consumer.weights, consumer.channels, size)
+            known = consumer.contributions(size)
+            makes_up = reconstruction and consumer.refittable  # the bias does, for the means
+            point = known.mean[0] if makes_up else np.zeros_like(known.mean[0])
+            self._gram += known.about(point) / known.rows
         self._costs = np.diag(self._gram) / 2
 
     def costs(self, channels: npt.NDArray[np.int64]) -> Array:
@@ -192,11 +177,6 @@ class _Removal:
         self._costs = self._costs + self._gram[:, channel]
 
 
-def _last(consumers: Sequence[Consumer]) -> list[int]:
-    """The last channel that each consumer reads."""
-    return [int(consumer.channels.max()) for consumer in consumers]
-
-
 class _Elimination:
     """One consumer while its channels are removed.
 
@@ -205,9 +185,9 @@ class _Elimination:
     """
 
     def __init__(self, consumer: Consumer) -> None:
-        second = consumer.second
-        ridge = RIDGE * scale_of(float(np.diag(second).mean()))
-        self._inverse = inverse_with(second, ridge)
+        total = consumer.moments.total()
+        second = total.second[0] / total.rows
+        self._inverse = inverse_with(second, ridges(second, mean=total.mean[0]))
         self._weights = consumer.weights.copy()
         features, outputs = self._weights.shape
         if outputs > features:  # only W Wᵀ matters, and a triangle has it too

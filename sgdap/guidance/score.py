@@ -11,7 +11,6 @@ from joblib import Parallel, cpu_count, delayed
 from threadpoolctl import threadpool_limits
 
 from sgdap import _keras
-from sgdap.channels.facts import Linear
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.execution.memory import checked_memory_limit
 from sgdap.execution.taps import kernel_matrix
@@ -20,7 +19,8 @@ from sgdap.guidance.elimination import Consumer, ErrorCurve, eliminate, scale_of
 from sgdap.guidance.growth import growth_rates
 from sgdap.statistics.activation import activation_statistics
 from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics
-from sgdap.statistics.contributions import Contributions, weighted_kernel
+from sgdap.statistics.contributions import weighted_kernel
+from sgdap.statistics.moments import Moments, Powers
 
 Array = npt.NDArray[np.float64]
 
@@ -64,17 +64,13 @@ def score_groups(
         if progress is not None:
             progress(group)
         data = group_data(graph, group, statistics)
-        if not data.consumers:
-            return filter_norm_curve(data)
-        if data.alone:
-            return power_curve(data, reconstruction)
-        fitted = data.consumers[: data.fitted] if reconstruction else ()
+        asked = data.consumers or not guidance.looks_at_consumers
         return eliminate(
-            fitted,
+            data.consumers or (_by_filters(data),),
             data.candidates,
-            guidance.order(data),
+            guidance.order(data) if asked else None,
             guidance.refinement,
-            others=data.consumers[len(fitted) :],
+            reconstruction=reconstruction,
         )
 
     # Threads of the linear algebra would wait for each other: one each, the groups side by side.
@@ -93,11 +89,10 @@ def _working_memory(group: ChannelGroup, statistics: CalibrationStatistics, chan
     member = np.zeros(channels, bool)
     member[group.channels] = True
     total = 8 * 4 * group.size**2
-    for own in (*statistics.consumers.values(), *statistics.readings.values()):
-        if member[own.linear.features].any():
-            size = len(own.linear.features)
-            if own.gathered is not None:
-                size = 0 if own.gathered.alone else own.gathered.gram.shape[-1]
+    for own in statistics.consumers.values():
+        if member[own.place.features].any():
+            known = own.moments if own.gathered is None else own.gathered
+            size = known.mean.shape[1] if known.has_products else 0
             total += 8 * 3 * size**2
     return total
 
@@ -106,10 +101,10 @@ def scoring_notes(graph: ChannelGraph, statistics: CalibrationStatistics) -> tup
     """Says which prunable groups can't be scored by what their consumers need, and why."""
     read = np.zeros(graph.count, bool)
     alone = np.zeros(graph.count, bool)
-    for own in (*statistics.consumers.values(), *statistics.readings.values()):
-        read[own.linear.features] = True
-        if own.gathered is not None and own.gathered.alone:
-            alone[own.linear.features] = True
+    for own in statistics.consumers.values():
+        read[own.place.features] = True
+        if own.gathered is not None and not own.gathered.has_products:
+            alone[own.place.features] = True
     prunable = [group for group in graph.groups if group.prunable]
     notes = []
     for reason, names in (
@@ -129,30 +124,15 @@ def scoring_notes(graph: ChannelGraph, statistics: CalibrationStatistics) -> tup
     return tuple(notes)
 
 
-def power_curve(data: GroupData, reconstruction: bool) -> ErrorCurve:
-    """The curve where channels are taken to be uncorrelated: their contributions' powers add up.
-
-    With reconstruction the offset makes up for the mean of what is removed, where it is refitted.
-    """
-    powers = np.zeros(data.size)
-    for number, total in enumerate(data.contributions(merged=True)):
-        gram = total.gram[0] if total.alone else np.diag(total.gram[0])
-        powers += gram / max(float(total.count[0]), 1.0)
-        if not reconstruction or number >= data.fitted:
-            powers += (total.mean[0] ** 2).sum(axis=1)
-    order = data.candidates[np.argsort(powers[data.candidates], kind="stable")]
-    return ErrorCurve(order, np.append(0.0, np.cumsum(powers[order]) / 2))
-
-
-def filter_norm_curve(data: GroupData) -> ErrorCurve:
-    """The curve of a group that is nowhere seen: its filters' squared norms.
+def _by_filters(data: GroupData) -> Consumer:
+    """Stands in for the consumers of a group that is nowhere seen: its filters' squared norms.
 
     They are scaled so that losing the whole group costs a loss of 1.
     """
     norms = sum((f**2).sum(axis=1) for f in data.filters) + np.zeros(data.size)
-    order = data.candidates[np.argsort(norms[data.candidates], kind="stable")]
-    errors = np.append(0.0, np.cumsum(norms[order]))
-    return ErrorCurve(order, errors / scale_of(float(norms.sum())))
+    powers = 2 * norms / scale_of(float(norms.sum()))
+    moments = Powers(np.ones(1), np.zeros((1, data.size)), powers[None])
+    return Consumer(moments, np.ones((data.size, 1)), np.arange(data.size), refittable=False)
 
 
 def group_data(
@@ -171,35 +151,11 @@ def group_data(
     local = np.full(graph.count, -1, np.int64)
     local[group.channels] = np.arange(group.size)
     layers = graph.program.layers()
-    consumers, moments, activations, taylor = [], [], [], []
-    gathered: list[Contributions | None] = []
-    fitted = 0
-    for own in (*statistics.consumers.values(), *statistics.readings.values()):
-        channels = local[own.linear.features]
-        if (channels < 0).all():
-            continue
-        fitted += isinstance(own.linear, Linear)
-        moments.append(own.moments)
-        if own.gathered is None:
-            consumers.append(_of_features(layers.get(own.linear.path), own, channels))
-            activations.append(activation_statistics(own.moments, channels))
-            gathered.append(None)
-        else:
-            consumer = _of_contributions(own, local[np.unique(own.linear.features)])
-            consumers.append(consumer)
-            placed = _relative(own).scattered(consumer.channels, group.size)
-            gram = None if placed.alone else placed.total().gram[0]
-            reach = int(channels.max()) + 1
-            activations.append(
-                activation_statistics(
-                    own.moments, channels, None if gram is None else gram[:reach, :reach]
-                )
-            )
-            gathered.append(placed)
-        if own.taylor is not None:
-            taylor.append(
-                _by_channel(own.taylor, local[np.unique(own.linear.features)], group.size)
-            )
+    consumers = [
+        _consumer(own, layers.get(own.place.path), local, group.size)
+        for own in statistics.consumers.values()
+        if (local[own.place.features] >= 0).any()
+    ]
     filters, scales = [], []
     for axis in graph.axes:
         channels = local[axis.channels]
@@ -218,14 +174,9 @@ def group_data(
         size=group.size,
         candidates=np.flatnonzero(group.removable),
         consumers=tuple(consumers),
-        fitted=fitted,
-        moments=tuple(moments),
-        gathered=tuple(gathered),
         filters=tuple(filters),
-        activations=tuple(activations),
         scales=tuple(scales),
         growth=growth_rates(graph, group),
-        taylor=tuple(taylor),
     )
 
 
@@ -236,34 +187,43 @@ def _by_channel(values: Array, channels: npt.NDArray[np.int64], size: int) -> Ar
     return whole
 
 
-def _of_features(
-    layer: object, statistics: ConsumerStatistics, channels: npt.NDArray[np.int64]
+def _consumer(
+    statistics: ConsumerStatistics, layer: object, local: npt.NDArray[np.int64], size: int
 ) -> Consumer:
-    """A consumer by the moments of its features."""
-    kernel = kernel_matrix(statistics.linear, layer)
-    total = statistics.moments.total()
-    second = total.second[0] / max(float(total.count[0]), 1.0)
-    weights = weighted_kernel(kernel, statistics.sensitivity)
+    """What is known of a consumer, of one group.
+
+    Args:
+        statistics: The consumer's statistics.
+        layer: Its layer; None where it has no kernel.
+        local: For each channel of the model its number in the group, or -1.
+        size: Number of channels in the group.
+    """
+    place = statistics.place
+    channels, distinct = local[place.features], local[np.unique(place.features)]
+    taylor = statistics.taylor
+    if statistics.gathered is None:
+        moments, weights = statistics.moments, kernel_matrix(place, layer)
+        activation = activation_statistics(moments, channels)
+    else:
+        moments, weights = statistics.gathered, np.ones((len(distinct), 1))
+        placed = moments.contributions(weights, distinct, size)
+        activation = activation_statistics(statistics.moments, channels, placed)
+        channels = distinct
     if statistics.sensitivity is None:
-        power = float(np.einsum("io,ij,jo->", kernel, second, kernel, optimize=True))
-        weights = kernel / np.sqrt(scale_of(power))
-    return Consumer(second, total.mean[0], weights, channels)
+        weights = weights / np.sqrt(scale_of(_power(moments, weights)))
+    elif statistics.gathered is None:
+        weights = weighted_kernel(weights, statistics.sensitivity)
+    return Consumer(
+        moments,
+        weights,
+        channels,
+        place.refittable,
+        activation,
+        None if taylor is None else _by_channel(taylor, distinct, size),
+    )
 
 
-def _of_contributions(statistics: ConsumerStatistics, channels: npt.NDArray[np.int64]) -> Consumer:
-    """A consumer whose features are the contributions of whole channels, each with weight 1."""
-    total = _relative(statistics).total()
-    second = total.gram[0] / max(float(total.count[0]), 1.0)
-    return Consumer(second, total.mean[0], np.ones((len(second), 1)), channels)
-
-
-def _relative(statistics: ConsumerStatistics) -> Contributions:
-    """Gathered contributions; without sensitivity relative to the power of all of them."""
-    own = statistics.gathered
-    assert own is not None
-    if statistics.sensitivity is not None:
-        return own
-    total = own.total()
-    power = float(total.gram[0].sum()) / max(float(total.count[0]), 1.0)
-    scale = 1 / scale_of(power)
-    return Contributions(own.count, own.mean * np.sqrt(scale), own.gram * scale)
+def _power(moments: Moments, weights: Array) -> float:
+    """The power of all outputs about their mean."""
+    one = moments.total().contributions(weights, np.zeros(len(weights), np.int64), 1)
+    return float(one.second.sum()) / one.rows

@@ -1,4 +1,4 @@
-"""Re-fits a consumer's weights to the channels that stay, by least squares."""
+"""Re-fits a consumer's weights to the channels that stay, by least squares; pure mathematics."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from sgdap.guidance.elimination import RIDGE, cholesky_with, scale_of
+from sgdap.statistics.ridge import cholesky_with, ridges
 
 Array = npt.NDArray[np.float64]
 
+RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Shares of each feature's second moment that cross-validation may add to it."""
+
 
 def reconstruct(
-    second: Array,
-    mean: Array,
-    weights: Array,
-    kept: npt.NDArray[np.bool_],
-    ridge: float = RIDGE,
+    second: Array, mean: Array, weights: Array, kept: npt.NDArray[np.bool_]
 ) -> tuple[Array, Array]:
     """The weights on the kept features that come closest to the outputs of all of them.
 
@@ -29,7 +28,6 @@ def reconstruct(
         mean: Their mean, `(features,)`.
         weights: The consumer's kernel, `(features, outputs)`.
         kept: Which features stay, `(features,)`.
-        ridge: Share of the mean feature variance added to each one's.
 
     Returns:
         The new weights of the kept features, `(kept, outputs)`, and what to add to the bias,
@@ -39,28 +37,25 @@ def reconstruct(
     gone = weights[leave]
     if not len(stay):
         return weights[stay], mean[leave] @ gone
-    added = ridge * scale_of(float(np.diag(second).mean()))
-    change = ridge_fit(second[np.ix_(stay, stay)], second[np.ix_(stay, leave)] @ gone, added)
+    staying = second[np.ix_(stay, stay)]
+    added = ridges(staying, mean=mean[stay])
+    change = ridge_fit(staying, second[np.ix_(stay, leave)] @ gone, added)
     return weights[stay] + change, mean[leave] @ gone - mean[stay] @ change
 
 
-def ridge_fit(second: Array, cross: Array, added: float) -> Array:
-    """The change D of weights that minimises `E‖r − Dᵀx‖² + added ‖D‖²`.
+def ridge_fit(second: Array, cross: Array, added: Array) -> Array:
+    """The change D of weights that minimises `E‖r − Dᵀx‖² + Σ_i added_i ‖D_i‖²`.
 
     Args:
         second: Second moment of the features x, `(features, features)`.
         cross: Moment of the features and what the outputs lack, `E[x rᵀ]`, `(features, outputs)`.
-        added: What is added to each feature's second moment.
+        added: What is added to each feature's second moment, `(features,)`.
 
     Returns:
-        `(M + added I)⁻¹ E[x rᵀ]`, `(features, outputs)`.
+        `(M + diag(added))⁻¹ E[x rᵀ]`, `(features, outputs)`.
     """
     change: Array = linalg.cho_solve(cholesky_with(second, added), cross)
     return change
-
-
-RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
-"""Shares of the mean feature variance that cross-validation may add to each."""
 
 
 def cross_validated_fit(second: Array, cross: Array, weights: Array) -> Array:
@@ -78,17 +73,16 @@ def cross_validated_fit(second: Array, cross: Array, weights: Array) -> Array:
     Returns:
         D fitted on both halves, `(features, outputs)`.
     """
-    scales = [scale_of(float(np.trace(m)) / len(m)) for m in second]
     gains = []
     for ridge in RIDGES:
         gain = 0.0
         for mine, other in ((0, 1), (1, 0)):
-            change = ridge_fit(second[mine], cross[mine], ridge * scales[mine])
+            change = ridge_fit(second[mine], cross[mine], ridges(second[mine], ridge))
             lowered = 2 * change * cross[other] - change * (second[other] @ change)
             gain += weights[other] * float(lowered.sum())
         gains.append(gain)
     best = int(np.argmax(gains))
     if gains[best] <= 0:
         return np.zeros_like(cross[0])
-    both = np.einsum("h,hij->ij", weights, second), np.einsum("h,hio->io", weights, cross)
-    return ridge_fit(*both, RIDGES[best] * float(weights @ scales))
+    both = np.einsum("h,hij->ij", weights, second)
+    return ridge_fit(both, np.einsum("h,hio->io", weights, cross), ridges(both, RIDGES[best]))

@@ -2,7 +2,7 @@
 
 from sgdap.statistics.activation import ActivationStatistics, activation_statistics
 from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics, collect_statistics
-from sgdap.statistics.moments import Moments, merge_moments
+from sgdap.statistics.moments import Moments, Powers
 from sgdap.statistics.workers import merge_across_workers
 
 __all__ = [
@@ -10,8 +10,8 @@ __all__ = [
     "CalibrationStatistics",
     "ConsumerStatistics",
     "Moments",
+    "Powers",
     "activation_statistics",
     "collect_statistics",
     "merge_across_workers",
-    "merge_moments",
 ]

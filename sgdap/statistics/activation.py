@@ -38,34 +38,33 @@ class ActivationStatistics:
 
 
 def activation_statistics(
-    moments: Moments, features: npt.NDArray[np.int64], gram: Array | None = None
+    moments: Moments, features: npt.NDArray[np.int64], contributions: Moments | None = None
 ) -> ActivationStatistics:
     """Reads activation values and the activation pattern from moments.
 
     Args:
-        moments: Moments of the features, `(folds, features)`.
+        moments: Moments of the features, zeros and magnitudes counted.
         features: The channel (0, 1, …) of each feature; features of a channel are its values at
             the kernel's positions, in the same order for every channel. -1: not looked at.
-        gram: Products of the channels' contributions, `(channels, channels)`; where only the
-            features' variances are known, correlations are those of the contributions.
+        contributions: Moments of what each channel adds to the outputs, where only the features'
+            `Powers` are known; correlations are those of the contributions then.
 
     Returns:
         `ActivationStatistics` of the channels in order of their number; a channel without
         features is a silent one.
     """
     total = moments.total()
-    count = max(float(total.count[0]), 1.0)
+    assert total.zeros is not None and total.absolute is not None
     mean = total.mean[0]
     rows = positions_of(features)
     raw = total.variance + mean**2
     own = _pooled(raw, rows)
     mean_of = _pooled(mean, rows)
-    absolute = _pooled(total.absolute[0] / count, rows)
+    absolute = _pooled(total.absolute[0] / total.rows, rows)
     std = np.sqrt(np.maximum(own - mean_of**2, 0))
-    if gram is not None:
-        covariance = gram
-    elif total.diagonal:
-        covariance = np.diag(std**2)
+    if contributions is not None:
+        whole = contributions.total()
+        covariance = whole.about(whole.mean[0])[: len(rows), : len(rows)]
     else:
         covariance = _same_place(total, mean_of, rows)
     scale = np.sqrt(np.maximum(np.diag(covariance), 0))
@@ -79,7 +78,7 @@ def activation_statistics(
         mean=mean_of,
         std=std,
         combined=absolute + np.sqrt(np.maximum(own - absolute**2, 0)),
-        zeros=_pooled(total.zeros[0] / count, rows, empty=1.0),
+        zeros=_pooled(total.zeros[0] / total.rows, rows, empty=1.0),
         correlation=np.clip(correlation, -1, 1),
     )
 
@@ -92,7 +91,7 @@ def _same_place(total: Moments, mean_of: Array, rows: list[npt.NDArray[np.int64]
     for place in range(places):
         index = np.array([rows[c][place] for c in seen])
         apart = total.mean[0][index] - mean_of[seen]
-        both = total.second[0][np.ix_(index, index)] / max(float(total.count[0]), 1.0)
+        both = total.second[0][np.ix_(index, index)] / total.rows
         covariance[np.ix_(seen, seen)] += (both + np.outer(apart, apart)) / places
     return covariance
 

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sgdap import _keras
 from sgdap._arguments import check_integer
-from sgdap.channels.facts import Linear, Reading
+from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
-from sgdap.execution.batch_sums import Gathering, make_step
+from sgdap.execution.backend import check_backend
+from sgdap.execution.batch_sums import Gathering
+from sgdap.execution.calibration import batch_sums
 from sgdap.execution.data import reusable
-from sgdap.execution.inputs import affordable_batch, input_batches
-from sgdap.execution.memory import Size, checked_memory_limit, choose_storage, storage_notes
+from sgdap.execution.inputs import affordable_batch
+from sgdap.execution.memory import (
+    Size,
+    Storage,
+    checked_memory_limit,
+    choose_storage,
+    storage_notes,
+)
+from sgdap.execution.precision import full_precision
 from sgdap.execution.taps import kernel_matrix
-from sgdap.statistics.contributions import Contributions, channel_sums, weighted_kernel
-from sgdap.statistics.moments import MomentAccumulator, Moments
+from sgdap.statistics.contributions import channel_sums, weighted_kernel
+from sgdap.statistics.moments import MomentAccumulator, Moments, Powers
 
 Array = npt.NDArray[np.float64]
 
@@ -32,9 +40,9 @@ class ConsumerStatistics:
     """What one consumer's input looks like and how much its outputs matter.
 
     Attributes:
-        linear: The consumer, one call of it; a layer called at several places has one entry. Or a
-            tensor that other layers read, whose outputs are taken to be itself.
-        moments: Moments of its input patches.
+        place: Where it is observed, at its first call; a layer that is called several times has
+            one entry.
+        moments: Moments of its features; their `Powers` where others were gathered instead.
         sensitivity: `Σ_positions E[g gᵀ]` of the gradient g at its outputs (before the
             activation) of the model's own softened loss, `(outputs, outputs)`; None where it was
             not collected. Half of it times an output error's second moment is the expected rise
@@ -46,11 +54,11 @@ class ConsumerStatistics:
             allow for the second moment of the features; else None.
     """
 
-    linear: Linear | Reading
+    place: Place
     moments: Moments
     sensitivity: Array | None
     taylor: Array | None = None
-    gathered: Contributions | None = None
+    gathered: Moments | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +67,13 @@ class CalibrationStatistics:
 
     Attributes:
         samples: How many samples were seen.
-        consumers: Statistics of each linear consumer that reads removable channels, by path.
-        readings: Statistics of the tensors of such channels that other layers read with a kernel,
-            by the layer's path and the number of the input.
+        consumers: Statistics of each place where removable channels are observed, by its path:
+            linear layers first, then tensors that others read or make.
         notes: What was given up to stay under the memory limit, in words.
     """
 
     samples: int
     consumers: Mapping[str, ConsumerStatistics]
-    readings: Mapping[str, ConsumerStatistics] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -117,10 +123,12 @@ def collect_statistics(
         `CalibrationStatistics`.
 
     Raises:
+        RuntimeError: Keras uses another backend than TensorFlow.
         ValueError: No samples, fewer than folds, activations that are not finite, or a
             `memory_limit` under which nothing can be kept.
         TypeError: `data` is of an unknown kind.
     """
+    check_backend("sgdap.collect_statistics")
     check_integer("folds", folds, 2)
     check_integer("positions", positions, 1)
     check_integer("batch_size", batch_size, 1)
@@ -128,10 +136,10 @@ def collect_statistics(
     if samples is not None:
         check_integer("samples", samples, folds)
     limit = checked_memory_limit(memory_limit)
-    linears = _consumers(graph)
+    places = _consumers(graph)
     sizes = {
         path: Size(len(own.features), len(np.unique(own.features)), len(own.outputs))
-        for path, (own, *_) in linears.items()
+        for path, (own, *_) in places.items()
     }
     storage = choose_storage(sizes, folds, limit, sensitivity)
     notes = storage_notes(storage, limit)
@@ -139,7 +147,7 @@ def collect_statistics(
         _LOGGER.info(note)
     _check_weights(graph)
     contributing = [p for p, own in storage.items() if own.level in ("channels", "alone")]
-    whole = Gathering(linears, storage, folds, positions, sensitivity, True, {})
+    whole = Gathering(places, storage, folds, positions, sensitivity, True, {})
     run = _Pass(graph, limit, batch_size, samples, seed, progress)
     if not contributing:
         sums = run(data, whole)
@@ -148,7 +156,7 @@ def collect_statistics(
         before = run(data, replace(whole, moments=False))
         weights = {}
         for path in contributing:
-            kernel = kernel_matrix(linears[path][0], graph.program.layers().get(path))
+            kernel = kernel_matrix(places[path][0], graph.program.layers().get(path))
             known = before[path].sensitivity / run.seen if sensitivity else None
             weights[path] = weighted_kernel(kernel, known).astype(np.float32)
         sums = run(data, replace(whole, gradients=False, weights=weights), before)
@@ -158,22 +166,17 @@ def collect_statistics(
             f"Received: {run.seen} samples."
         )
     consumers = {}
-    for path, (linear, *_) in linears.items():
+    for path, (place, *_) in places.items():
         own = sums[path]
         moments = own.moments.result()
         consumers[path] = ConsumerStatistics(
-            linear,
+            place,
             moments,
             own.sensitivity / run.seen if sensitivity else None,
             own.taylor / run.seen if sensitivity else None,
-            own.contributions(linear, moments) if path in contributing else None,
+            own.contributions(place, moments, storage[path]) if path in contributing else None,
         )
-    readings = {
-        path: consumers.pop(path)
-        for path, (linear, *_) in linears.items()
-        if isinstance(linear, Reading)
-    }
-    return CalibrationStatistics(run.seen, consumers, readings, notes)
+    return CalibrationStatistics(run.seen, consumers, notes)
 
 
 @dataclass(eq=False)
@@ -198,18 +201,17 @@ class _Sums:
                     known += value
         self.moments.add(**{key: _finite(path, value.numpy()) for key, value in sums.items()})
 
-    def contributions(self, linear: Linear | Reading, moments: Moments) -> Contributions:
+    def contributions(self, place: Place, moments: Moments, storage: Storage) -> Moments:
         """The moments of the channels' contributions, about the folds' own means."""
         assert self.weights is not None
-        distinct, channels = np.unique(linear.features, return_inverse=True)
+        distinct, channels = np.unique(place.features, return_inverse=True)
         weights = self.weights.astype(np.float64)
-        means, grams = [], []
-        for count, mean, gram in zip(moments.count, moments.mean, self.gram, strict=True):
-            apart = channel_sums(mean - self.moments.shift, weights, channels, len(distinct))
-            of_mean = (apart**2).sum(axis=1) if gram.ndim == 1 else apart @ apart.T
-            grams.append(gram - count * of_mean)
-            means.append(channel_sums(mean, weights, channels, len(distinct)))
-        return Contributions(moments.count, np.stack(means), np.stack(grams))
+        mean, apart = (
+            np.stack([channel_sums(own, weights, channels, len(distinct)) for own in rows])
+            for rows in (moments.mean, moments.mean - self.moments.shift)
+        )
+        kind = Powers if storage.level == "alone" else Moments
+        return kind.centred(moments.count, mean, apart, self.gram)
 
 
 class _Pass:
@@ -236,65 +238,58 @@ class _Pass:
         self, data: Any, gathering: Gathering, before: Mapping[str, _Sums] | None = None
     ) -> dict[str, _Sums]:
         """Adds up what `gathering` says; `before` tells the means and what was gathered already."""
-        import tensorflow as tf
-
-        graph = self.graph
-        step = make_step(graph, gathering)
-        shifts = {
-            path: tf.zeros([len(calls[0].features)]) for path, calls in gathering.linears.items()
-        }
         sums: dict[str, _Sums] = {}
+        shifts = None
         if before is not None:
-            shifts = {
-                path: tf.constant(own.moments.mean(), tf.float32) for path, own in before.items()
-            }
-            sums = self._empty(gathering, shifts)
-            for path, own in before.items():
-                sums[path].sensitivity, sums[path].taylor = own.sensitivity, own.taylor
-                sums[path].weights = gathering.weights.get(path)
-        most = affordable_batch(graph, self.limit)
+            shifts = {path: own.moments.mean() for path, own in before.items()}
         self.seen = 0
-        with _keras.recurrent_states_kept(graph.program.model):
-            for number, inputs in input_batches(graph, data, self.batch_size, self.samples, most):
-                random = tf.constant([self.seed, number], tf.int32)
-                first = tf.constant(self.seen % gathering.folds)  # fold of the first sample
+        batches = batch_sums(
+            self.graph,
+            gathering,
+            data,
+            batch_size=self.batch_size,
+            samples=self.samples,
+            most=affordable_batch(self.graph, self.limit),
+            seed=self.seed,
+            shifts=shifts,
+        )
+        with full_precision():
+            for batch in batches:
                 if not sums:
-                    for path, own in step(inputs, random, first, shifts).items():
-                        mean = own["total"].numpy().sum(0)
-                        mean = mean / max(float(own["count"].numpy().sum()), 1.0)
-                        shifts[path] = tf.constant(mean, tf.float32)
-                    sums = self._empty(gathering, shifts)
-                found = step(inputs, random, first, shifts)
-                for path in list(found):
-                    sums[path].add(path, found.pop(path))
-                self.seen += int(inputs[0].shape[0])
+                    sums = _empty_sums(gathering, batch.shifts, before or {})
+                for path in list(batch.sums):
+                    sums[path].add(path, batch.sums.pop(path))
+                self.seen += batch.samples
                 if self.progress is not None:
                     self.progress(self.seen)
         return sums
 
-    @staticmethod
-    def _empty(gathering: Gathering, shifts: Mapping[str, Any]) -> dict[str, _Sums]:
-        return {
-            path: _Sums(
-                MomentAccumulator(
-                    gathering.folds_of(path),
-                    shift.numpy().astype(np.float64),
-                    gathering.kept_of(path),
-                )
-            )
-            for path, shift in shifts.items()
-        }
+
+def _empty_sums(
+    gathering: Gathering,
+    shifts: Mapping[str, npt.NDArray[np.float32]],
+    before: Mapping[str, _Sums],
+) -> dict[str, _Sums]:
+    """What nothing was added to yet, but for the gradients that an earlier pass gathered."""
+    sums = {}
+    for path, shift in shifts.items():
+        kind = {"all": Moments, "diagonal": Powers, "none": None}[gathering.kept_of(path)]
+        moments = MomentAccumulator(gathering.folds_of(path), shift.astype(np.float64), kind)
+        sums[path] = _Sums(moments, weights=gathering.weights.get(path))
+        if path in before:
+            sums[path].sensitivity = before[path].sensitivity
+            sums[path].taylor = before[path].taylor
+    return sums
 
 
-def _consumers(graph: ChannelGraph) -> dict[str, list[Linear | Reading]]:
-    """The calls of each linear layer that reads removable channels, by path; other readings."""
+def _consumers(graph: ChannelGraph) -> dict[str, list[Place]]:
+    """The places where removable channels are observed, by path; one for each call."""
     removable = _removable(graph)
-    linears: dict[str, list[Linear | Reading]] = {}
-    reading: list[Linear | Reading] = [*graph.linears, *graph.readings]
-    for linear in reading:
-        if removable[linear.features].any():
-            linears.setdefault(linear.path, []).append(linear)
-    return linears
+    found: dict[str, list[Place]] = {}
+    for place in graph.places:
+        if removable[place.features].any():
+            found.setdefault(place.path, []).append(place)
+    return found
 
 
 def _removable(graph: ChannelGraph) -> npt.NDArray[np.bool_]:

@@ -1,14 +1,9 @@
-"""Moments of what each channel adds to a consumer's outputs; knows nothing of Keras."""
+"""What each channel adds to a consumer's outputs, from the moments of its features."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
-
-from sgdap.statistics.moments import Moments
 
 Array = npt.NDArray[np.float64]
 
@@ -16,113 +11,42 @@ BLOCK = 512
 """Features whose products with all others are made at once: memory is `BLOCK · features`."""
 
 
-@dataclass(frozen=True, eq=False)
-class Contributions:
-    """Moments of `Z_i = X_i W_i`, what channel i adds to a consumer's outputs, for each fold.
-
-    `Z_i` is a vector with an entry for each output. Channels that the consumer doesn't read add 0.
-
-    Attributes:
-        count: Rows in each fold, `(folds,)`.
-        mean: Means of the Z, `(folds, channels, outputs)`.
-        gram: Sums of the products `(Z_i − mean_i) · (Z_j − mean_j)` about the fold's own means,
-            `(folds, channels, channels)`; `(folds, channels)` where only the diagonal is known.
-    """
-
-    count: Array
-    mean: Array
-    gram: Array
-
-    @property
-    def folds(self) -> int:
-        """The number of folds."""
-        return len(self.count)
-
-    @property
-    def alone(self) -> bool:
-        """Whether only each channel's own power is known."""
-        return self.gram.ndim == 2
-
-    def select(self, folds: Sequence[int]) -> Contributions:
-        """The moments of some of the folds."""
-        index = list(folds)
-        return Contributions(self.count[index], self.mean[index], self.gram[index])
-
-    def total(self) -> Contributions:
-        """All folds merged into one."""
-        if self.folds == 1:
-            return self
-        share = self.count / max(self.count.sum(), 1)
-        mean = np.tensordot(share, self.mean, 1)
-        gram = self.gram.sum(axis=0)
-        for count, own in zip(self.count, self.mean, strict=True):
-            gram = gram + count * _products(own - mean, self.alone)
-        return Contributions(self.count.sum(keepdims=True), mean[None], gram[None])
-
-    def about(self, point: Array) -> Array:
-        """The products of one fold about another point than its mean.
-
-        Args:
-            point: `(channels, outputs)`.
-
-        Returns:
-            `(channels, channels)`, or `(channels,)` where only the diagonal is known.
-        """
-        apart = self.mean[0] - point
-        moved: Array = self.gram[0] + self.count[0] * _products(apart, self.alone)
-        return moved
-
-    def scattered(self, channels: npt.NDArray[np.int64], size: int) -> Contributions:
-        """The moments with each channel at another place, among others that add nothing.
-
-        Args:
-            channels: The place of each channel; -1 is left out, `(channels,)`.
-            size: Number of places.
-        """
-        chosen = np.flatnonzero(channels >= 0)
-        places = channels[chosen]
-        mean = np.zeros((self.folds, size, self.mean.shape[-1]))
-        mean[:, places] = self.mean[:, chosen]
-        gram = np.zeros((self.folds, *(size,) * (self.gram.ndim - 1)))
-        if self.alone:
-            gram[:, places] = self.gram[:, chosen]
-        else:
-            gram[:, places[:, None], places] = self.gram[:, chosen[:, None], chosen]
-        return Contributions(self.count, mean, gram)
-
-
-def _products(vectors: Array, alone: bool) -> Array:
-    products: Array = (vectors**2).sum(axis=1) if alone else vectors @ vectors.T
-    return products
-
-
-def contributions_of(
-    moments: Moments, weights: Array, channels: npt.NDArray[np.int64], size: int
-) -> Contributions:
-    """The moments of contributions from those of the features, exactly.
-
-    `G_ij = Σ_{a,b} M[(i,a),(j,b)] (W Wᵀ)[(i,a),(j,b)]`.
+def channel_sums(
+    values: Array, weights: Array, channels: npt.NDArray[np.int64], size: int
+) -> Array:
+    """What each channel adds to the outputs for one row of features.
 
     Args:
-        moments: Moments of the features.
+        values: The row, `(features,)`, or `(features, entries)` where features are vectors.
+        weights: `(features, outputs)`.
+        channels: The channel of each feature; -1 is left out, `(features,)`.
+        size: Number of channels.
+
+    Returns:
+        `(size, outputs)`, or `(size, entries · outputs)`.
+    """
+    chosen = np.flatnonzero(channels >= 0)
+    added = values[chosen].reshape(len(chosen), -1, 1) * weights[chosen, None]
+    sums = np.zeros((size, added.shape[1] * added.shape[2]))
+    np.add.at(sums, channels[chosen], added.reshape(len(chosen), -1))
+    return sums
+
+
+def channel_powers(
+    powers: Array, weights: Array, channels: npt.NDArray[np.int64], size: int
+) -> Array:
+    """The power of what each channel adds to the outputs, uncorrelated features assumed, `(size,)`.
+
+    Args:
+        powers: The features' second moments, `(features,)`.
         weights: `(features, outputs)`.
         channels: The channel of each feature; -1 is left out, `(features,)`.
         size: Number of channels.
     """
-    return Contributions(
-        moments.count,
-        np.stack([channel_sums(mean, weights, channels, size) for mean in moments.mean]),
-        channel_grams(moments.second, weights, channels, size),
-    )
-
-
-def channel_sums(
-    values: Array, weights: Array, channels: npt.NDArray[np.int64], size: int
-) -> Array:
-    """What each channel adds to the outputs for one row of features, `(size, outputs)`."""
     chosen = np.flatnonzero(channels >= 0)
-    sums = np.zeros((size, weights.shape[1]))
-    np.add.at(sums, channels[chosen], values[chosen, None] * weights[chosen])
+    own = powers[chosen] * (weights[chosen] ** 2).sum(axis=1)
+    sums = np.zeros(size)
+    np.add.at(sums, channels[chosen], own)
     return sums
 
 

@@ -1,34 +1,46 @@
-"""Streamed first and second moments of feature rows, per fold; knows nothing of Keras."""
+"""Streamed first and second moments, per fold of the samples; knows nothing of Keras."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from sgdap.statistics.contributions import channel_grams, channel_powers, channel_sums
+
 Array = npt.NDArray[np.float64]
+
+BLOCK = 512
+"""Rows of a matrix of products that are made at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """First and second moments of rows `x` of features, for each fold of the samples.
+    """First and second moments of n quantities `x_i`, for each fold of the samples.
+
+    The quantities are the features that a consumer reads, or what each channel adds to its
+    outputs. The latter are vectors with an entry for each output, and products are inner products.
 
     Attributes:
         count: Rows in each fold, `(folds,)`.
-        mean: Mean row, `(folds, features)`.
-        second: Centred second moment `Σ (x − mean)(x − mean)ᵀ` about the fold's own mean,
-            `(folds, features, features)`; `(folds, features)` where only its diagonal is known.
-        zeros: How often each feature was exactly 0, `(folds, features)`.
-        absolute: Sum of |x|, `(folds, features)`.
+        mean: Mean row, `(folds, n)`, or `(folds, n, outputs)` of vectors.
+        second: Centred second moments `Σ (x_i − mean_i) · (x_j − mean_j)` about the fold's own
+            mean, `(folds, n, n)`.
+        zeros: How often each quantity was exactly 0, `(folds, n)`; None where it was not counted.
+        absolute: Sum of |x|, `(folds, n)`; None likewise.
     """
 
     count: Array
     mean: Array
     second: Array
-    zeros: Array
-    absolute: Array
+    zeros: Array | None = None
+    absolute: Array | None = None
+
+    has_products: ClassVar[bool] = True
+    """Whether products of different quantities are known."""
 
     @property
     def folds(self) -> int:
@@ -36,29 +48,21 @@ class Moments:
         return len(self.count)
 
     @property
-    def diagonal(self) -> bool:
-        """Whether only the diagonal of the second moment is known."""
-        return self.second.ndim == 2
+    def rows(self) -> float:
+        """The number of rows in the first fold, at least 1."""
+        return max(float(self.count[0]), 1.0)
 
     @property
     def variance(self) -> Array:
-        """Each feature's variance in the first fold, `(features,)`."""
-        own = self.second[0] if self.diagonal else np.diag(self.second[0])
-        variance: Array = own / max(float(self.count[0]), 1.0)
+        """Each quantity's variance in the first fold, `(n,)`."""
+        variance: Array = np.diag(self.second[0]) / self.rows
         return variance
 
-    def select(self, folds: Sequence[int]) -> Moments:
+    def select(self, folds: Sequence[int]) -> Self:
         """The moments of some of the folds."""
-        index = list(folds)
-        return Moments(
-            self.count[index],
-            self.mean[index],
-            self.second[index],
-            self.zeros[index],
-            self.absolute[index],
-        )
+        return replace(self, **{name: own[list(folds)] for name, own in self._arrays()})
 
-    def total(self) -> Moments:
+    def total(self) -> Self:
         """All folds merged into one.
 
         Reference:
@@ -67,43 +71,122 @@ class Moments:
         """
         if self.folds == 1:
             return self
-        count = self.count.sum()
-        weights = self.count / max(count, 1)
-        mean = weights @ self.mean
-        apart = (self.mean - mean) * np.sqrt(self.count)[:, None]
-        return Moments(
-            np.array([count]),
-            mean[None],
-            (self.second.sum(axis=0) + _products(apart, self.diagonal))[None],
-            self.zeros.sum(axis=0)[None],
-            self.absolute.sum(axis=0)[None],
+        sums = {name: own.sum(axis=0, keepdims=True) for name, own in self._arrays()}
+        sums["mean"] = np.tensordot(self.count / max(self.count.sum(), 1), self.mean, 1)[None]
+        for count, mean in zip(self.count, self.mean, strict=True):
+            self._add_products(sums["second"][0], mean - sums["mean"][0], float(count))
+        return replace(self, **sums)
+
+    def merged(self, other: Self) -> Self:
+        """The moments of these samples and others (of another worker), fold by fold, exactly."""
+        first, *rest = (
+            self.select([fold])._joined(other.select([fold])).total() for fold in range(self.folds)
+        )
+        return first._joined(*rest)
+
+    def about(self, point: Array) -> Array:
+        """The first fold's sums of products about a point, 0 where they are not known, `(n, n)`.
+
+        Args:
+            point: `(n,)`, or `(n, outputs)` of vectors.
+        """
+        moved: Array = self.second[0].copy()
+        self._add_products(moved, self.mean[0] - point, float(self.count[0]))
+        return moved
+
+    def contributions(self, weights: Array, channels: npt.NDArray[np.int64], size: int) -> Self:
+        """The moments of what each channel adds to the outputs, exactly.
+
+        Args:
+            weights: Weights of the quantities, `(n, outputs)`.
+            channels: The channel of each quantity; -1 is left out, `(n,)`.
+            size: Number of channels. One without a quantity adds 0.
+        """
+        means = [channel_sums(mean, weights, channels, size) for mean in self.mean]
+        seconds = self._channel_products(weights, channels, size)
+        return replace(self, mean=np.stack(means), second=seconds, zeros=None, absolute=None)
+
+    @classmethod
+    def centred(
+        cls, count: Array, mean: Array, apart: Array, products: Array, **counted: Array
+    ) -> Self:
+        """The moments from sums of products about a point, which are overwritten.
+
+        Args:
+            count: Rows in each fold, `(folds,)`.
+            mean: Mean row, `(folds, n)` or `(folds, n, outputs)`.
+            apart: The mean less the point, as `mean`.
+            products: Sums of products about the point, in the form of `second`.
+            **counted: `zeros` and `absolute`.
+        """
+        for number, own in zip(count, zip(products, apart, strict=True), strict=True):
+            cls._add_products(*own, -float(number))
+        return cls(count, mean, products, **counted)
+
+    @classmethod
+    def nothing(cls, folds: int, n: int) -> Array:
+        """The form of `second` of n quantities, all 0."""
+        return np.zeros((folds, n, n))
+
+    def _joined(self, *others: Self) -> Self:
+        """The folds of all, one after another."""
+        return replace(
+            self,
+            **{
+                name: np.concatenate([own, *(getattr(other, name) for other in others)])
+                for name, own in self._arrays()
+            },
         )
 
+    def _arrays(self) -> list[tuple[str, Any]]:
+        return [(name, own) for name, own in vars(self).items() if own is not None]
 
-def _products(apart: Array, diagonal: bool) -> Array:
-    products: Array = (apart**2).sum(axis=0) if diagonal else apart.T @ apart
-    return products
+    @staticmethod
+    def _add_products(second: Array, vectors: Array, factor: float) -> None:
+        """Adds the products of vectors in place; the matrix may be large."""
+        flat = vectors.reshape(len(vectors), -1)
+        for start in range(0, len(flat), BLOCK):
+            second[start : start + BLOCK] += factor * flat[start : start + BLOCK] @ flat.T
+
+    def _channel_products(
+        self, weights: Array, channels: npt.NDArray[np.int64], size: int
+    ) -> Array:
+        return channel_grams(self.second, weights, channels, size)
 
 
-def merge_moments(first: Moments, second: Moments) -> Moments:
-    """Merges the moments of disjoint samples (batches, replicas, hosts), fold by fold, exactly."""
-    stacked = [
-        Moments(
-            np.stack([first.count[f], second.count[f]]),
-            np.stack([first.mean[f], second.mean[f]]),
-            np.stack([first.second[f], second.second[f]]),
-            np.stack([first.zeros[f], second.zeros[f]]),
-            np.stack([first.absolute[f], second.absolute[f]]),
-        ).total()
-        for f in range(first.folds)
-    ]
-    return Moments(
-        np.concatenate([m.count for m in stacked]),
-        np.concatenate([m.mean for m in stacked]),
-        np.concatenate([m.second for m in stacked]),
-        np.concatenate([m.zeros for m in stacked]),
-        np.concatenate([m.absolute for m in stacked]),
-    )
+@dataclass(frozen=True, eq=False)
+class Powers(Moments):
+    """Moments without products of different quantities, which count as uncorrelated.
+
+    Attributes:
+        second: Centred second moment of each quantity, `(folds, n)`.
+    """
+
+    has_products: ClassVar[bool] = False
+
+    @property
+    def variance(self) -> Array:
+        """Each quantity's variance in the first fold, `(n,)`."""
+        variance: Array = self.second[0] / self.rows
+        return variance
+
+    def about(self, point: Array) -> Array:
+        """The first fold's sums of squares about a point, as a diagonal matrix, `(n, n)`."""
+        return np.diag(super().about(point))
+
+    @classmethod
+    def nothing(cls, folds: int, n: int) -> Array:
+        """The form of `second` of n quantities, all 0."""
+        return np.zeros((folds, n))
+
+    @staticmethod
+    def _add_products(second: Array, vectors: Array, factor: float) -> None:
+        second += factor * (vectors.reshape(len(vectors), -1) ** 2).sum(axis=1)
+
+    def _channel_products(
+        self, weights: Array, channels: npt.NDArray[np.int64], size: int
+    ) -> Array:
+        return np.stack([channel_powers(own, weights, channels, size) for own in self.second])
 
 
 def moments_of(rows: npt.NDArray[np.floating], fold: npt.NDArray[np.int64], folds: int) -> Moments:
@@ -136,17 +219,16 @@ class MomentAccumulator:
     Args:
         folds: Number of folds.
         shift: The point s, `(features,)`.
-        seconds: Which second moments are added up: `"all"`, their `"diagonal"`, or `"none"`, for
-            the mean alone.
+        kind: The class of the result; None where the mean alone is added up.
     """
 
-    def __init__(self, folds: int, shift: Array, seconds: str = "all") -> None:
+    def __init__(self, folds: int, shift: Array, kind: type[Moments] | None = Moments) -> None:
         features = len(shift)
         self.shift = shift
+        self._kind = kind
         self._count = np.zeros(folds)
         self._sum = np.zeros((folds, features))
-        shapes = {"all": (folds, features, features), "diagonal": (folds, features), "none": ()}
-        self._square = np.zeros(shapes[seconds])
+        self._square = np.zeros(()) if kind is None else kind.nothing(folds, features)
         self._zeros = np.zeros((folds, features))
         self._absolute = np.zeros((folds, features))
 
@@ -172,11 +254,13 @@ class MomentAccumulator:
 
     def result(self) -> Moments:
         """The moments of everything added; nothing can be added any more."""
-        offset = self._sum / np.maximum(self._count, 1)[:, None]
-        for count, apart, square in zip(self._count, offset, self._square, strict=True):
-            if square.ndim == 1:
-                square -= count * apart**2
-                continue
-            for row, own in zip(square, apart, strict=True):  # in place: the matrix is large
-                row -= count * own * apart
-        return Moments(self._count, self.shift + offset, self._square, self._zeros, self._absolute)
+        assert self._kind is not None
+        apart = self._sum / np.maximum(self._count, 1)[:, None]
+        return self._kind.centred(
+            self._count,
+            self.shift + apart,
+            apart,
+            self._square,
+            zeros=self._zeros,
+            absolute=self._absolute,
+        )

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sgdap.execution.workers import of_all_workers
 from sgdap.statistics.collect import CalibrationStatistics
-from sgdap.statistics.moments import Moments, merge_moments
+from sgdap.statistics.moments import Moments
 
 Array = npt.NDArray[np.float64]
 
@@ -42,13 +43,13 @@ def merge_across_workers(statistics: CalibrationStatistics, strategy: Any) -> Ca
         50
     """
     shapes = [array.shape for array in _arrays(statistics)]
-    parts = [_unpacked(row, shapes) for row in _gathered(_packed(statistics), strategy)]
+    parts = [_unpacked(row, shapes) for row in of_all_workers(_packed(statistics), strategy)]
     samples = [int(part[0]) for part in parts]
     place = 1
     merged = {}
-    for path, consumer in {**statistics.consumers, **statistics.readings}.items():
+    for path, consumer in statistics.consumers.items():
         stop = place + len(fields(Moments))
-        moments = reduce(merge_moments, (Moments(*part[place:stop]) for part in parts))
+        moments = reduce(Moments.merged, (Moments(*part[place:stop]) for part in parts))
         place = stop
         means: dict[str, Any] = {}
         for name in ("sensitivity", "taylor"):
@@ -56,15 +57,14 @@ def merge_across_workers(statistics: CalibrationStatistics, strategy: Any) -> Ca
                 means[name] = np.average([p[place] for p in parts], axis=0, weights=samples)
                 place += 1
         merged[path] = replace(consumer, moments=moments, **means)
-    readings = {path: merged.pop(path) for path in statistics.readings}
-    return CalibrationStatistics(sum(samples), merged, readings)
+    return CalibrationStatistics(sum(samples), merged)
 
 
 def _arrays(statistics: CalibrationStatistics) -> Iterator[Array]:
     yield np.array(float(statistics.samples))
-    for consumer in (*statistics.consumers.values(), *statistics.readings.values()):
+    for consumer in statistics.consumers.values():
         moments = consumer.moments
-        yield from (moments.count, moments.mean, moments.second, moments.zeros, moments.absolute)
+        yield from (own for _, own in moments._arrays())
         yield from (a for a in (consumer.sensitivity, consumer.taylor) if a is not None)
 
 
@@ -76,14 +76,3 @@ def _unpacked(row: Array, shapes: list[tuple[int, ...]]) -> list[Array]:
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
     pieces = np.split(row, ends[:-1])
     return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-
-
-def _gathered(row: Array, strategy: Any) -> list[Array]:
-    """This worker's row and those of all others, in the same order everywhere."""
-    import tensorflow as tf
-
-    mine = tf.constant(row[None], tf.float64)
-    of_replicas = strategy.run(tf.function(lambda: tf.identity(mine)))
-    on_a_worker = len(strategy.experimental_local_results(of_replicas))
-    rows = strategy.gather(of_replicas, axis=0).numpy()
-    return list(rows[::on_a_worker])

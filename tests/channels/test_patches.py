@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from sgdap.channels import channel_graph
+from sgdap.execution.rows import input_rows
 from tests.models import randomise
 
 CONVOLUTIONS = [
@@ -19,9 +20,9 @@ CONVOLUTIONS = [
 
 
 def rows_times_kernel(model, x):
-    (linear,) = channel_graph(model).linears
+    (place,) = channel_graph(model).places
     layer = model.layers[-1]
-    rows = linear.patches.extract(tf.constant(x), 10**6, tf.constant([0, 0])).numpy()
+    rows = input_rows(place.patches, tf.constant(x), 10**6, tf.constant([0, 0])).numpy()
     kernel = getattr(layer, "pointwise_kernel", getattr(layer, "kernel", None)).numpy()
     return rows @ kernel.reshape(-1, kernel.shape[-1]) + layer.bias.numpy()
 
@@ -56,8 +57,8 @@ def test_patches_times_kernel_is_the_output_of_other_linear_layers(shape, layer)
 
 def test_at_most_so_many_positions_are_read_each_once():
     model = keras.Sequential([keras.Input((6, 6, 1)), layers.Conv2D(2, 1)])
-    (linear,) = channel_graph(model).linears
+    (place,) = channel_graph(model).places
     x = tf.reshape(tf.range(36.0), (1, 6, 6, 1))
-    rows = linear.patches.extract(x, 10, tf.constant([0, 1])).numpy()
+    rows = input_rows(place.patches, x, 10, tf.constant([0, 1])).numpy()
     assert rows.shape == (1, 10, 1)
     assert len(np.unique(rows)) == 10

@@ -19,7 +19,7 @@ from sgdap.execution.memory import (
     free_memory,
 )
 from sgdap.execution.taps import kernel_matrix
-from sgdap.statistics.contributions import channel_sums, contributions_of, weighted_kernel
+from sgdap.statistics.contributions import channel_sums, weighted_kernel
 from tests.models import randomise, samples
 
 sizes = st.builds(
@@ -109,15 +109,15 @@ def test_products_of_whole_channels_are_those_of_the_whole_moments(whole, monkey
     model, graph, x, statistics = whole
     full = statistics.consumers[path]
     found = limited(graph, x, monkeypatch, {path: "channels"}, batch_size=16).consumers[path]
-    distinct, channels = np.unique(full.linear.features, return_inverse=True)
+    distinct, channels = np.unique(full.place.features, return_inverse=True)
     gathered = found.gathered.total()
-    assert found.moments.diagonal
+    assert not found.moments.has_products
     np.testing.assert_allclose(found.sensitivity, full.sensitivity, rtol=0.3, atol=0.1)
     # Sampled targets and the batches differ, so the weights do; with its own they must agree.
-    weights = weighted_kernel(kernel_matrix(full.linear, model.get_layer(path)), found.sensitivity)
-    expected = contributions_of(full.moments, weights, channels, len(distinct)).total()
-    scale = np.sqrt(np.outer(np.diag(expected.gram[0]), np.diag(expected.gram[0])))
-    np.testing.assert_allclose(gathered.gram[0] / scale, expected.gram[0] / scale, atol=1e-6)
+    weights = weighted_kernel(kernel_matrix(full.place, model.get_layer(path)), found.sensitivity)
+    expected = full.moments.contributions(weights, channels, len(distinct)).total()
+    scale = np.sqrt(np.outer(np.diag(expected.second[0]), np.diag(expected.second[0])))
+    np.testing.assert_allclose(gathered.second[0] / scale, expected.second[0] / scale, atol=1e-6)
     np.testing.assert_allclose(gathered.mean, expected.mean, rtol=1e-5, atol=1e-5)
 
 
@@ -125,9 +125,9 @@ def test_alone_each_channel_has_its_own_power(whole, monkeypatch):
     _, graph, x, _ = whole
     products = limited(graph, x, monkeypatch, {"conv": "channels"}).consumers["conv"].gathered
     alone = limited(graph, x, monkeypatch, {"conv": "alone"}).consumers["conv"].gathered
-    assert alone.alone and alone.gram.shape == (3, 6)
-    diagonal = np.diagonal(products.gram, axis1=1, axis2=2)
-    np.testing.assert_allclose(alone.gram, diagonal, rtol=1e-5)
+    assert not alone.has_products and alone.second.shape == (3, 6)
+    diagonal = np.diagonal(products.second, axis1=1, axis2=2)
+    np.testing.assert_allclose(alone.second, diagonal, rtol=1e-5)
 
 
 @pytest.mark.compiled
@@ -152,10 +152,10 @@ def test_channels_of_unlike_areas_add_up_too(monkeypatch):
     graph, x = sgdap.channel_graph(model), samples(model, 30)
     full = sgdap.collect_statistics(graph, x, folds=3, sensitivity=False).consumers["end"]
     found = limited(graph, x, monkeypatch, {"end": "channels"}, sensitivity=False).consumers["end"]
-    distinct, channels = np.unique(full.linear.features, return_inverse=True)
-    kernel = kernel_matrix(full.linear, model.get_layer("end"))
-    expected = contributions_of(full.moments, kernel, channels, len(distinct))
-    np.testing.assert_allclose(found.gathered.gram, expected.gram, rtol=1e-4, atol=1e-5)
+    distinct, channels = np.unique(full.place.features, return_inverse=True)
+    kernel = kernel_matrix(full.place, model.get_layer("end"))
+    expected = full.moments.contributions(kernel, channels, len(distinct))
+    np.testing.assert_allclose(found.gathered.second, expected.second, rtol=1e-4, atol=1e-5)
     means = channel_sums(full.moments.total().mean[0], kernel, channels, len(distinct))
     np.testing.assert_allclose(found.gathered.total().mean[0], means, rtol=1e-4, atol=1e-5)
 

@@ -1,12 +1,14 @@
 """Error curves equal what refitting, or just dropping, costs on the samples."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from sgdap.guidance import elimination
-from sgdap.guidance.elimination import Consumer, channel_gram, eliminate
+from sgdap.guidance.elimination import Consumer, eliminate
+from sgdap.statistics.contributions import channel_gram
+from sgdap.statistics.moments import moments_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Case:
     @property
     def consumers(self) -> list[Consumer]:
         return [
-            Consumer(np.cov(x.T, bias=True), x.mean(axis=0), w, c)
+            Consumer(moments_of(x, np.zeros(len(x), int), 1), w, c, refittable=True)
             for x, w, c in zip(self.rows, self.weights, self.channels, strict=True)
         ]
 
@@ -119,7 +121,7 @@ def test_refinement_lets_the_cheapest_of_the_next_ones_leave(refinement, window)
 @every_case
 def test_without_refit_removed_channels_are_zero(case):
     order = np.array([3, 0, 4, 2, 1])
-    curve = eliminate((), order, order, others=case.consumers)
+    curve = eliminate(case.consumers, order, order, reconstruction=False)
     expected = [case.drop_error(order[:i].tolist()) for i in range(6)]
     np.testing.assert_allclose(curve.errors, expected, rtol=1e-9, atol=1e-12)
 
@@ -127,7 +129,8 @@ def test_without_refit_removed_channels_are_zero(case):
 @every_case
 def test_refitted_consumers_and_others_have_their_say_together(case):
     candidates, removed = np.arange(5), []
-    curve = eliminate(case.consumers, candidates, others=case.consumers)
+    others = [replace(own, refittable=False) for own in case.consumers]
+    curve = eliminate([*case.consumers, *others], candidates)
     for step in range(1, 6):
         left = [c for c in candidates if c not in removed]
         sums = [case.refit_error([*removed, c]) + case.drop_error([*removed, c]) for c in left]
@@ -149,6 +152,15 @@ def test_dead_constant_and_duplicated_channels_leave_first_and_cost_nothing():
     assert {1, 4} < set(curve.order[:3]) and set(curve.order[:3]) & {0, 5}
     assert curve.errors[3] < 1e-5 * curve.errors[-1]
     assert curve.errors[4] > 1e-2 * curve.errors[-1]
+
+
+def test_features_in_other_units_give_the_same_curve():
+    plain = CASES["convolution of kernel area 4"]
+    units = 10.0 ** np.random.default_rng(2).integers(-5, 6, 20)
+    scaled = Case([plain.rows[0] * units], [plain.weights[0] / units[:, None]], plain.channels)
+    expected, found = (eliminate(own.consumers, np.arange(5)) for own in (plain, scaled))
+    assert found.order.tolist() == expected.order.tolist()
+    np.testing.assert_allclose(found.errors, expected.errors, rtol=1e-7)
 
 
 def test_gram_sums_over_the_features_of_each_pair_of_channels():

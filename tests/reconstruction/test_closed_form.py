@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sgdap.reconstruction.closed_form import reconstruct
+from sgdap.reconstruction.closed_form import cross_validated_fit, reconstruct
 
 
 @pytest.fixture
@@ -62,3 +62,52 @@ def test_with_nothing_left_the_bias_gives_the_mean_output(rows):
     weights, offset = reconstruct(np.cov(rows.T, bias=True), rows.mean(axis=0), WEIGHTS, none)
     assert weights.shape == (0, 4)
     np.testing.assert_allclose(offset, (rows @ WEIGHTS).mean(axis=0))
+
+
+def test_a_feature_in_another_unit_changes_nothing(rows):
+    units = np.array([1e-6, 1.0, 1e5, 1e-3, 30.0, 1e-4])
+    expected, offset = reconstruct(np.cov(rows.T, bias=True), rows.mean(axis=0), WEIGHTS, KEPT)
+    scaled = rows * units
+    found, same = reconstruct(
+        np.cov(scaled.T, bias=True), scaled.mean(axis=0), WEIGHTS / units[:, None], KEPT
+    )
+    np.testing.assert_allclose(found * units[KEPT, None], expected, rtol=1e-7)
+    np.testing.assert_allclose(same, offset, rtol=1e-7)
+
+
+def test_features_of_small_scale_stand_in_for_removed_ones_too(rows):
+    rows[:, 1] = 1e4 * rows[:, 0]  # a duplicate, large where the one that stays is small
+    rows[:, 2] *= 1e4
+    kept = np.arange(6) != 1
+    target = rows @ WEIGHTS
+    np.testing.assert_allclose(fitted(rows, kept), target, rtol=1e-4, atol=1e-4 * target.std())
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_the_cross_validated_fit_does_not_depend_on_units(unit):
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(2, 60, 5))
+    lack = rows @ random.normal(size=(5, 2)) + random.normal(size=(2, 60, 2))
+    units = np.array([1, unit, 1, 1, unit**0.5])
+
+    def fit(x):
+        second = np.einsum("hni,hnj->hij", x, x) / 60
+        cross = np.einsum("hni,hno->hio", x, lack) / 60
+        return cross_validated_fit(second, cross, np.array([0.5, 0.5]))
+
+    np.testing.assert_allclose(fit(rows * units) * units[:, None], fit(rows), rtol=1e-7)
+
+
+def test_dead_features_leave_the_fit_of_the_others_alone(rows):
+    lack = rows @ WEIGHTS
+    halves = np.stack([rows[::2], rows[1::2]])
+    dead = halves * (np.arange(6) != 2)
+
+    def fit(x):
+        second = np.einsum("hni,hnj->hij", x, x) / 150
+        cross = np.einsum("hni,hno->hio", x, np.stack([lack[::2], lack[1::2]])) / 150
+        return cross_validated_fit(second, cross, np.array([0.5, 0.5]))
+
+    with_dead, without = fit(dead), fit(np.delete(halves, 2, axis=2))
+    assert not with_dead[2].any()
+    np.testing.assert_allclose(np.delete(with_dead, 2, axis=0), without, rtol=1e-9)

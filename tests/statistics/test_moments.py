@@ -1,11 +1,9 @@
 """Moments: the same as NumPy's on all rows at once, however they are split up."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from sgdap.statistics.moments import MomentAccumulator, merge_moments, moments_of
+from sgdap.statistics.moments import MomentAccumulator, Powers, moments_of
 
 SCALES = {
     "plain": (0.0, 1.0),
@@ -60,7 +58,7 @@ def test_folds_and_shards_merge_exactly(name):
     fold = np.arange(len(rows)) % 4
     assert_same(moments_of(rows, fold, 4).total(), rows)
     first, second = moments_of(rows[:90], fold[:90], 4), moments_of(rows[90:], fold[90:], 4)
-    merged, whole = merge_moments(first, second), moments_of(rows, fold, 4)
+    merged, whole = first.merged(second), moments_of(rows, fold, 4)
     np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(
         merged.second, whole.second, rtol=1e-8, atol=1e-9 * np.abs(whole.second).max()
@@ -71,8 +69,9 @@ def test_folds_and_shards_merge_exactly(name):
 def test_diagonals_alone_merge_to_the_diagonal():
     rows = rows_of("plain")
     whole = moments_of(rows, np.arange(len(rows)) % 4, 4)
-    diagonal = replace(whole, second=np.diagonal(whole.second, axis1=1, axis2=2))
-    assert diagonal.diagonal and not whole.diagonal
+    powers = np.diagonal(whole.second, axis1=1, axis2=2)
+    diagonal = Powers(whole.count, whole.mean, powers)
+    assert whole.has_products and not diagonal.has_products
     np.testing.assert_allclose(diagonal.total().second[0], np.diag(whole.total().second[0]))
     np.testing.assert_allclose(diagonal.total().variance, rows.var(axis=0))
     np.testing.assert_allclose(whole.total().variance, rows.var(axis=0))

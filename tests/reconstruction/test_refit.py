@@ -9,8 +9,10 @@ import sgdap
 from sgdap import pipeline
 from sgdap.execution.side_by_side import SideBySide
 from sgdap.planning.plan import kept_mask
-from sgdap.reconstruction import in_turn as refit
+from sgdap.reconstruction import reconstructed_weights, refitted_weights
 from sgdap.reconstruction.closed_form import cross_validated_fit
+from sgdap.reconstruction.refit import in_full_size
+from sgdap.reconstruction.residuals import ResidualAccumulator, Residuals
 from sgdap.surgery.apply import prune_by_plan
 from tests.models import outputs, randomise, samples
 
@@ -38,6 +40,16 @@ def input_of(model: keras.Model, name: str, x: np.ndarray) -> np.ndarray:
     return outputs(keras.Model(model.inputs[0], model.get_layer(name).input), x).astype(np.float64)
 
 
+def residuals(models, part, values, graph, kept, shifts) -> dict[str, Residuals]:
+    features = {place.path: place.features for place in graph.places}
+    sums: dict[str, ResidualAccumulator] = {}
+    for _, halves in models.run(part, values):
+        for path, half, found in halves:
+            shift = shifts[path][kept[features[path]]]
+            sums.setdefault(path, ResidualAccumulator(shift)).add(half, found)
+    return {path: own.result() for path, own in sums.items()}
+
+
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_what_a_slim_consumer_lacks_is_what_the_two_models_show(use_bias):
     model = chain(use_bias)
@@ -46,10 +58,10 @@ def test_what_a_slim_consumer_lacks_is_what_the_two_models_show(use_bias):
     plan = sgdap.plan(model, x, sgdap.Budget(flops=0.4), reconstruction=False)
     kept = kept_mask(graph, plan)
     slim = sgdap.apply(model, plan)
-    full = refit._in_full_size(graph, kept, {})
+    full = in_full_size(graph, kept, {})
     shifts = {"third": np.full(72 // 18 * 8, 0.3)}
     models = SideBySide(graph, x, [["third"]], kept, shifts, batch_size=16)
-    found = models.residuals(0, full)["third"]
+    found = residuals(models, 0, full, graph, kept, shifts)["third"]
     rows = input_of(slim, "third", x)
     stays = np.isin(np.arange(12), plan.groups[2].kept)
     lack = before_activation(model, "third", x)[:, stays] - before_activation(slim, "third", x)
@@ -86,8 +98,8 @@ def test_the_first_consumer_that_loses_channels_needs_no_other_fit():
     statistics = sgdap.collect_statistics(graph, x)
     kept = np.ones(graph.count, bool)
     kept[graph.group("third").channels[:6]] = False  # only the last layer loses channels
-    alone = refit.reconstructed_weights(graph, statistics, kept)
-    again = refit.refitted_weights(graph, statistics, kept, alone, x)
+    alone = reconstructed_weights(graph, statistics, kept)
+    again = refitted_weights(graph, statistics, kept, alone, x)
     assert all(again[key] is value for key, value in alone.items())
 
 
@@ -98,7 +110,7 @@ def test_weights_in_full_size_compute_what_the_slim_model_computes():
     plan = sgdap.plan(model, x, sgdap.Budget(flops=0.5))
     kept = kept_mask(graph, plan)
     weights = {(k.rsplit(":", 1)[0], int(k[-1])): v for k, v in plan.weights.items()}
-    full = refit._in_full_size(graph, kept, weights)
+    full = in_full_size(graph, kept, weights)
     expected = outputs(sgdap.apply(model, plan), x)
     for (path, number), value in full.items():
         model.get_layer(path).weights[number].assign(value)
@@ -166,15 +178,14 @@ def test_a_run_that_goes_on_from_what_was_kept_finds_what_one_from_the_inputs_do
         x = np.random.default_rng(0).integers(0, 9, x.shape)
     graph = sgdap.channel_graph(model)
     plan = sgdap.plan(model, x, sgdap.Budget(params=0.5), reconstruction=False)
-    full = refit._in_full_size(graph, kept_mask(graph, plan), {})
-    shifts = {linear.path: np.zeros(len(linear.features)) for linear in graph.linears}
+    full = in_full_size(graph, kept_mask(graph, plan), {})
+    shifts = {place.path: np.zeros(len(place.features)) for place in graph.places}
     parts = [["second"], ["third"], ["end"]]
     found = []
     for room in (0, 1e6):
-        models = SideBySide(
-            graph, x, parts, kept_mask(graph, plan), shifts, batch_size=16, room=room
-        )
-        results = [models.residuals(number, full) for number in range(3)]
+        kept = kept_mask(graph, plan)
+        models = SideBySide(graph, x, parts, kept, shifts, batch_size=16, room=room)
+        results = [residuals(models, part, full, graph, kept, shifts) for part in range(3)]
         assert bool(models._reached.call) is bool(room)
         found.append([own[path] for own, (path,) in zip(results, parts, strict=True)])
     for one, other in zip(*found, strict=True):

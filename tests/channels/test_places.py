@@ -18,6 +18,10 @@ READERS = {
 }
 
 
+def not_linear(consumers):
+    return [own for own in consumers if not own.place.is_linear]
+
+
 def model_with(reader: str) -> keras.Model:
     """A layer `made` of ten channels, four of them dead, the others' filters the smaller ones."""
     inputs = keras.Input((6, 5))
@@ -68,7 +72,7 @@ def test_the_expected_loss_of_one_channel_is_half_its_power_times_the_gradients(
     x = samples(model, 40)
     graph = sgdap.channel_graph(model)
     statistics = sgdap.collect_statistics(graph, x)
-    (reading,) = statistics.readings.values()
+    (reading,) = not_linear(statistics.consumers.values())
     read = outputs(keras.Model(model.input, model.get_layer("made").output), x).reshape(-1, 10)
     np.testing.assert_allclose(reading.moments.total().mean[0], read.mean(0), atol=1e-5)
     curve = score_groups(graph, statistics, sgdap.SecondOrderGuidance())["made"]
@@ -130,7 +134,7 @@ def test_channels_that_only_operations_read_are_seen_where_they_are_made():
     x = layers.Dense(8, name="made")(inputs)
     model = randomise(keras.Model(inputs, keras.ops.sum(x * x, axis=-1, keepdims=True)))
     graph = sgdap.channel_graph(model)
-    (reading,) = graph.readings
+    (reading,) = (place for place in graph.places if not place.is_linear)
     assert reading.made and reading.path.startswith("made:")
     kernel, bias = model.get_layer("made").get_weights()
     kernel[:, 5] *= 1e-3
@@ -156,6 +160,6 @@ def test_a_channel_that_a_linear_layer_does_not_need_stays_for_another_reader():
     lstm.set_weights([of_input, *rest])
     graph = sgdap.channel_graph(model)
     statistics = sgdap.collect_statistics(graph, samples(model, 64))
-    assert len(statistics.readings) == 1
+    assert len(not_linear(statistics.consumers.values())) == 1
     curve = score_groups(graph, statistics, sgdap.SecondOrderGuidance())["made"]
     assert curve.errors[4] > 1e-6, "the linear layer alone would give four of them for nothing"

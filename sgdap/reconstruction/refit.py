@@ -1,31 +1,27 @@
-"""The weights of a slim model's consumers, fitted to what the whole model makes."""
+"""Refits the consumers of a slim model, one after another, to what the whole model makes."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sgdap import _keras
-from sgdap.channels.facts import Linear
+from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of, variable_slices
 from sgdap.execution.inputs import affordable_batch
 from sgdap.execution.memory import checked_memory_limit
+from sgdap.execution.precision import full_precision
 from sgdap.execution.side_by_side import SideBySide
-from sgdap.execution.taps import kernel_matrix
 from sgdap.planning.cost import cost_model, input_shapes
-from sgdap.reconstruction.closed_form import cross_validated_fit, reconstruct
-from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics
-from sgdap.statistics.contributions import Contributions
+from sgdap.reconstruction.closed_form import cross_validated_fit
+from sgdap.reconstruction.residuals import ResidualAccumulator, Residuals
+from sgdap.reconstruction.weights import Mask, Weights
+from sgdap.statistics.collect import CalibrationStatistics
 
 Array = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
-Weights = dict[tuple[str, int], npt.NDArray[np.float32]]
-"""Slim values of variables by path of the layer and number of the variable."""
 
 PASSES = 8
 """Most passes over the data in which consumers are refitted one after another."""
@@ -76,17 +72,15 @@ def refitted_weights(
     fitted = dict(weights)
     behind = _behind_changes(graph, {path for path, _ in weights})
     limit = checked_memory_limit(memory_limit)
-    linears = {path: _linear(own) for path, own in statistics.consumers.items()}
+    places = {path: own.place for path, own in statistics.consumers.items() if path in behind}
     needed = {
-        path: _residual_memory(linear, kept)
-        for path, linear in linears.items()
-        if path in behind and not _constrained(graph, linear)
+        path: _residual_memory(place, kept) for path, place in places.items() if place.refittable
     }
     paths = [path for path in needed if needed[path] <= limit]
-    paths.sort(key=lambda path: linears[path].call)
+    paths.sort(key=lambda path: places[path].call)
     if not paths:
         return fitted
-    shifts = {p: own.moments.total().mean[0] for p, own in statistics.consumers.items()}
+    shifts = {path: statistics.consumers[path].moments.total().mean[0] for path in paths}
     parts = _passes(paths, needed, limit, _affordable_passes(graph, statistics.samples))
     largest = max(sum(needed[path] for path in part) for part in parts)
     models = SideBySide(
@@ -102,25 +96,21 @@ def refitted_weights(
         room=max(limit - largest, 0) / 2 / max(statistics.samples, 1),
     )
     for turn, part in enumerate(parts):
-        found = models.residuals(
-            turn,
-            _in_full_size(graph, kept, fitted),
-            progress and functools.partial(progress, turn + 1, len(parts)),
-        )
+        sums = {
+            path: ResidualAccumulator(shifts[path][kept[places[path].features]]) for path in part
+        }
+        seen = 0
+        with full_precision():
+            for size, halves in models.run(turn, in_full_size(graph, kept, fitted)):
+                for path, half, found in halves:
+                    sums[path].add(half, found)
+                seen += size
+                if progress is not None:
+                    progress(turn + 1, len(parts), seen)
         for path in part:
-            own = found.pop(path)
-            linear = linears[path]
-            share = own.count / own.count.sum()
-            mean, lacking = share @ own.mean, share @ own.lacking
-            second, cross = own.second, own.cross
-            if linear.bias is None:  # the rows are fitted as they are, not about their mean
-                second = second + own.mean[:, :, None] * own.mean[:, None, :]
-                cross = cross + own.mean[:, :, None] * own.lacking[:, None, :]
-            change = cross_validated_fit(second, cross, share)
-            for number, delta in (
-                (linear.kernel, change),
-                (linear.bias, lacking - mean @ change),
-            ):
+            place = places[path]
+            change, offset = _fitted_change(sums.pop(path).result(), place)
+            for number, delta in ((place.kernel, change), (place.bias, offset)):
                 if number is not None:
                     before = _slim(graph, kept, fitted, (path, number))
                     after = before + delta.reshape(before.shape)
@@ -128,15 +118,21 @@ def refitted_weights(
     return fitted
 
 
-def _linear(statistics: ConsumerStatistics) -> Linear:
-    assert isinstance(statistics.linear, Linear)
-    return statistics.linear
+def _fitted_change(own: Residuals, place: Place) -> tuple[Array, Array]:
+    """What is added to a consumer's kernel, as a matrix, and to its bias."""
+    second, cross = own.second, own.cross
+    if place.bias is None:  # the rows are fitted as they are, not about their mean
+        for half in range(2):
+            second[half] += np.outer(own.mean[half], own.mean[half])
+            cross[half] += np.outer(own.mean[half], own.lacking[half])
+    change = cross_validated_fit(second, cross, own.share)
+    return change, own.share @ own.lacking - own.share @ own.mean @ change
 
 
-def _residual_memory(linear: Linear, kept: Mask) -> int:
+def _residual_memory(place: Place, kept: Mask) -> int:
     """Bytes of a slim consumer's moments, of two halves of the samples."""
-    features = int(kept[linear.features].sum())
-    return 2 * 8 * features * (features + int(kept[linear.outputs].sum()))
+    features = int(kept[place.features].sum())
+    return 2 * 8 * features * (features + int(kept[place.outputs].sum()))
 
 
 def _affordable_passes(graph: ChannelGraph, samples: int) -> int:
@@ -160,37 +156,6 @@ def _passes(
                 parts.append([])
             parts[-1].append(path)
     return parts
-
-
-def _constrained(graph: ChannelGraph, linear: Linear) -> bool:
-    """Whether a consumer's weights may not be whatever fits best."""
-    variables = _keras.layer_variables(graph.program.layers()[linear.path])
-    numbers = (number for number in (linear.kernel, linear.bias) if number is not None)
-    return any(variables[number].constraint is not None for number in numbers)
-
-
-def _rescaled(
-    statistics: ConsumerStatistics, total: Contributions, kernel: Array, kept: Mask
-) -> tuple[Array, Array]:
-    """The kernel on the kept features with a factor for each channel, and what the bias gains.
-
-    The factors are the least squares optimum on the contributions of whole channels; 1 where only
-    each channel's own power is known.
-    """
-    linear = _linear(statistics)
-    stays = kept[linear.features]
-    distinct, number = np.unique(linear.features, return_inverse=True)
-    factors = np.ones(len(distinct))
-    if not total.alone:
-        second = total.gram[0] / max(float(total.count[0]), 1.0)
-        if linear.bias is None:
-            second = second + total.mean[0] @ total.mean[0].T
-        ones = np.ones((len(distinct), 1))
-        refitted, _ = reconstruct(second, np.zeros(len(distinct)), ones, kept[distinct])
-        factors[kept[distinct]] = refitted[:, 0]
-    fitted = kernel[stays] * factors[number[stays], None]
-    mean = statistics.moments.total().mean[0]
-    return fitted, mean @ kernel - mean[stays] @ fitted
 
 
 def _behind_changes(graph: ChannelGraph, changed: set[str]) -> set[str]:
@@ -218,7 +183,7 @@ def _slim(
     return value
 
 
-def _in_full_size(graph: ChannelGraph, kept: Mask, fitted: Weights) -> Weights:
+def in_full_size(graph: ChannelGraph, kept: Mask, fitted: Weights) -> Weights:
     """The slim model's weights in the shapes of the whole model, 0 where something is removed."""
     full: Weights = {}
     for axis in graph.axes:
@@ -236,43 +201,3 @@ def _in_full_size(graph: ChannelGraph, kept: Mask, fitted: Weights) -> Weights:
         ]
         whole[np.ix_(*index)] = value
     return full
-
-
-def reconstructed_weights(
-    graph: ChannelGraph, statistics: CalibrationStatistics, kept: Mask
-) -> Weights:
-    """The slim kernels and biases of all consumers that lose features, fitted to the others.
-
-    Args:
-        graph: The model's channels.
-        statistics: The result of a calibration pass over the same model.
-        kept: Which channels stay, `(channels,)`.
-
-    Returns:
-        New values by path of the layer and number of the variable.
-    """
-    updates: Weights = {}
-    layers = graph.program.layers()
-    for path, own in statistics.consumers.items():
-        linear = _linear(own)
-        stays = kept[linear.features]
-        if stays.all() or _constrained(graph, linear):
-            continue
-        outputs = kept[linear.outputs]
-        kernel = kernel_matrix(linear, layers[path])[:, outputs]
-        if own.gathered is None:
-            total = own.moments.total()
-            second = total.second[0] / max(float(total.count[0]), 1.0)
-            if linear.bias is None:
-                second = second + np.outer(total.mean[0], total.mean[0])
-            fitted, offset = reconstruct(second, total.mean[0], kernel, stays)
-        else:
-            fitted, offset = _rescaled(own, own.gathered.total(), kernel, kept)
-        variables = _keras.layer_variables(layers[path])
-        spatial = tuple(variables[linear.kernel].shape[:-2])
-        shape = (*spatial, len(fitted) // int(np.prod(spatial, initial=1)), fitted.shape[1])
-        updates[(path, linear.kernel)] = fitted.reshape(shape).astype(np.float32)
-        if linear.bias is not None:
-            bias = variables[linear.bias].numpy()[outputs]
-            updates[(path, linear.bias)] = (bias + offset).astype(np.float32)
-    return updates

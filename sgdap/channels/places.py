@@ -1,4 +1,4 @@
-"""Where channels that no linear layer reads are seen: the tensors to measure the loss's need at."""
+"""Where a model's channels are observed, at linear layers and elsewhere; runs nothing."""
 
 from __future__ import annotations
 
@@ -7,61 +7,63 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sgdap.channels.facts import Axis, Linear, Reading
+from sgdap.channels.facts import Axis, Place
 from sgdap.channels.labels import Channels, TensorChannels
 from sgdap.model.program import Program
 
 
-def find_readings(
+def observed_places(
     program: Program,
     tensors: Mapping[int, TensorChannels],
     axes: Sequence[Axis],
-    linears: Sequence[Linear],
-    inside: Sequence[Reading],
+    named: Sequence[Place],
     removable: npt.NDArray[np.bool_],
-) -> tuple[Reading, ...]:
-    """Finds the tensors whose channels a kernel reads, but not that of a linear layer.
+) -> tuple[Place, ...]:
+    """Finds where each channel can be observed.
 
-    Channels that only operations without weights read are seen where they are made first.
+    Rules name linear layers and tensors inside layers. A tensor that a kernel reads of which no
+    rule speaks is observed where it is read. Channels that only operations without weights read are
+    observed where they are made first.
 
     Args:
         program: The model's calls.
         tensors: The channels of each tensor, by its number.
         axes: Every axis of a variable that has channels.
-        linears: Every place where a linear layer reads channels.
-        inside: What rules say of tensors inside layers.
+        named: The places that rules name.
         removable: Whether each channel may leave, `(channels,)`.
 
     Returns:
-        The readings, those inside layers first.
+        The places: linear layers first, then tensors inside layers, then the others.
     """
     read: dict[str, set[int]] = {}
     for of_kernel in axes:
         if of_kernel.role == "consumer":
             read.setdefault(of_kernel.path, set()).update(of_kernel.channels.tolist())
-    of_linears = {linear.call for linear in linears}
+    of_linears = {place.call for place in named if place.is_linear}
     known: set[tuple[int, int]] = set()
-    found = list(inside)
+    found = sorted(named, key=lambda place: not place.is_linear)
     for number, call in enumerate(program.calls):
         if call.path not in read or number in of_linears:
             continue
-        for place, ref in enumerate(call.inputs):
+        for tensor, ref in enumerate(call.inputs):
             for axis, channels in _with_channels(tensors[ref.index]):
                 there = ref.index, axis
                 if there not in known and read[call.path].issuperset(channels.tolist()):
                     known.add(there)
-                    path = f"{call.path}:{place}:{axis}"
-                    found.append(Reading(path, number, place, axis, channels))
+                    path = f"{call.path}:{tensor}:{axis}"
+                    found.append(Place(path, number, axis, channels, channels, tensor=tensor))
     unseen = removable.copy()
-    for features in [*(x.features for x in linears), *(x.features for x in found)]:
-        unseen[features] = False
+    for place in found:
+        unseen[place.features] = False
     for number, call in enumerate(program.calls):
-        for place, ref in enumerate(call.outputs):
+        for tensor, ref in enumerate(call.outputs):
             for axis, channels in _with_channels(tensors[ref.index]):
                 if unseen[channels].all():
                     unseen[channels] = False
-                    path = f"{call.path}:made:{place}:{axis}"
-                    found.append(Reading(path, number, place, axis, channels, made=True))
+                    path = f"{call.path}:made:{tensor}:{axis}"
+                    found.append(
+                        Place(path, number, axis, channels, channels, tensor=tensor, made=True)
+                    )
     return tuple(found)
 
 

@@ -1,0 +1,80 @@
+"""Second moments that may be singular, factored and inverted with a small ridge; pure mathematics.
+
+The ridge of a feature is a share of its own second moment. So a feature that is measured in another
+unit gets the same result, and one of small scale is not swamped by the others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+from scipy.linalg import lapack
+
+Array = npt.NDArray[np.float64]
+
+RIDGE = 1e-6
+"""Share of a feature's second moment that is added to it: float32 moments are no better."""
+
+ROUNDING = 2.0**-23
+"""Relative rounding of float32: a deviation that is smaller against the mean tells nothing."""
+
+DEAD = 1e-60
+"""What is added for a feature that is always 0, less than any power of float32 numbers."""
+
+
+def ridges(second: Array, share: float = RIDGE, mean: Array | None = None) -> Array:
+    """What is added to each feature's second moment.
+
+    Args:
+        second: Second moment of the features, `(features, features)`.
+        share: The share of each feature's own second moment.
+        mean: Means of the features, `(features, …)`; None where deviations from them do not matter.
+
+    Returns:
+        Positive numbers, `(features,)`.
+    """
+    own = share * np.maximum(np.diag(second), 0)
+    if mean is not None:
+        own = own + ROUNDING**2 * (mean.reshape(len(mean), -1) ** 2).sum(axis=1)
+    added: Array = np.maximum(own, DEAD)
+    return added
+
+
+def cholesky_with(second: Array, added: Array) -> tuple[Array, bool]:
+    """Factors `M + diag(added)` for `scipy.linalg.cho_solve`.
+
+    Moments of fewer rows than features are singular, and in float32 they may miss 0 by more than
+    was added. Then ten times as much is added, until the factor exists.
+
+    Args:
+        second: Second moment M, finite, `(features, features)`.
+        added: What is added to its diagonal, positive, `(features,)`.
+    """
+    while True:
+        ridged = np.array(second, np.float64, order="F")
+        ridged[np.diag_indices_from(ridged)] += added
+        try:
+            factor: tuple[Array, bool] = linalg.cho_factor(ridged, lower=True, overwrite_a=True)
+        except linalg.LinAlgError:
+            added = 10 * added
+        else:
+            return factor
+
+
+def inverse_with(second: Array, added: Array) -> Array:
+    """Returns `(M + diag(added))⁻¹`, made in the memory of one matrix.
+
+    Args:
+        second: As for `cholesky_with`.
+        added: As for `cholesky_with`.
+    """
+    factor, _ = cholesky_with(second, added)
+    inverse: Array
+    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
+    for start in range(0, len(inverse), 512):  # only the lower triangle was written
+        stop = start + 512
+        block = np.tril(inverse[start:stop, start:stop])
+        inverse[start:stop, start:stop] = block + np.tril(block, -1).T
+        inverse[start:stop, stop:] = inverse[stop:, start:stop].T
+    return inverse
