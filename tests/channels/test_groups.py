@@ -181,7 +181,8 @@ def test_a_graph_holds_channels_and_no_labels():
     found = list(arrays_in(facts))
     assert {array.dtype for array in found} == {np.dtype(np.int64)}
     assert np.unique(np.concatenate(list(map(np.ravel, found)))).tolist() == [*range(graph.count)]
-    assert graph.rewrites and graph.readings and graph.linears and graph.scales
+    assert {place.is_linear for place in graph.places} == {True, False}
+    assert graph.rewrites and graph.scales
 
 
 def test_groups_print_what_they_are_made_of():
