@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -58,9 +58,13 @@ class Moments:
         variance: Array = np.diag(self.second[0]) / self.rows
         return variance
 
+    def arrays(self) -> dict[str, Array]:
+        """All that is known, by the name of the attribute."""
+        return {name: own for name, own in vars(self).items() if own is not None}
+
     def select(self, folds: Sequence[int]) -> Self:
         """The moments of some of the folds."""
-        return replace(self, **{name: own[list(folds)] for name, own in self._arrays()})
+        return replace(self, **{name: own[list(folds)] for name, own in self.arrays().items()})
 
     def total(self) -> Self:
         """All folds merged into one.
@@ -71,7 +75,7 @@ class Moments:
         """
         if self.folds == 1:
             return self
-        sums = {name: own.sum(axis=0, keepdims=True) for name, own in self._arrays()}
+        sums = {name: own.sum(axis=0, keepdims=True) for name, own in self.arrays().items()}
         sums["mean"] = np.tensordot(self.count / max(self.count.sum(), 1), self.mean, 1)[None]
         for count, mean in zip(self.count, self.mean, strict=True):
             self._add_products(sums["second"][0], mean - sums["mean"][0], float(count))
@@ -134,12 +138,9 @@ class Moments:
             self,
             **{
                 name: np.concatenate([own, *(getattr(other, name) for other in others)])
-                for name, own in self._arrays()
+                for name, own in self.arrays().items()
             },
         )
-
-    def _arrays(self) -> list[tuple[str, Any]]:
-        return [(name, own) for name, own in vars(self).items() if own is not None]
 
     @staticmethod
     def _add_products(second: Array, vectors: Array, factor: float) -> None:
