@@ -235,18 +235,25 @@ class MomentAccumulator:
 
     def add(
         self,
-        count: npt.NDArray[np.floating],
+        fold: int,
+        count: npt.NDArray[np.floating] | float,
         total: npt.NDArray[np.floating],
         square: npt.NDArray[np.floating] | float = 0.0,
         zeros: npt.NDArray[np.floating] | float = 0.0,
         absolute: npt.NDArray[np.floating] | float = 0.0,
     ) -> None:
-        """Adds one batch's sums about the shift, each with a leading axis of folds."""
-        self._count += count
-        self._sum += total
-        self._square += square
-        self._zeros += zeros
-        self._absolute += absolute
+        """Adds one batch's sums about the shift over the rows of one fold."""
+        self._count[fold] += count
+        self._sum[fold] += total
+        if self._kind is not None:
+            self._square[fold] += square
+        self._zeros[fold] += zeros
+        self._absolute[fold] += absolute
+
+    @property
+    def folds(self) -> int:
+        """The number of folds."""
+        return len(self._count)
 
     def mean(self) -> Array:
         """The mean of everything added so far, `(features,)`."""
