@@ -1,4 +1,4 @@
-"""The compiled function that runs one batch and returns what it adds for each consumer."""
+"""The compiled function that runs one batch and shows what consumers read and are sensitive to."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ from sgdap.execution.memory import Storage
 from sgdap.execution.rows import input_rows
 from sgdap.execution.taps import linear_outputs, tensors_inside
 from sgdap.model.program import Call, leaves_of
-
-BLOCK_BYTES = 1 << 26
-"""Memory for the contributions of all channels to some outputs, of one batch's rows."""
 
 TEMPERATURE = 10.0
 """Predictions are softened by it before targets are drawn from them: a trained model is so sure of
@@ -62,18 +59,24 @@ class Gathering:
 
 
 def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
-    """Makes the compiled function that runs one batch and returns its sums for each consumer."""
+    """Makes the compiled function that runs one batch.
+
+    Args:
+        graph: The model's channels.
+        gathering: What is gathered.
+
+    Returns:
+        A function of the batch's tensors and two integers for the sampling. It returns for each
+        consumer the `rows` that it reads, `(batch, positions, features)` for each of its calls,
+        and the sums `sensitivity` and `taylor` over the batch where gradients are gathered.
+    """
     program = graph.program
     by_call: dict[int, list[Place]] = {}
     for place in (place for places in gathering.places.values() for place in places):
         by_call.setdefault(place.call, []).append(place)
     sensitivity, positions = gathering.gradients, gathering.positions
-    weights = {
-        path: _by_channel(gathering.places[path][0], matrix, gathering)
-        for path, matrix in gathering.weights.items()
-    }
 
-    def step(x: list[Any], seed: Any, first: Any, shifts: Any) -> Any:
+    def step(x: list[Any], seed: Any) -> Any:
         rows: dict[str, list[Any]] = {}
         given: dict[str, list[Any]] = {}
         outputs: dict[str, list[Any]] = {}
@@ -128,107 +131,17 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
         else:
             program.run_flat(x, taps)
             gradients = []
-        results = {}
-        for path, parts in rows.items():
-            own, folds = gathering.storage[path], gathering.folds_of(path)
-            sums = []
-            for part in parts:
-                folded = _folds(part - shifts[path], folds, first)
-                if gathering.moments:
-                    diagonal = gathering.kept_of(path) == "diagonal"
-                    sums.append(_sums(folded, _folds(part, folds, first), diagonal))
-                    if path in weights:
-                        alone = own.level == "alone"
-                        grams = [_gram(fold, *weights[path], alone) for fold in folded]
-                        sums[-1]["gram"] = tf.stack(grams)
-                else:
-                    sums.append(_totals(folded))
-            result = {key: tf.add_n([s[key] for s in sums]) for key in sums[0]}
-            if sensitivity:
-                place = gathering.places[path][0]
-                at_inputs, at_outputs = (of_place[path] for of_place in gradients)
-                result["sensitivity"] = tf.add_n(
-                    [_outer(g, place.axis, own.sensitivity == "diagonal") for g in at_outputs]
-                )
-                result["taylor"] = tf.add_n(
-                    [_first_order(x, g, place) for x, g in zip(given[path], at_inputs, strict=True)]
-                )
-            results[path] = result
+        results = {path: {"rows": parts} for path, parts in rows.items()}
+        for path, result in results.items() if sensitivity else ():
+            place, diagonal = gathering.places[path][0], gathering.storage[path].diagonal
+            at_inputs, at_outputs = (of_place[path] for of_place in gradients)
+            result["sensitivity"] = tf.add_n([_outer(g, place.axis, diagonal) for g in at_outputs])
+            result["taylor"] = tf.add_n(
+                [_first_order(x, g, place) for x, g in zip(given[path], at_inputs, strict=True)]
+            )
         return results
 
     return traced_for_any_batch([program.shapes[ref.index] for ref in program.inputs], step)
-
-
-def _folds(rows: Any, folds: int, first: Any) -> list[Any]:
-    """The rows `(batch, positions, features)` of each fold, `(rows, features)`.
-
-    The first sample is in the fold `first`, the next one in the next.
-    """
-    parts = [rows[(fold - first) % folds :: folds] for fold in range(folds)]
-    return [tf.reshape(part, [-1, rows.shape[-1]]) for part in parts]
-
-
-def _totals(centred: list[Any]) -> dict[str, Any]:
-    return {
-        "count": tf.stack([tf.cast(tf.shape(c)[0], tf.float32) for c in centred]),
-        "total": tf.stack([tf.reduce_sum(c, 0) for c in centred]),
-    }
-
-
-def _sums(centred: list[Any], raw: list[Any], diagonal: bool) -> dict[str, Any]:
-    """Sums of one batch's rows, for each fold: about the shift, and as they are."""
-    squares = [
-        tf.reduce_sum(c * c, 0) if diagonal else tf.matmul(c, c, transpose_a=True) for c in centred
-    ]
-    return _totals(centred) | {
-        "square": tf.stack(squares),
-        "zeros": tf.stack([tf.reduce_sum(tf.cast(tf.equal(p, 0), tf.float32), 0) for p in raw]),
-        "absolute": tf.stack([tf.reduce_sum(tf.abs(p), 0) for p in raw]),
-    }
-
-
-def _by_channel(
-    place: Place, weights: npt.NDArray[np.float32], gathering: Gathering
-) -> tuple[Any, Any]:
-    """The features of each channel and its weights, in blocks of outputs.
-
-    Returns:
-        Numbers of the features, `(channels, area)`, one past the last where a channel has fewer;
-        weights `(blocks, channels, area, outputs of a block)`, 0 there.
-    """
-    distinct, number, counts = np.unique(place.features, return_inverse=True, return_counts=True)
-    features, outputs = weights.shape
-    order = np.argsort(number, kind="stable")
-    nth = np.arange(features) - np.repeat(np.cumsum(counts) - counts, counts)
-    index = np.full((len(distinct), int(counts.max())), features)
-    index[number[order], nth] = order
-    rows = 256 * gathering.positions // gathering.folds + 1
-    width = int(np.clip(BLOCK_BYTES // (4 * len(distinct) * rows), 1, outputs))
-    padded = np.zeros((features + 1, -(-outputs // width) * width), np.float32)
-    padded[:features, :outputs] = weights
-    blocks = padded.reshape(features + 1, -1, width).transpose(1, 0, 2)[:, index]
-    return tf.constant(index), tf.constant(blocks)
-
-
-def _gram(rows: Any, index: Any, weights: Any, diagonal: bool) -> Any:
-    """Sums over the rows of the products of the channels' contributions, block by block."""
-    rows = tf.pad(rows, [[0, 0], [0, 1]])
-    by_channel = tf.transpose(tf.gather(rows, index, axis=1), [1, 0, 2])
-    channels = index.shape[0]
-
-    def add(block: Any, gram: Any) -> Any:
-        made = tf.reshape(tf.matmul(by_channel, weights[block]), [channels, -1])
-        if diagonal:
-            return block + 1, gram + tf.reduce_sum(made * made, 1)
-        return block + 1, gram + tf.matmul(made, made, transpose_b=True)
-
-    start = tf.zeros([channels] if diagonal else [channels, channels])
-    return tf.while_loop(
-        lambda block, gram: block < weights.shape[0],
-        add,
-        [tf.constant(0), start],
-        parallel_iterations=1,
-    )[1]
 
 
 def _outer(gradient: Any, axis: int, diagonal: bool) -> Any:

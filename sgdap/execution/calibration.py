@@ -14,6 +14,7 @@ from sgdap import _keras
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.batch_sums import Gathering, make_step
 from sgdap.execution.inputs import input_batches
+from sgdap.execution.row_sums import RowSums, Sums
 
 Shifts = dict[str, npt.NDArray[np.float32]]
 """For each consumer the point about which sums are taken, `(features,)`."""
@@ -26,12 +27,13 @@ class BatchSums:
     Attributes:
         samples: Samples in the batch.
         shifts: The points about which sums are taken, the same for all batches of a run.
-        sums: For each consumer its sums by name, tensors with a method `numpy`.
+        sums: For each consumer and fold its sums by name, one after another. The fold is None for
+            the sums `sensitivity` and `taylor` over all of them.
     """
 
     samples: int
     shifts: Shifts
-    sums: dict[str, dict[str, Any]]
+    sums: Iterator[tuple[str, int | None, Sums]]
 
 
 def batch_sums(
@@ -61,25 +63,36 @@ def batch_sums(
         `BatchSums` of each batch.
     """
     step = make_step(graph, gathering)
-    around: Shifts = {
-        path: np.zeros(len(places[0].features), np.float32)
-        for path, places in gathering.places.items()
-    }
+    sums = {path: RowSums(path, gathering) for path in gathering.places}
+    around: Shifts = {}
     if shifts is not None:
         around = {path: own.astype(np.float32) for path, own in shifts.items()}
     seen = 0
     with _keras.recurrent_states_kept(graph.program.model):
         for number, inputs in input_batches(graph, data, batch_size, samples, most):
-            random = tf.constant([seed, number], tf.int32)
-            first = tf.constant(seen % gathering.folds)  # fold of the first sample
-            if shifts is None and not seen:
-                for path, own in step(inputs, random, first, _tensors(around)).items():
-                    count = max(float(own["count"].numpy().sum()), 1.0)
-                    around[path] = own["total"].numpy().sum(0) / np.float32(count)
+            found = step(inputs, tf.constant([seed, number], tf.int32))
+            if not around:
+                around = {path: _mean(own["rows"]) for path, own in found.items()}
+            first = seen % gathering.folds
             size = int(inputs[0].shape[0])
-            yield BatchSums(size, around, step(inputs, random, first, _tensors(around)))
+            yield BatchSums(size, around, _sums(found, sums, first, around))
             seen += size
 
 
-def _tensors(arrays: Shifts) -> dict[str, Any]:
-    return {path: tf.constant(own) for path, own in arrays.items()}
+def _mean(parts: list[Any]) -> npt.NDArray[np.float32]:
+    rows = sum(tf.reduce_sum(part, [0, 1]) for part in parts)
+    count = sum(int(part.shape[0] * part.shape[1]) for part in parts)
+    mean: npt.NDArray[np.float32] = np.asarray(rows / max(count, 1))
+    return mean
+
+
+def _sums(
+    found: dict[str, dict[str, Any]], sums: Mapping[str, RowSums], first: int, around: Shifts
+) -> Iterator[tuple[str, int | None, Sums]]:
+    for path in list(found):
+        own = found.pop(path)
+        rows = own.pop("rows")
+        if own:
+            yield path, None, {name: np.asarray(own.pop(name)) for name in list(own)}
+        for fold, of_fold in sums[path].of(rows, first, tf.constant(around[path])):
+            yield path, fold, of_fold

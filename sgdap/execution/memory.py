@@ -40,6 +40,11 @@ class Storage:
     level: str
     sensitivity: str
 
+    @property
+    def diagonal(self) -> bool:
+        """Whether only the diagonal of the sensitivity is kept."""
+        return self.sensitivity == "diagonal"
+
     def bytes(self, size: Size, folds: int) -> int:
         """What it takes, but for a few vectors."""
         return 8 * (_numbers(self.level, size, folds) + _sensitivity(self.sensitivity, size))

@@ -157,7 +157,8 @@ def collect_statistics(
         weights = {}
         for path in contributing:
             kernel = kernel_matrix(places[path][0], graph.program.layers().get(path))
-            known = before[path].sensitivity / run.seen if sensitivity else None
+            known = before[path].sensitivity
+            known = None if known is None else known / run.seen
             weights[path] = weighted_kernel(kernel, known).astype(np.float32)
         sums = run(data, replace(whole, gradients=False, weights=weights), before)
     if run.seen < folds:
@@ -172,8 +173,7 @@ def collect_statistics(
         consumers[path] = ConsumerStatistics(
             place,
             moments,
-            own.sensitivity / run.seen if sensitivity else None,
-            own.taylor / run.seen if sensitivity else None,
+            *own.gradients(run.seen),
             own.contributions(place, moments, storage[path]) if path in contributing else None,
         )
     return CalibrationStatistics(run.seen, consumers, notes)
@@ -184,26 +184,39 @@ class _Sums:
     """What is added up of one consumer."""
 
     moments: MomentAccumulator
-    sensitivity: Any = 0.0
-    taylor: Any = 0.0
-    gram: Any = 0.0
+    sensitivity: Array | None = None
+    taylor: Array | None = None
+    gram: Array | None = None
     weights: npt.NDArray[np.float32] | None = None
 
-    def add(self, path: str, sums: dict[str, Any]) -> None:
-        """Adds what one batch brings; the tensors are let go one by one."""
-        for name in ("sensitivity", "taylor", "gram"):
-            if name in sums:
-                value = _finite(path, sums.pop(name).numpy())
+    def add(self, fold: int | None, sums: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Adds what one batch brings, for one fold or, where that is None, for all of them."""
+        if fold is None:
+            for name, value in sums.items():
                 known = getattr(self, name)
-                if isinstance(known, float):
+                if known is None:
                     setattr(self, name, value.astype(np.float64))
                 else:
                     known += value
-        self.moments.add(**{key: _finite(path, value.numpy()) for key, value in sums.items()})
+            return
+        of_features = dict(sums)
+        if "gram" in of_features:
+            gram = of_features.pop("gram")
+            if self.gram is None:
+                self.gram = np.zeros((self.moments.folds, *gram.shape))
+            self.gram[fold] += gram
+        self.moments.add(fold, **of_features)
+
+    def gradients(self, samples: int) -> tuple[Array | None, Array | None]:
+        """The sensitivity and the first order change as means over the samples; ends the sums."""
+        for own in (self.sensitivity, self.taylor):
+            if own is not None:
+                own /= samples  # in place: it may be large
+        return self.sensitivity, self.taylor
 
     def contributions(self, place: Place, moments: Moments, storage: Storage) -> Moments:
         """The moments of the channels' contributions, about the folds' own means."""
-        assert self.weights is not None
+        assert self.weights is not None and self.gram is not None
         distinct, channels = np.unique(place.features, return_inverse=True)
         weights = self.weights.astype(np.float64)
         mean, apart = (
@@ -257,8 +270,8 @@ class _Pass:
             for batch in batches:
                 if not sums:
                     sums = _empty_sums(gathering, batch.shifts, before or {})
-                for path in list(batch.sums):
-                    sums[path].add(path, batch.sums.pop(path))
+                for path, fold, found in batch.sums:
+                    sums[path].add(fold, {n: _finite(path, own) for n, own in found.items()})
                 self.seen += batch.samples
                 if self.progress is not None:
                     self.progress(self.seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -58,9 +58,13 @@ class Moments:
         variance: Array = np.diag(self.second[0]) / self.rows
         return variance
 
+    def arrays(self) -> dict[str, Array]:
+        """All that is known, by the name of the attribute."""
+        return {name: own for name, own in vars(self).items() if own is not None}
+
     def select(self, folds: Sequence[int]) -> Self:
         """The moments of some of the folds."""
-        return replace(self, **{name: own[list(folds)] for name, own in self._arrays()})
+        return replace(self, **{name: own[list(folds)] for name, own in self.arrays().items()})
 
     def total(self) -> Self:
         """All folds merged into one.
@@ -71,7 +75,7 @@ class Moments:
         """
         if self.folds == 1:
             return self
-        sums = {name: own.sum(axis=0, keepdims=True) for name, own in self._arrays()}
+        sums = {name: own.sum(axis=0, keepdims=True) for name, own in self.arrays().items()}
         sums["mean"] = np.tensordot(self.count / max(self.count.sum(), 1), self.mean, 1)[None]
         for count, mean in zip(self.count, self.mean, strict=True):
             self._add_products(sums["second"][0], mean - sums["mean"][0], float(count))
@@ -134,12 +138,9 @@ class Moments:
             self,
             **{
                 name: np.concatenate([own, *(getattr(other, name) for other in others)])
-                for name, own in self._arrays()
+                for name, own in self.arrays().items()
             },
         )
-
-    def _arrays(self) -> list[tuple[str, Any]]:
-        return [(name, own) for name, own in vars(self).items() if own is not None]
 
     @staticmethod
     def _add_products(second: Array, vectors: Array, factor: float) -> None:
@@ -234,18 +235,25 @@ class MomentAccumulator:
 
     def add(
         self,
-        count: npt.NDArray[np.floating],
+        fold: int,
+        count: npt.NDArray[np.floating] | float,
         total: npt.NDArray[np.floating],
         square: npt.NDArray[np.floating] | float = 0.0,
         zeros: npt.NDArray[np.floating] | float = 0.0,
         absolute: npt.NDArray[np.floating] | float = 0.0,
     ) -> None:
-        """Adds one batch's sums about the shift, each with a leading axis of folds."""
-        self._count += count
-        self._sum += total
-        self._square += square
-        self._zeros += zeros
-        self._absolute += absolute
+        """Adds one batch's sums about the shift over the rows of one fold."""
+        self._count[fold] += count
+        self._sum[fold] += total
+        if self._kind is not None:
+            self._square[fold] += square
+        self._zeros[fold] += zeros
+        self._absolute[fold] += absolute
+
+    @property
+    def folds(self) -> int:
+        """The number of folds."""
+        return len(self._count)
 
     def mean(self) -> Array:
         """The mean of everything added so far, `(features,)`."""

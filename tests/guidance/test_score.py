@@ -7,6 +7,7 @@ from keras import layers
 
 import sgdap
 from sgdap.execution.batch_sums import TEMPERATURE
+from sgdap.execution.memory import Storage
 from sgdap.guidance import score_groups
 from sgdap.pipeline import plan_from_statistics
 from tests.models import convnet, digits_like, outputs, randomise, samples
@@ -70,6 +71,63 @@ def test_a_group_that_is_nowhere_seen_is_scored_by_its_filters():
     norms = np.square(hidden.kernel.numpy()).sum(axis=0)
     assert curve.order.tolist() == np.argsort(norms).tolist()
     np.testing.assert_allclose(np.diff(curve.errors), np.sort(norms) / norms.sum(), rtol=1e-5)
+
+
+class LastFirst(sgdap.Guidance):
+    """Asks for the last channels first, whatever is known of a group."""
+
+    def scores(self, data):
+        return -np.arange(data.size, dtype=float)
+
+
+def test_a_criterion_is_asked_for_the_order_of_a_group_that_is_nowhere_seen():
+    hidden = layers.Dense(8, name="hidden")
+    inside = keras.Sequential([keras.Input((5,)), hidden, layers.Dense(3)], name="inside")
+    inputs = keras.Input((4, 5))
+    each = layers.Flatten()(layers.TimeDistributed(inside, name="each")(inputs))
+    model = randomise(keras.Model(inputs, layers.Dense(2)(each)))
+    graph = sgdap.channel_graph(model)
+    statistics = sgdap.collect_statistics(graph, samples(model, 32))
+    norms = np.square(hidden.kernel.numpy()).sum(axis=0)
+    curve = score_groups(graph, statistics, LastFirst())["each/inside/hidden"]
+    assert curve.order.tolist() == list(range(7, -1, -1))
+    np.testing.assert_allclose(np.diff(curve.errors), norms[::-1] / norms.sum(), rtol=1e-5)
+    for name in ("activation", "correlation", "taylor"):  # they have nothing to look at there
+        curve = score_groups(graph, statistics, sgdap.guidance.get_guidance(name))
+        assert curve["each/inside/hidden"].order.tolist() == np.argsort(norms).tolist()
+
+
+@pytest.mark.parametrize("reconstruction", [True, False])
+def test_a_criterion_is_asked_where_only_powers_are_known(reconstruction, monkeypatch):
+    def choose(sizes, folds, limit, sensitivity=True):
+        return dict.fromkeys(sizes, Storage("alone", "whole"))
+
+    monkeypatch.setattr("sgdap.statistics.collect.choose_storage", choose)
+    model = randomise(keras.Sequential([keras.Input((4,)), layers.Dense(6), layers.Dense(3)]))
+    graph, x = sgdap.channel_graph(model), samples(model, 200)
+    statistics = sgdap.collect_statistics(graph, x)
+    (curve,) = score_groups(graph, statistics, LastFirst(), reconstruction=reconstruction).values()
+    assert curve.order.tolist() == list(range(5, -1, -1))
+    (own,) = statistics.consumers.values()
+    seen, kernel = outputs(model.layers[0], x), model.layers[1].kernel.numpy()
+    rows = seen - seen.mean(axis=0) if reconstruction else seen
+    weights = np.einsum("co,op,cp->c", kernel, own.sensitivity, kernel)
+    powers = (rows**2).mean(axis=0) * weights / 2
+    np.testing.assert_allclose(np.diff(curve.errors), powers[::-1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["lasso", "second_order", "activation", "taylor", "magnitude"])
+def test_every_criterion_orders_a_group_of_which_only_powers_are_known(name, monkeypatch):
+    def choose(sizes, folds, limit, sensitivity=True):
+        return dict.fromkeys(sizes, Storage("alone", "whole"))
+
+    monkeypatch.setattr("sgdap.statistics.collect.choose_storage", choose)
+    model = randomise(keras.Sequential([keras.Input((4,)), layers.Dense(6), layers.Dense(3)]))
+    graph = sgdap.channel_graph(model)
+    statistics = sgdap.collect_statistics(graph, samples(model, 200))
+    (curve,) = score_groups(graph, statistics, sgdap.guidance.get_guidance(name)).values()
+    assert sorted(curve.order) == list(range(6))
+    assert (np.diff(curve.errors) > 0).all()
 
 
 def test_every_prunable_group_gets_a_curve_that_never_falls():

@@ -43,11 +43,12 @@ def test_accumulated_batches_are_the_moments_of_all_rows(name, sizes):
     for batch in np.split(rows, np.cumsum(sizes)[:-1]):
         apart = batch - shift
         accumulator.add(
-            np.array([len(batch)]),
-            apart.sum(axis=0)[None],
-            (apart.T @ apart)[None],
-            (batch == 0).sum(axis=0)[None],
-            np.abs(batch).sum(axis=0)[None],
+            0,
+            len(batch),
+            apart.sum(axis=0),
+            apart.T @ apart,
+            (batch == 0).sum(axis=0),
+            np.abs(batch).sum(axis=0),
         )
     assert_same(accumulator.result(), rows)
 
