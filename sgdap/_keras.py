@@ -31,9 +31,9 @@ def node_arguments(node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return node.arguments.args, node.arguments.kwargs
 
 
-def write_node_arguments(node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Gives a node other arguments; its tensors must be the same."""
-    node.arguments = type(node.arguments)(*args, **kwargs)
+def with_arguments(node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the attributes of a node that change with its arguments; its tensors stay."""
+    return {"arguments": type(node.arguments)(*args, **kwargs)}
 
 
 def functional_of(model: Any) -> Any | None:
@@ -58,29 +58,27 @@ def standardize_inputs(functional: Any, x: Any) -> list[Any]:
     return list(functional._standardize_inputs(x))
 
 
-def set_shape(tensor: keras.KerasTensor, shape: tuple[int | None, ...]) -> None:
-    """Refreshes the shape of a symbolic tensor whose producer changed its width.
+def with_shape(
+    tensor: keras.KerasTensor, shape: tuple[int | None, ...]
+) -> list[tuple[Any, dict[str, Any]]]:
+    """Returns the objects, and their attributes, that change with a symbolic tensor's shape.
 
-    The input of a nested model is the output of that model's own input layer, which is told too.
+    The input of a nested model is the output of that model's own input layer, which changes too.
     """
-    tensor._shape = shape
+    changed: list[tuple[Any, dict[str, Any]]] = [(tensor, {"_shape": shape})]
     record = history(tensor)
     if record is not None and isinstance(record[0], keras.layers.InputLayer):
-        record[0]._batch_shape = shape
+        changed.append((record[0], {"_batch_shape": shape}))
+    return changed
 
 
-def forget_build_shapes(model: Any, composites: Iterable[Any] = ()) -> None:
-    """Drops the input shapes that the models and `composites` in a model were once built with.
+def without_build_shapes() -> dict[str, Any]:
+    """Returns the attributes of a model or layer that no longer knows the shapes it was built with.
 
     They would be saved and used to build the loaded model, whose widths differ by now; Keras
-    reads the shapes of these models from their input layers as well.
+    reads the shapes of such models from their input layers as well.
     """
-    for layer in model._flatten_layers():
-        if isinstance(layer, keras.Model) and layer is not model:
-            layer._build_shapes_dict = None
-    for layer in composites:
-        if layer is not model:
-            layer._build_shapes_dict = None
+    return {"_build_shapes_dict": None}
 
 
 def scope_of(model: Any) -> contextlib.AbstractContextManager[Any]:
@@ -138,42 +136,55 @@ def copy_trainable(old: Any, new: Any) -> None:
 _KEPT_ATTRIBUTES = ("name", "_name", "_inbound_nodes", "_outbound_nodes", "_path", "_parent_path")
 
 
-def exchange_inside(old: Any, new: Any) -> None:
-    """Gives `old` (a layer or an optimizer) the inside of `new`; its name and place stay.
+def with_inside(old: Any, new: Any) -> dict[str, Any]:
+    """Returns all attributes of `old` (a layer, optimizer or variable) with the inside of `new`.
 
-    Public attributes that only `old` has (a user's own) stay too. Both objects share one
-    `__dict__` afterwards, so closures that Keras made over `new` (its wrapped `build`, say) act
-    on `old`.
+    The name of `old` and its place in the graph stay, and so do public attributes that only it has
+    (a user's own).
     """
-    inside = {k: v for k, v in old.__dict__.items() if not k.startswith("_")}
-    inside.update(new.__dict__)
-    inside.update({k: old.__dict__[k] for k in _KEPT_ATTRIBUTES if k in old.__dict__})
-    old.__dict__.clear()
-    old.__dict__.update(inside)
-    object.__setattr__(new, "__dict__", old.__dict__)
+    public = {name: value for name, value in vars(old).items() if not name.startswith("_")}
+    kept = {name: vars(old)[name] for name in _KEPT_ATTRIBUTES if name in vars(old)}
+    return {**public, **vars(new), **kept}
 
 
-def refresh_trainable_state(model: Any) -> None:
-    """Tells a compiled model that its layers are the ones it was compiled with.
+def with_trainable_state(model: Any, exchanged: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    """Returns the attributes by which a compiled model knows the layers that it was compiled with.
 
-    `fit` warns when a layer's `trainable` changed since `compile`; layers inside rebuilt wrappers
+    `fit` warns when a layer's `trainable` changed since `compile`. Layers inside rebuilt wrappers
     are new objects that it would take for changed ones.
+
+    Args:
+        model: The model.
+        exchanged: Layers, and those whose insides they get.
     """
-    if getattr(model, "compiled", False):
-        model._compiled_trainable_state = {
-            layer: layer.trainable for layer in model._flatten_layers()
-        }
+    if not getattr(model, "compiled", False):
+        return {}
+    state = dict(model._compiled_trainable_state)
+    for old, new in exchanged:
+        for layer in old._flatten_layers(include_self=False):
+            state.pop(layer, None)
+        for layer in new._flatten_layers(include_self=False):
+            state[layer] = layer.trainable
+    return {"_compiled_trainable_state": state}
 
 
-@contextlib.contextmanager
-def uncompiled(model: Any) -> Iterator[None]:
-    """Within, a model looks as if it were not compiled, so that cloning it copies layers only."""
-    compiled = model.compiled
-    object.__setattr__(model, "compiled", False)
-    try:
-        yield
-    finally:
-        object.__setattr__(model, "compiled", compiled)
+def uncompiled(model: Any) -> Any:
+    """Returns a stand-in for a model, not compiled, so that cloning it copies layers only."""
+    return _stand_in(model, {**vars(model), "compiled": False})
+
+
+def _stand_in(whole: Any, attributes: dict[str, Any], of_class: type | None = None) -> Any:
+    """Returns another object with some attributes, without running any `__init__`."""
+    other: Any = object.__new__(of_class or type(whole))
+    object.__setattr__(other, "__dict__", attributes)
+    return other
+
+
+def with_value(variable: Any, value: Any) -> Any:
+    """Returns a variable that is like another one, but for its value."""
+    new = _stand_in(variable, dict(vars(variable)))
+    new._initialize(value)
+    return new
 
 
 def optimizers_of(model: Any) -> list[Any]:
@@ -240,6 +251,18 @@ def build_optimizer(new: Any, old: Any, new_variables: list[Any], old_variables:
     new.build(new_variables)
 
 
+def hold_variables(optimizer: Any, held: dict[int, Any]) -> None:
+    """Lets a built optimizer hold other model variables than those that it was built for.
+
+    Args:
+        optimizer: The optimizer; those in it are told as well.
+        held: The variables to hold, by the id of those that it was built for.
+    """
+    for part in optimizer_parts(optimizer):
+        variables = [held[id(variable)] for variable in part._trainable_variables]
+        object.__setattr__(part, "_trainable_variables", variables)
+
+
 def adopt_inner_optimizers(old: Any, new: Any) -> None:
     """Gives `new` the inner optimizers of `old`, which get the insides of its own elsewhere."""
     if isinstance(new, keras.optimizers.MultiOptimizer):
@@ -260,12 +283,7 @@ def config_without_learning_rate(optimizer: Any) -> dict[str, Any]:
 
     A user's function or schedule need not have a config.
     """
-    rate = optimizer._learning_rate
-    object.__setattr__(optimizer, "_learning_rate", None)
-    try:
-        return dict(optimizer.get_config())
-    finally:
-        object.__setattr__(optimizer, "_learning_rate", rate)
+    return dict(_stand_in(optimizer, {**vars(optimizer), "_learning_rate": None}).get_config())
 
 
 def optimizer_variables(optimizer: Any) -> list[Any]:
@@ -306,24 +324,20 @@ class _LabelledShape(tuple[int, ...]):
         return list(self)
 
 
-@contextlib.contextmanager
-def labelled_shapes(variables: list[Any]) -> Iterator[None]:
-    """Within, the sizes in the variables' shapes are `LabelledSize`s, by number in the list."""
-    classes = [type(variable) for variable in variables]
-    try:
-        for number, variable in enumerate(variables):
-            sizes = []
-            for axis, size in enumerate(variable.shape):
-                sizes.append(LabelledSize(size))
-                sizes[-1].variable, sizes[-1].axis = number, axis
-            labelled = type(
-                type(variable).__name__, (type(variable),), {"shape": _LabelledShape(sizes)}
-            )
-            object.__setattr__(variable, "__class__", labelled)
-        yield
-    finally:
-        for variable, whole in zip(variables, classes, strict=True):
-            object.__setattr__(variable, "__class__", whole)
+def with_labelled_shape(variable: Any, number: int) -> Any:
+    """Returns a stand-in for a variable in whose shape the sizes are `LabelledSize`s.
+
+    Args:
+        variable: The variable. All but the shape is shared with it.
+        number: The number of the variable, for the labels.
+    """
+    sizes = []
+    for axis, size in enumerate(variable.shape):
+        sizes.append(LabelledSize(size))
+        sizes[-1].variable, sizes[-1].axis = number, axis
+    whole = type(variable)
+    labelled = type(whole.__name__, (whole,), {"shape": _LabelledShape(sizes)})
+    return _stand_in(variable, vars(variable), labelled)
 
 
 def operation_class(function: Any, *arguments: Any) -> type:
@@ -433,8 +447,24 @@ def global_seed_state() -> Any | None:
 
 
 def set_global_seed_state(state: Any | None) -> None:
-    """Sets the generator that unseeded `keras.random` calls draw from to a state."""
+    """Sets the generator that unseeded `keras.random` calls draw from to a state; None: to none."""
+    from keras.src.backend.common import global_state
     from keras.src.random.seed_generator import global_seed_generator
 
-    if state is not None:
+    if state is None:
+        global_state.set_global_attribute("global_seed_generator", None)
+    else:
         global_seed_generator().state.assign(state)
+
+
+@contextlib.contextmanager
+def name_counters_kept() -> Iterator[None]:
+    """Within, objects may be made without a trace in the names that Keras gives to later ones."""
+    from keras.src.backend.common import global_state
+
+    counters = global_state.get_global_attribute("object_name_uids")
+    before = None if counters is None else counters.copy()
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("object_name_uids", before)

@@ -34,8 +34,9 @@ from sgdap.planning.cost import cost_model
 from sgdap.planning.plan import Plan
 from sgdap.planning.widths import width_rules
 from sgdap.statistics.collect import collect_statistics
+from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.apply import prune_by_plan
-from sgdap.surgery.rebuild import check_can_be_rebuilt, remake_functions
+from sgdap.surgery.prune import check_can_be_rebuilt
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
 from sgdap.training.backup import Backup
 from sgdap.training.calendar import Calendar

@@ -67,12 +67,18 @@ def test_inputs_are_standardised_in_the_models_order(inputs):
     assert float(second[0, 0]) == 2
 
 
+def hold(changed, attributes) -> None:
+    """Gives an object other attributes without Keras' bookkeeping."""
+    object.__setattr__(changed, "__dict__", {**vars(changed), **attributes})
+
+
 def test_symbolic_shapes_can_be_refreshed():
     model = convnet()
     inner = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
-    _keras.set_shape(model.outputs[0], (None, 5))
+    for tensor, shape in ((model.outputs[0], (None, 5)), (inner.inputs[0], (None, 7))):
+        for changed in _keras.with_shape(tensor, shape):
+            hold(*changed)
     assert model.output_shape == (None, 5)
-    _keras.set_shape(inner.inputs[0], (None, 7))
     assert inner.get_config()["layers"][0]["config"]["batch_shape"] == (None, 7)
 
 
@@ -82,7 +88,7 @@ def test_a_layers_inside_can_be_exchanged():
     new = layers.Dense(4, name="other")
     new.build((None, 20))
     old.mine = "stays"
-    _keras.exchange_inside(old, new)
+    hold(old, _keras.with_inside(old, new))
     assert model.get_layer("hidden") is old
     assert old.units == 4
     assert old.mine == "stays"
@@ -123,20 +129,43 @@ def test_states_of_recurrent_layers_are_found_and_kept():
 
 
 @pytest.mark.compiled
-def test_compile_state_and_build_shapes_are_forgotten():
-    model = keras.Sequential(
-        [keras.Input((3,)), keras.Sequential([layers.Dense(2), layers.Dense(2)])]
-    )
+def test_compile_state_tells_the_layers_of_a_rebuilt_wrapper():
+    wrapper = layers.TimeDistributed(layers.Dense(2))
+    model = keras.Sequential([keras.Input((4, 3)), wrapper])
     model.compile("sgd", "mse")
-    model.layers[0].layers[0].trainable = False
-    _keras.refresh_trainable_state(model)
-    model.fit(np.zeros((4, 3)), np.zeros((4, 2)), verbose=0)  # warns where `trainable` changed
-    assert model.layers[0].get_build_config() is not None
-    _keras.forget_build_shapes(model)
-    assert model.layers[0].get_build_config() is None
-    with _keras.uncompiled(model):
-        assert not model.compiled
+    before = wrapper.layer
+    new = layers.TimeDistributed(layers.Dense(2))
+    new.build((None, 4, 3))
+    state = _keras.with_trainable_state(model, [(wrapper, new)])
+    hold(wrapper, _keras.with_inside(wrapper, new))
+    hold(model, state)
+    assert before not in state["_compiled_trainable_state"]
+    model.fit(np.zeros((4, 4, 3)), np.zeros((4, 4, 2)), verbose=0)  # warns where it is not told
+    assert not _keras.with_trainable_state(keras.Sequential(), [])
+
+
+def test_build_shapes_are_forgotten():
+    inner = keras.Sequential([layers.Dense(2), layers.Dense(2)])
+    keras.Sequential([keras.Input((3,)), inner])
+    assert inner.get_build_config() is not None
+    hold(inner, _keras.without_build_shapes())
+    assert inner.get_build_config() is None
+
+
+def test_an_uncompiled_stand_in_can_be_cloned_and_leaves_the_model_compiled():
+    model = convnet(optimizer="sgd")
+    clone = keras.models.clone_model(_keras.uncompiled(model))
+    assert not clone.compiled
     assert model.compiled
+    assert [layer.name for layer in clone.layers] == [layer.name for layer in model.layers]
+
+
+def test_a_variable_like_another_one_has_another_value():
+    variable = keras.Variable([1.0, 2.0], name="mine", trainable=False)
+    other = _keras.with_value(variable, np.array([3.0, 4.0], "float32"))
+    np.testing.assert_array_equal(other, [3, 4])
+    np.testing.assert_array_equal(variable, [1, 2])
+    assert (other.name, other.path, other.trainable) == ("mine", variable.path, False)
 
 
 @pytest.mark.compiled
@@ -178,23 +207,36 @@ def test_an_optimizers_learning_rate_is_told_and_left_out_of_its_config():
         return 0.25
 
     optimizer = keras.optimizers.SGD(rate)
+    before = vars(optimizer).copy()
     assert _keras.learning_rate_function(optimizer) is rate
     assert isinstance(_keras.config_without_learning_rate(optimizer)["learning_rate"], float)
-    assert optimizer.learning_rate == 0.25
+    assert vars(optimizer) == before
     assert _keras.learning_rate_function(keras.optimizers.SGD(0.5)) is None
 
 
-def test_sizes_in_shapes_can_be_labelled_for_a_while():
+def test_a_stand_in_for_a_variable_has_labelled_sizes_and_the_same_value():
     variable = keras.Variable(np.zeros((2, 3)))
-    kind = type(variable)
-    with _keras.labelled_shapes([keras.Variable(1.0), variable]):
-        rows, columns = variable.shape
-        assert (rows, columns) == (2, 3)
-        assert [(size.variable, size.axis) for size in (rows, columns)] == [(1, 0), (1, 1)]
-        slot = keras.optimizers.SGD().add_variable_from_reference(variable)
-        assert tuple(slot.shape) == (2, 3)
-    assert type(variable) is kind
+    stand_in = _keras.with_labelled_shape(variable, 7)
+    rows, columns = stand_in.shape
+    assert (rows, columns) == (2, 3)
+    assert [(size.variable, size.axis) for size in (rows, columns)] == [(7, 0), (7, 1)]
+    slot = keras.optimizers.SGD().add_variable_from_reference(stand_in)
+    assert tuple(slot.shape) == (2, 3)
+    stand_in.assign(np.ones((2, 3)))
+    assert np.all(variable.numpy() == 1)
     assert not isinstance(variable.shape[0], _keras.LabelledSize)
+
+
+def test_an_optimizer_can_hold_variables_that_share_those_it_was_built_for():
+    variable = keras.Variable([1.0])
+    stand_in = _keras.with_labelled_shape(variable, 0)
+    optimizer = keras.optimizers.SGD(0.5)
+    optimizer.build([stand_in])
+    _keras.hold_variables(optimizer, {id(stand_in): variable})
+    assert _keras.optimizer_variables(optimizer)[0] is variable
+    assert len(optimizer.variables) == 2
+    optimizer.apply([np.ones(1, "float32")], [variable])
+    np.testing.assert_array_equal(variable, [0.5])
 
 
 def test_a_variable_can_get_the_path_of_another_one():
@@ -224,6 +266,18 @@ def test_the_default_generator_of_random_numbers_can_be_set_back():
     first = keras.random.uniform((2,)).numpy()
     _keras.set_global_seed_state(state)
     np.testing.assert_array_equal(keras.random.uniform((2,)).numpy(), first)
+    _keras.set_global_seed_state(None)
+    assert _keras.global_seed_state() is None
+
+
+def test_names_that_keras_counts_can_be_kept():
+    keras.backend.clear_session()
+    first = layers.Dense(1).name
+    with _keras.name_counters_kept():
+        assert layers.Dense(1).name != first
+        layers.Flatten()
+    assert layers.Dense(1).name == f"{first}_1"
+    assert layers.Flatten().name == "flatten"
 
 
 def test_a_nodes_arguments_can_be_written_anew():
@@ -231,7 +285,7 @@ def test_a_nodes_arguments_can_be_written_anew():
     model = keras.Model(inputs, inputs[:, :2])
     (operation,) = (x for x in model.operations if not isinstance(x, layers.Layer))
     node = _keras.node_of(operation, 0)
-    _keras.write_node_arguments(node, (inputs, (slice(None), slice(1, 3))), {})
+    hold(node, _keras.with_arguments(node, (inputs, (slice(None), slice(1, 3))), {}))
     np.testing.assert_array_equal(model(np.arange(4.0)[None]), [[1, 2]])
 
 

@@ -17,7 +17,7 @@ from sgdap.model.copying import copied_operation, copy_state
 from sgdap.model.functional import functional_program
 from sgdap.model.own_call import saves_by_its_graph
 from sgdap.planning.plan import Plan, kept_mask, reconstruction_fingerprint
-from sgdap.surgery.rebuild import prune_in_place
+from sgdap.surgery.prune import prune_in_place
 
 Key = tuple[str, int]
 Weights = npt.NDArray[np.float32]
@@ -140,9 +140,10 @@ def copy_model(model: Any, *, compiled: bool = True) -> Any:
         ValueError: A layer can't be made from its config.
     """
     try:
-        with _keras.uncompiled(model), _keras.scope_of(model):
+        with _keras.scope_of(model):
             copy = keras.models.clone_model(
-                model, clone_function=lambda layer: copied_operation(layer, layer.name, {})
+                _keras.uncompiled(model),
+                clone_function=lambda layer: copied_operation(layer, layer.name, {}),
             )
     except Exception as error:
         remedy = "sgdap.apply(model, plan, in_place=True)"

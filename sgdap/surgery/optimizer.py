@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,46 +14,69 @@ import numpy.typing as npt
 from sgdap import _keras
 
 Index = list["npt.NDArray[np.int64] | None"]
-Replaced = Mapping[int, tuple[Any, Index]]
 
 
-def rebuild_optimizer(optimizer: Any, replaced: Replaced) -> list[tuple[Any, Any]]:
-    """Builds an optimizer like another one for variables of which some shrank.
+@dataclass(frozen=True, eq=False)
+class Replaced:
+    """A model variable that changes.
+
+    Attributes:
+        old: The variable as it is.
+        new: A variable with the new shape and value.
+        held: The variable that the model holds afterwards: `new`, or `old` with its inside.
+        stays: The indices that stay along each axis; None along an axis, and an empty list: all.
+    """
+
+    old: Any
+    new: Any
+    held: Any
+    stays: Index = field(default_factory=list)
+
+
+def rebuild_optimizer(
+    optimizer: Any,
+    replaced: Mapping[int, Replaced],
+    values: Sequence[npt.NDArray[Any] | None] | None = None,
+) -> list[tuple[Any, Any]]:
+    """Builds an optimizer like another one for variables of which some changed.
 
     The optimizer's own `build` says which axis of which variable each axis of a slot stands for:
     it is given shapes whose numbers remember where they come from. So slots of other shapes than
     their variable (the factored ones of Adafactor) are sliced as well.
 
     Args:
-        optimizer: The optimizer, built or not.
-        replaced: For the id of each old variable that was replaced, the new one and the indices
-            that stay along each axis.
+        optimizer: The optimizer, built or not. It is not changed.
+        replaced: The variables that change, by the id of the old one.
+        values: New values of the optimizer's variables; None, for one or all: that of before, of
+            a slot the entries that stay.
 
     Returns:
         Pairs of an old optimizer and the new one whose inside it gets, one for each optimizer
-        that wraps or is wrapped; none where it is not built, or none of its variables changed.
+        that wraps or is wrapped; none where it is not built, or where nothing changes.
 
     Raises:
         ValueError: The optimizer can't be made again from its config.
     """
     old_variables = _keras.optimizer_variables(optimizer) if optimizer.built else []
-    if not any(id(variable) in replaced for variable in old_variables):
+    changes = [replaced.get(id(v), Replaced(v, v, v)) for v in old_variables]
+    if values is None and not any(id(v) in replaced for v in old_variables):
         return []
     olds = _keras.optimizer_parts(optimizer)
-    new_variables = [replaced.get(id(v), (v, []))[0] for v in old_variables]
     new = remade(optimizer)
     news = _keras.optimizer_parts(new)
+    labelled = [_keras.with_labelled_shape(x.new, n) for n, x in enumerate(changes)]
     for old, part in zip(olds, news, strict=True):
         spared = [
             after
-            for before, after in zip(old_variables, new_variables, strict=True)
+            for before, after in zip(old_variables, labelled, strict=True)
             if _keras.spares_weight_decay(old, before)
         ]
         if spared:  # the config does not tell
             part.exclude_from_weight_decay(spared)
     origins: dict[int, Sequence[int]] = {}
-    with _keras.labelled_shapes(new_variables), _recorded_shapes(news, origins):
-        _keras.build_optimizer(new, optimizer, new_variables, old_variables)
+    with _recorded_shapes(news, origins):
+        _keras.build_optimizer(new, optimizer, labelled, old_variables)
+    _keras.hold_variables(new, {id(x): c.held for x, c in zip(labelled, changes, strict=True)})
     before, after = optimizer.variables, new.variables
     if len(before) != len(after):
         raise ValueError(
@@ -60,9 +84,12 @@ def rebuild_optimizer(optimizer: Any, replaced: Replaced) -> list[tuple[Any, Any
             f"its config has {len(after)}. Let its get_config return all that its variables "
             "depend on."
         )
-    indices = [replaced.get(id(v), (v, []))[1] for v in old_variables]
-    for slot, new_slot in zip(before, after, strict=True):
-        _carry_over(slot, new_slot, origins.get(id(new_slot), ()), indices)
+    indices = [change.stays for change in changes]
+    for slot, new_slot, value in zip(before, after, values or [None] * len(after), strict=True):
+        if value is None:
+            _carry_over(slot, new_slot, origins.get(id(new_slot), ()), indices)
+        else:
+            new_slot.assign(value)
     _keras.adopt_inner_optimizers(optimizer, new)
     return list(zip(olds, news, strict=True))
 

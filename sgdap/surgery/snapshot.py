@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from sgdap.channels.rewriting import Written
 from sgdap.model.copying import without_build_config
 from sgdap.model.program import Program
 from sgdap.model.trace import trace
-from sgdap.surgery.rebuild import rebuild
+from sgdap.surgery.adopt import adopt
+from sgdap.surgery.prepare import prepare
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,32 +94,36 @@ def restore_snapshot(model: Any, snapshot: Snapshot, *, counters: bool = False) 
         for path, written in snapshot.operations.items()
         if not written.same_as(now[path])
     }
-    if configs or operations:
-        values = {
-            (path, number): value
-            for path, variables in snapshot.variables.items()
-            for number, value in enumerate(variables)
-        }
-        changed = {
-            key: value
-            for key, value in values.items()
-            if _keras.layer_variables(layers[key[0]])[key[1]].shape != value.shape
-        }
-        rebuild(program, configs, operations, changed, {})
-    for path, variables in snapshot.variables.items():
-        for variable, value in zip(_keras.layer_variables(layers[path]), variables, strict=True):
-            variable.assign(value)
-    for variable, value in zip(_others(program), snapshot.others, strict=True):
-        variable.assign(value)
+    values = {
+        (path, number): value
+        for path, saved in snapshot.variables.items()
+        for number, value in _changed(_keras.layer_variables(layers[path]), saved)
+    }
+    held = _others(program)
+    others = [(held[number], value) for number, value in _changed(held, snapshot.others)]
     # An optimizer of the model's own that nothing has built yet starts anew.
     beside = zip(_held_beside(model), snapshot.optimizers, strict=False)
     states = [(held, state) for held, state in beside if len(held.variables) == len(state)]
     if snapshot.optimizer is not None:
-        states.append((model.optimizer, snapshot.optimizer))
-    for optimizer, state in states:
-        for slot, value in zip(optimizer.variables, state, strict=True):
-            if value.ndim or counters:
-                slot.assign(value)
+        states.append((optimizer, snapshot.optimizer))
+    slots = []
+    for held_optimizer, state in states:
+        wanted = {n: v for n, v in _changed(held_optimizer.variables, state) if v.ndim or counters}
+        if wanted:
+            slots.append((held_optimizer, [wanted.get(number) for number in range(len(state))]))
+    if configs or operations or values or others or slots:
+        change = prepare(program, configs, operations, values, {}, others=others, slots=slots)
+        adopt(model, change)
+
+
+def _changed(
+    variables: Sequence[Any], saved: Sequence[npt.NDArray[Any]]
+) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """The numbers and saved values of variables that have other values or shapes now."""
+    for number, (variable, value) in enumerate(zip(variables, saved, strict=True)):
+        now = variable.numpy()
+        if now.shape != value.shape or now.tobytes() != value.tobytes():
+            yield number, value
 
 
 def _check_fits(program: Program, snapshot: Snapshot) -> None:

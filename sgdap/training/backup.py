@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sgdap import _keras
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.rewriting import Written
+from sgdap.model.generators import random_state, set_random_state
 from sgdap.model.program import Ref
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint
-from sgdap.surgery.rebuild import remake_functions
+from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
 from sgdap.training.record import read_record, write_record
 
@@ -161,19 +159,3 @@ class Backup:
                 f"The state of this run can't be kept in backup_dir: {error} Let the get_config "
                 "of your layers return plain values, or leave backup_dir out."
             ) from error
-
-
-def random_state() -> Mapping[str, Any]:
-    """The state of the generators that Python, NumPy and Keras draw from by default."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002  # what others draw from
-        "keras": _keras.global_seed_state(),
-    }
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Sets the generators back to what `random_state` returned."""
-    _keras.set_global_seed_state(state["keras"])
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002

@@ -17,7 +17,7 @@ from sgdap.planning.budget import Budget
 from sgdap.planning.cost import MEASURES, cost_model
 from sgdap.planning.widths import WidthRules
 from sgdap.surgery.apply import copied
-from sgdap.surgery.rebuild import prune_in_place
+from sgdap.surgery.prune import prune_in_place
 
 Mask = npt.NDArray[np.bool_]
 _FLOPS = MEASURES.index("flops")

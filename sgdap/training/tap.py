@@ -8,7 +8,7 @@ import keras
 
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.inputs import checked_inputs
-from sgdap.surgery.rebuild import remake_functions
+from sgdap.surgery.adopt import remake_functions
 from sgdap.training.reservoir import Reservoir
 
 

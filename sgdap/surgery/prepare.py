@@ -1,0 +1,282 @@
+"""Computes what becomes of a model whose layers are rebuilt; changes nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from sgdap import _keras
+from sgdap.channels.rewriting import Written
+from sgdap.model.copying import made_like
+from sgdap.model.generators import random_state, set_random_state
+from sgdap.model.program import Call, Program, Ref, Shape, fill
+from sgdap.surgery.adopt import Change
+from sgdap.surgery.optimizer import Replaced, rebuild_optimizer
+
+Updates = Mapping[tuple[str, int], npt.NDArray[Any]]
+"""New values of variables, by the path of the layer and the number of the variable."""
+
+Slices = Mapping[tuple[str, int], list[npt.NDArray[np.int64] | None]]
+"""For variables that shrink, the indices that stay along each axis."""
+
+
+def prepare(
+    program: Program,
+    configs: Mapping[str, Mapping[str, Any]],
+    operations: Mapping[str, Written],
+    values: Updates,
+    slices: Slices,
+    *,
+    others: Sequence[tuple[Any, npt.NDArray[Any]]] = (),
+    slots: Sequence[tuple[Any, Sequence[npt.NDArray[Any] | None]]] = (),
+) -> Change:
+    """Computes everything new for a model; nothing of the model or of Keras' own state changes.
+
+    Args:
+        program: The calls of the model.
+        configs: Entries of layers' configs that change, by path.
+        operations: How operations that are no layers are written, where that changes, by path.
+        values: Values of layers' variables that change.
+        slices: For variables that shrink, the indices that stay along each axis.
+        others: Variables of the model that are in no layer of its graph, and their new values.
+        slots: Optimizers and the new values of all their variables; None: the value of before, of
+            a slot the entries that stay.
+
+    Returns:
+        What becomes of the model.
+
+    Raises:
+        ValueError: A layer or an optimizer can't be rebuilt from its config.
+    """
+    model, layers = program.model, program.layers()
+    state = random_state()
+    try:
+        with _keras.scope_of(model), _keras.name_counters_kept():
+            rebuilt, shapes, new_operations = _rebuild_layers(program, configs, operations, values)
+            replaced = {
+                id(change.old): change
+                for changes in (
+                    _variables_of_rebuilt(rebuilt, values, slices),
+                    _variables_with_values(layers, rebuilt, values, others),
+                )
+                for change in changes
+            }
+            new_slots = {id(optimizer): new for optimizer, new in slots}
+            optimizers = [
+                pair
+                for optimizer in _keras.optimizers_of(model)
+                for pair in rebuild_optimizer(optimizer, replaced, new_slots.get(id(optimizer)))
+            ]
+    finally:
+        set_random_state(state)
+    variables = [(x.old, x.new) for x in replaced.values() if x.held is x.old]
+    exchanged_operations = [(layers[path], new) for path, new in new_operations.items()]
+    return Change(
+        insides=(*rebuilt.values(), *exchanged_operations, *variables, *optimizers),
+        arguments=tuple(_new_arguments(program, operations)),
+        shapes=tuple(_new_shapes(program, shapes)),
+        composites=tuple(_composites(program)),
+    )
+
+
+def _variables_of_rebuilt(
+    rebuilt: Mapping[str, tuple[Any, Any]], values: Updates, slices: Slices
+) -> Iterator[Replaced]:
+    """Fills the variables of rebuilt layers, which take the places of the old ones."""
+    for path, (old, new) in rebuilt.items():
+        _keras.copy_trainable(old, new)
+        pairs = zip(_keras.layer_variables(old), _keras.layer_variables(new), strict=True)
+        for number, (before, after) in enumerate(pairs):
+            _keras.keep_variable_path(before, after)
+            after.assign(values.get((path, number), before))
+            yield Replaced(before, after, after, slices.get((path, number), []))
+
+
+def _variables_with_values(
+    layers: Mapping[str, Any],
+    rebuilt: Mapping[str, Any],
+    values: Updates,
+    others: Sequence[tuple[Any, npt.NDArray[Any]]],
+) -> Iterator[Replaced]:
+    """Makes variables with new values, whose insides those of layers that stay will get."""
+    pairs = [
+        (_keras.layer_variables(layers[path])[number], value)
+        for (path, number), value in values.items()
+        if path not in rebuilt
+    ]
+    for variable, value in (*pairs, *others):
+        yield Replaced(variable, _keras.with_value(variable, value), variable)
+
+
+def _new_arguments(
+    program: Program, operations: Mapping[str, Written]
+) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """Keras' records of calls, and the arguments that operations are called with now."""
+    for node, call in _records(program):
+        if call.path not in operations:
+            continue
+        before = keras.tree.flatten(_keras.node_arguments(node))
+        tensors = [leaf for leaf in before if isinstance(leaf, keras.KerasTensor)]
+        known = {ref.index: tensor for ref, tensor in zip(call.inputs, tensors, strict=True)}
+        written = operations[call.path]
+        now = replace(call, args=written.args, kwargs=written.kwargs)
+        yield node, *fill(now, known)
+
+
+def _new_shapes(
+    program: Program, shapes: Sequence[Shape]
+) -> Iterator[tuple[keras.KerasTensor, Shape]]:
+    """The model's symbolic tensors and their shapes now."""
+    known: dict[int, Shape] = {}
+    for symbol, ref in _symbols(program):
+        # A model inside the model may leave sizes open that are known where it is called.
+        whole = known.get(id(symbol), tuple(symbol.shape))
+        sizes = zip(whole, program.shapes[ref.index], shapes[ref.index], strict=True)
+        shape = tuple(own if own is None or old == new else new for own, old, new in sizes)
+        known[id(symbol)] = shape
+        yield symbol, shape
+
+
+def _symbols(program: Program) -> Iterator[tuple[keras.KerasTensor, Ref]]:
+    """The model's own symbolic tensors and their numbers."""
+    yield from program.symbols
+
+
+def _records(program: Program) -> Iterator[tuple[Any, Call]]:
+    """Keras' records of the calls that it knows."""
+    for call in program.calls:
+        if call.node is not None:
+            yield call.node, call
+
+
+def _composites(program: Program) -> list[Any]:
+    """The models in a model, and the layers with a `call` of the user's own."""
+    inside = [x for x in _keras.flatten_layers(program.model) if isinstance(x, keras.Model)]
+    found = {id(x): x for x in (*inside, *(code.layer for code in program.codes))}
+    return [x for x in found.values() if x is not program.model]
+
+
+def _rebuild_layers(
+    program: Program,
+    configs: Mapping[str, Mapping[str, Any]],
+    operations: Mapping[str, Written],
+    values: Updates,
+) -> tuple[dict[str, tuple[Any, Any]], list[Shape], dict[str, Any]]:
+    """Builds new layers where a config or an input shape changed, following the graph."""
+    shapes = list(program.shapes)
+    layers = program.layers()
+    touched = {*configs}
+    for (path, number), value in values.items():
+        if tuple(_keras.layer_variables(layers[path])[number].shape) != value.shape:
+            touched.add(path)
+    tensors: dict[int, Any] = {}
+
+    def tensor(index: int) -> Any:
+        if index not in tensors:
+            tensors[index] = keras.KerasTensor(shapes[index], dtype=program.dtypes[index])
+        return tensors[index]
+
+    rebuilt: dict[str, tuple[Any, Any]] = {}
+    rewritten_ones: dict[str, Any] = {}
+    for call in program.calls:
+        moved = any(shapes[ref.index] != program.shapes[ref.index] for ref in call.inputs)
+        is_layer = isinstance(call.operation, keras.Layer)
+        if not moved and call.path not in touched and is_layer:
+            continue
+        operation, now = call.operation, call
+        if call.path in operations:
+            written = operations[call.path]
+            now = replace(call, args=written.args, kwargs=written.kwargs)
+            operation = rewritten_ones.setdefault(
+                call.path, type(operation).from_config(dict(written.config))
+            )
+        args, kwargs = fill(now, {ref.index: tensor(ref.index) for ref in call.inputs})
+        if not is_layer:
+            results = operation.compute_output_spec(*args, **kwargs)
+        else:
+            if call.path not in rebuilt:
+                new = _from_config(operation, call.path, configs.get(call.path, {}))
+                rebuilt[call.path] = (operation, new)
+            results = _called(rebuilt[call.path][1], call.path, args, kwargs)
+        for ref, result in zip(call.outputs, keras.tree.flatten(results), strict=True):
+            known = program.shapes[ref.index]
+            shapes[ref.index] = tuple(
+                old if new is None else new for old, new in zip(known, result.shape, strict=True)
+            )
+    for path, (old, new) in rebuilt.items():
+        _check_variables(path, old, new, values)
+    return rebuilt, shapes, rewritten_ones
+
+
+def _called(layer: Any, path: str, args: Any, kwargs: Any) -> Any:
+    """What a rebuilt layer makes of slim tensors; its first call builds it."""
+    try:
+        return layer(*args, **kwargs)
+    except Exception as error:
+        why = str(error) or repr(error)
+        raise ValueError(f"{_not_slim(layer, path)}{why} {_LET_THE_RULE}") from error
+
+
+def _check_variables(path: str, old: Any, new: Any, values: Updates) -> None:
+    """Says where a rebuilt layer has other variables than its rule tells."""
+    before, after = _keras.layer_variables(old), _keras.layer_variables(new)
+    if len(before) != len(after):
+        raise ValueError(
+            f"{_not_slim(old, path)}it has {len(after)} variables then and {len(before)} now. "
+            "Let its get_config return all that its variables depend on."
+        )
+    for number, (mine, theirs) in enumerate(zip(before, after, strict=True)):
+        stays = tuple(values.get((path, number), mine).shape)
+        if stays != tuple(theirs.shape):
+            raise ValueError(
+                f"{_not_slim(old, path)}its '{mine.name}' is of shape {tuple(theirs.shape)} then, "
+                f"and by its rule {stays} stays of it. {_LET_THE_RULE}"
+            )
+
+
+def config_of(layer: Any, path: str) -> dict[str, Any]:
+    """Returns the config of a layer.
+
+    Args:
+        layer: The layer.
+        path: Its path, for people.
+
+    Raises:
+        ValueError: It has none.
+    """
+    try:
+        config: dict[str, Any] = layer.get_config()
+    except Exception as error:
+        raise _not_from_config(layer, path, error) from error
+    return config
+
+
+def _not_slim(layer: Any, path: str) -> str:
+    return f"Layer '{path}' (of class {type(layer).__name__}) can't be rebuilt for fewer channels: "
+
+
+_LET_THE_RULE = (
+    "Let its rule (see sgdap.register_rule) tell the channels along each axis of each of its "
+    "variables with call.weight, and each entry of its config that counts them with call.resize."
+)
+
+
+def _from_config(layer: Any, path: str, entries: Mapping[str, Any]) -> Any:
+    """A layer like another one but for some entries of its config."""
+    try:
+        return made_like(layer, entries)
+    except Exception as error:
+        raise _not_from_config(layer, path, error) from error
+
+
+def _not_from_config(layer: Any, path: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"Layer '{path}' (of class {type(layer).__name__}) can't be rebuilt from its config: "
+        f"{error} Implement `get_config` (and `from_config`) in its class so that "
+        f"{type(layer).__name__}.from_config(layer.get_config()) gives a layer like it."
+    )

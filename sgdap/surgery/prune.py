@@ -1,0 +1,145 @@
+"""Works out a plan's removal of channels as a change of the model; decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap import _keras
+from sgdap.channels.groups import ChannelGraph, ChannelGroup
+from sgdap.channels.replay import rewritten_operations
+from sgdap.channels.slices import sliced, variable_of, variable_slices
+from sgdap.planning.widths import WidthRules
+from sgdap.surgery.adopt import Change, adopt
+from sgdap.surgery.optimizer import remade
+from sgdap.surgery.prepare import Updates, config_of, prepare
+
+Mask = npt.NDArray[np.bool_]
+
+
+def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = None) -> None:
+    """Makes a model slim; the model, its layers and its optimizer stay the same objects.
+
+    An error or an interruption leaves the model as it was.
+
+    Args:
+        graph: The model's channels. It describes the model before; trace again afterwards.
+        kept: Which channels stay, `(graph.count,)`.
+        updates: Values for some variables of the slim model (the reconstruction); all others are
+            sliced.
+
+    Raises:
+        ValueError: A layer can't be rebuilt from its config.
+    """
+    adopt(graph.program.model, pruned(graph, kept, updates))
+
+
+def check_can_be_rebuilt(
+    graph: ChannelGraph, groups: Sequence[ChannelGroup], rules: WidthRules
+) -> None:
+    """Tries whether a model's layers and its optimizer can be made again, one step slimmer.
+
+    Args:
+        graph: The model's channels.
+        groups: The groups that may shrink.
+        rules: The widths that they may have.
+
+    Raises:
+        ValueError: One of those that surgery would touch can't.
+    """
+    pruned(graph, _one_slimmer(graph, groups, rules))
+    model = graph.program.model
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and not optimizer.built:
+        with _keras.scope_of(model):
+            remade(optimizer)
+
+
+def _one_slimmer(graph: ChannelGraph, groups: Sequence[ChannelGroup], rules: WidthRules) -> Mask:
+    """Which channels stay where every group gets the next width that it may have."""
+    kept = np.ones(graph.count, bool)
+    for group in groups:
+        removable = group.channels[group.removable]
+        widths = [w for w in rules.allowed(group) if group.size - len(removable) <= w < group.size]
+        if widths:
+            kept[removable[len(removable) - group.size + widths[0] :]] = False
+    for axis in graph.axes:
+        if not kept[axis.channels].any():
+            kept[axis.channels] = True
+    return kept
+
+
+def pruned(graph: ChannelGraph, kept: Mask, updates: Updates | None = None) -> Change:
+    """Prepares the removal of channels from a model; changes nothing of it.
+
+    Args:
+        graph: The model's channels.
+        kept: Which channels stay, `(graph.count,)`.
+        updates: Values for some variables of the slim model; all others are sliced.
+
+    Returns:
+        What becomes of the model.
+
+    Raises:
+        ValueError: A layer can't be rebuilt from its config.
+    """
+    slices = variable_slices(graph, kept)
+    values = {
+        key: sliced(variable_of(graph.program, key).numpy(), index) for key, index in slices.items()
+    }
+    values.update(updates or {})
+    for scale in graph.scales:
+        key = (scale.path, scale.variable)
+        factor = kept[scale.channels].mean() ** scale.power
+        if factor != 1:
+            values[key] = values[key] * np.asarray(factor, values[key].dtype)
+    configs = _new_entries(graph, kept, {path for path, _ in slices})
+    operations = rewritten_operations(graph.program, graph.rewrites, kept)
+    return prepare(graph.program, configs, operations, values, slices)
+
+
+def _new_entries(graph: ChannelGraph, kept: Mask, shrunk: set[str]) -> dict[str, dict[str, Any]]:
+    """The entries of layers' configs that count channels that leave."""
+    configs: dict[str, dict[str, Any]] = {}
+    layers = graph.program.layers()
+    for resize in graph.resizes:
+        count = int(kept[resize.channels].sum())
+        if count == len(resize.channels) and resize.path not in shrunk:
+            continue
+        layer = layers[resize.path]
+        name, *way = [resize.key] if isinstance(resize.key, str) else resize.key
+        entries = configs.get(resize.path, {})
+        config = entries if name in entries else config_of(layer, resize.path)
+        try:
+            whole = config[str(name)]
+            if count == len(resize.channels) and _entry(whole, way) is not None:
+                continue
+            new = _replaced(whole, way, count)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The rule of '{resize.path}' (of class {type(layer).__name__}) must give "
+                f"call.resize an entry of the layer's config. Received: {resize.key!r}"
+            ) from error
+        configs.setdefault(resize.path, {})[str(name)] = new
+    return configs
+
+
+def _entry(whole: Any, way: Sequence[str | int]) -> Any:
+    for step in way:
+        whole = whole[step]
+    return whole
+
+
+def _replaced(whole: Any, way: Sequence[str | int], count: int) -> Any:
+    """A copy of a nested config with `count` at the end of the way into it."""
+    if not way:
+        return count
+    first, *rest = way
+    if isinstance(whole, Mapping):
+        return {**whole, first: _replaced(whole[first], rest, count)}
+    new = list(whole)
+    new[int(first)] = _replaced(whole[int(first)], rest, count)
+    return new if isinstance(whole, list) else tuple(new)
