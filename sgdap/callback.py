@@ -43,6 +43,8 @@ from sgdap.training.guard import SMALLEST_STEP, Decision, Guard, Round, costlies
 from sgdap.training.log import Summaries, Widths
 from sgdap.training.monitor import Monitor
 from sgdap.training.neighbours import Neighbours
+from sgdap.training.reservoir import Reservoir
+from sgdap.training.sampler import TrainStepSampler
 from sgdap.training.schedule import (
     Adaptive,
     Geometric,
@@ -50,7 +52,6 @@ from sgdap.training.schedule import (
     StepSchedule,
     get_schedule,
 )
-from sgdap.training.tap import TrainStepTap
 from sgdap.training.xla import choose_jit_compile
 
 
@@ -268,9 +269,10 @@ class SGDAPCallback(keras.callbacks.Callback):
         self._jit_said: bool | None = None
         self._neighbours = neighbours
         self._summaries = Summaries(neighbours.of_class(keras.callbacks.TensorBoard))
-        self._tap: TrainStepTap | None = None
+        self._tap: TrainStepSampler | None = None
         if self.calibration_data is None:
-            self._tap = TrainStepTap(graph, self.samples, self.seed)
+            self._tap = TrainStepSampler(graph, Reservoir(self.samples, self.seed, least=5))
+            self._tap.install()
         if self._backup is not None:
             with self._untapped_on_error():
                 self._take_up(self._backup.begin(graph, self._state(), self._settings()))
