@@ -30,13 +30,13 @@ class Reservoir:
         least: Fewest samples that are of use.
 
     Attributes:
-        kept: How many samples are kept at most; None before the first batch.
+        kept: How many samples are kept at most; 0 before the first batch, which tells their size.
     """
 
     def __init__(
         self, capacity: int | None, seed: int = 0, limit: int = LIMIT, least: int = 1
     ) -> None:
-        self.kept: int | None = None
+        self.kept = 0
         self._capacity = capacity
         self._seed = seed
         self._limit = limit
@@ -113,7 +113,7 @@ class Reservoir:
         """What a reservoir of another process goes on from; None before the first batch."""
         if self._seen is None:
             return None
-        kept = min(self.seen, self.kept or 0)
+        kept = min(self.seen, self.kept)
         return {
             "seen": self.seen,
             "samples": [np.asarray(variable.numpy()[:kept]) for variable in self._slots],

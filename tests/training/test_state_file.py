@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from sgdap.training.record import read_record, write_record
+from sgdap.training.state_file import read_state_file, write_state_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +44,8 @@ VALUES = [
 
 
 def write_and_read(tmp_path, value, classes=()):
-    write_record(tmp_path / "record", value, classes)
-    return read_record(tmp_path / "record", classes)
+    write_state_file(tmp_path / "record", value, classes)
+    return read_state_file(tmp_path / "record", classes)
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
@@ -83,18 +83,18 @@ def test_tensors_of_all_precisions_and_keras_objects_come_back(tmp_path):
 
 @pytest.mark.parametrize("value", [Own(), Pair(1, 2)], ids=["Own", "Pair"])
 def test_what_has_no_place_in_a_record_is_refused_and_the_record_before_stays(tmp_path, value):
-    write_record(tmp_path / "record", 1)
+    write_state_file(tmp_path / "record", 1)
     with pytest.raises(TypeError, match=r"of type (Own|Pair)\) can't be written"):
-        write_record(tmp_path / "record", value)
-    assert read_record(tmp_path / "record") == 1
+        write_state_file(tmp_path / "record", value)
+    assert read_state_file(tmp_path / "record") == 1
 
 
 def test_another_file_and_another_format_are_refused(tmp_path):
     path = tmp_path / "record"
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="was not written by sgdap"):
-        read_record(path)
-    write_record(path, 1)
+        read_state_file(path)
+    write_state_file(path, 1)
     path.write_bytes(path.read_bytes().replace(b"record 1\n", b"record 99\n", 1))
     with pytest.raises(ValueError, match=r"another version.*format 99, this version reads 1"):
-        read_record(path)
+        read_state_file(path)

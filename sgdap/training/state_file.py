@@ -22,7 +22,7 @@ _DIGEST = 32
 _TAG = "<>"  # of an entry that stands for what JSON has no word for
 
 
-def write_record(path: Path, value: Any, classes: Sequence[type] = ()) -> None:
+def write_state_file(path: Path, value: Any, classes: Sequence[type] = ()) -> None:
     """Writes a value to a file; until that is whole, what was there stays.
 
     Args:
@@ -61,8 +61,8 @@ def write_record(path: Path, value: Any, classes: Sequence[type] = ()) -> None:
             os.close(folder)
 
 
-def read_record(path: Path, classes: Sequence[type] = ()) -> Any:
-    """Reads what `write_record` wrote.
+def read_state_file(path: Path, classes: Sequence[type] = ()) -> Any:
+    """Reads what `write_state_file` wrote.
 
     Args:
         path: The file.
