@@ -22,7 +22,7 @@ from sgdap.surgery.rebuild import remake_functions
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
 from sgdap.training.guard import Guard, Round
 from sgdap.training.state import RunState
-from sgdap.training.state_file import read_state_file, write_state_file
+from sgdap.training.state_file import NO_LAMBDA, is_lambda, read_state_file, write_state_file
 
 _NAME = "run.sgdap"
 _CLASSES = (RunState, Guard, Round, Snapshot, Written, Ref, Plan, GroupPlan)
@@ -153,6 +153,9 @@ class Backup:
 
     def _check(self, content: Mapping[str, Any]) -> None:
         try:
+            for layer in _keras.flatten_layers(self._model):
+                if any(is_lambda(getattr(layer, name, None)) for name in layer.get_config()):
+                    raise TypeError(f"(layer '{layer.name}') {NO_LAMBDA}")
             with tempfile.TemporaryDirectory() as folder:
                 write_state_file(Path(folder) / _NAME, content, _CLASSES)
                 read_state_file(Path(folder) / _NAME, _CLASSES)

@@ -1,10 +1,12 @@
-"""What is written to a record comes back as it was, and nothing else does."""
+"""What is written to a state file comes back as it was, and nothing else does."""
 
+import hashlib
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
 from sgdap.training.state_file import read_state_file, write_state_file
 
@@ -44,8 +46,8 @@ VALUES = [
 
 
 def write_and_read(tmp_path, value, classes=()):
-    write_state_file(tmp_path / "record", value, classes)
-    return read_state_file(tmp_path / "record", classes)
+    write_state_file(tmp_path / "state", value, classes)
+    return read_state_file(tmp_path / "state", classes)
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
@@ -82,19 +84,130 @@ def test_tensors_of_all_precisions_and_keras_objects_come_back(tmp_path):
 
 
 @pytest.mark.parametrize("value", [Own(), Pair(1, 2)], ids=["Own", "Pair"])
-def test_what_has_no_place_in_a_record_is_refused_and_the_record_before_stays(tmp_path, value):
-    write_state_file(tmp_path / "record", 1)
+def test_what_has_no_place_in_a_state_file_is_refused_and_the_file_before_stays(tmp_path, value):
+    write_state_file(tmp_path / "state", 1)
     with pytest.raises(TypeError, match=r"of type (Own|Pair)\) can't be written"):
-        write_state_file(tmp_path / "record", value)
-    assert read_state_file(tmp_path / "record") == 1
+        write_state_file(tmp_path / "state", value)
+    assert read_state_file(tmp_path / "state") == 1
 
 
 def test_another_file_and_another_format_are_refused(tmp_path):
-    path = tmp_path / "record"
+    path = tmp_path / "state"
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="was not written by sgdap"):
         read_state_file(path)
     write_state_file(path, 1)
-    path.write_bytes(path.read_bytes().replace(b"record 1\n", b"record 99\n", 1))
-    with pytest.raises(ValueError, match=r"another version.*format 99, this version reads 1"):
+    path.write_bytes(path.read_bytes().replace(b"record 2\n", b"record 99\n", 1))
+    with pytest.raises(ValueError, match=r"another version.*format 99, this version reads 2"):
         read_state_file(path)
+
+
+# Reading runs no code of the file
+
+
+MADE = []
+
+
+@keras.saving.register_keras_serializable("tests")
+class Registered(keras.initializers.Initializer):
+    def __init__(self):
+        MADE.append("Registered")
+
+
+class Unregistered(keras.initializers.Initializer):
+    def __init__(self):
+        MADE.append("Unregistered")
+
+
+def own_function(x):
+    return x
+
+
+def forged(path, before: bytes, after: bytes) -> None:
+    """Writes something else into a state file, and its checksum."""
+    content = path.read_bytes()[:-32]
+    assert len(before) == len(after) and before in content
+    content = content.replace(before, after)
+    path.write_bytes(content + hashlib.sha256(content).digest())
+
+
+def test_registered_classes_are_made_again(tmp_path):
+    value = Registered()
+    MADE.clear()
+    assert isinstance(write_and_read(tmp_path, {"x": (value,)})["x"][0], Registered)
+    assert MADE == ["Registered"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (Unregistered(), "'Unregistered' is not registered.*register_keras_serializable"),
+        (own_function, "'own_function' is not registered.*register_keras_serializable"),
+        (lambda x: x, "A lambda can't be kept.*Give the function a name and register it"),
+        (layers.Dense(2, kernel_initializer=Unregistered()), "'Unregistered' is not registered"),
+        (layers.Dense(2, activation=own_function), "'own_function' is not registered"),
+    ],
+    ids=["class", "function", "lambda", "class in a layer", "function in a layer"],
+)
+def test_what_could_not_be_read_again_is_not_written(tmp_path, value, message):
+    for written in (value, getattr(value, "get_config", lambda: value)()):
+        if isinstance(written, dict) and not written:
+            continue  # an initializer's own config names nothing
+        with pytest.raises(TypeError, match=message):
+            write_state_file(tmp_path / "state", [written])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_functions_of_keras_are_written_by_their_names(tmp_path):
+    config = layers.Dense(2, keras.activations.relu, bias_initializer="ones").get_config()
+    assert write_and_read(tmp_path, config) == config
+    activation = write_and_read(tmp_path, keras.activations.tanh)
+    assert activation is keras.activations.tanh
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"class_name": "Unregisterex", "config": {}, "module": "keras", "registered_name": "x"},
+        {1: 2, "class_name": "Unregisterex", "config": {}, "module": "keras"},
+    ],
+    ids=["a config", "a dict with numbers"],
+)
+def test_a_file_that_names_an_unregistered_class_is_refused(tmp_path, value):
+    path = tmp_path / "state"
+    write_state_file(path, {"model": value})
+    forged(path, b'"keras"', b'"tests"')
+    MADE.clear()
+    with pytest.raises(ValueError, match="can't be read: 'Unregisterex' is not registered"):
+        read_state_file(path)
+    assert MADE == []
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_a_file_with_a_lambda_is_refused_whatever_keras_allows(tmp_path, unsafe):
+    path = tmp_path / "state"
+    write_state_file(path, {"function": {"class_name": "__lambdo__", "config": {"value": "code"}}})
+    forged(path, b"__lambdo__", b"__lambda__")
+    if unsafe:
+        keras.config.enable_unsafe_deserialization()
+    try:
+        with pytest.raises(ValueError, match="can't be read: A lambda can't be kept"):
+            read_state_file(path)
+    finally:
+        keras.src.saving.serialization_lib.global_state.set_global_attribute(
+            "safe_mode_saving", None
+        )
+
+
+def test_a_class_that_is_no_longer_registered_is_refused(tmp_path):
+    path = tmp_path / "state"
+    write_state_file(path, Registered())
+    MADE.clear()
+    registered = keras.saving.get_custom_objects()
+    kept = registered.pop("tests>Registered")
+    try:
+        with pytest.raises(ValueError, match="'Registered' is not registered"):
+            read_state_file(path)
+    finally:
+        registered["tests>Registered"] = kept
+    assert MADE == []
