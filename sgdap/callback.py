@@ -87,6 +87,8 @@ class SGDAPCallback(keras.callbacks.Callback):
     Attributes:
         rounds: What was done, a `Round` for each.
         plan: The `Plan` of the last round.
+        pruning: The options of pruning, as `sgdap.plan` has them too.
+        training: The options of the rounds and their judging.
 
     Raises:
         TypeError: An argument is of the wrong type.

@@ -140,17 +140,20 @@ class Run:
 
     def kept(self) -> RunState:
         """The state, with what other parts of the run remember."""
-        reservoir = None if self.sampler is None else self.sampler.reservoir.state()
-        metric, seconds = self.monitor.name, self.goal.seconds
-        return replace(self.state, metric=metric, seconds=seconds, reservoir=reservoir)
+        return replace(
+            self.state,
+            epochs=self.course.epochs,
+            metric=self.monitor.name,
+            seconds=self.goal.seconds,
+            reservoir=None if self.sampler is None else self.sampler.reservoir.state(),
+        )
 
     def take_up(self, state: RunState) -> None:
         """Goes on from the state of a run that was interrupted; the model is as it was then."""
         self.state = replace(state, reservoir=None)
         self.monitor.name = state.metric
         self.goal = replace(self.goal, seconds=state.seconds)
-        if state.first is not None:
-            self.course = self.course.begun_at(state.first)
+        self.course = replace(self.course, epochs=state.epochs)
         if self.sampler is not None and state.reservoir is not None:
             self.sampler.reservoir.set_state(dict(state.reservoir))
         self._note_widths(channel_graph(self.model))

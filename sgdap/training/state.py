@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ class RunState:
         rounds: What was done.
         plan: The plan of the last round.
         first: The first epoch of the run; None before it began.
+        epochs: The epochs after which rounds are planned.
         ended: An epoch that is not judged yet, and its metric.
         served: How many steps of a schedule over steps were looked at.
         good: The model before the last round.
@@ -35,6 +36,7 @@ class RunState:
     rounds: list[Round] = field(default_factory=list)
     plan: Plan | None = None
     first: int | None = None
+    epochs: Sequence[int] = ()
     ended: tuple[int, float | None] | None = None
     served: int = 0
     good: Snapshot | None = None
@@ -48,8 +50,3 @@ class RunState:
     def pending(self) -> bool:
         """Whether the last round is not decided yet."""
         return bool(self.rounds) and self.rounds[-1].decision == "pending"
-
-    @property
-    def undone(self) -> bool:
-        """Whether the last round was undone."""
-        return bool(self.rounds) and self.rounds[-1].decision == "undone"

@@ -87,6 +87,16 @@ def test_a_sample_lies_on_the_host_and_moves_with_its_train_step():
     np.testing.assert_array_equal(reservoir.sample()[:8], before)
 
 
+@pytest.mark.compiled
+def test_a_sample_moves_when_a_step_is_compiled_for_another_device():
+    reservoir = Reservoir(10)
+    for device in (HOST, None, HOST):
+        step = tf.function(lambda x, device=device: reservoir.update(x, device))
+        step(tf.fill((3, 1), float(reservoir.seen)))
+    assert reservoir.seen == 9
+    assert reservoir.sample().ravel().tolist() == [0, 0, 0, 3, 3, 3, 6, 6, 6]
+
+
 def test_the_choice_depends_on_the_seed_alone():
     state = tf.random.get_global_generator().state.numpy()
     first, again, other = (filled(10, 100, seed=s).sample().ravel() for s in (1, 1, 2))
