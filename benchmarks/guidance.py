@@ -26,12 +26,8 @@ import sgdap
 from sgdap.demo import lenet5
 from sgdap.guidance import score_groups
 from sgdap.guidance.score import group_data
-from sgdap.pipeline import (
-    check_budget_can_be_met,
-    plan_from_statistics,
-    prunable_groups,
-)
-from sgdap.planning.widths import width_rules
+from sgdap.pipeline import PruningOptions, plan_from_curves, pruning_scope
+from sgdap.planning.allocation import check_budget_can_be_met
 
 CRITERIA = {
     "lasso": sgdap.LassoGuidance(),
@@ -152,10 +148,10 @@ def measure_accuracy(arch, seed, options, data, results):
     graph = sgdap.channel_graph(model)
     statistics = sgdap.collect_statistics(graph, calibration)
     curves = {}
-    groups = prunable_groups(graph)
+    scope = pruning_scope(graph, PruningOptions())
     for criterion, refitted, share in missing:
         try:
-            check_budget_can_be_met(graph, groups, sgdap.Budget(flops=share), width_rules(groups))
+            check_budget_can_be_met(graph, scope.groups, sgdap.Budget(flops=share), scope.rules)
         except ValueError:
             continue  # even one channel in each layer costs more
         guidance, refit = CRITERIA[criterion], refitted == "yes"
@@ -163,19 +159,17 @@ def measure_accuracy(arch, seed, options, data, results):
             curves[criterion, refit] = score_groups(
                 graph, statistics, guidance, reconstruction=refit
             )
-        plan = plan_from_statistics(
-            graph,
+        plan = plan_from_curves(
+            scope,
             statistics,
+            curves[criterion, refit],
             sgdap.Budget(flops=share),
-            guidance,
-            groups=groups,
-            reconstruction=refit,
-            data=calibration if refit else None,
-            curves=curves[criterion, refit],
+            PruningOptions(guidance=guidance, reconstruction=refit, samples=None),
+            calibration if refit else None,
         )
         slim = predictions(sgdap.apply(model, plan), x_test)
         found, apart = accuracy(slim, y_test), divergence(dense, slim)
-        widths = "-".join(str(plan.widths[g.name]) for g in groups)
+        widths = "-".join(str(plan.widths[g.name]) for g in scope.groups)
         results.add(arch, seed, criterion, refitted, share, found, f"{apart:.6f}", widths)
         print(f"{arch} {seed} {criterion} refitted={refitted} {share}: {found:.4f}", flush=True)
 
@@ -200,15 +194,9 @@ def measure_stages(options, data, results):
     curves = timed("scoring", lambda: score_groups(graph, statistics, guidance))
 
     def planned(images):
-        return plan_from_statistics(
-            graph,
-            statistics,
-            budget,
-            guidance,
-            groups=prunable_groups(graph),
-            curves=curves,
-            data=images,
-        )
+        options = PruningOptions(guidance=guidance, samples=None)
+        scope = pruning_scope(graph, options)
+        return plan_from_curves(scope, statistics, curves, budget, options, images)
 
     timed("allocation and the refit from moments", lambda: planned(None))
     plan = timed("the same, and the refit in turn on the data", lambda: planned(calibration))

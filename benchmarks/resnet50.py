@@ -11,9 +11,8 @@ import keras
 import numpy as np
 
 import sgdap
-from sgdap.guidance import get_guidance
 from sgdap.guidance.score import score_groups
-from sgdap.pipeline import plan_from_statistics, prunable_groups
+from sgdap.pipeline import PruningOptions, plan_from_curves, pruning_scope
 
 
 def images(count, size=224, seed=0):
@@ -54,26 +53,21 @@ def main():
         return made
 
     graph = timed("channels", lambda: sgdap.channel_graph(model))
-    groups = prunable_groups(graph)
+    how = PruningOptions(guidance=options.guidance, samples=None, memory_limit=limit)
+    scope = pruning_scope(graph, how)
     statistics = timed(
         "calibration pass", lambda: sgdap.collect_statistics(graph, x, memory_limit=limit)
     )
-    guidance = get_guidance(options.guidance)
     curves = timed(
         "scoring",
-        lambda: score_groups(graph, statistics, guidance, groups=groups, memory_limit=limit),
+        lambda: score_groups(
+            graph, statistics, how.criterion, groups=scope.groups, memory_limit=limit
+        ),
     )
     plan = timed(
         "allocation and refit",
-        lambda: plan_from_statistics(
-            graph,
-            statistics,
-            sgdap.Budget(flops=options.flops),
-            guidance,
-            groups=groups,
-            data=x,
-            memory_limit=limit,
-            curves=curves,
+        lambda: plan_from_curves(
+            scope, statistics, curves, sgdap.Budget(flops=options.flops), how, x
         ),
     )
     print(plan)

@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sgdap._arguments import check_choice
 from sgdap.channels.groups import channel_graph
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import reusable
-from sgdap.execution.memory import checked_memory_limit
-from sgdap.guidance.base import Guidance, get_guidance
-from sgdap.guidance.score import score_groups
-from sgdap.pipeline import plan_from_statistics, prunable_groups
-from sgdap.planning.allocation import ALLOCATIONS
+from sgdap.guidance.base import Guidance
+from sgdap.pipeline import Curves, PruningOptions, make_plan, pruning_scope
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.planning.plan import Plan
-from sgdap.planning.widths import width_rules
 from sgdap.report.progress import Progress
-from sgdap.statistics.collect import collect_statistics
-from sgdap.training.goal import Goal
+from sgdap.training.goal import make_goal
 from sgdap.training.schedule import OneShot
 
 
@@ -63,7 +57,7 @@ def plan(
         samples: How many calibration samples are looked at; None takes all.
         folds: Folds of the cross-validation.
         positions: Output positions of a convolution that are read of each sample at most.
-        seed: Of sampled positions and targets.
+        seed: Seed for sampled positions and targets.
         memory_limit: Bytes for all moments together, and for the tensors of one batch; None: a
             quarter of the free memory. What is given up for it stands in the plan's `notes`.
         verbose: 1 shows what is done, how far it is and how long it took; 0 shows nothing.
@@ -87,52 +81,26 @@ def plan(
     """
     check_backend("sgdap.plan")
     check_budget(budget)
-    check_choice("allocation", allocation, ALLOCATIONS)
-    check_choice("reconstruction", reconstruction, (True, False))
-    criterion = get_guidance(guidance)
-    limit = checked_memory_limit(memory_limit)
-    graph = channel_graph(model)
-    groups = prunable_groups(graph, layers)
-    criterion.check(graph, groups)
-    rules = width_rules(groups, min_channels, round_to, overrides)
-    goal = Goal(budget, OneShot(), graph, groups, rules, allocation, rounds=1)
+    options = PruningOptions(
+        guidance=guidance,
+        allocation=allocation,
+        reconstruction=reconstruction,
+        layers=layers,
+        min_channels=min_channels,
+        round_to=round_to,
+        overrides=overrides,
+        samples=samples,
+        folds=folds,
+        positions=positions,
+        seed=seed,
+        memory_limit=memory_limit,
+    )
+    scope = pruning_scope(channel_graph(model), options)
+    goal = make_goal(budget, OneShot(), scope, rounds=1)
+
+    def limits(curves: Curves) -> Budget:
+        return goal.measured(scope, curves, allocation).target(1.0) if goal.timed else budget
+
     data = reusable(data, samples)
     with Progress(verbose) as progress:
-        statistics = collect_statistics(
-            graph,
-            data,
-            folds=folds,
-            samples=samples,
-            positions=positions,
-            seed=seed,
-            memory_limit=limit,
-            progress=progress.samples("calibration", samples),
-        )
-        curves = score_groups(
-            graph,
-            statistics,
-            criterion,
-            groups=groups,
-            reconstruction=reconstruction,
-            memory_limit=limit,
-            progress=progress.groups(len(groups)),
-        )
-        if budget.latency is not None:
-            budget = goal.target(1.0, graph, groups, curves)
-        return plan_from_statistics(
-            graph,
-            statistics,
-            budget,
-            criterion,
-            groups=groups,
-            curves=curves,
-            allocation=allocation,
-            reconstruction=reconstruction,
-            rules=rules,
-            data=data,
-            samples=samples,
-            positions=positions,
-            seed=seed,
-            memory_limit=limit,
-            progress=progress,
-        )
+        return make_plan(scope, data, options, limits, progress)[0]

@@ -1,97 +1,263 @@
-"""Makes a plan from error curves: allocates, reconstructs; and says what can be planned at all."""
+"""The way from a model's channels and data to a plan, with one set of options.
+
+It decides what happens in which order; how each step works is told in its own room.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from sgdap._arguments import check_choice, check_integer, is_number
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.execution.memory import checked_memory_limit
-from sgdap.guidance.base import Guidance
+from sgdap.guidance.base import Guidance, get_guidance
 from sgdap.guidance.elimination import ErrorCurve
-from sgdap.guidance.score import scoring_notes
-from sgdap.planning.allocation import allocate
+from sgdap.guidance.score import score_groups, scoring_notes
+from sgdap.planning.allocation import ALLOCATIONS, allocate
 from sgdap.planning.budget import Budget
-from sgdap.planning.cost import cost_model, input_shapes, uncounted_notes, warn_of_uncounted
+from sgdap.planning.cost import cost_model, uncounted_notes
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
-from sgdap.planning.widths import WidthRules, fits
+from sgdap.planning.widths import WidthRules, prunable_groups, width_rules
 from sgdap.reconstruction import Weights, reconstructed_weights, refitted_weights
-from sgdap.statistics.collect import CalibrationStatistics
+from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
 
 Mask = npt.NDArray[np.bool_]
+Curves = Mapping[str, ErrorCurve]
 
 
-class PassProgress(Protocol):
-    """Shows how far the passes are in which consumers are refitted."""
+@dataclass(frozen=True)
+class PruningOptions:
+    """How a model is looked at and planned, whatever its budget.
+
+    Attributes:
+        guidance: A criterion by name or object.
+        allocation: `"global"` or `"layerwise"`.
+        reconstruction: Whether the consumers' weights are refitted to the channels that stay, each
+            by itself and then one after another.
+        layers: Names or patterns of the layers whose channels may leave; None: all.
+        min_channels: No group gets narrower than this.
+        round_to: Groups that shrink get a multiple of this many channels.
+        overrides: For names or patterns of layers the share of their channels to keep.
+        samples: How many calibration samples are looked at; None takes all.
+        folds: Folds of the cross-validation.
+        positions: Output positions of a convolution that are read of each sample at most.
+        seed: Seed for sampled positions and targets.
+        memory_limit: Bytes for all moments together, and for the tensors of one batch; None: a
+            quarter of the free memory.
+
+    Raises:
+        TypeError: An option is of the wrong type.
+        ValueError: An option has no meaning.
+    """
+
+    guidance: str | Guidance = "lasso"
+    allocation: str = "global"
+    reconstruction: bool = True
+    layers: Sequence[str] | None = None
+    min_channels: int = 1
+    round_to: int = 1
+    overrides: Mapping[str, float] | None = None
+    samples: int | None = 4096
+    folds: int = 5
+    positions: int = 32
+    seed: int = 0
+    memory_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guidance", self.criterion)  # the same object for all rounds
+        check_choice("allocation", self.allocation, ALLOCATIONS)
+        check_choice("reconstruction", self.reconstruction, (True, False))
+        check_integer("folds", self.folds, 2)
+        for name in ("min_channels", "round_to", "positions"):
+            check_integer(name, getattr(self, name), 1)
+        check_integer("seed", self.seed, 0)
+        if self.samples is not None:
+            check_integer("samples", self.samples, self.folds)
+        if self.memory_limit is not None:
+            check_integer("memory_limit", self.memory_limit, 1)
+        _check_layers(self.layers)
+        _check_overrides(self.overrides)
+
+    @property
+    def criterion(self) -> Guidance:
+        """The object that `guidance` names."""
+        return get_guidance(self.guidance)
+
+
+def _check_layers(layers: Any) -> None:
+    if layers is None:
+        return
+    several = isinstance(layers, Iterable) and not isinstance(layers, str)
+    if not several or not all(isinstance(name, str) for name in layers):
+        raise TypeError(
+            "layers must be a list of layer names or patterns, for example ['conv*']. "
+            f"Received: {layers!r}"
+        )
+
+
+def _check_overrides(overrides: object) -> None:
+    if overrides is None:
+        return
+    if not isinstance(overrides, Mapping):
+        raise TypeError(
+            "overrides must be a dict of layer names or patterns and the share of channels to "
+            f"keep, for example {{'stem*': 1.0}}. Received: {overrides!r}"
+        )
+    for pattern, share in overrides.items():
+        if not is_number(share) or not 0 < share <= 1:
+            raise ValueError(
+                "overrides must give shares of channels to keep, above 0 and up to 1. "
+                f"Received: {{{pattern!r}: {share!r}}}"
+            )
+
+
+class PlanProgress(Protocol):
+    """Shows how far the making of a plan is."""
+
+    def samples(self, what: str, total: int | None) -> Callable[[int], None]:
+        """Returns what is called with the number of samples seen."""
+
+    def groups(self, total: int) -> Callable[[ChannelGroup], None]:
+        """Returns what is called with each group when its scoring begins."""
 
     def passes(self, samples: int) -> Callable[[int, int, int], None]:
         """Returns what is called with the pass, the number of passes and the samples seen."""
 
 
-def plan_from_statistics(
-    graph: ChannelGraph,
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """What of a model may shrink.
+
+    Attributes:
+        graph: The model's channels.
+        groups: The groups that may shrink.
+        rules: Which widths they may have.
+    """
+
+    graph: ChannelGraph
+    groups: Sequence[ChannelGroup]
+    rules: WidthRules
+
+    def moved_to(self, graph: ChannelGraph) -> Scope:
+        """The same of the model when it has other widths.
+
+        Args:
+            graph: The model's channels now.
+        """
+        names = {group.name for group in self.groups}
+        groups = [group for group in graph.groups if group.prunable and group.name in names]
+        return replace(self, graph=graph, groups=groups)
+
+
+def pruning_scope(graph: ChannelGraph, options: PruningOptions) -> Scope:
+    """Finds what of a model may shrink.
+
+    Args:
+        graph: The model's channels.
+        options: Which layers and widths are allowed, and the criterion.
+
+    Raises:
+        ValueError: A name fits no layer, nothing can shrink, or the model lacks what the criterion
+            looks at.
+    """
+    groups = prunable_groups(graph, options.layers)
+    options.criterion.check(graph, groups)
+    rules = width_rules(groups, options.min_channels, options.round_to, options.overrides)
+    return Scope(graph, groups, rules)
+
+
+def make_plan(
+    scope: Scope,
+    data: Any,
+    options: PruningOptions,
+    budget: Callable[[Curves], Budget],
+    progress: PlanProgress | None = None,
+) -> tuple[Plan, Curves]:
+    """Makes a plan: collects statistics, scores the groups, spends the budget, refits consumers.
+
+    Args:
+        scope: What of the model may shrink.
+        data: Calibration inputs that can be read again and again, as `reusable` returns them.
+        options: How it is done.
+        budget: Returns what the slim model may cost, given the groups' error curves. So a latency
+            can be met by measuring models with the widths that these curves lead to.
+        progress: Shows how far it is; None: nothing is shown.
+
+    Returns:
+        The `Plan`, and the groups' error curves by name.
+
+    Raises:
+        ValueError: There is no sample, an activation is not finite, or the budget can't be met.
+        TypeError: `data` is of an unknown kind.
+    """
+    options = replace(options, memory_limit=checked_memory_limit(options.memory_limit))
+    statistics = collect_statistics(
+        scope.graph,
+        data,
+        folds=options.folds,
+        samples=options.samples,
+        positions=options.positions,
+        seed=options.seed,
+        memory_limit=options.memory_limit,
+        progress=progress.samples("calibration", options.samples) if progress else None,
+    )
+    curves = score_groups(
+        scope.graph,
+        statistics,
+        options.criterion,
+        groups=scope.groups,
+        reconstruction=options.reconstruction,
+        memory_limit=options.memory_limit,
+        progress=progress.groups(len(scope.groups)) if progress else None,
+    )
+    plan = plan_from_curves(scope, statistics, curves, budget(curves), options, data, progress)
+    return plan, curves
+
+
+def plan_from_curves(
+    scope: Scope,
     statistics: CalibrationStatistics,
+    curves: Curves,
     budget: Budget,
-    guidance: Guidance,
-    *,
-    groups: Sequence[ChannelGroup],
-    curves: Mapping[str, ErrorCurve],
-    allocation: str = "global",
-    reconstruction: bool = True,
-    rules: WidthRules | None = None,
+    options: PruningOptions,
     data: Any = None,
-    samples: int | None = None,
-    positions: int = 32,
-    seed: int = 0,
-    memory_limit: int | None = None,
-    progress: PassProgress | None = None,
+    progress: PlanProgress | None = None,
 ) -> Plan:
     """Makes a plan from a calibration pass and the scores that came of it.
 
     Args:
-        graph: The model's channels.
+        scope: What of the model may shrink.
         statistics: The result of a calibration pass over the same model.
+        curves: The groups' error curves by name, as `score_groups` makes them.
         budget: What the slim model may cost.
-        guidance: The criterion that scored the groups.
-        groups: The groups that may shrink.
-        curves: Their error curves by name, as `score_groups` makes them.
-        allocation: `"global"` or `"layerwise"`.
-        reconstruction: Whether the consumers' weights are refitted.
-        rules: Which widths the groups may have; None: any.
+        options: How it is done.
         data: Inputs on which the consumers are refitted one after another to what those before
             them lost; None: each is fitted by itself.
-        samples: How many of them are looked at; None takes all.
-        positions: Output positions of a convolution that are read of each sample at most.
-        seed: Of sampled positions.
-        memory_limit: Bytes for the matrices that are needed at a time; None: a quarter of the
-            free memory.
-        progress: Shows how far it is.
-
-    Returns:
-        The `Plan`.
+        progress: Shows how far it is; None: nothing is shown.
 
     Raises:
         ValueError: The budget cannot be met.
     """
-    limit = checked_memory_limit(memory_limit)
+    graph = scope.graph
     model = cost_model(graph)
-    everything = np.ones(graph.count, bool)
-    full = model.cost(model.lengths(everything))
+    full = model.cost(model.lengths(np.ones(graph.count, bool)))
     kept = allocate(
-        groups,
+        scope.groups,
         curves,
         model,
         budget,
         full=full,
-        allocation=allocation,
-        rules=rules,
+        allocation=options.allocation,
+        rules=scope.rules,
     )
     after = model.cost(model.lengths(kept))
     weights: Weights = {}
-    if reconstruction:
+    if options.reconstruction:
         weights = reconstructed_weights(graph, statistics, kept)
         if data is not None:
             weights = refitted_weights(
@@ -100,15 +266,15 @@ def plan_from_statistics(
                 kept,
                 weights,
                 data,
-                samples,
-                positions=positions,
-                seed=seed,
-                memory_limit=limit,
-                progress=None if progress is None else progress.passes(statistics.samples),
+                options.samples,
+                positions=options.positions,
+                seed=options.seed,
+                memory_limit=options.memory_limit,
+                progress=progress.passes(statistics.samples) if progress else None,
             )
     return Plan(
         model=model_fingerprint(graph),
-        guidance=guidance.name or type(guidance).__name__,
+        guidance=options.criterion.name or type(options.criterion).__name__,
         groups=tuple(_group_plan(group, kept, curves) for group in graph.groups),
         unknown=graph.kept,
         params=(round(full[0]), round(after[0])),
@@ -124,73 +290,7 @@ def plan_from_statistics(
     )
 
 
-def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) -> list[ChannelGroup]:
-    """The groups that may shrink.
-
-    Args:
-        graph: The model's channels.
-        layers: Names or patterns of layers; None: all.
-
-    Raises:
-        TypeError: `layers` is no sequence of names.
-        ValueError: A name fits no layer, or nothing can shrink.
-    """
-    prunable = [group for group in graph.groups if group.prunable]
-    if layers is not None:
-        if (
-            isinstance(layers, str)
-            or not isinstance(layers, Iterable)
-            or not all(isinstance(name, str) for name in layers)
-        ):
-            raise TypeError(
-                "layers must be a list of layer names or patterns, for example ['conv*']. "
-                f"Received: {layers!r}"
-            )
-        for pattern in layers:
-            if not any(fits(group, pattern) for group in graph.groups):
-                raise ValueError(
-                    f"No layer that makes channels is called '{pattern}'. There are: "
-                    f"{', '.join(name for group in graph.groups for name in group.producers)}."
-                )
-        prunable = [g for g in prunable if any(fits(g, pattern) for pattern in layers)]
-    if not prunable:
-        why = [(g.name, ", ".join(g.reasons) or "not among layers") for g in graph.groups]
-        reasons = "; ".join(f"'{name}': {reason}" for name, reason in [*why, *graph.kept][:5])
-        raise ValueError(
-            f"No channel of model '{graph.program.model.name}' can be removed. "
-            f"{reasons or 'It has no layer that makes channels.'}"
-        )
-    return prunable
-
-
-def check_budget_can_be_met(
-    graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget, rules: WidthRules
-) -> None:
-    """Says whether a budget has a meaning for a model and can be met.
-
-    Raises:
-        ValueError: Even the narrowest model costs more, or FLOPs depend on sizes that the model's
-            inputs leave open.
-    """
-    open_sizes = [shape for shape in input_shapes(graph) if None in shape[1:]]
-    if budget.flops is not None and open_sizes:
-        raise ValueError(
-            f"{budget} can't be checked: an input of model '{graph.program.model.name}' has the "
-            f"shape {open_sizes[0]}, and FLOPs depend on the sizes left open. Build the model with "
-            "a fixed keras.Input shape, or limit its parameters: Budget(params=0.5)."
-        )
-    if budget.flops is not None:
-        warn_of_uncounted(graph)
-    curves = {
-        g.name: ErrorCurve(np.flatnonzero(g.removable), np.zeros(int(g.removable.sum()) + 1))
-        for g in groups
-    }
-    model = cost_model(graph)
-    full = model.cost(model.lengths(np.ones(graph.count, bool)))
-    allocate(groups, curves, model, budget, full=full, rules=rules)
-
-
-def _group_plan(group: ChannelGroup, kept: Mask, curves: Mapping[str, ErrorCurve]) -> GroupPlan:
+def _group_plan(group: ChannelGroup, kept: Mask, curves: Curves) -> GroupPlan:
     stays = kept[group.channels]
     removed = int((~stays).sum())
     return GroupPlan(

@@ -13,8 +13,9 @@ from keras import layers
 from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, PolynomialDecay
 
 import sgdap
-from sgdap import callback as callback_module
+from sgdap import pipeline
 from sgdap.training import latency, xla
+from sgdap.training import run as run_module
 from tests.models import convnet, digits_like, outputs
 
 HALF = sgdap.Budget(flops=0.5)
@@ -235,13 +236,13 @@ def test_a_callback_serves_a_second_fit():
 
 def seen_by_statistics(monkeypatch) -> list:
     seen = []
-    collect = callback_module.collect_statistics
+    collect = pipeline.collect_statistics
 
     def spy(graph, data, **arguments):
         seen.append(data)
         return collect(graph, data, **arguments)
 
-    monkeypatch.setattr(callback_module, "collect_statistics", spy)
+    monkeypatch.setattr(pipeline, "collect_statistics", spy)
     return seen
 
 
@@ -419,11 +420,11 @@ def test_what_xla_gains_is_measured_after_each_round_and_the_gain_decides(monkey
     answers = iter([(True, "half the time"), (True, "a third of it"), (False, "no gain")])
     shapes, chosen = [], []
 
-    def choose(model, data, steps, compiles):
-        shapes.append(model.get_layer("hidden_1").units)
+    def choose(program, data, steps, compiles):
+        shapes.append(program.model.get_layer("hidden_1").units)
         return next(answers)
 
-    monkeypatch.setattr(callback_module, "choose_jit_compile", choose)
+    monkeypatch.setattr(run_module, "choose_jit_compile", choose)
     note = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: chosen.append(model.jit_compile)
     )

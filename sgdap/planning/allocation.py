@@ -8,11 +8,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap._arguments import check_choice
-from sgdap.channels.groups import ChannelGroup
+from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.planning.budget import Budget
-from sgdap.planning.cost import MEASURES, CostModel
-from sgdap.planning.widths import Step, WidthRules, Widths
+from sgdap.planning.cost import (
+    MEASURES,
+    CostModel,
+    cost_model,
+    input_shapes,
+    warn_of_uncounted,
+)
+from sgdap.planning.widths import Step, WidthRules, WidthSearch
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -50,7 +56,7 @@ def allocate(
     """
     check_choice("allocation", allocation, ALLOCATIONS)
     rules = rules or WidthRules()
-    widths = Widths(model, groups, curves, rules, np.ones(model.widths.shape[1], bool))
+    widths = WidthSearch(model, groups, curves, rules, np.ones(model.widths.shape[1], bool))
     for group in groups:
         wanted = widths.allowed[group.name][0]
         step = widths.step_to(group, wanted) if wanted < group.size else None
@@ -89,18 +95,51 @@ def allocate(
 
 def narrowest(groups: Sequence[ChannelGroup], model: CostModel, rules: WidthRules) -> Mask:
     """The channels that stay where every group is as narrow as it may be, `(channels,)`."""
-    curves = {
-        g.name: ErrorCurve(np.flatnonzero(g.removable), np.zeros(int(g.removable.sum()) + 1))
-        for g in groups
-    }
-    widths = Widths(model, groups, curves, rules, np.ones(model.widths.shape[1], bool))
+    widths = WidthSearch(
+        model, groups, flat_curves(groups), rules, np.ones(model.widths.shape[1], bool)
+    )
     for group in groups:
         while (step := widths.next_step(group)) is not None:
             widths.remove(group, step)
     return widths.kept
 
 
-def _globally(widths: Widths, targets: Array, full: Array) -> None:
+def flat_curves(groups: Sequence[ChannelGroup]) -> dict[str, ErrorCurve]:
+    """Curves by which no channel costs anything, by name, for what depends on widths alone."""
+    orders = {group.name: np.flatnonzero(group.removable) for group in groups}
+    return {name: ErrorCurve(order, np.zeros(len(order) + 1)) for name, order in orders.items()}
+
+
+def check_budget_can_be_met(
+    graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget, rules: WidthRules
+) -> None:
+    """Checks that a budget has a meaning for a model and can be met.
+
+    Args:
+        graph: The model's channels.
+        groups: The groups that may shrink.
+        budget: What the model may cost.
+        rules: Which widths the groups may have.
+
+    Raises:
+        ValueError: Even the narrowest model costs more, or FLOPs depend on sizes that the model's
+            inputs leave open.
+    """
+    open_sizes = [shape for shape in input_shapes(graph) if None in shape[1:]]
+    if budget.flops is not None and open_sizes:
+        raise ValueError(
+            f"{budget} can't be checked: an input of model '{graph.program.model.name}' has the "
+            f"shape {open_sizes[0]}, and FLOPs depend on the sizes left open. Build the model with "
+            "a fixed keras.Input shape, or limit its parameters: Budget(params=0.5)."
+        )
+    if budget.flops is not None:
+        warn_of_uncounted(graph)
+    model = cost_model(graph)
+    full = model.cost(model.lengths(np.ones(graph.count, bool)))
+    allocate(groups, flat_curves(groups), model, budget, full=full, rules=rules)
+
+
+def _globally(widths: WidthSearch, targets: Array, full: Array) -> None:
     slopes = {g.name: hull_slopes(widths.curves[g.name].errors) for g in widths.groups}
     _remove_cheapest(widths, targets, full, slopes)
     _give_back(widths, targets)
@@ -108,7 +147,7 @@ def _globally(widths: Widths, targets: Array, full: Array) -> None:
 
 
 def _remove_cheapest(
-    widths: Widths,
+    widths: WidthSearch,
     targets: Array,
     full: Array,
     slopes: Mapping[str, Array],
@@ -146,7 +185,7 @@ def _remove_cheapest(
 
 
 def _exchange(
-    widths: Widths, targets: Array, full: Array, slopes: Mapping[str, Array], tries: int = 100
+    widths: WidthSearch, targets: Array, full: Array, slopes: Mapping[str, Array], tries: int = 100
 ) -> None:
     """Brings a channel of one group back and pays for it in the others, while the loss falls.
 
@@ -171,7 +210,7 @@ def _exchange(
             return
 
 
-def _give_back(widths: Widths, targets: Array) -> None:
+def _give_back(widths: WidthSearch, targets: Array) -> None:
     """Brings channels back that still fit, those first whose removal cost the most."""
     if (widths.cost() > targets).any():
         return
@@ -188,7 +227,7 @@ def _give_back(widths: Widths, targets: Array) -> None:
             widths.remove(group, step)
 
 
-def _layerwise(widths: Widths, targets: Array) -> None:
+def _layerwise(widths: WidthSearch, targets: Array) -> None:
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2
@@ -202,7 +241,7 @@ def _layerwise(widths: Widths, targets: Array) -> None:
         _set_share(widths, low)
 
 
-def _set_share(widths: Widths, share: float) -> None:
+def _set_share(widths: WidthSearch, share: float) -> None:
     for group in widths.groups:
         while widths.removed[group.name]:
             widths.restore(group)

@@ -1,4 +1,4 @@
-"""The widths of a model while they are sought: which channels are kept, what that costs."""
+"""Which groups may shrink, to which widths, and what widths cost while they are sought."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from sgdap._arguments import check_integer, is_number
-from sgdap.channels.groups import ChannelGroup
+from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.planning.cost import CostModel
 
@@ -57,23 +56,10 @@ def width_rules(
             their groups keep; the first that fits holds.
 
     Raises:
-        TypeError: `overrides` is no dict of names and numbers.
-        ValueError: A number has no meaning, or a name fits no layer.
+        ValueError: A name fits no layer whose channels may leave.
     """
-    check_integer("min_channels", min_channels, 1)
-    check_integer("round_to", round_to, 1)
-    if overrides is not None and not isinstance(overrides, Mapping):
-        raise TypeError(
-            "overrides must be a dict of layer names or patterns and the share of channels to "
-            f"keep, for example {{'stem*': 1.0}}. Received: {overrides!r}"
-        )
     fixed: dict[str, int] = {}
     for pattern, share in (overrides or {}).items():
-        if not is_number(share) or not 0 < share <= 1:
-            raise ValueError(
-                "overrides must give shares of channels to keep, above 0 and up to 1. "
-                f"Received: {{{pattern!r}: {share!r}}}"
-            )
         fitting = [group for group in groups if fits(group, pattern)]
         if not fitting:
             raise ValueError(
@@ -87,6 +73,35 @@ def width_rules(
     return WidthRules(min_channels, round_to, fixed)
 
 
+def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) -> list[ChannelGroup]:
+    """The groups that may shrink.
+
+    Args:
+        graph: The model's channels.
+        layers: Names or patterns of the layers whose channels may leave; None: all.
+
+    Raises:
+        ValueError: A name fits no layer, or nothing can shrink.
+    """
+    prunable = [group for group in graph.groups if group.prunable]
+    if layers is not None:
+        for pattern in layers:
+            if not any(fits(group, pattern) for group in graph.groups):
+                raise ValueError(
+                    f"No layer that makes channels is called '{pattern}'. There are: "
+                    f"{', '.join(name for group in graph.groups for name in group.producers)}."
+                )
+        prunable = [g for g in prunable if any(fits(g, pattern) for pattern in layers)]
+    if not prunable:
+        why = [(g.name, ", ".join(g.reasons) or "not among layers") for g in graph.groups]
+        reasons = "; ".join(f"'{name}': {reason}" for name, reason in [*why, *graph.kept][:5])
+        raise ValueError(
+            f"No channel of model '{graph.program.model.name}' can be removed. "
+            f"{reasons or 'It has no layer that makes channels.'}"
+        )
+    return prunable
+
+
 def fits(group: ChannelGroup, pattern: str) -> bool:
     """Whether one of the layers that make a group's channels has a name of this pattern."""
     return any(fnmatch.fnmatchcase(name, pattern) for name in group.producers)
@@ -97,7 +112,7 @@ def _narrower(size: int, least: int, multiple: int) -> list[int]:
 
 
 @dataclass(eq=False)
-class Widths:
+class WidthSearch:
     """Which channels are kept while widths are sought, and what that costs.
 
     Attributes:

@@ -39,9 +39,14 @@ class Snapshot:
     optimizers: list[list[npt.NDArray[Any]]]
 
 
-def take_snapshot(model: Any) -> Snapshot:
-    """Copies a model's architecture, weights and optimizer state to host memory."""
-    program = trace(model)
+def take_snapshot(model: Any, program: Program | None = None) -> Snapshot:
+    """Copies a model's architecture, weights and optimizer state to host memory.
+
+    Args:
+        model: The model.
+        program: Its calls as they are now; None: they are traced.
+    """
+    program = program or trace(model)
     layers = program.layers()
     optimizer = getattr(model, "optimizer", None)
     return Snapshot(
@@ -65,7 +70,9 @@ def _held_beside(model: Any) -> list[Any]:
     return [o for o in _keras.optimizers_of(model) if o is not getattr(model, "optimizer", None)]
 
 
-def restore_snapshot(model: Any, snapshot: Snapshot, *, counters: bool = False) -> None:
+def restore_snapshot(
+    model: Any, snapshot: Snapshot, *, counters: bool = False, program: Program | None = None
+) -> None:
     """Brings a model back to a snapshot, in place.
 
     Args:
@@ -73,11 +80,12 @@ def restore_snapshot(model: Any, snapshot: Snapshot, *, counters: bool = False) 
         snapshot: What to go back to.
         counters: Whether the optimizer's counters (iterations, learning rate) come back with its
             slots; else they go on.
+        program: The model's calls as they are now; None: they are traced.
 
     Raises:
         ValueError: The snapshot is of another model or optimizer; nothing was changed.
     """
-    program = trace(model)
+    program = program or trace(model)
     layers = program.layers()
     optimizer = getattr(model, "optimizer", None)
     if snapshot.optimizer is not None and optimizer is not None and not optimizer.built:

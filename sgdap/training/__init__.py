@@ -1,1 +1,1 @@
-"""What a training run adds to the steps: what is watched, judged, tapped and told to others."""
+"""What a training run adds to the steps: what is watched, judged, sampled, remembered and told."""

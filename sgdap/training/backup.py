@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,29 @@ from sgdap import _keras
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.rewriting import Written
 from sgdap.model.generators import random_state, set_random_state
-from sgdap.model.program import Ref
+from sgdap.model.program import Program, Ref
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint
 from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
-from sgdap.training.record import read_record, write_record
+from sgdap.training.guard import Guard, Round
+from sgdap.training.state import RunState
+from sgdap.training.state_file import NO_LAMBDA, is_lambda, read_state_file, write_state_file
 
 _NAME = "run.sgdap"
-_CLASSES = (Snapshot, Written, Ref, Plan, GroupPlan)
+_CLASSES = (RunState, Guard, Round, Snapshot, Written, Ref, Plan, GroupPlan)
 
 
 class Backup:
-    """Keeps the model, its optimizer, the default random generators and what else it is given.
+    """Keeps a run's model, its optimizer, its state and the default random generators.
 
     Args:
-        folder: Where; it is made when it is first needed.
-        classes: Dataclasses in what else it is given.
+        folder: The folder of the file; it is made when it is first needed.
 
     Raises:
         TypeError: `folder` is no path.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], classes: Sequence[type] = ()) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         if not isinstance(folder, (str, os.PathLike)) or not str(folder):
             raise TypeError(
                 f"backup_dir must be the path of a folder, or None. Received: {folder!r} (of type "
@@ -44,20 +45,19 @@ class Backup:
         self._folder = Path(folder)
         self._is_own = False
         self._path = self._folder / _NAME
-        self._classes = (*_CLASSES, *classes)
 
     def begin(
-        self, graph: ChannelGraph, state: Mapping[str, Any], settings: Mapping[str, str]
-    ) -> Mapping[str, Any] | None:
+        self, graph: ChannelGraph, state: RunState, settings: Mapping[str, str]
+    ) -> RunState | None:
         """Brings the model of a `fit` that begins to the last backup, if any.
 
         Args:
             graph: The channels of the model, which is as its script made it.
-            state: What `write` will be given, as it is now.
+            state: The state of the run, as it is now.
             settings: What the user set for the run, in words.
 
         Returns:
-            The state that was given when that backup was written, None where there is none.
+            The state of the run when that backup was written, None where there is none.
 
         Raises:
             ValueError: The backup is damaged or of a run of another model or with other settings,
@@ -67,12 +67,12 @@ class Backup:
         self._fingerprint = model_fingerprint(graph)
         self._settings = dict(settings)
         self._first: int | None = None
-        self._check(self._content(0, state))
+        self._check(self._content(0, state, graph.program))
         _keras.begin_at_epoch(self._model, None)
         if not self._path.exists():
             return None
         try:
-            content = read_record(self._path, self._classes)
+            content = read_state_file(self._path, _CLASSES)
         except ValueError as error:
             raise ValueError(f"{error} Delete it to begin anew.") from error
         other = (
@@ -82,17 +82,18 @@ class Backup:
         if content["fingerprint"] != self._fingerprint:
             raise ValueError(other)
         if content["settings"] != self._settings:
+            before, now = content["settings"], self._settings
             changed = [
-                f"{name}={before}, now {self._settings[name]}"
-                for name, before in content["settings"].items()
-                if before != self._settings[name]
+                f"{name}={before.get(name)}, now {now.get(name)}"
+                for name in sorted({*before, *now})
+                if before.get(name) != now.get(name)
             ]
             raise ValueError(
                 f"The backup '{self._path}' is of a run with other settings: {'; '.join(changed)}. "
                 "Set them as they were, or delete the file to begin anew."
             )
         try:
-            restore_snapshot(self._model, content["model"], counters=True)
+            restore_snapshot(self._model, content["model"], counters=True, program=graph.program)
         except ValueError as error:
             raise ValueError(f"{other} {error}") from error
         if content["jit_compile"] != self._model.jit_compile:
@@ -101,15 +102,16 @@ class Backup:
         self._is_own = content["is_own"]
         set_random_state(content["random"])
         _keras.begin_at_epoch(self._model, content["epoch"])
-        state = content["state"]
-        return state
+        taken_up: RunState = content["state"]
+        return taken_up
 
-    def write(self, epoch: int, state: Mapping[str, Any]) -> None:
+    def write(self, epoch: int, state: RunState, program: Program) -> None:
         """Writes a backup; where that fails the one before stays, and a warning says so.
 
         Args:
             epoch: The epoch that begins. At the first one of a `fit` nothing is written.
-            state: What else is kept.
+            state: The state of the run.
+            program: The model's calls as they are now.
         """
         if self._first is None:
             self._first = epoch
@@ -118,7 +120,7 @@ class Backup:
         try:
             self._is_own = self._is_own or not self._folder.exists()
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_record(self._path, self._content(epoch, state), self._classes)
+            write_state_file(self._path, self._content(epoch, state, program), _CLASSES)
         except OSError as error:
             warnings.warn(
                 f"The backup after epoch {epoch} could not be written: {error}. The one before "
@@ -135,23 +137,26 @@ class Backup:
             with contextlib.suppress(OSError):
                 self._folder.rmdir()
 
-    def _content(self, epoch: int, state: Mapping[str, Any]) -> dict[str, Any]:
+    def _content(self, epoch: int, state: RunState, program: Program) -> dict[str, Any]:
         return {
             "fingerprint": self._fingerprint,
             "settings": self._settings,
             "is_own": self._is_own,
             "epoch": epoch,
-            "model": take_snapshot(self._model),
+            "model": take_snapshot(self._model, program),
             "jit_compile": self._model.jit_compile,
             "random": random_state(),
-            "state": dict(state),
+            "state": state,
         }
 
     def _check(self, content: Mapping[str, Any]) -> None:
         try:
+            for layer in _keras.flatten_layers(self._model):
+                if any(is_lambda(getattr(layer, name, None)) for name in layer.get_config()):
+                    raise TypeError(f"(layer '{layer.name}') {NO_LAMBDA}")
             with tempfile.TemporaryDirectory() as folder:
-                write_record(Path(folder) / _NAME, content, self._classes)
-                read_record(Path(folder) / _NAME, self._classes)
+                write_state_file(Path(folder) / _NAME, content, _CLASSES)
+                read_state_file(Path(folder) / _NAME, _CLASSES)
         except OSError:
             return  # no room there says nothing about the backup's folder
         except Exception as error:  # whatever comes from the configs of a user's own layers

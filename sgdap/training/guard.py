@@ -80,13 +80,26 @@ class Guard:
         return before
 
     def improves(self, value: float | None) -> bool:
-        """Whether a value is the best within the present widths; it is remembered then."""
+        """Whether a value is better than the best within the present widths."""
         if value is None or not math.isfinite(value):
             return False
-        if self.best is not None and self.sign * (value - self.best) <= 0:
-            return False
+        return self.best is None or self.sign * (value - self.best) > 0
+
+    def remember(self, value: float | None) -> None:
+        """Takes a value for the best within the present widths."""
         self.best = value
-        return True
+
+    def allowed(self, wanted: float) -> float | None:
+        """How far the next round goes where a schedule wants it to go somewhere.
+
+        Args:
+            wanted: How far on the way to the budget, from 0 to 1.
+
+        Returns:
+            How far, no further than one step; None where that is not worth a round.
+        """
+        far = min(wanted, 1.0, self.progress + self.step)
+        return far if far > self.progress + SMALLEST_STEP else None
 
     def good_enough(self, value: float | None) -> bool:
         """Whether a value is not worse than the one before the first round by more than allowed."""
@@ -97,7 +110,7 @@ class Guard:
         return self.sign * (value - self.baseline) >= -self.drop - 1e-12
 
     def judge(self, value: float | None, *, retry: bool) -> Decision:
-        """What becomes of the last round after another epoch.
+        """Decides about the last round after another epoch, which counts towards the patience.
 
         Args:
             value: The epoch's metric, None where it had none.

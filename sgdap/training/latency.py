@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sgdap.channels.groups import ChannelGraph, ChannelGroup, channel_graph
+from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.elimination import ErrorCurve
+from sgdap.model.trace import trace
 from sgdap.planning.allocation import allocate, narrowest
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import MEASURES, cost_model
@@ -51,16 +52,16 @@ def _timed(model: Any, batch_size: int) -> Callable[[], float]:
     """A function that runs a model once on a batch of zeros and returns the seconds it took."""
     import tensorflow as tf
 
-    graph = channel_graph(model)
+    program = trace(model)
     inputs = [
         tf.zeros(
             (shape[0] or batch_size, *(size or 1 for size in shape[1:])),
-            graph.program.dtypes[ref.index],
+            program.dtypes[ref.index],
         )
-        for ref in graph.program.inputs
-        for shape in [graph.program.shapes[ref.index]]
+        for ref in program.inputs
+        for shape in [program.shapes[ref.index]]
     ]
-    compiled = tf.function(lambda *x: graph.program.run_flat(list(x)))
+    compiled = tf.function(lambda *x: program.run_flat(list(x)))
 
     def run() -> float:
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a run writes about the model's widths: entries of the logs, TensorBoard summaries."""
+"""What a run writes and says: entries of the logs, TensorBoard summaries, a line a decision."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sgdap.guidance.elimination import ErrorCurve
+from sgdap.training.guard import Round
 
 
 class Widths(float):
@@ -72,3 +73,58 @@ class Summaries:
         """Ends the files."""
         for writer in self._writers:
             writer.close()
+
+
+def round_line(last: Round, full: tuple[float, float], seconds: float) -> str:
+    """What is said when layers shrank.
+
+    Args:
+        last: The round.
+        full: Parameters and FLOPs of the whole model.
+        seconds: How long it took.
+    """
+    params, flops = last.params[1] / full[0], last.flops[1] / full[1]
+    return (
+        f"\nEpoch {last.epoch + 1}: SGDAP keeps {flops:.1%} of the FLOPs, {params:.1%} of the "
+        f"parameters, widths {Widths(last.widths)} ({seconds:.1f}s)"
+    )
+
+
+def decision_line(
+    last: Round, metric: str | None, baseline: float | None, costly: Sequence[str]
+) -> str:
+    """What is said when a round was judged.
+
+    Args:
+        last: The round.
+        metric: The metric that is watched.
+        baseline: Its value before the first round.
+        costly: The groups that get channels back first, where the round was undone.
+    """
+    found = "was not measured" if last.after is None else f"is {last.after:.4f}"
+    kept = last.decision == "kept"
+    return (
+        f"\nSGDAP {'keeps' if kept else 'undoes'} the round after epoch {last.epoch + 1}: "
+        f"{metric} {found}, {baseline:.4f} before the first round."
+        + ("" if kept else f" Channels come back to {', '.join(costly)} first.")
+    )
+
+
+def why_short(rounds: Sequence[Round], metric: str | None, drop: float | None, seen: bool) -> str:
+    """Why a run did not reach its budget, and what to do.
+
+    Args:
+        rounds: The rounds of the run.
+        metric: The metric that was watched.
+        drop: The most that it may get worse; None: rounds are never undone.
+        seen: Whether it ever was a finite number.
+    """
+    undone = sum(r.decision == "undone" for r in rounds)
+    if drop is not None and not rounds and not seen:
+        return f"{metric or 'The metric'} was never a finite number to compare with."
+    if not undone:
+        return "The run ended before its last round. Train for more epochs."
+    return (
+        f"{undone} of {len(rounds)} rounds were undone, because {metric} got worse by more than "
+        f"{drop}. Train for more epochs, allow a larger max_accuracy_drop or raise the budget."
+    )

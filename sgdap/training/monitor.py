@@ -29,11 +29,7 @@ class Monitor:
     def __init__(
         self, metric: str = "auto", mode: str = "auto", validated: Sequence[int] | None = None
     ) -> None:
-        check_choice("mode", mode, ("auto", "min", "max"))
-        if not isinstance(metric, str):
-            raise ValueError(
-                f"monitor must be the name of a metric, or 'auto'. Received: monitor={metric!r}"
-            )
+        check_monitor(metric, mode)
         if metric.startswith("val_") and validated is not None and not validated:
             raise ValueError(
                 f"SGDAPCallback is to watch '{metric}', and no epoch of this run is validated. "
@@ -96,4 +92,17 @@ class Monitor:
         raise ValueError(
             f"SGDAPCallback watches '{self._metric}', which is not among the metrics of this run: "
             f"{', '.join(sorted(logs))}. Pass one of them as monitor."
+        )
+
+
+def check_monitor(metric: object, mode: object) -> None:
+    """Checks the two arguments that say which metric is watched, and which way is better.
+
+    Raises:
+        ValueError: One of them has no meaning.
+    """
+    check_choice("mode", mode, ("auto", "min", "max"))
+    if not isinstance(metric, str):
+        raise ValueError(
+            f"monitor must be the name of a metric, or 'auto'. Received: monitor={metric!r}"
         )

@@ -8,16 +8,16 @@ from typing import Any
 import keras
 
 from sgdap import _keras
-from sgdap.model.trace import trace
+from sgdap.model.program import Program
 
 
 def choose_jit_compile(
-    model: Any, inputs: Any, steps: int, compiles: int, *, batch_size: int = 128
+    program: Program, inputs: Any, steps: int, compiles: int, *, batch_size: int = 128
 ) -> tuple[bool, str]:
     """Times gradients of the model on a batch with and without XLA.
 
     Args:
-        model: A compiled model; its weights are not changed.
+        program: The calls of a compiled model; its weights are not changed.
         inputs: Model inputs; the first batch is used.
         steps: Training steps that are left.
         compiles: How often the step will be compiled for new shapes.
@@ -31,9 +31,9 @@ def choose_jit_compile(
 
     from sgdap.execution.data import batches
 
+    model = program.model
     if model.run_eagerly:
         return False, "the model runs eagerly"
-    program = trace(model)
     batch_size = program.shapes[program.inputs[0].index][0] or batch_size
     x = next(iter(batches(inputs, batch_size, batch_size)))[0]
     x = keras.tree.map_structure(tf.convert_to_tensor, x)

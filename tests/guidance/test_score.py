@@ -9,7 +9,8 @@ import sgdap
 from sgdap.execution.batch_sums import TEMPERATURE
 from sgdap.execution.memory import Storage
 from sgdap.guidance import score_groups
-from sgdap.pipeline import plan_from_statistics
+from sgdap.pipeline import PruningOptions, Scope, plan_from_curves
+from sgdap.planning.widths import WidthRules
 from tests.models import convnet, digits_like, outputs, randomise, samples
 
 
@@ -37,16 +38,14 @@ def test_the_expected_loss_is_the_loss_that_the_removal_costs(reconstruction):
     graph = sgdap.channel_graph(model)
     statistics = sgdap.collect_statistics(graph, x)
     guidance = sgdap.SecondOrderGuidance()
-    plan = plan_from_statistics(
-        graph,
+    groups = [graph.groups[0]]
+    curves = score_groups(graph, statistics, guidance, groups=groups, reconstruction=reconstruction)
+    plan = plan_from_curves(
+        Scope(graph, groups, WidthRules()),
         statistics,
+        curves,
         sgdap.Budget(flops=0.5),
-        guidance,
-        groups=(groups := [graph.groups[0]]),
-        curves=score_groups(
-            graph, statistics, guidance, groups=groups, reconstruction=reconstruction
-        ),
-        reconstruction=reconstruction,
+        PruningOptions(guidance=guidance, reconstruction=reconstruction),
     )
     p, q = (softened(outputs(m, x)) for m in (model, sgdap.apply(model, plan)))
     divergence = TEMPERATURE**2 * float((p * np.log(p / q)).sum(axis=1).mean())

@@ -28,7 +28,7 @@ class Kept(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if epoch == 0:
-            reservoir = self.callback._tap.reservoir
+            reservoir = self.callback._run.sampler.reservoir
             self.seen, self.sample = reservoir.seen, reservoir.sample()
 
 

@@ -291,6 +291,16 @@ def test_a_layer_whose_config_can_not_be_kept_is_refused_before_the_run(tmp_path
         fit(model, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
+def test_a_layer_that_holds_a_lambda_is_refused_before_the_run(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, lambda x: x, name="odd")])
+    model.add(layers.Dense(2))
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"kept in backup_dir: .layer 'odd'. A lambda.*Give"):
+        fit(model, tmp_path)
+    assert "train_step" not in vars(model)
+
+
 @pytest.mark.parametrize("folder", [3, "", True])
 def test_a_folder_that_is_no_path_is_refused(folder):
     with pytest.raises(TypeError, match="backup_dir must be the path of a folder"):

@@ -6,23 +6,23 @@ from tensorflow_model_optimization.sparsity.keras import ConstantSparsity
 
 import sgdap
 from sgdap.guidance.elimination import ErrorCurve
-from sgdap.planning.widths import WidthRules
+from sgdap.pipeline import PruningOptions, pruning_scope
 from sgdap.training import latency
-from sgdap.training.goal import Goal
+from sgdap.training.goal import make_goal
 from sgdap.training.schedule import StepSchedule
 from tests.models import convnet
 
 
 def goal(budget, schedule, rounds=4):
     graph = sgdap.channel_graph(convnet())
-    groups = [group for group in graph.groups if group.prunable]
+    scope = pruning_scope(graph, PruningOptions())
     curves = {}
-    for group in groups:
+    for group in scope.groups:
         order = np.flatnonzero(group.removable)
         curves[group.name] = ErrorCurve(order, np.arange(len(order) + 1.0))
-    made = Goal(budget, schedule, graph, groups, WidthRules(), "global", rounds)
+    made = make_goal(budget, schedule, scope, rounds)
     whole = sgdap.profile(graph.program.model, latency=False)
-    return made, (lambda progress: made.target(progress, graph, groups, curves)), whole
+    return made, made.measured(scope, curves, "global").target, whole
 
 
 def test_every_limit_is_approached_by_the_schedule():

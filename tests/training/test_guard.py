@@ -9,9 +9,17 @@ from sgdap.planning.plan import GroupPlan, Plan
 from sgdap.training.guard import Guard, Round, costliest_groups
 
 
+def improved(guard: Guard, value: float | None) -> bool:
+    """Shows the guard an epoch's value; whether it is the best until then."""
+    better = guard.improves(value)
+    if better:
+        guard.remember(value)
+    return better
+
+
 def started(drop: float | None = 0.02, baseline: float = 0.9, **arguments) -> Guard:
     guard = Guard(drop, **arguments)
-    guard.improves(baseline)
+    improved(guard, baseline)
     guard.begin()
     return guard
 
@@ -59,7 +67,7 @@ def test_the_last_round_may_recover_to_the_end():
 
 def test_the_first_round_sets_what_all_others_are_compared_with():
     guard = started()
-    guard.improves(0.89)
+    improved(guard, 0.89)
     guard.keep(round_(0.5))
     assert guard.begin() == 0.89, "the metric that the second round starts from"
     assert guard.baseline == 0.9
@@ -68,10 +76,10 @@ def test_the_first_round_sets_what_all_others_are_compared_with():
 
 def test_only_finite_and_better_values_are_the_best():
     guard = Guard(0.1)
-    seen = [guard.improves(v) for v in (None, math.nan, 0.5, 0.5, 0.4, 0.6)]
+    seen = [improved(guard, v) for v in (None, math.nan, 0.5, 0.5, 0.4, 0.6)]
     assert seen == [False, False, True, False, False, True]
     guard = Guard(0.1, sign=-1)
-    assert [guard.improves(v) for v in (0.5, 0.6, 0.4)] == [True, False, True]
+    assert [improved(guard, v) for v in (0.5, 0.6, 0.4)] == [True, False, True]
 
 
 def test_an_undone_round_is_tried_half_as_far_until_it_holds():
@@ -86,7 +94,7 @@ def test_an_undone_round_is_tried_half_as_far_until_it_holds():
 
 def test_after_an_undone_round_the_best_value_is_that_of_the_restored_model():
     guard = started(patience=1)
-    guard.improves(0.95)  # better than before the round, and yet the round is undone by a later one
+    improved(guard, 0.95)  # better than before the round, which a later value undoes
     guard.undo(round_(1.0, before=0.9), [])
     assert guard.best == 0.9
 

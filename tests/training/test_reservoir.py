@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sgdap.training.reservoir import Reservoir
+from sgdap.training.reservoir import HOST, Reservoir, last_of_each
 
 
 def filled(capacity: int, count: int, batch: int = 7, seed: int = 0) -> Reservoir:
@@ -31,6 +31,70 @@ def test_every_sample_has_the_same_chance_to_be_kept():
     counts = np.histogram(kept, bins=10, range=(0, 100))[0]
     # 200 are expected of each tenth of the stream, with a standard deviation below 13
     np.testing.assert_allclose(counts, 200, atol=50)
+
+
+def test_a_slot_that_several_draw_is_the_last_ones():
+    random = np.random.default_rng(0)
+    for count in (1, 5, 40):
+        drawn = random.integers(0, 9, count)
+        winners = {slot: number for number, slot in enumerate(drawn)}
+        expected = [slot if winners[slot] == number else 8 for number, slot in enumerate(drawn)]
+        assert last_of_each(tf.constant(drawn), 8).numpy().tolist() == expected
+
+
+def test_no_two_samples_of_a_batch_are_written_to_one_slot(monkeypatch):
+    """Which of them would stay is not defined where a device writes in parallel."""
+    reservoir = filled(4, 4)
+    written = []
+
+    def spy(slices):
+        written.append(slices.indices.numpy())
+
+    monkeypatch.setattr(reservoir._slots[0], "scatter_update", spy)
+    reservoir.update(tf.range(4.0, 60.0)[:, None])
+    (slots,) = written
+    kept = slots[slots < 4]
+    assert len(kept) > 1 and len(set(kept)) == len(kept)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1000, 20), (159, 19), (16, 2)])
+def test_large_samples_are_fewer(limit, kept):
+    reservoir = Reservoir(20, limit=limit)
+    for start in range(0, 100, 10):
+        reservoir.update({"a": tf.range(start, start + 10.0), "b": tf.ones((10, 1))})
+    assert reservoir.kept == len(reservoir.sample()["a"]) == kept
+    assert sum(leaf.nbytes for leaf in reservoir.sample().values()) <= limit
+    assert len(set(reservoir.sample()["a"])) == kept
+
+
+def test_without_a_number_as_many_are_kept_as_fit():
+    reservoir = Reservoir(None, limit=120)
+    reservoir.update(tf.range(50.0)[:, None])
+    assert len(reservoir.sample()) == 30
+
+
+def test_samples_of_which_too_few_fit_are_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="4000 bytes, so 2 of.*5 are needed.*or pass calib"):
+        Reservoir(20, limit=10_000, least=5).update(tf.zeros((8, 1000)))
+
+
+def test_a_sample_lies_on_the_host_and_moves_with_its_train_step():
+    reservoir = filled(10, 8)
+    assert all(HOST in variable.device for variable in (*reservoir._slots, reservoir._seen))
+    before = reservoir.sample()
+    reservoir.update(tf.constant([[8.0]]), device=None)
+    assert reservoir.seen == 9
+    np.testing.assert_array_equal(reservoir.sample()[:8], before)
+
+
+@pytest.mark.compiled
+def test_a_sample_moves_when_a_step_is_compiled_for_another_device():
+    reservoir = Reservoir(10)
+    for device in (HOST, None, HOST):
+        step = tf.function(lambda x, device=device: reservoir.update(x, device))
+        step(tf.fill((3, 1), float(reservoir.seen)))
+    assert reservoir.seen == 9
+    assert reservoir.sample().ravel().tolist() == [0, 0, 0, 3, 3, 3, 6, 6, 6]
 
 
 def test_the_choice_depends_on_the_seed_alone():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from sgdap.model.trace import trace
 from sgdap.training import xla as measuring
 from tests.models import randomise, samples
 
@@ -44,7 +45,7 @@ def test_xla_is_chosen_where_it_pays_for_its_compiles(
     monkeypatch, model, plain, first, compiled, steps, compiles, chosen
 ):
     seconds(monkeypatch, plain, first, compiled)
-    found, _ = measuring.choose_jit_compile(model, samples(model, 4), steps, compiles)
+    found, _ = measuring.choose_jit_compile(trace(model), samples(model, 4), steps, compiles)
     assert found is chosen
 
 
@@ -65,7 +66,7 @@ def test_steps_that_take_long_are_timed_but_once(monkeypatch, lasting, calls):
 @pytest.mark.compiled
 def test_both_ways_are_timed_on_a_batch_and_nothing_of_the_model_changes(model):
     before = [v.numpy().copy() for v in model.variables]
-    chosen, why = measuring.choose_jit_compile(model, samples(model, 4), 10**9, 1)
+    chosen, why = measuring.choose_jit_compile(trace(model), samples(model, 4), 10**9, 1)
     assert "a step with XLA takes" in why and isinstance(chosen, bool)
     after = [v.numpy().copy() for v in model.variables]
     assert all(map(np.array_equal, before, after))

@@ -1,4 +1,9 @@
-"""A file of plain data and arrays, written whole or not at all; reading it runs no code."""
+"""A file of plain data and arrays, written whole or not at all.
+
+Reading it runs no code that is in the file: only Keras' own objects and those that the user
+registered are made. (safetensors would do the arrays alone: it knows no checksum, no nesting and
+no half-written files.)
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +21,13 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-_VERSION = 1
+_VERSION = 2
 _MAGIC = b"SGDAP record "
 _DIGEST = 32
 _TAG = "<>"  # of an entry that stands for what JSON has no word for
 
 
-def write_record(path: Path, value: Any, classes: Sequence[type] = ()) -> None:
+def write_state_file(path: Path, value: Any, classes: Sequence[type] = ()) -> None:
     """Writes a value to a file; until that is whole, what was there stays.
 
     Args:
@@ -32,7 +37,8 @@ def write_record(path: Path, value: Any, classes: Sequence[type] = ()) -> None:
         classes: Dataclasses that may occur.
 
     Raises:
-        TypeError: There is something else in the value.
+        TypeError: There is something else in the value, or what could not be read again: a lambda,
+            or an object of a class that is not registered.
         OSError: It can't be written; what was there is still whole.
     """
     arrays: list[npt.NDArray[Any]] = []
@@ -61,15 +67,16 @@ def write_record(path: Path, value: Any, classes: Sequence[type] = ()) -> None:
             os.close(folder)
 
 
-def read_record(path: Path, classes: Sequence[type] = ()) -> Any:
-    """Reads what `write_record` wrote.
+def read_state_file(path: Path, classes: Sequence[type] = ()) -> Any:
+    """Reads what `write_state_file` wrote.
 
     Args:
         path: The file.
         classes: Dataclasses that may occur.
 
     Raises:
-        ValueError: The file is torn, damaged, of another version or no such file at all.
+        ValueError: The file is torn, damaged, of another version or no such file at all, or names
+            what is neither Keras' own nor registered.
         OSError: It can't be read.
     """
     content = path.read_bytes()
@@ -87,7 +94,10 @@ def read_record(path: Path, classes: Sequence[type] = ()) -> Any:
     length = int.from_bytes(content[start : start + 8], "little")
     start += 8
     reader = _Reader(content[start + length : -_DIGEST], {c.__name__: c for c in classes})
-    return reader.value(json.loads(content[start : start + length]))
+    try:
+        return reader.value(json.loads(content[start : start + length]))
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"'{path}' can't be read: {error}") from error
 
 
 def _encoded(value: Any, arrays: list[npt.NDArray[Any]], classes: Sequence[type]) -> Any:
@@ -104,6 +114,7 @@ def _encoded(value: Any, arrays: list[npt.NDArray[Any]], classes: Sequence[type]
         fields = {f.name: inner(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {_TAG: "dataclass", "class": type(value).__name__, "fields": fields}
     if isinstance(value, Mapping):
+        _check_names(value)
         if _TAG not in value and all(type(key) is str for key in value):
             return {key: inner(part) for key, part in value.items()}
         return {_TAG: "dict", "parts": [[inner(key), inner(part)] for key, part in value.items()]}
@@ -122,10 +133,56 @@ def _encoded(value: Any, arrays: list[npt.NDArray[Any]], classes: Sequence[type]
     for plain in (bool, int, float, str):
         if isinstance(value, plain):
             return plain(value)
+    if is_lambda(value):
+        raise TypeError(NO_LAMBDA)  # Keras would warn first
     try:
-        return {_TAG: "keras", "config": inner(keras.saving.serialize_keras_object(value))}
+        config = keras.saving.serialize_keras_object(value)
     except Exception as error:  # what Keras raises depends on the object
         raise TypeError(f"{value!r} (of type {type(value).__name__}) can't be written.") from error
+    return {_TAG: "keras", "config": inner(config)}
+
+
+NO_LAMBDA = (
+    "A lambda can't be kept: reading it would run code of the file. Give the function a name and "
+    "register it with @keras.saving.register_keras_serializable()."
+)
+
+
+def is_lambda(value: object) -> bool:
+    """Whether something is a function without a name."""
+    return getattr(value, "__name__", None) == "<lambda>"
+
+
+def _check_names(entry: Mapping[Any, Any]) -> None:
+    """Raises if a config, as Keras writes objects, names one that Keras must not make from a file.
+
+    Raises:
+        TypeError: It is a lambda, or neither Keras' own nor registered.
+    """
+    kind, module = entry.get("class_name"), entry.get("module")
+    if kind == "__lambda__":
+        raise TypeError(NO_LAMBDA)
+    if not isinstance(kind, str) or "config" not in entry or not isinstance(module, str):
+        return
+    if module.split(".")[0] in _TRUSTED:
+        return
+    name = entry.get("registered_name", kind)
+    if kind == "function":
+        kind = name = entry["config"]
+        if any(hasattr(getattr(keras, home), str(name)) for home in _HOMES_OF_FUNCTIONS):
+            return
+    if keras.saving.get_registered_object(name) is None:
+        raise TypeError(
+            f"'{kind}' is not registered, so it can't be made again from a file. Decorate it with "
+            "@keras.saving.register_keras_serializable()."
+        )
+
+
+_TRUSTED = ("keras", "keras_hub")
+"""Packages of which Keras makes layers and functions without a registration."""
+
+_HOMES_OF_FUNCTIONS = ("activations", "initializers", "losses", "metrics", "regularizers")
+"""Where Keras looks for functions that are told by their name alone."""
 
 
 def _encoded_array(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
@@ -143,7 +200,7 @@ def _encoded_array(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
 
 
 class _Reader:
-    """Turns the JSON of a record back into values; arrays are taken in their order."""
+    """Turns the JSON of a state file back into values; arrays are taken in their order."""
 
     def __init__(self, data: bytes, classes: Mapping[str, type]) -> None:
         self._data = data
@@ -156,7 +213,7 @@ class _Reader:
         if not isinstance(entry, dict):
             return entry
         if _TAG not in entry:
-            return {key: self.value(part) for key, part in entry.items()}
+            return self._dict((key, self.value(part)) for key, part in entry.items())
         kind = entry[_TAG]
         if kind == "tuple":
             return tuple(self.value(part) for part in entry["parts"])
@@ -164,7 +221,7 @@ class _Reader:
             fields = {key: self.value(part) for key, part in entry["fields"].items()}
             return self._classes[entry["class"]](**fields)
         if kind == "dict":
-            return {self.value(key): self.value(part) for key, part in entry["parts"]}
+            return self._dict((self.value(key), self.value(p)) for key, p in entry["parts"])
         if kind == "slice":
             return slice(*(self.value(part) for part in entry["parts"]))
         if kind == "ellipsis":
@@ -176,9 +233,15 @@ class _Reader:
         if kind == "tensor":
             return keras.ops.convert_to_tensor(self.value(entry["array"]))
         if kind == "keras":
-            return keras.saving.deserialize_keras_object(self.value(entry["config"]))
+            config = self.value(entry["config"])
+            return keras.saving.deserialize_keras_object(config, safe_mode=True)
         array = self._array(entry)
         return array if kind == "array" else array[()]
+
+    def _dict(self, items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+        made = dict(items)
+        _check_names(made)
+        return made
 
     def _array(self, entry: Mapping[str, Any]) -> npt.NDArray[Any]:
         if "parts" in entry:

@@ -1,0 +1,66 @@
+"""Which epochs of a run have a round, and how far each goes; numbers only, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sgdap.training.calendar import Calendar
+from sgdap.training.guard import Round
+from sgdap.training.schedule import Schedule, StepSchedule
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """The rounds of a run in advance.
+
+    Attributes:
+        calendar: The epochs after which there may be rounds.
+        way: How the budget is approached.
+        epochs: The epochs after which rounds are planned.
+        steps: A schedule over steps that says instead when and how far to go; None: there is none.
+        steps_per_epoch: Training steps of an epoch; 0 without such a schedule.
+    """
+
+    calendar: Calendar
+    way: Schedule
+    epochs: Sequence[int]
+    steps: StepSchedule | None = None
+    steps_per_epoch: int = 0
+
+    def begun_at(self, epoch: int) -> Course:
+        """The course of the same run, where it begins with another epoch than the first.
+
+        Args:
+            epoch: The epoch that it begins with.
+
+        Raises:
+            ValueError: There is no epoch for a round.
+        """
+        return replace(self, epochs=self.calendar.rounds(epoch)[: self.way.rounds])
+
+    def allows(self, epoch: int) -> bool:
+        """Whether layers may shrink after an epoch."""
+        return self.calendar.begin <= epoch < self.calendar.end
+
+    def progress(self, epoch: int, last: Round | None, served: int) -> float | None:
+        """How far the model is to be on its way after an epoch, from 0 to 1.
+
+        Args:
+            epoch: The epoch.
+            last: The round before.
+            served: How many steps of a schedule over steps were looked at.
+
+        Returns:
+            How far; None where no round is planned now.
+        """
+        undone = last is not None and last.decision == "undone"
+        if self.steps is not None:
+            return self.steps.progress(0 if undone else served, self.steps_until(epoch))
+        if last is not None and not undone and epoch - last.epoch < self.calendar.frequency:
+            return None
+        return self.way.progress(sum(e <= epoch for e in self.epochs) / len(self.epochs))
+
+    def steps_until(self, epoch: int) -> int:
+        """How many steps of a schedule over steps are over after an epoch."""
+        return (epoch + 1) * self.steps_per_epoch

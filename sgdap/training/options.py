@@ -1,0 +1,86 @@
+"""When a `fit` prunes, how far, and how rounds are judged: what the user sets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sgdap._arguments import check_choice, check_integer, is_number
+from sgdap.pipeline import PruningOptions
+from sgdap.planning.budget import Budget, check_budget
+from sgdap.training.monitor import check_monitor
+from sgdap.training.schedule import Adaptive, Geometric, Schedule, get_schedule
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The options of a run beside those of pruning; `SGDAPCallback` explains them to users.
+
+    Attributes:
+        budget: What the slim model may cost; None: as little as the schedule or the guard says.
+        schedule: How the budget is approached, by name or object.
+        max_accuracy_drop: The most that the monitored metric may get worse; None: rounds are never
+            undone.
+        monitor: Name of the monitored metric, or `"auto"`.
+        mode: `"min"`, `"max"` or `"auto"`.
+        patience: Epochs that a round has to recover before it is undone.
+        begin_epoch: The first epoch (from 0) after which layers shrink.
+        frequency: Epochs from one round to the next.
+        final_finetune_epochs: Epochs at the end in which nothing is removed.
+        jit_compile: `"auto"`, True, False or None.
+
+    Raises:
+        TypeError: An option is of the wrong type.
+        ValueError: An option has no meaning.
+    """
+
+    budget: Budget | None = None
+    schedule: Any = "geometric"
+    max_accuracy_drop: float | None = None
+    monitor: str = "auto"
+    mode: str = "auto"
+    patience: int = 2
+    begin_epoch: int = 0
+    frequency: int = 1
+    final_finetune_epochs: int = 1
+    jit_compile: str | bool | None = "auto"
+
+    def __post_init__(self) -> None:
+        given = self.schedule
+        object.__setattr__(self, "schedule", get_schedule(given))
+        open_end = self.budget is None and self.max_accuracy_drop is not None
+        if self.budget is not None or (isinstance(self.schedule, Schedule) and not open_end):
+            check_budget(self.budget)
+        if open_end and type(self.schedule) not in (Geometric, Adaptive):
+            raise ValueError(
+                "With max_accuracy_drop and no budget, the model gets as small as it can in "
+                "rounds of sgdap.Adaptive. Leave the schedule out, or give a budget. "
+                f"Received: schedule={given!r}"
+            )
+        drop = self.max_accuracy_drop
+        if drop is not None and (not is_number(drop) or drop < 0):
+            raise ValueError(
+                "max_accuracy_drop must be a finite number that is not negative, or None. "
+                f"Received: max_accuracy_drop={drop!r}"
+            )
+        for name in ("patience", "begin_epoch", "final_finetune_epochs"):
+            check_integer(name, getattr(self, name), 0)
+        check_integer("frequency", self.frequency, 1)
+        check_monitor(self.monitor, self.mode)
+        if drop is not None and self.final_finetune_epochs == 0:
+            raise ValueError(
+                "max_accuracy_drop needs an epoch after the last round to judge it by. Set "
+                "final_finetune_epochs to 1 or more. Received: final_finetune_epochs=0"
+            )
+        check_choice("jit_compile", self.jit_compile, ("auto", True, False, None))
+
+
+def settings(pruning: PruningOptions, training: TrainingOptions) -> dict[str, str]:
+    """What decides where a run leads, in words; where objects lie in memory is left out."""
+    words = {f.name: repr(getattr(o, f.name)) for o in (pruning, training) for f in fields(o)}
+    del words["jit_compile"]  # it may be another one when a run is taken up again
+    if not isinstance(training.schedule, Schedule):
+        schedule = training.schedule
+        words["schedule"] = f"{type(schedule).__name__} {schedule.get_config()}"
+    return {name: re.sub(r" at 0x[0-9a-f]+", "", words[name]) for name in sorted(words)}

@@ -1,0 +1,290 @@
+"""One `fit` that prunes: what is decided between its epochs, one method a decision."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from sgdap import _keras
+from sgdap.channels.groups import ChannelGraph, channel_graph
+from sgdap.pipeline import Curves, PruningOptions, Scope, make_plan
+from sgdap.planning.budget import Budget
+from sgdap.planning.cost import cost_model
+from sgdap.surgery.adopt import remake_functions
+from sgdap.surgery.apply import prune_by_plan
+from sgdap.surgery.snapshot import restore_snapshot, take_snapshot
+from sgdap.training.course import Course
+from sgdap.training.goal import Goal
+from sgdap.training.guard import Decision, Round, costliest_groups
+from sgdap.training.log import Summaries, Widths, decision_line, round_line, why_short
+from sgdap.training.monitor import Monitor
+from sgdap.training.neighbours import Neighbours
+from sgdap.training.options import TrainingOptions
+from sgdap.training.sampler import TrainStepSampler
+from sgdap.training.state import RunState
+from sgdap.training.xla import choose_jit_compile
+
+
+@dataclass(eq=False)
+class Run:
+    """A run in progress.
+
+    Attributes:
+        model: The model in training.
+        pruning: How it is looked at and planned.
+        training: When it is pruned, and how rounds are judged.
+        params: What Keras tells callbacks of the run.
+        scope: What of the model may shrink, with its channels as they are now.
+        course: Which epochs have a round.
+        goal: What the run aims at.
+        monitor: The metric that is watched.
+        neighbours: The other callbacks of the run.
+        summaries: What is written beside TensorBoard callbacks.
+        state: What the run remembers.
+        say: Tells the user a line.
+        data: Calibration inputs; None where they are sampled.
+        sampler: Samples the training data; None where there are calibration inputs.
+        by_xla: Whether the user compiled the model with XLA.
+        costs: What the model costs now, in the order of `sgdap.planning.cost.MEASURES`.
+        widths: The width of each group that may shrink, by name.
+    """
+
+    model: Any
+    pruning: PruningOptions
+    training: TrainingOptions
+    params: Mapping[str, Any]
+    scope: Scope
+    course: Course
+    goal: Goal
+    monitor: Monitor
+    neighbours: Neighbours
+    summaries: Summaries
+    state: RunState
+    say: Callable[[str], None]
+    data: Any = None
+    sampler: TrainStepSampler | None = None
+    by_xla: bool = False
+    costs: Any = field(init=False)
+    widths: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._note_widths(self.scope.graph)
+
+    # Hooks
+
+    def begin_at(self, epoch: int) -> None:
+        """Lets the way to the budget begin with the first epoch of the run."""
+        if self.state.first is None:
+            self.state.first = epoch
+            self.course = self.course.begun_at(epoch)
+            self.goal.check(len(self.course.calendar.rounds(epoch)))
+
+    def note_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Reads the metric, and adds to the logs what the model costs that it is of."""
+        value = self.monitor.read(logs)
+        if self.state.guard.drop is not None and value is not None:
+            self.state.guard.sign = self.monitor.sign(self.model)
+        self.state.ended = (epoch, value)
+        logs["params"], logs["flops"] = (float(cost) for cost in self.costs[:2])
+        logs["widths"] = Widths(self.widths)
+        self.summaries.epoch(epoch, self.widths)
+        if epoch == self.params["epochs"] - 1 or self.model.stop_training:
+            self._remember(value)  # at the end others may load weights of their own
+
+    def between_epochs(self, go_on: bool = True) -> None:
+        """Judges the last round, then starts the next one where it is time.
+
+        Args:
+            go_on: Whether another round may follow.
+        """
+        if self.state.ended is None:
+            return
+        (epoch, value), self.state.ended = self.state.ended, None
+        self._remember(value)
+        if self.state.pending:
+            retry = go_on and epoch < self.course.calendar.end
+            self._decide(self.state.guard.judge(value, retry=retry), value)
+        if go_on and not self.state.pending:
+            progress = self._next_progress(epoch)
+            if progress is not None:
+                self._prune(epoch, progress, value)
+
+    def end(self) -> None:
+        """Leaves the best model within the last widths; undoes a round that never recovered."""
+        state = self.state
+        if state.ended is not None:
+            self.between_epochs(go_on=state.ended[0] == self.params["epochs"] - 1)
+        if state.pending:
+            best = state.guard.best
+            self._decide("kept" if state.guard.good_enough(best) else "undone", best)
+        if state.best is not None and state.rounds:
+            restore_snapshot(self.model, state.best, program=self.scope.graph.program)
+            if getattr(_keras.optimizer_parts(self.model.optimizer)[-1], "use_ema", False):
+                self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
+        self._warn_if_short_of_budget()
+        state.good = state.best = None
+        self.summaries.close()
+
+    def untap(self) -> None:
+        """Gives the model its own train step back."""
+        if self.sampler is not None:
+            self.sampler.remove()
+            self.sampler = None
+
+    # What a backup keeps
+
+    def kept(self) -> RunState:
+        """The state, with what other parts of the run remember."""
+        return replace(
+            self.state,
+            epochs=self.course.epochs,
+            metric=self.monitor.name,
+            seconds=self.goal.seconds,
+            reservoir=None if self.sampler is None else self.sampler.reservoir.state(),
+        )
+
+    def take_up(self, state: RunState) -> None:
+        """Goes on from the state of a run that was interrupted; the model is as it was then."""
+        self.state = replace(state, reservoir=None)
+        self.monitor.name = state.metric
+        self.goal = replace(self.goal, seconds=state.seconds)
+        self.course = replace(self.course, epochs=state.epochs)
+        if self.sampler is not None and state.reservoir is not None:
+            self.sampler.reservoir.set_state(dict(state.reservoir))
+        self._note_widths(channel_graph(self.model))
+
+    # Decisions
+
+    def _remember(self, value: float | None) -> None:
+        """Keeps the best model within the present widths, for the guard."""
+        guard = self.state.guard
+        if guard.drop is not None and guard.improves(value):
+            guard.remember(value)
+            self.state.best = take_snapshot(self.model, self.scope.graph.program)
+
+    def _next_progress(self, epoch: int) -> float | None:
+        """How far to go after this epoch; None: no round now."""
+        state = self.state
+        if not self.course.allows(epoch):
+            return None
+        if state.guard.drop is not None and state.guard.best is None:
+            return None  # there is nothing yet that a round could be compared with
+        last = state.rounds[-1] if state.rounds else None
+        wanted = self.course.progress(epoch, last, state.served)
+        state.served = self.course.steps_until(epoch)
+        return None if wanted is None else state.guard.allowed(wanted)
+
+    def _prune(self, epoch: int, progress: float, value: float | None) -> None:
+        """Makes a plan and the model slim by it."""
+        began = time.perf_counter()
+        state, scope = self.state, self.scope
+        if state.best is not None:  # of the present widths, so the channels are the same
+            restore_snapshot(self.model, state.best, program=scope.graph.program)
+        data = self._calibration_inputs()
+        held = replace(scope.rules, fixed={**state.guard.widths, **scope.rules.fixed})
+
+        def limits(curves: Curves) -> Budget:
+            self.goal = self.goal.measured(scope, curves, self.pruning.allocation)
+            return self.goal.target(progress)
+
+        options = replace(self.pruning, seed=self.pruning.seed + epoch)
+        plan, curves = make_plan(replace(scope, rules=held), data, options, limits)
+        state.plan = plan
+        if all(len(group.kept) == group.size for group in plan.groups):
+            state.guard.progress = progress  # the model is that small already
+            return
+        prune_by_plan(scope.graph, plan)
+        state.good, state.best = state.best, None
+        before = state.guard.begin()
+        self._shapes_changed()
+        self.summaries.round(epoch, curves)
+        state.rounds.append(
+            Round(
+                epoch,
+                progress,
+                plan.params,
+                plan.flops,
+                self.widths,
+                value if state.guard.drop is None else before,
+                held=tuple(state.guard.widths),
+            )
+        )
+        full = (self.goal.full[0], self.goal.full[1])
+        self.say(round_line(state.rounds[-1], full, time.perf_counter() - began))
+        self._choose_jit(epoch, data)
+
+    def _calibration_inputs(self) -> Any:
+        if self.sampler is None:
+            return self.data
+        reservoir, asked = self.sampler.reservoir, self.pruning.samples
+        if asked is not None and reservoir.kept < asked and not self.state.rounds:
+            self.say(
+                f"SGDAP keeps {reservoir.kept} training inputs for its statistics, not {asked}: "
+                "as many as the memory for them holds. Pass calibration_data for more."
+            )
+        return (reservoir.sample(),)  # x alone, whatever its structure
+
+    def _decide(self, decision: Decision, value: float | None) -> None:
+        """Keeps the last round or undoes it, where that is decided."""
+        if decision == "pending":
+            return
+        state = self.state
+        state.rounds[-1] = last = replace(state.rounds[-1], after=value, decision=decision)
+        costly: tuple[str, ...] = ()
+        if decision == "kept":
+            state.guard.keep(last)
+        else:
+            assert state.good is not None and state.plan is not None
+            costly = costliest_groups(state.plan)
+            restore_snapshot(self.model, state.good, program=self.scope.graph.program)
+            state.best = state.good
+            state.guard.undo(last, costly)
+            self._shapes_changed()
+        if state.guard.drop is not None:
+            self.say(decision_line(last, self.monitor.name, state.guard.baseline, costly))
+
+    def _choose_jit(self, epoch: int, data: Any) -> None:
+        """Decides whether XLA compiles the train step for the new shapes."""
+        wanted = self.training.jit_compile
+        if wanted is None:
+            return
+        chosen, why = wanted is not False, "as the model was compiled"
+        if wanted == "auto":
+            if not self.by_xla:
+                left = (int(self.params["epochs"]) - epoch - 1) * int(self.params["steps"] or 1)
+                compiles = 1 + sum(e > epoch for e in self.course.epochs)
+                program = self.scope.graph.program
+                chosen, why = choose_jit_compile(program, data, left, compiles)
+            if chosen != self.state.said_jit:
+                self.state.said_jit = chosen
+                self.say(f"SGDAP: jit_compile={chosen} ({why})")
+        if chosen != self.model.jit_compile:
+            self.model.jit_compile = chosen
+            remake_functions(self.model)
+
+    def _warn_if_short_of_budget(self) -> None:
+        guard = self.state.guard
+        missed = self.goal.missed(self.costs, guard.progress)
+        if missed:
+            name, seen = self.monitor.name, guard.best is not None
+            warnings.warn(
+                f"SGDAPCallback stopped short of {self.goal.final}: the model still costs "
+                f"{', '.join(missed)}. {why_short(self.state.rounds, name, guard.drop, seen)}",
+                stacklevel=2,
+            )
+
+    def _shapes_changed(self) -> None:
+        self.neighbours.begin_anew()
+        self._note_widths(channel_graph(self.model))
+
+    def _note_widths(self, graph: ChannelGraph) -> None:
+        """Keeps the model's channels as they are now, and for the logs its costs and widths."""
+        self.scope = self.scope.moved_to(graph)
+        model = cost_model(graph)
+        self.costs = model.cost(model.lengths(np.ones(graph.count, bool)))
+        self.widths = {g.name: g.size for g in graph.groups if g.prunable}

@@ -1,0 +1,110 @@
+"""The start of a run: everything is checked before anything of the model is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from sgdap import _keras
+from sgdap.channels.groups import channel_graph
+from sgdap.execution.backend import check_backend
+from sgdap.execution.data import reusable
+from sgdap.execution.inputs import check_calibration_data
+from sgdap.pipeline import PruningOptions, pruning_scope
+from sgdap.surgery.prune import check_can_be_rebuilt
+from sgdap.training.calendar import Calendar
+from sgdap.training.course import Course
+from sgdap.training.goal import make_goal
+from sgdap.training.guard import Guard
+from sgdap.training.log import Summaries
+from sgdap.training.monitor import Monitor
+from sgdap.training.neighbours import Neighbours
+from sgdap.training.options import TrainingOptions
+from sgdap.training.reservoir import LIMIT, Reservoir
+from sgdap.training.run import Run
+from sgdap.training.sampler import TrainStepSampler
+from sgdap.training.schedule import Schedule, StepSchedule
+from sgdap.training.state import RunState
+
+
+def start_run(
+    model: Any,
+    pruning: PruningOptions,
+    training: TrainingOptions,
+    params: Mapping[str, Any],
+    neighbours: Neighbours,
+    calibration_data: Any,
+    say: Callable[[str], None],
+) -> Run:
+    """Checks that a run can work, and makes it; a latency is measured for that.
+
+    Args:
+        model: The model in training.
+        pruning: How it is looked at and planned.
+        training: When it is pruned, and how rounds are judged.
+        params: What Keras tells callbacks of the run.
+        neighbours: The other callbacks of the run.
+        calibration_data: Calibration inputs; None: the training data are sampled.
+        say: Tells the user a line.
+
+    Raises:
+        RuntimeError: Keras uses another backend than TensorFlow.
+        ValueError: Something can't work. Nothing was changed.
+        TypeError: The calibration data are of an unknown kind.
+    """
+    check_backend("sgdap.SGDAPCallback")
+    graph = channel_graph(model)
+    scope = pruning_scope(graph, pruning)
+    check_can_be_rebuilt(graph, scope.groups, scope.rules)
+    monitor = Monitor(training.monitor, training.mode, _keras.validated_epochs(model))
+    calendar = Calendar(
+        int(params["epochs"]),
+        training.begin_epoch,
+        training.frequency,
+        training.final_finetune_epochs,
+        None if training.max_accuracy_drop is None else monitor.epochs,
+    )
+    steps, steps_per_epoch = None, 0
+    if not isinstance(training.schedule, Schedule):
+        steps_per_epoch = _steps_per_epoch(params)
+        steps = StepSchedule(training.schedule, calendar.end * steps_per_epoch)
+    epochs = calendar.rounds()
+    goal = make_goal(training.budget, steps or training.schedule, scope, len(epochs))
+    course = Course(calendar, goal.way, epochs[: goal.way.rounds], steps, steps_per_epoch)
+    data, sampler = None, None
+    if calibration_data is not None:
+        data = reusable(calibration_data, pruning.samples)
+        check_calibration_data(graph, data)
+    else:
+        limit = min(LIMIT, pruning.memory_limit or LIMIT)
+        reservoir = Reservoir(pruning.samples, pruning.seed, limit, least=pruning.folds)
+        sampler = TrainStepSampler(graph, reservoir)
+    summaries = Summaries(neighbours.of_class(keras.callbacks.TensorBoard))
+    return Run(
+        model,
+        pruning,
+        training,
+        params,
+        scope,
+        course,
+        goal,
+        monitor,
+        neighbours,
+        summaries,
+        RunState(Guard(training.max_accuracy_drop, training.patience, goal.step)),
+        say,
+        data,
+        sampler,
+        by_xla=bool(model.jit_compile),
+    )
+
+
+def _steps_per_epoch(params: Mapping[str, Any]) -> int:
+    if params["steps"] is None:
+        raise ValueError(
+            "A schedule over training steps needs to know how many there are. Pass "
+            "steps_per_epoch to fit, or use a schedule over rounds: schedule='cubic'."
+        )
+    return int(params["steps"])
