@@ -293,7 +293,8 @@ def optimizer_variables(optimizer: Any) -> list[Any]:
 
 def spares_weight_decay(optimizer: Any, variable: Any) -> bool:
     """Whether an optimizer was told to exclude a model variable from weight decay."""
-    return not optimizer._use_weight_decay(variable)
+    asked = {**vars(optimizer), "_exclude_from_weight_decay_cache": {}}  # it notes what it is asked
+    return not _stand_in(optimizer, asked)._use_weight_decay(variable)
 
 
 def keep_variable_path(old: Any, new: Any) -> None:

@@ -227,6 +227,18 @@ def test_a_stand_in_for_a_variable_has_labelled_sizes_and_the_same_value():
     assert not isinstance(variable.shape[0], _keras.LabelledSize)
 
 
+def test_asking_which_variables_are_spared_weight_decay_leaves_no_trace():
+    spared, other = keras.Variable([1.0]), keras.Variable([2.0])
+    optimizer = keras.optimizers.AdamW()
+    optimizer.exclude_from_weight_decay([spared])
+    for asked in (optimizer, keras.optimizers.SGD()):
+        before = vars(asked).copy()
+        assert _keras.spares_weight_decay(asked, spared) is (asked is optimizer)
+        assert not _keras.spares_weight_decay(asked, other)
+        assert vars(asked) == before
+    assert not optimizer._exclude_from_weight_decay_cache
+
+
 def test_an_optimizer_can_hold_variables_that_share_those_it_was_built_for():
     variable = keras.Variable([1.0])
     stand_in = _keras.with_labelled_shape(variable, 0)
