@@ -58,27 +58,20 @@ def standardize_inputs(functional: Any, x: Any) -> list[Any]:
     return list(functional._standardize_inputs(x))
 
 
-def with_shape(
-    tensor: keras.KerasTensor, shape: tuple[int | None, ...]
-) -> list[tuple[Any, dict[str, Any]]]:
+def with_shape(tensor: Any, shape: tuple[int | None, ...]) -> list[tuple[Any, dict[str, Any]]]:
     """Returns the objects, and their attributes, that change with a symbolic tensor's shape.
 
     The input of a nested model is the output of that model's own input layer, which changes too.
     """
-    changed: list[tuple[Any, dict[str, Any]]] = [(tensor, {"_shape": shape})]
+    changed = [(tensor, {"_shape": shape})]
     record = history(tensor)
     if record is not None and isinstance(record[0], keras.layers.InputLayer):
         changed.append((record[0], {"_batch_shape": shape}))
     return changed
 
 
-def without_build_shapes() -> dict[str, Any]:
-    """Returns the attributes of a model or layer that no longer knows the shapes it was built with.
-
-    They would be saved and used to build the loaded model, whose widths differ by now; Keras
-    reads the shapes of such models from their input layers as well.
-    """
-    return {"_build_shapes_dict": None}
+NOT_BUILT_WITH_SHAPES = {"_build_shapes_dict": None}
+"""Attributes by which a model is saved without the shapes that it was built with, which changed."""
 
 
 def scope_of(model: Any) -> contextlib.AbstractContextManager[Any]:
@@ -139,8 +132,7 @@ _KEPT_ATTRIBUTES = ("name", "_name", "_inbound_nodes", "_outbound_nodes", "_path
 def with_inside(old: Any, new: Any) -> dict[str, Any]:
     """Returns all attributes of `old` (a layer, optimizer or variable) with the inside of `new`.
 
-    The name of `old` and its place in the graph stay, and so do public attributes that only it has
-    (a user's own).
+    Its name and place in the graph stay, and so do public attributes of its own (a user's).
     """
     public = {name: value for name, value in vars(old).items() if not name.startswith("_")}
     kept = {name: vars(old)[name] for name in _KEPT_ATTRIBUTES if name in vars(old)}
@@ -150,12 +142,7 @@ def with_inside(old: Any, new: Any) -> dict[str, Any]:
 def with_trainable_state(model: Any, exchanged: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
     """Returns the attributes by which a compiled model knows the layers that it was compiled with.
 
-    `fit` warns when a layer's `trainable` changed since `compile`. Layers inside rebuilt wrappers
-    are new objects that it would take for changed ones.
-
-    Args:
-        model: The model.
-        exchanged: Layers, and those whose insides they get.
+    `fit` warns where it meets others; those in `exchanged` wrappers (old, new) are new objects.
     """
     if not getattr(model, "compiled", False):
         return {}
@@ -188,11 +175,12 @@ def with_value(variable: Any, value: Any) -> Any:
 
 
 def optimizers_of(model: Any) -> list[Any]:
-    """Returns the optimizers that a model holds: that of `compile` first, then those of its own."""
+    """Returns the optimizers that a model and those in it hold, that of its `compile` first."""
     held = [getattr(model, "optimizer", None)]
-    for value in vars(model).values():
-        held += value if isinstance(value, (list, tuple)) else [value]
-        held += value.values() if isinstance(value, dict) else []
+    for part in (x for x in model._flatten_layers() if isinstance(x, keras.Model)):
+        for value in vars(part).values():
+            held += value if isinstance(value, (list, tuple)) else [value]
+            held += value.values() if isinstance(value, dict) else []
     found = {id(o): o for o in held if isinstance(o, keras.optimizers.Optimizer)}
     inner = {id(part) for o in found.values() for part in optimizer_parts(o)[1:]}
     return [o for o in found.values() if id(o) not in inner]
@@ -242,24 +230,21 @@ def optimizer_around(optimizer: Any, inner: list[Any]) -> Any:
     )
 
 
-def build_optimizer(new: Any, old: Any, new_variables: list[Any], old_variables: list[Any]) -> None:
-    """Builds an optimizer for variables; it shares them out to inner optimizers as `old` does."""
+def build_optimizer(
+    new: Any, old: Any, stand_ins: list[Any], old_variables: list[Any], held: list[Any]
+) -> None:
+    """Builds an optimizer for stand-ins of variables, then lets it hold the variables themselves.
+
+    It shares them out to inner optimizers as `old` shares out the `old_variables`.
+    """
     if isinstance(new, keras.optimizers.MultiOptimizer):
-        for before, after in zip(old_variables, new_variables, strict=True):
+        for before, after in zip(old_variables, stand_ins, strict=True):
             number = old._var_to_optimizer_idx[old._var_key(before)]
             new._optimizer_map.by_variable[id(after)] = new.optimizers[number]
-    new.build(new_variables)
-
-
-def hold_variables(optimizer: Any, held: dict[int, Any]) -> None:
-    """Lets a built optimizer hold other model variables than those that it was built for.
-
-    Args:
-        optimizer: The optimizer; those in it are told as well.
-        held: The variables to hold, by the id of those that it was built for.
-    """
-    for part in optimizer_parts(optimizer):
-        variables = [held[id(variable)] for variable in part._trainable_variables]
+    new.build(stand_ins)
+    by_id = {id(stand_in): variable for stand_in, variable in zip(stand_ins, held, strict=True)}
+    for part in optimizer_parts(new):
+        variables = [by_id[id(stand_in)] for stand_in in part._trainable_variables]
         object.__setattr__(part, "_trainable_variables", variables)
 
 
@@ -293,14 +278,12 @@ def optimizer_variables(optimizer: Any) -> list[Any]:
 
 def spares_weight_decay(optimizer: Any, variable: Any) -> bool:
     """Whether an optimizer was told to exclude a model variable from weight decay."""
-    return not optimizer._use_weight_decay(variable)
+    asked = {**vars(optimizer), "_exclude_from_weight_decay_cache": {}}  # it notes what it is asked
+    return not _stand_in(optimizer, asked)._use_weight_decay(variable)
 
 
 def keep_variable_path(old: Any, new: Any) -> None:
-    """Gives a variable that takes the place of another one its path.
-
-    Some optimizers treat variables by their paths.
-    """
+    """Gives a variable the path of the one whose place it takes; some optimizers read it."""
     new._path = old.path
 
 
@@ -325,12 +308,7 @@ class _LabelledShape(tuple[int, ...]):
 
 
 def with_labelled_shape(variable: Any, number: int) -> Any:
-    """Returns a stand-in for a variable in whose shape the sizes are `LabelledSize`s.
-
-    Args:
-        variable: The variable. All but the shape is shared with it.
-        number: The number of the variable, for the labels.
-    """
+    """Returns a stand-in for a variable in whose shape the sizes are `LabelledSize`s."""
     sizes = []
     for axis, size in enumerate(variable.shape):
         sizes.append(LabelledSize(size))

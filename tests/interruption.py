@@ -116,9 +116,10 @@ def behaviour(model: keras.Model, x: np.ndarray, y: np.ndarray, path: Path) -> l
     before = outputs(model, x)
     np.testing.assert_allclose(model.predict(x, verbose=0), before, atol=1e-5)
     if _keras.functional_of(model):  # the class of another one knows the old widths
-        shared_out = isinstance(model.optimizer, keras.optimizers.MultiOptimizer)  # loads nowhere
-        model.save(path / "after.keras", include_optimizer=not shared_out)
-        loaded = keras.models.load_model(path / "after.keras")
+        model.save(path / "after.keras")
+        shared_out = isinstance(model.optimizer, keras.optimizers.MultiOptimizer)
+        # Keras 3.15 does not load a MultiOptimizer by an OptimizerMap that it saved.
+        loaded = keras.models.load_model(path / "after.keras", compile=not shared_out)
         np.testing.assert_array_equal(outputs(loaded, x), before)
     weights = [v.numpy() for v in model.trainable_variables]
     for _ in range(2):

@@ -148,7 +148,7 @@ def test_build_shapes_are_forgotten():
     inner = keras.Sequential([layers.Dense(2), layers.Dense(2)])
     keras.Sequential([keras.Input((3,)), inner])
     assert inner.get_build_config() is not None
-    hold(inner, _keras.without_build_shapes())
+    hold(inner, _keras.NOT_BUILT_WITH_SHAPES)
     assert inner.get_build_config() is None
 
 
@@ -190,7 +190,7 @@ def test_optimizers_around_others_are_made_again_and_adopt_the_old_inner_ones():
         old.build(variables)
         inner = [keras.optimizers.Lion() for _ in _keras.inner_optimizers(old)]
         new = _keras.optimizer_around(old, inner)
-        _keras.build_optimizer(new, old, variables, variables)
+        _keras.build_optimizer(new, old, variables, variables, variables)
         assert _keras.inner_optimizers(new) == inner
         assert all(part.built for part in inner)
         _keras.adopt_inner_optimizers(old, new)
@@ -227,12 +227,23 @@ def test_a_stand_in_for_a_variable_has_labelled_sizes_and_the_same_value():
     assert not isinstance(variable.shape[0], _keras.LabelledSize)
 
 
-def test_an_optimizer_can_hold_variables_that_share_those_it_was_built_for():
+def test_asking_which_variables_are_spared_weight_decay_leaves_no_trace():
+    spared, other = keras.Variable([1.0]), keras.Variable([2.0])
+    optimizer = keras.optimizers.AdamW()
+    optimizer.exclude_from_weight_decay([spared])
+    for asked in (optimizer, keras.optimizers.SGD()):
+        before = vars(asked).copy()
+        assert _keras.spares_weight_decay(asked, spared) is (asked is optimizer)
+        assert not _keras.spares_weight_decay(asked, other)
+        assert vars(asked) == before
+    assert not optimizer._exclude_from_weight_decay_cache
+
+
+def test_an_optimizer_built_for_stand_ins_holds_the_variables_themselves():
     variable = keras.Variable([1.0])
     stand_in = _keras.with_labelled_shape(variable, 0)
-    optimizer = keras.optimizers.SGD(0.5)
-    optimizer.build([stand_in])
-    _keras.hold_variables(optimizer, {id(stand_in): variable})
+    old, optimizer = keras.optimizers.SGD(0.5), keras.optimizers.SGD(0.5)
+    _keras.build_optimizer(optimizer, old, [stand_in], [variable], [variable])
     assert _keras.optimizer_variables(optimizer)[0] is variable
     assert len(optimizer.variables) == 2
     optimizer.apply([np.ones(1, "float32")], [variable])

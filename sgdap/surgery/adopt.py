@@ -56,7 +56,7 @@ def adopt(model: Any, change: Change) -> None:
         for changed, entries in _keras.with_shape(tensor, shape):
             attributes.of(changed).update(entries)
     for composite in change.composites:
-        attributes.of(composite).update(_keras.without_build_shapes())
+        attributes.of(composite).update(_keras.NOT_BUILT_WITH_SHAPES)
     layers = [pair for pair in change.insides if isinstance(pair[0], keras.Layer)]
     attributes.of(model).update(_keras.with_trainable_state(model, layers))
     _remake_functions(model, attributes)

@@ -75,8 +75,8 @@ def rebuild_optimizer(
             part.exclude_from_weight_decay(spared)
     origins: dict[int, Sequence[int]] = {}
     with _recorded_shapes(news, origins):
-        _keras.build_optimizer(new, optimizer, labelled, old_variables)
-    _keras.hold_variables(new, {id(x): c.held for x, c in zip(labelled, changes, strict=True)})
+        held = [change.held for change in changes]
+        _keras.build_optimizer(new, optimizer, labelled, old_variables, held)
     before, after = optimizer.variables, new.variables
     if len(before) != len(after):
         raise ValueError(

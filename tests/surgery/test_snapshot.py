@@ -6,6 +6,7 @@ from keras import layers
 
 import sgdap
 from sgdap.surgery import prune_in_place, restore_snapshot, take_snapshot
+from tests.interruption import held_by, unchanged
 from tests.models import convnet, digits_like, outputs, randomise
 from tests.oracles import random_removal
 
@@ -116,3 +117,32 @@ def test_all_optimizers_that_a_model_holds_go_along_and_come_back():
     for variable, value in zip(model.second.variables, before, strict=True):
         assert np.array_equal(variable.numpy(), value) or not value.ndim
     model.fit(x, verbose=0)
+
+
+def test_a_compiled_model_in_the_model_trains_on_after_surgery_and_after_it_is_undone():
+    encoder = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(6, "relu"), layers.Dense(3)], name="encoder"
+    )
+    encoder.compile("adam", "mse")
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    encoder.train_on_batch(x, x[:, :3])
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(2)(encoder(inputs)))
+    model.compile("sgd", "mse")
+    snapshot, expected = take_snapshot(model), outputs(model, x)
+    prune(model)
+    width = encoder.output.shape[-1]
+    assert width < 3
+    encoder.train_on_batch(x, x[:, :width])
+    restore_snapshot(model, snapshot)
+    assert np.array_equal(outputs(model, x), expected)
+    encoder.train_on_batch(x, x[:, :3])
+    assert int(encoder.optimizer.iterations) == 3
+
+
+def test_going_back_to_where_the_model_is_changes_nothing():
+    model, (x, y) = convnet(optimizer="adam"), digits_like(32)
+    model.fit(x, y, verbose=0)
+    before = held_by(model)
+    restore_snapshot(model, take_snapshot(model))
+    assert unchanged(before)
