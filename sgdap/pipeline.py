@@ -15,7 +15,7 @@ from sgdap.guidance.elimination import ErrorCurve
 from sgdap.guidance.score import scoring_notes
 from sgdap.planning.allocation import allocate
 from sgdap.planning.budget import Budget
-from sgdap.planning.cost import cost_model, input_shapes, uncounted_notes, warn_of_uncounted
+from sgdap.planning.cost import cost_model, input_shapes, warn_of_uncounted, work_notes
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
 from sgdap.planning.widths import WidthRules, fits
 from sgdap.reconstruction.in_turn import Weights, reconstructed_weights, refitted_weights
@@ -117,7 +117,7 @@ def plan_from_statistics(
         weights={f"{path}:{number}": value for (path, number), value in weights.items()},
         fitted_to=reconstruction_fingerprint(graph, kept) if weights else "",
         notes=(
-            *uncounted_notes(graph),
+            *work_notes(graph),
             *statistics.notes,
             *scoring_notes(graph, statistics),
         ),

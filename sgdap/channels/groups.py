@@ -1,4 +1,4 @@
-"""Channel groups: every place that must lose a channel together, and what each costs."""
+"""Channel groups: which channels are tied, where they lie and what they cost."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ class ChannelGraph:
         tensors: The channels of each tensor, by its number in the program.
         axes: Every axis of a variable that has channels.
         resizes: Every entry of a layer's config that counts channels.
-        scales: Every variable that changes its size with the number of channels.
+        scales: Every variable whose values are scaled when channels leave.
         rewrites: Every operation whose sizes, bounds or indices follow the channels.
         work: What the layers compute.
         linears: Every place where a linear layer reads channels.
         readings: Tensors of channels that no linear layer reads.
-        kept: What no rule covers: path and reason.
+        kept: Layers that are left as they are: path and reason.
     """
 
     program: Program
@@ -184,7 +184,7 @@ def channel_graph(model: Any) -> ChannelGraph:
 
 
 def _sharing_weights(program: Program) -> dict[str, str]:
-    """Layers that hold weights of another one (one layer in two wrappers, say), by path."""
+    """For each layer that holds weights of another one, by path, the path of the other."""
     holders: dict[int, list[str]] = {}
     for path, operation in program.layers().items():
         if isinstance(operation, keras.Layer):
@@ -199,7 +199,7 @@ def _sharing_weights(program: Program) -> dict[str, str]:
 
 
 def _keep_inside_configs(program: Program, statements: Statements) -> None:
-    """Protects what layers of the user's own make inside, in a model that is saved by configs."""
+    """Protects channels made inside layers of the user's own, where a config saves these layers."""
     if not saves_by_its_graph(program.model):
         return
     for code in program.codes:
