@@ -252,6 +252,7 @@ def _groups(
     settled: Settled,
     axes: tuple[Axis, ...],
 ) -> tuple[ChannelGroup, ...]:
+    """The channels that are tied, made by one call, or both, in order of their makers."""
     count = len(settled.removable)
     owner = np.repeat(np.arange(len(origins)), [size for _, size in origins])
     bipartite = sparse.coo_matrix(
@@ -259,9 +260,7 @@ def _groups(
         (len(origins) + count, len(origins) + count),
     )
     _, component = csgraph.connected_components(bipartite, directed=False)
-    members: dict[int, list[int]] = {}
-    for number in range(count):
-        members.setdefault(int(component[len(origins) + number]), []).append(number)
+    component_of = component[len(origins) :]
     makers: dict[int, list[str]] = {}
     for number, (name, size) in enumerate(origins):
         if name and size:
@@ -270,18 +269,14 @@ def _groups(
     order = {path: i for i, path in enumerate(program.layers())}
     touched: dict[int, dict[str, set[str]]] = {}
     for axis in axes:
-        for found in np.unique(component[len(origins) + axis.channels]):
+        for found in np.unique(component_of[axis.channels]):
             touched.setdefault(int(found), {}).setdefault(axis.role, set()).add(axis.path)
 
     groups = []
     for key, names in makers.items():
-        channels = np.array(members[key], np.int64)
+        channels = np.flatnonzero(component_of == key)
         roles = touched.get(key, {})
-        reasons: list[str] = []
-        for number in channels:
-            for reason in settled.reasons.get(int(number), []):
-                if reason not in reasons:
-                    reasons.append(reason)
+        reasons = (why for c in channels for why in settled.reasons.get(int(c), ()))
         producers = tuple(dict.fromkeys(names))
         groups.append(
             ChannelGroup(
@@ -291,7 +286,7 @@ def _groups(
                 producers=producers,
                 followers=tuple(sorted(roles.get("follower", set()), key=order.__getitem__)),
                 consumers=tuple(sorted(roles.get("consumer", set()), key=order.__getitem__)),
-                reasons=tuple(reasons),
+                reasons=tuple(dict.fromkeys(reasons)),
             )
         )
     return tuple(groups)
