@@ -20,7 +20,7 @@ from sgdap.guidance.elimination import ErrorCurve
 from sgdap.guidance.score import score_groups, scoring_notes
 from sgdap.planning.allocation import ALLOCATIONS, allocate
 from sgdap.planning.budget import Budget
-from sgdap.planning.cost import cost_model, uncounted_notes
+from sgdap.planning.cost import cost_model, work_notes
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
 from sgdap.planning.widths import WidthRules, prunable_groups, width_rules
 from sgdap.reconstruction import Weights, reconstructed_weights, refitted_weights
@@ -283,7 +283,7 @@ def plan_from_curves(
         weights={f"{path}:{number}": value for (path, number), value in weights.items()},
         fitted_to=reconstruction_fingerprint(graph, kept) if weights else "",
         notes=(
-            *uncounted_notes(graph),
+            *work_notes(graph),
             *statistics.notes,
             *scoring_notes(graph, statistics),
         ),

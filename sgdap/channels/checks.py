@@ -1,4 +1,4 @@
-"""Says in words where a rule says something that can't be; it knows no rule."""
+"""Checks of what rules say, with errors in words; it knows no rule."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from sgdap._arguments import is_number
+from sgdap.channels.facts import Key
 from sgdap.channels.labels import Symbol
 
 
 def check_channels(title: str, method: str, *given: Any) -> None:
-    """Says that what a rule gives a method of its call are channels.
+    """Raises if a rule gives a method of its call something else than channels.
 
     Args:
-        title: What messages call the rule.
-        method: The method's name.
-        *given: What was received.
+        title: Name of the rule in messages.
+        method: Name of the method.
+        *given: Values that should be channels.
 
     Raises:
-        TypeError: One of them is something else.
+        TypeError: A value is something else.
     """
     if not all(isinstance(channels, np.ndarray) for channels in given):
         raise TypeError(
@@ -29,10 +31,10 @@ def check_channels(title: str, method: str, *given: Any) -> None:
 
 
 def check_axes(title: str, variable: Any, axes: Sequence[Any]) -> None:
-    """Says that channels fit the axes of a variable.
+    """Raises if channels do not fit the axes of a variable.
 
     Args:
-        title: What messages call the rule.
+        title: Name of the rule in messages.
         variable: The variable.
         axes: For each of its axes the channels, `(size,)`, or None.
 
@@ -50,22 +52,45 @@ def check_axes(title: str, variable: Any, axes: Sequence[Any]) -> None:
         )
 
 
+def check_number(title: str, name: str, value: Any) -> None:
+    """Raises if a rule gives something else than a number.
+
+    Raises:
+        TypeError: `value` is no number.
+    """
+    if not is_number(value):
+        raise TypeError(f"{title} must give {name} as a number. Received: {value!r}")
+
+
+def checked_key(title: str, key: Any) -> Key:
+    """Returns the key of a config's entry, or raises if it is none.
+
+    Raises:
+        TypeError: `key` is neither a name nor a sequence of names and positions.
+    """
+    if isinstance(key, str):
+        return key
+    if not isinstance(key, Sequence) or not all(isinstance(part, (str, int)) for part in key):
+        raise TypeError(f"{title} must name an entry of the layer's config. Received: {key!r}")
+    return tuple(key)
+
+
 def checked_outputs(
     title: str, result: Any, shapes: Sequence[Sequence[int | None]]
 ) -> list[Symbol]:
-    """What a rule returned, as a list.
+    """Returns the channels of a layer's outputs as a list, or raises if they are none.
 
     Args:
-        title: What messages call the rule.
-        result: What it returned.
+        title: Name of the rule in messages.
+        result: The value that the rule returned.
         shapes: The shapes of its layer's outputs.
 
     Returns:
         A `Symbol` for each output.
 
     Raises:
-        TypeError: It returned something else than channels.
-        ValueError: It returned channels of other outputs.
+        TypeError: `result` is something else than channels.
+        ValueError: `result` has channels for other outputs.
     """
     symbols = [result] if isinstance(result, Symbol) else result
     if not isinstance(symbols, Sequence) or not all(isinstance(s, Symbol) for s in symbols):

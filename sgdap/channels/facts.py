@@ -65,8 +65,13 @@ class Place:
 class Axis:
     """One axis of one variable of a layer and the channels along it.
 
-    `role` is `"producer"` where the layer makes the channels, `"consumer"` where its kernel reads
-    them and `"follower"` where it only goes along.
+    Attributes:
+        path: Path of the layer.
+        variable: Number of the variable among the layer's.
+        axis: Number of the axis.
+        channels: The channels along it, `(size,)`.
+        role: `"producer"` where the layer makes the channels, `"consumer"` where its kernel reads
+            them, `"follower"` where the variable only goes along with them.
     """
 
     path: str
@@ -77,16 +82,20 @@ class Axis:
 
 
 Key = str | tuple[str | int, ...]
-"""The name of an entry of a config, or the names and positions that lead to a nested one."""
+"""The name of an entry of a config, or the names and positions that lead to a nested entry."""
 
 
 @dataclass(frozen=True, eq=False)
 class Resize:
     """An entry of a layer's config that says how many channels it has.
 
-    `key` is the entry's name, or the way to it where it is nested: `("target_shape", 1)`,
-    `("layer", "config", "units")`. An entry that is None (the layer takes the width of its input,
-    say) is written out when the layer is rebuilt.
+    An entry that is None, because the layer takes the width of its input, gets a number when the
+    layer is rebuilt.
+
+    Attributes:
+        path: Path of the layer.
+        key: The entry: `"units"`, `("target_shape", 1)`, `("layer", "config", "units")`.
+        channels: The channels that it counts.
     """
 
     path: str
@@ -98,7 +107,7 @@ class Resize:
 class Scale:
     """A variable that is multiplied with `(kept / all) ** power` when some of the channels leave.
 
-    So a layer that divides by the root of its width still divides by that of the old one.
+    A layer that divides by the root of its width then computes as if it divided by the old one.
     """
 
     path: str
@@ -109,7 +118,7 @@ class Scale:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Floating point operations for one sample: `factor` times the width of every axis."""
+    """FLOPs of a layer for one sample: `factor` times the number of channels of every axis."""
 
     path: str
     factor: float

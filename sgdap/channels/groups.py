@@ -1,4 +1,4 @@
-"""Channel groups: every place that must lose a channel together, and what each costs."""
+"""Channel groups: which channels are tied, where they lie and what they cost."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ class ChannelGraph:
         tensors: The channels of each tensor, by its number in the program.
         axes: Every axis of a variable that has channels.
         resizes: Every entry of a layer's config that counts channels.
-        scales: Every variable that changes its size with the number of channels.
+        scales: Every variable whose values are scaled when channels leave.
         rewrites: Every operation whose sizes, bounds or indices follow the channels.
         work: What the layers compute.
         places: Where the channels are observed, linear layers first.
-        kept: What no rule covers: path and reason.
+        kept: Layers that are left as they are: path and reason.
     """
 
     program: Program
@@ -181,7 +181,7 @@ def channel_graph(model: Any) -> ChannelGraph:
 
 
 def _sharing_weights(program: Program) -> dict[str, str]:
-    """Layers that hold weights of another one (one layer in two wrappers, say), by path."""
+    """For each layer that holds weights of another one, by path, the path of the other."""
     holders: dict[int, list[str]] = {}
     for path, operation in program.layers().items():
         if isinstance(operation, keras.Layer):
@@ -196,7 +196,7 @@ def _sharing_weights(program: Program) -> dict[str, str]:
 
 
 def _keep_inside_configs(program: Program, statements: Statements) -> None:
-    """Protects what layers of the user's own make inside, in a model that is saved by configs."""
+    """Protects channels made inside layers of the user's own, where a config saves these layers."""
     if not saves_by_its_graph(program.model):
         return
     for code in program.codes:
@@ -248,6 +248,7 @@ def _groups(
     settled: Settled,
     axes: tuple[Axis, ...],
 ) -> tuple[ChannelGroup, ...]:
+    """The channels that are tied, made by one call, or both, in order of their makers."""
     count = len(settled.removable)
     owner = np.repeat(np.arange(len(origins)), [size for _, size in origins])
     bipartite = sparse.coo_matrix(
@@ -255,9 +256,7 @@ def _groups(
         (len(origins) + count, len(origins) + count),
     )
     _, component = csgraph.connected_components(bipartite, directed=False)
-    members: dict[int, list[int]] = {}
-    for number in range(count):
-        members.setdefault(int(component[len(origins) + number]), []).append(number)
+    component_of = component[len(origins) :]
     makers: dict[int, list[str]] = {}
     for number, (name, size) in enumerate(origins):
         if name and size:
@@ -266,18 +265,14 @@ def _groups(
     order = {path: i for i, path in enumerate(program.layers())}
     touched: dict[int, dict[str, set[str]]] = {}
     for axis in axes:
-        for found in np.unique(component[len(origins) + axis.channels]):
+        for found in np.unique(component_of[axis.channels]):
             touched.setdefault(int(found), {}).setdefault(axis.role, set()).add(axis.path)
 
     groups = []
     for key, names in makers.items():
-        channels = np.array(members[key], np.int64)
+        channels = np.flatnonzero(component_of == key)
         roles = touched.get(key, {})
-        reasons: list[str] = []
-        for number in channels:
-            for reason in settled.reasons.get(int(number), []):
-                if reason not in reasons:
-                    reasons.append(reason)
+        reasons = (why for c in channels for why in settled.reasons.get(int(c), ()))
         producers = tuple(dict.fromkeys(names))
         groups.append(
             ChannelGroup(
@@ -287,7 +282,7 @@ def _groups(
                 producers=producers,
                 followers=tuple(sorted(roles.get("follower", set()), key=order.__getitem__)),
                 consumers=tuple(sorted(roles.get("consumer", set()), key=order.__getitem__)),
-                reasons=tuple(reasons),
+                reasons=tuple(dict.fromkeys(reasons)),
             )
         )
     return tuple(groups)

@@ -50,8 +50,13 @@ class Symbol:
     def with_axis(self, axis: int, channels: Labels | None, size: int | None = None) -> Symbol:
         """The same tensor with other channels along one axis.
 
+        Args:
+            axis: The axis.
+            channels: The channels along it, or None.
+            size: The size of the axis, if it changes and no channels tell it.
+
         Raises:
-            ValueError: It has no such axis.
+            ValueError: The tensor has no such axis.
         """
         if not -self.rank <= axis < self.rank:
             raise ValueError(f"A tensor of shape {self.shape} has no axis {axis}.")
@@ -72,7 +77,7 @@ def plain(shape: Sequence[int | None]) -> Symbol:
 
 
 class Ledger:
-    """Hands out channels and keeps what ties them together and what protects them."""
+    """Hands out labels and remembers which are tied and which are protected."""
 
     def __init__(self) -> None:
         self.origins: list[tuple[str, int]] = []
@@ -93,12 +98,12 @@ class Ledger:
         self._ties.append((first.ravel(), second.ravel()))
 
     def protect(self, channels: Labels, reason: str) -> None:
-        """Makes channels stay; `reason` is for people."""
+        """Makes channels stay; the reason is for people."""
         if channels.size:
             self._protected.append((np.unique(channels), reason))
 
     def settle(self) -> Settled:
-        """Resolves all ties into classes of channels that leave together."""
+        """Makes one channel of all labels that are tied, directly or through others."""
         size = self._size
         if self._ties:
             rows = np.concatenate([a for a, _ in self._ties])
@@ -151,7 +156,7 @@ class Settled:
 
 
 def merge(symbols: Sequence[Symbol], shape: Sequence[int | None], ledger: Ledger) -> Symbol:
-    """Elementwise combination with broadcasting: what meets index by index is tied.
+    """The labels of what an elementwise operation makes of tensors that are broadcast.
 
     Args:
         symbols: The tensors that are combined.
@@ -159,9 +164,9 @@ def merge(symbols: Sequence[Symbol], shape: Sequence[int | None], ledger: Ledger
         ledger: Receives the ties.
 
     Returns:
-        The result. Along an axis, the channels of all tensors are tied; a tensor that is as wide
-        but has no channels there (a model input, say) protects the others', and channels of an
-        axis of size 1 that is broadcast stay.
+        The result. Along each axis the channels of all tensors are tied. They are protected where
+        one of the tensors is as wide but has no channels there, as a model input; and a channel
+        that is broadcast over many is protected too.
     """
     rank = len(shape)
     axes: list[Labels | None] = []
@@ -189,15 +194,15 @@ def merge(symbols: Sequence[Symbol], shape: Sequence[int | None], ledger: Ledger
 
 
 def reshape(symbol: Symbol, shape: Sequence[int | None], ledger: Ledger) -> Symbol:
-    """The channels of a tensor after a row-major reshape.
+    """The labels of a tensor after a row-major reshape.
 
-    Axes that are merged repeat the channels of the one among them that has any; an axis that is
-    split keeps channels along the part they vary on (the last where they vary on several), tied
-    over the other parts, so that what is left is a whole block.
+    Merged axes repeat the channels of the one among them that has any. Of an axis that is split,
+    the last part along which channels vary has them. Indices of the other parts tie what lies
+    there, so that whole blocks leave.
 
     Args:
         symbol: The tensor.
-        shape: Its new shape, no -1 in it.
+        shape: Its new shape, without -1.
         ledger: Receives ties and protections.
 
     Returns:
@@ -205,28 +210,20 @@ def reshape(symbol: Symbol, shape: Sequence[int | None], ledger: Ledger) -> Symb
     """
     axes: list[Labels | None] = [None] * len(shape)
     for source, target in _matching_axes(symbol.shape, shape):
-        labelled = [axis for axis in source if symbol.axes[axis] is not None]
-        sizes = [symbol.shape[axis] for axis in source]
-        wanted = [shape[axis] for axis in target]
+        labelled = [(axis, own) for axis in source if (own := symbol.axes[axis]) is not None]
         if not labelled:
             continue
+        axis, channels = labelled[0]
+        sizes = [symbol.shape[axis] for axis in source]
+        wanted = [shape[axis] for axis in target]
         if len(source) == 1 and len([s for s in wanted if s != 1]) == 1:
             kept = next(axis for axis, size in zip(target, wanted, strict=True) if size != 1)
-            axes[kept] = symbol.axes[source[0]]
+            axes[kept] = channels
             continue
-        if (
-            len(labelled) > 1
-            or None in (_size(sizes), _size(wanted))
-            or (_size(sizes) != _size(wanted))
-        ):
-            for axis in labelled:
-                channels = symbol.axes[axis]
-                assert channels is not None
-                ledger.protect(channels, "a reshape mixes them with another axis")
+        if len(labelled) > 1 or _size(sizes) is None or _size(sizes) != _size(wanted):
+            for _, own in labelled:
+                ledger.protect(own, "a reshape mixes them with another axis")
             continue
-        axis = labelled[0]
-        channels = symbol.axes[axis]
-        assert channels is not None
         view = [1] * len(source)
         view[source.index(axis)] = len(channels)
         full = np.broadcast_to(channels.reshape(view), [int(s or 1) for s in sizes])
@@ -251,7 +248,7 @@ def _varying_axis(block: Labels) -> int:
 def _matching_axes(
     old: Sequence[int | None], new: Sequence[int | None]
 ) -> list[tuple[list[int], list[int]]]:
-    """Splits two shapes of the same size into the smallest runs of axes of equal size."""
+    """Pairs the axes of two shapes of the same size in the shortest runs of equal size."""
     runs: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(old) or j < len(new):
@@ -290,7 +287,7 @@ def _size(sizes: Sequence[int | None]) -> int | None:
 def concatenate(
     symbols: Sequence[Symbol], axis: int, shape: Sequence[int | None], ledger: Ledger
 ) -> Symbol:
-    """The channels of tensors laid end to end along an axis; along the others they are tied."""
+    """The labels of tensors laid end to end along an axis; along the other axes they are tied."""
     rank = len(shape)
     axis = axis % rank
     others = merge([s.with_axis(axis, None, 1) for s in symbols], shape, ledger)

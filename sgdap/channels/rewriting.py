@@ -1,4 +1,4 @@
-"""How a `keras.ops` operation is written when some of its input's indices are gone."""
+"""The config and arguments of `keras.ops` operations when some indices of their inputs are gone."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Masks = Sequence["Mask | None"]
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """What an operation is written with.
+    """The config of an operation and the arguments of a call of it.
 
     Attributes:
-        config: Its config.
-        args: Positional arguments of its call, a `Ref` or tensor in the place of each tensor.
+        config: The config.
+        args: Positional arguments, a `Ref` or tensor in the place of each tensor.
         kwargs: Keyword arguments, likewise.
     """
 
@@ -32,7 +32,7 @@ class Written:
     kwargs: Mapping[str, Any]
 
     def same_as(self, other: Written) -> bool:
-        """Whether another operation of the same class is written alike, its name apart."""
+        """Whether config and arguments are the same, whatever name the config has."""
         mine, others = (
             keras.tree.flatten(({**w.config, "name": None}, w.args, dict(w.kwargs)))
             for w in (self, other)
@@ -46,29 +46,29 @@ def _equal(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
-Rewriter = Callable[[Any, Written, Sequence[Masks], Sequence[Masks]], Written]
+Rewriter = Callable[[Written, Sequence[Masks], Sequence[Masks]], Written]
 
 
 def rewritten(
     operation: Any, written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]
 ) -> Written:
-    """How an operation is written after a removal.
+    """Returns the config and arguments of an operation after a removal.
 
     Args:
-        operation: The operation before.
-        written: How it is written before.
-        inputs: What stays of each input tensor.
-        outputs: What stays of each output tensor.
+        operation: The operation before the removal.
+        written: Its config and arguments before.
+        inputs: For each input tensor the indices that stay.
+        outputs: For each output tensor the indices that stay.
 
     Returns:
-        How it is written after: sizes, bounds and indices count what stays.
+        The same with sizes, bounds and indices that count only what stays.
     """
     rewrite = _REWRITERS.get(type(operation))
-    return written if rewrite is None else rewrite(operation, written, inputs, outputs)
+    return written if rewrite is None else rewrite(written, inputs, outputs)
 
 
 def is_written_with_sizes(operation: Any) -> bool:
-    """Whether an operation may be written otherwise after a removal."""
+    """Whether the config or the arguments of an operation hold sizes, bounds or indices."""
     return type(operation) in _REWRITERS
 
 
@@ -77,9 +77,7 @@ def _with(written: Written, **entries: Any) -> Written:
 
 
 def _target_shape(key: str) -> Rewriter:
-    def rewrite(
-        operation: Any, written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]
-    ) -> Written:
+    def rewrite(written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]) -> Written:
         sizes = list(written.config[key])
         offset = len(outputs[0]) - len(sizes)
         for axis, size in enumerate(sizes):
@@ -91,10 +89,8 @@ def _target_shape(key: str) -> Rewriter:
     return rewrite
 
 
-def _slice(
-    operation: Any, written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]
-) -> Written:
-    new = _target_shape("shape")(operation, written, inputs, outputs)
+def _slice(written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]) -> Written:
+    new = _target_shape("shape")(written, inputs, outputs)
     starts = list(written.args[1])
     for axis, mask in enumerate(inputs[0]):
         if mask is not None:
@@ -102,9 +98,7 @@ def _slice(
     return replace(new, args=(written.args[0], tuple(starts), *written.args[2:]))
 
 
-def _split(
-    operation: Any, written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]
-) -> Written:
+def _split(written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]) -> Written:
     mask = inputs[0][written.config["axis"]]
     if mask is None:
         return written
@@ -117,9 +111,7 @@ def _split(
     return _with(written, indices_or_sections=tuple(int(mask[:bound].sum()) for bound in parts))
 
 
-def _get_item(
-    operation: Any, written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]
-) -> Written:
+def _get_item(written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]) -> Written:
     key = written.args[1]
     entries = list(key) if isinstance(key, (tuple, list)) else [key]
     rank = len(inputs[0])
@@ -145,9 +137,7 @@ def _get_item(
     return replace(written, args=(written.args[0], tuple(entries)))
 
 
-def _take(
-    operation: Any, written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]
-) -> Written:
+def _take(written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]) -> Written:
     axis, indices = written.config["axis"], written.args[1]
     mask = None if axis is None else inputs[0][axis]
     if mask is None or hasattr(indices, "index") and not isinstance(indices, (list, tuple)):

@@ -1,9 +1,9 @@
-"""What a rule can say about a call of a layer; it keeps nothing itself."""
+"""What a rule can say about a call of a layer; it is written down in `Statements`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,7 @@ import keras
 import numpy as np
 
 from sgdap import _keras
-from sgdap._arguments import is_number
-from sgdap.channels.checks import check_axes, check_channels
+from sgdap.channels.checks import check_axes, check_channels, check_number, checked_key
 from sgdap.channels.facts import (
     Axis,
     Key,
@@ -23,30 +22,12 @@ from sgdap.channels.facts import (
     Unsettled,
     Work,
 )
-from sgdap.channels.labels import Channels, Labels, Ledger, Symbol, plain
+from sgdap.channels.labels import Labels, Ledger, Symbol, plain
 from sgdap.channels.patches import Patches
 from sgdap.channels.registry import apply_rule
 from sgdap.channels.rewriting import is_written_with_sizes
+from sgdap.channels.subject import Subject
 from sgdap.model.program import Call, Ref, Shape
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """The layer that a rule speaks of: the one that is called, or one inside it.
-
-    Attributes:
-        layer: The layer.
-        names: Names of the layers on the way to it, its own the last; empty for the called one.
-        entries: The entries that lead to its config in that of the called layer.
-        steps: How often each layer around it calls what is inside, for one sample.
-        measured: Whether its input is that of the called layer, which statistics can read.
-    """
-
-    layer: Any
-    names: tuple[str, ...] = ()
-    entries: tuple[str | int, ...] = ()
-    steps: tuple[float, ...] = ()
-    measured: bool = True
 
 
 class RuleCall:
@@ -68,8 +49,7 @@ class RuleCall:
         inputs: Sequence[Symbol],
         output_shapes: Sequence[Shape],
         input_dtypes: Sequence[str] = (),
-        subject: _Subject | None = None,
-        refs: Sequence[Ref] = (),
+        subject: Subject | None = None,
     ) -> None:
         self.inputs = tuple(inputs)
         self.output_shapes = tuple(output_shapes)
@@ -79,9 +59,9 @@ class RuleCall:
         self._statements = statements
         self._call = call
         self._number = number
-        self._subject = subject or _Subject(call.operation)
-        refs = refs if subject else call.inputs
-        self._symbols = {ref.index: x for ref, x in zip(refs, self.inputs, strict=bool(refs))}
+        self._subject = subject or Subject(call.operation)
+        refs = call.inputs
+        self._symbols = {ref.index: x for ref, x in zip(refs, inputs, strict=bool(refs))}
         self._variables = (
             {id(v): i for i, v in enumerate(_keras.layer_variables(call.operation))}
             if hasattr(call.operation, "weights")
@@ -114,8 +94,12 @@ class RuleCall:
         return self._statements.ledger
 
     def output(self) -> Symbol:
-        """An output of which nothing can be removed."""
+        """The only, or first, output, if nothing of it can be removed."""
         return plain(self.output_shape)
+
+    def outputs(self) -> list[Symbol]:
+        """All outputs, if nothing of them can be removed."""
+        return [plain(shape) for shape in self.output_shapes]
 
     def argument(self, name: str, position: int) -> Any:
         """One of the call's arguments, a `Symbol` in the place of each tensor.
@@ -175,15 +159,11 @@ class RuleCall:
         Returns:
             The channels of the inner layer's outputs.
         """
-        outer = self._subject
-        layer = getattr(outer.layer, attribute)
-        subject = _Subject(
-            layer,
-            (*outer.names, layer.name),
-            (*outer.entries, entry, "config"),
-            (*outer.steps, positions(self.input.shape[1:2])) if each_step else outer.steps,
-        )
-        return self._at(subject, inputs, output_shapes, kwargs=arguments or {})
+        subject = self._subject.inside(attribute, entry)
+        if each_step:
+            subject = subject.repeated(positions(self.input.shape[1:2]))
+        call = replace(self._call, args=(), kwargs=arguments or {})
+        return self._at(subject, call, inputs, output_shapes)
 
     def inside_model(
         self,
@@ -205,39 +185,18 @@ class RuleCall:
         Returns:
             The channels of its outputs.
         """
-        subject = replace(
-            self._subject,
-            layer=inner.operation,
-            names=(*self._subject.names, inner.path),
-            entries=(*self._subject.entries, *way),
-            measured=False,
-        )
-        return self._at(
-            subject, inputs, output_shapes, input_dtypes, inner.args, inner.kwargs, inner.inputs
-        )
+        subject = self._subject.inside_model(inner.operation, inner.path, way)
+        call = replace(self._call, args=inner.args, kwargs=inner.kwargs)
+        return self._at(subject, call, inputs, output_shapes, input_dtypes)
 
     def _at(
-        self,
-        subject: _Subject,
-        inputs: Sequence[Symbol],
-        output_shapes: Sequence[Shape],
-        input_dtypes: Sequence[str] = (),
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        refs: Sequence[Ref] = (),
+        self, subject: Subject, call: Call, inputs: Any, output_shapes: Any, input_dtypes: Any = ()
     ) -> list[Symbol]:
         """The channels of an inner layer's outputs, as its own rule says."""
+        number = self._number
         inner = RuleCall(
-            self._statements,
-            self._call,
-            self._number,
-            inputs,
-            output_shapes,
-            input_dtypes,
-            subject,
-            refs,
+            self._statements, call, number, inputs, output_shapes, input_dtypes, subject
         )
-        inner.args, inner.kwargs = args, kwargs or {}
         return apply_rule(subject.layer, inner)
 
     def fixed(self, count: int) -> Labels:
@@ -249,13 +208,13 @@ class RuleCall:
         return made[key]
 
     def constants(self, count: int) -> Labels:
-        """New channels that can't be removed: an operation puts constants there."""
+        """New channels that can't be removed, for indices where an operation puts constants."""
         made = self.ledger.new("", count)
         self.ledger.protect(made, "constants lie beside them")
         return made
 
     def along(self, symbol: Symbol, axis: int) -> Labels:
-        """The channels along an axis; ones that can't be removed where it has none.
+        """The channels along an axis; where it has none, channels that can't be removed.
 
         Raises:
             ValueError: There is no such axis, or it has neither channels nor a known size.
@@ -277,12 +236,12 @@ class RuleCall:
         """Says which channels lie along the axes of one of the layer's variables.
 
         Args:
-            variable: The variable; None (a bias that is not used) is passed over.
+            variable: The variable. None, for a bias that is not used, says nothing.
             *axes: For each of its axes the channels, or None.
 
         Raises:
             TypeError: Something else than channels is given for an axis.
-            ValueError: It is no variable of the layer, or has other axes.
+            ValueError: `variable` is no variable of the layer, or has other axes.
         """
         if variable is None:
             return
@@ -320,11 +279,10 @@ class RuleCall:
         """Says that a variable is multiplied with `(kept / all) ** power` of these channels.
 
         Raises:
-            TypeError: `channels` are none, or `power` is no number.
+            TypeError: `channels` are no channels, or `power` is no number.
         """
         check_channels(self.title, "scale", channels)
-        if not is_number(power):
-            raise TypeError(f"{self.title} must give a power as a number. Received: {power!r}")
+        check_number(self.title, "a power", power)
         if variable is not None:
             path, number = self._call.path, self._number_of(variable)
             fact = Unsettled((channels,), partial(Scale, path, number, power))
@@ -338,27 +296,17 @@ class RuleCall:
             channels: The channels that it counts.
 
         Raises:
-            TypeError: `channels` are none, or `key` is no name and no way.
+            TypeError: `channels` are no channels, or `key` is not made of names and positions.
         """
         check_channels(self.title, "resize", channels)
-        path = self._call.path
-        if not isinstance(key, str):
-            if not isinstance(key, Sequence) or not all(isinstance(k, (str, int)) for k in key):
-                raise TypeError(
-                    f"{self.title} must name an entry of the layer's config. Received: {key!r}"
-                )
-            key = tuple(key)
+        path, key = self._call.path, checked_key(self.title, key)
         if self._subject.entries:
             key = (*self._subject.entries, *([key] if isinstance(key, str) else key))
         fact = Unsettled((channels,), partial(Resize, path, key))
         self._same(self._statements.resizes.setdefault((path, key), fact), channels)
 
     def rewrite(self, outputs: Sequence[Symbol]) -> None:
-        """Says that the operation's sizes, bounds and indices follow the channels.
-
-        Args:
-            outputs: Its outputs.
-        """
+        """Says that the operation's sizes, bounds and indices follow its inputs and outputs."""
         path = self._call.path
         if self._subject.names:
             operation = self._subject.layer
@@ -369,29 +317,23 @@ class RuleCall:
         tensors = (*self.inputs, *outputs)
         _, known = self._statements.rewrites.setdefault(path, (self._number, tensors))
         for before, after in zip(known, tensors, strict=True):  # called twice, written once
-            for first, second in zip(before.axes, after.axes, strict=True):
+            for axis, (first, second) in enumerate(zip(before.axes, after.axes, strict=True)):
                 if first is not None and second is not None:
                     self.tie(first, second)
-                elif first is not None or second is not None:
-                    channels = first if first is not None else second
-                    assert channels is not None
-                    self.keep(channels, f"'{path}' is called on other channels too")
+                else:
+                    for symbol in (before, after):
+                        self.keep_along(symbol, axis, f"'{path}' is called on other channels too")
 
     def linear(
-        self,
-        kernel: Any,
-        bias: Any,
-        patches: Patches,
-        features: Labels,
-        outputs: Labels,
+        self, kernel: Any, bias: Any, patches: Patches, features: Labels, outputs: Labels
     ) -> None:
         """Says that the layer multiplies patches of its first input with a kernel.
 
         Args:
             kernel: The variable whose last axis is the outputs.
             bias: The variable added to them, or None.
-            patches: How the input is read.
-            features: The channel of each kernel row, `(features,)`.
+            patches: The way the input is read.
+            features: The channel of each row of the kernel, `(features,)`.
             outputs: The channel of each output, `(outputs,)`.
         """
         if not self._subject.measured:
@@ -411,13 +353,13 @@ class RuleCall:
         self._statements.places.append(Unsettled((features, outputs), fact))
 
     def reading(self, part: Any, axis: int, channels: Labels, *, made: bool = False) -> None:
-        """Says where the loss shows how much channels inside the layer are needed.
+        """Says where channels inside the layer are seen, so that their use can be measured.
 
         Args:
-            part: The layer inside it that is called on them, or that makes them.
-            axis: Their axis, of its first input or its output.
-            channels: The channels along it.
-            made: Whether it makes them.
+            part: The inner layer that is called on the channels, or that makes them.
+            axis: The axis of the channels in its first input, or in its output.
+            channels: The channels along this axis.
+            made: Whether the inner layer makes them.
         """
         if not self._subject.names:
             path = f"{self._call.path}/{part.name}:{axis}"
@@ -431,29 +373,26 @@ class RuleCall:
         return next(number for number, part in enumerate(parts) if part is layer)
 
     def work(self, factor: float, *axes: Labels) -> None:
-        """Says how much the layer computes for one sample: `factor` times the axes' widths.
+        """Says what the layer computes for one sample: `factor` times the number of channels.
 
-        One multiply-add counts as 2 FLOPs.
+        Args:
+            factor: FLOPs for one channel of each axis; one multiply-add counts as 2.
+            *axes: The channels of each axis; their numbers are multiplied.
 
         Raises:
-            TypeError: The axes are no channels, or `factor` is no number.
+            TypeError: An axis is no channels, or `factor` is no number.
         """
         check_channels(self.title, "work", *axes)
-        if not is_number(factor):
-            raise TypeError(f"{self.title} must give a factor as a number. Received: {factor!r}")
+        check_number(self.title, "a factor", factor)
         path, factor = self._call.path, float(factor) * float(np.prod(self._subject.steps))
-
-        def work(*axes: Channels) -> Work:
-            return Work(path, factor, axes)
-
-        self._statements.work.append(Unsettled(axes, work))
+        self._statements.work.append(Unsettled(axes, lambda *axes: Work(path, factor, axes)))
 
     def tie(self, first: Labels, second: Labels) -> None:
         """Makes channels leave together, index by index; one of the two may be a single one.
 
         Raises:
-            TypeError: One of the two is no channels.
-            ValueError: They are not equally many.
+            TypeError: `first` or `second` are no channels.
+            ValueError: They differ in number.
         """
         check_channels(self.title, "tie", first, second)
         try:
@@ -463,41 +402,51 @@ class RuleCall:
             raise ValueError(f"{self.title} must tie equally many. Received: {sizes}") from error
 
     def keep(self, what: Symbol | Labels, reason: str) -> None:
-        """Protects channels from removal, `reason` tells people why.
+        """Protects channels, or all channels of a tensor, from removal; the reason is for people.
 
         Raises:
             TypeError: `what` is neither a tensor nor channels, or the reason no text.
         """
-        if not isinstance(what, Symbol):
-            check_channels(self.title, "keep", what)
+        kept = what.all_channels() if isinstance(what, Symbol) else [what]
+        check_channels(self.title, "keep", *kept)
         if not isinstance(reason, str):
             raise TypeError(f"{self.title} must give a reason in words. Received: {reason!r}")
-        for channels in what.all_channels() if isinstance(what, Symbol) else [what]:
+        for channels in kept:
             self.ledger.protect(channels, reason)
 
-    def keep_all(self, reason: str) -> list[Symbol]:
-        """Protects all channels of the inputs and notes that the layer is left as it is.
+    def keep_along(self, symbol: Symbol, axis: int, reason: str) -> None:
+        """Protects the channels along one axis of a tensor, where there are any."""
+        channels = symbol.axes[axis]
+        if channels is not None:
+            self.keep(channels, reason)
 
-        Returns:
-            Outputs of which nothing can be removed.
-        """
+    def keep_all(self, reason: str) -> list[Symbol]:
+        """Protects all inputs and notes that the layer is left as it is; returns the outputs."""
         note = (self._call.path, reason)
         if note not in self._statements.kept:
             self._statements.kept.append(note)
         for symbol in self.inputs:
             self.keep(symbol, reason)
-        return [plain(shape) for shape in self.output_shapes]
+        return self.outputs()
 
-    def keep_positions(self, axis: int, name: str) -> None:
-        """Protects channels along all axes of the first input but its channel axis.
+    def keep_positions(self, axis: int, symbol: Symbol | None = None) -> None:
+        """Protects channels along all axes of a tensor but its channel axis.
 
         Args:
             axis: The channel axis.
-            name: Name of the layer, which works along the other axes.
+            symbol: The tensor; None: the first input.
         """
-        for other, channels in enumerate(self.input.axes):
-            if other != axis % self.input.rank and channels is not None:
-                self.keep(channels, f"'{name}' works along their axis")
+        symbol = symbol or self.input
+        for other in range(symbol.rank):
+            if other != axis % symbol.rank:
+                reason = f"'{self._subject.layer.name}' works along their axis"
+                self.keep_along(symbol, other, reason)
+
+    def keep_masks(self, given: Sequence[Any]) -> None:
+        """Protects the channels of all inputs that are not among the given ones."""
+        for symbol in self.inputs:
+            if all(symbol is not one for one in given):
+                self.keep(symbol, f"'{self._subject.layer.name}' reads them as a mask")
 
 
 def positions(shape: Sequence[int | None]) -> float:

@@ -59,7 +59,6 @@ def traced_work(program: Program, numbers: Iterable[int]) -> dict[int, TracedWor
     def step() -> Any:
         graph = tf.compat.v1.get_default_graph()
         for number in numbers:
-            before = len(graph.get_operations())
             try:
                 # Variables that a call assigns and losses that it adds stay in the scope.
                 with keras.StatelessScope():
@@ -69,17 +68,18 @@ def traced_work(program: Program, numbers: Iterable[int]) -> dict[int, TracedWor
             except Exception as error:  # whatever stops a layer of the user's from being traced
                 found[number] = TracedWork(0.0, (f"it can't be traced ({type(error).__name__})",))
             else:
-                found[number] = work_of_operators(graph, graph.get_operations()[before:])
+                made = [values[ref.index] for ref in program.calls[number].outputs]
+                found[number] = _work_of(graph, tf.nest.flatten(made, expand_composites=True))
         return tf.constant(0)
 
     tf.function(step, autograph=False).get_concrete_function()
     return found
 
 
-def work_of_operators(graph: Any, operators: Sequence[Any]) -> TracedWork:
-    """The work of some operators of a TensorFlow graph, functions that they call included."""
+def _work_of(graph: Any, tensors: Sequence[Any]) -> TracedWork:
+    """The work of all operators of a graph that some of its tensors need."""
     flops, uncounted = 0.0, []
-    for operator in operators:
+    for operator in _needed(tensors):
         if operator.type in _HANDLES:
             try:
                 flops += _HANDLES[operator.type](operator)
@@ -89,7 +89,7 @@ def work_of_operators(graph: Any, operators: Sequence[Any]) -> TracedWork:
             functions, times = _CALLS[operator.type](operator)
             for name in functions:
                 inner = graph._get_function(name).graph
-                work = work_of_operators(inner, inner.get_operations())
+                work = _work_of(inner, inner.outputs)
                 flops += work.flops * (1 if times is None else times)
                 uncounted += work.uncounted
                 if work.flops and times is None:
@@ -97,6 +97,20 @@ def work_of_operators(graph: Any, operators: Sequence[Any]) -> TracedWork:
         elif operator.type not in _CHEAP:
             uncounted.append(f"no count for {operator.type}")
     return TracedWork(flops, tuple(dict.fromkeys(uncounted)))
+
+
+def _needed(tensors: Sequence[Any]) -> list[Any]:
+    """The operators that compute some tensors; what is computed for nothing is not run."""
+    import tensorflow as tf
+
+    waiting = [tensor.op for tensor in tensors if tf.is_symbolic_tensor(tensor)]
+    found: dict[str, Any] = {}
+    while waiting:
+        operator = waiting.pop()
+        if operator.name not in found:
+            found[operator.name] = operator
+            waiting += [tensor.op for tensor in operator.inputs]
+    return list(found.values())
 
 
 def _placeholder(program: Program, ref: Ref) -> Any:
@@ -254,10 +268,13 @@ def _loop(operator: Any) -> tuple[list[str], int | None]:
     """A loop counts with as many turns as it may take at most."""
     import tensorflow as tf
 
-    turns = tf.get_static_value(operator.inputs[1])
-    known = turns is not None and turns.size == 1 and int(turns) >= 0
+    limit = operator.inputs[1]
+    if limit.op.type == "Max":  # of the lengths of all sequences, in recurrent layers
+        limit = limit.op.inputs[0]
+    turns = tf.get_static_value(limit)
+    known = turns is not None and turns.min() >= 0
     functions = [operator.get_attr(part).name for part in ("cond", "body")]
-    return functions, int(turns) if known else None
+    return functions, int(turns.max()) if known else None
 
 
 def _branches(operator: Any) -> tuple[list[str], int | None]:

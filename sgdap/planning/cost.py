@@ -16,6 +16,7 @@ from scipy import sparse
 
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.labels import Channels
+from sgdap.channels.registry import find_rule
 from sgdap.execution.traced_work import TracedWork, traced_work
 
 MEASURES = ("params", "flops", "bytes")
@@ -122,8 +123,8 @@ _untold: WeakKeyDictionary[ChannelGraph, Mapping[str, TracedWork]] = WeakKeyDict
 def untold_work(graph: ChannelGraph) -> Mapping[str, TracedWork]:
     """What layers and operations compute that no rule tells, counted from what TensorFlow traces.
 
-    These are the layers that are left as they are, without what rules tell of layers inside them,
-    and the operations of which no rule says what they compute.
+    These are the layers that are left as they are (what rules tell of layers inside them counts
+    apart), and the operations and layers of the user's of which no rule says what they compute.
 
     Args:
         graph: The model's channels. What was counted for it once is remembered as long as it is.
@@ -136,8 +137,7 @@ def untold_work(graph: ChannelGraph) -> Mapping[str, TracedWork]:
         calls = {
             number: call.path
             for number, call in enumerate(graph.program.calls)
-            if call.path in kept
-            or (not isinstance(call.operation, keras.Layer) and not told[call.path])
+            if call.path in kept or not (told[call.path] or _has_built_in_rule(call.operation))
         }
         found: dict[str, TracedWork] = {}
         for number, work in traced_work(graph.program, calls).items():
@@ -149,6 +149,26 @@ def untold_work(graph: ChannelGraph) -> Mapping[str, TracedWork]:
             for path, work in found.items()
         }
     return _untold[graph]
+
+
+def _has_built_in_rule(operation: Any) -> bool:
+    """Whether it is a layer whose rule comes with sgdap, so that no work said means none."""
+    rule = find_rule(operation)
+    return isinstance(operation, keras.Layer) and getattr(rule, "__module__", "").startswith(
+        "sgdap."
+    )
+
+
+def work_notes(graph: ChannelGraph) -> tuple[str, ...]:
+    """What there is to know of FLOPs that no rule tells: those not counted, and those fixed."""
+    layers, kept = graph.program.layers(), dict(graph.kept)
+    fixed = tuple(
+        f"FLOPs of '{path}' ({work.flops:,.0f}) are taken to stay: its rule does not say them by "
+        "call.work."
+        for path, work in untold_work(graph).items()
+        if work.flops and isinstance(layers[path], keras.Layer) and path not in kept
+    )
+    return (*uncounted_notes(graph), *fixed)
 
 
 def uncounted_notes(graph: ChannelGraph) -> tuple[str, ...]:

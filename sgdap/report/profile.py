@@ -11,9 +11,9 @@ from sgdap.channels.groups import channel_graph
 from sgdap.planning.cost import (
     input_shapes,
     parameters_by_layer,
-    uncounted_notes,
     untold_work,
     work_by_layer,
+    work_notes,
 )
 from sgdap.training.latency import measure_latency
 
@@ -142,5 +142,5 @@ def profile(model: Any, *, latency: bool = True, batch_size: int = 1, repeats: i
         flops=round(sum(flops.values())),
         latency=measure_latency(model, batch_size, repeats) if latency else None,
         batch_size=batch_size,
-        notes=uncounted_notes(graph),
+        notes=work_notes(graph),
     )

@@ -522,3 +522,14 @@ def test_an_attention_operation_loses_heads_and_with_a_scale_dimensions(scale):
     slim, x = pruned(model), samples(model)
     np.testing.assert_allclose(outputs(slim, x), masked_outputs(model, slim, x), atol=1e-5)
     assert slim.get_layer("out").kernel.shape[0] == 1
+
+
+def test_a_wrapper_in_a_model_in_a_wrapper_can_be_planned():
+    wrapped = layers.SpectralNormalization(layers.Dense(5))
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(6), wrapped, layers.Dense(3)])
+    inputs = keras.Input((5, 4))
+    x = layers.Flatten()(layers.TimeDistributed(inner, name="each")(inputs))
+    model = randomise(keras.Model(inputs, layers.Dense(2)(x)))
+    plan = sgdap.plan(model, samples(model), sgdap.Budget(params=0.7))
+    slim = sgdap.apply(model, plan)
+    assert slim.count_params() <= 0.7 * model.count_params()

@@ -12,6 +12,7 @@ from sgdap.execution.traced_work import traced_work
 from sgdap.model.trace import trace
 
 N = 16
+CONSTANT = tf.ones((1, 6, 6))
 FFT = 5 * N * math.log2(N)
 
 
@@ -98,6 +99,7 @@ def test_operators_are_counted_as_by_hand(function, shape, weight, flops):
             "StatelessWhile runs a number of times that is not known",
         ),
         (lambda x, w: x if keras.ops.convert_to_numpy(x).any() else x, 0, "it can't be traced"),
+        (lambda x, w: CONSTANT, 0, ""),
     ],
 )
 def test_what_cannot_be_counted_is_named(function, flops, reason):
@@ -108,6 +110,27 @@ def test_what_cannot_be_counted_is_named(function, flops, reason):
     (work,) = traced_work(trace(model), [0]).values()
     assert work.flops == flops
     assert reason in "; ".join(work.uncounted)
+
+
+class Cell(layers.Layer):
+    """A recurrent cell of the user's."""
+
+    state_size = output_size = 3
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1] + 3, 3))
+
+    def call(self, x, states):
+        state = ops.tanh(ops.matmul(ops.concatenate([x, states[0]], -1), self.kernel))
+        return state, [state]
+
+
+def test_a_recurrent_layer_counts_its_cell_at_every_step():
+    x = keras.Input((7, 5))
+    model = keras.Model(x, layers.RNN(Cell())(x))
+    (work,) = traced_work(trace(model), [0]).values()
+    assert not work.uncounted
+    assert work.flops == 7 * 2 * (5 + 3) * 3
 
 
 def test_counting_leaves_nothing_on_the_layers():

@@ -174,6 +174,23 @@ def test_a_layer_inside_one_that_is_left_as_it_is_counts_once():
     assert flops["each"] == 5 * 2 * (8 * 6 + 6 * 64 + 64 * 3)
 
 
+def test_a_rule_that_does_not_say_the_work_leaves_it_counted_and_named():
+    class Silent(OwnKernel):
+        pass
+
+    @sgdap.register_rule(Silent)
+    def silent(layer, call):
+        call.keep(call.input, "it has a reason")
+        return call.output()
+
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, layers.Dense(2)(Silent(name="silent")(layers.Dense(3)(inputs))))
+    found = sgdap.profile(model, latency=False)
+    assert found.flops == 2 * 8 * 3 + 2 * 3 * 64 + 2 * 64 * 2
+    (note,) = found.notes
+    assert note.startswith("FLOPs of 'silent' (384) are taken to stay")
+
+
 class Sorted(layers.Layer):
     """What TensorFlow can't see into."""
 

@@ -1,6 +1,6 @@
 """One rule per layer class, in files by family; importing this package registers them all."""
 
-from sgdap.channels.rules import (
+from sgdap.channels.rules import (  # noqa: F401
     activation,
     attention,
     convolution,
@@ -13,17 +13,3 @@ from sgdap.channels.rules import (
     shape,
     wrapper,
 )
-
-__all__ = [
-    "activation",
-    "attention",
-    "convolution",
-    "dense",
-    "merging",
-    "normalization",
-    "operations",
-    "recurrent",
-    "sequence",
-    "shape",
-    "wrapper",
-]

@@ -10,49 +10,27 @@ import numpy as np
 from keras import layers
 
 from sgdap import _keras
-from sgdap.channels.labels import Labels, Symbol, plain
+from sgdap.channels.labels import Labels, Symbol
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall, positions
 
 
 @register_rule(layers.MultiHeadAttention)
 def multi_head_attention(layer: Any, call: RuleCall) -> list[Symbol]:
-    """Heads leave as a whole; key and value dimensions leave from all heads at once.
-
-    The layer divides by the root of the number of key dimensions, so the query projection is
-    scaled when that number falls.
-    """
+    """Heads leave as a whole; key and value dimensions leave from all heads at once."""
     if (reason := _own_attention(layer)) is not None:
         return call.keep_all(reason)
-    query, value, key = _arguments(layer, call)
-    parts = _projections(layer)
     heads = call.new_channels(layer.num_heads, "heads")
     keys = call.new_channels(layer.key_dim, "keys")
     values = call.new_channels(layer.value_dim, "values")
     call.resize("num_heads", heads)
     call.resize("key_dim", keys)
     call.resize("value_dim", values)
-    _project(call, parts["query"], query, heads, keys)
-    _project(call, parts["key"], key, heads, keys)
-    _project(call, parts["value"], value, heads, values)
-    if "gate" in parts:
-        _project(call, parts["gate"], query, heads, values)
-    for variable in (parts["query"].kernel, parts["query"].bias):
-        call.scale(variable, 0.5, keys)
+    outputs = _with_heads(layer, call, heads, heads, keys, values)
     sizes = layer.get_config()["output_shape"]
-    last = 0 if sizes is None else len(sizes) - 1
-    end = parts["attention_output"]
-    units = call.new_channels(int(end.kernel.shape[-1]))
-    call.weight(end.kernel, heads, values, *[None] * last, units)
-    call.weight(end.bias, *[None] * last, units)
-    call.reading(end, -2, heads)
-    call.reading(end, -1, values)
-    call.reading(parts["query"], -1, keys, made=True)
-    call.resize("output_shape" if sizes is None else ("output_shape", last), units)
-    rest = positions([] if sizes is None else sizes[:-1])
-    call.work(2 * rest * positions(query.shape[1:-1]), heads, values, units)
-    _attend(layer, call, query, value, heads, keys, values)
-    return _outputs(layer, call, units, heads)
+    units = call.along(outputs[0], -1)
+    call.resize("output_shape" if sizes is None else ("output_shape", len(sizes) - 1), units)
+    return outputs
 
 
 @register_rule(layers.GroupQueryAttention)
@@ -63,8 +41,6 @@ def grouped_query_attention(layer: Any, call: RuleCall) -> list[Symbol]:
     """
     if (reason := _own_attention(layer)) is not None:
         return call.keep_all(reason)
-    query, value, key = _arguments(layer, call)
-    parts = _projections(layer)
     if layer.num_key_value_heads == 1:
         shared = call.fixed(1)
         heads = call.new_channels(layer.num_query_heads, "heads")
@@ -75,25 +51,11 @@ def grouped_query_attention(layer: Any, call: RuleCall) -> list[Symbol]:
     dims = call.new_channels(layer.head_dim, "dims")
     call.resize("num_query_heads", heads)
     call.resize("head_dim", dims)
-    _project(call, parts["query"], query, heads, dims)
-    _project(call, parts["key"], key, shared, dims)
-    _project(call, parts["value"], value, shared, dims)
-    if "gate" in parts:
-        _project(call, parts["gate"], query, heads, dims)
-    for variable in (parts["query"].kernel, parts["query"].bias):
-        call.scale(variable, 0.5, dims)
-    end = parts["attention_output"]
-    units = call.new_channels(int(end.kernel.shape[-1]))
-    call.weight(end.kernel, heads, dims, units)
-    call.weight(end.bias, units)
-    call.reading(end, -2, heads)
-    call.reading(end, -1, dims)
-    call.reading(parts["query"], -1, dims, made=True)
-    call.tie(units, call.along(query, -1))
-    call.tie(units, call.along(value, -1))
-    call.work(2 * positions(query.shape[1:-1]), heads, dims, units)
-    _attend(layer, call, query, value, heads, dims, dims)
-    return _outputs(layer, call, units, heads)
+    outputs = _with_heads(layer, call, heads, shared, dims, dims)
+    query, value, _ = _arguments(call)
+    for symbol in (query, value):
+        call.tie(call.along(outputs[0], -1), call.along(symbol, -1))
+    return outputs
 
 
 @register_rule(layers.Attention, layers.AdditiveAttention)
@@ -103,15 +65,15 @@ def attention(layer: Any, call: RuleCall) -> list[Symbol]:
         return call.keep_all(reason)
     query, value, *rest = given = call.argument("inputs", 0)
     key = rest[0] if rest else value
-    _keep_all_but_last(layer, call, given)
-    channels = _met(call, query.axes[-1], key.axes[-1])
+    _keep_all_but_last(call, given)
+    channels = _met(call, query, -1, key, -1)
     if isinstance(layer, layers.AdditiveAttention):
         call.weight(layer.scale, channels)
     places = positions(query.shape[1:-1]) * positions(key.shape[1:-1])
     call.work(2 * places, call.along(query, -1))
     call.work(2 * places, call.along(value, -1))
-    made = [plain(shape) for shape in call.output_shapes]
-    return [made[0].with_axis(-1, value.axes[-1]), *made[1:]]
+    first, *others = call.outputs()
+    return [first.with_axis(-1, value.axes[-1]), *others]
 
 
 @register_rule(layers.Dot)
@@ -120,17 +82,17 @@ def dot(layer: Any, call: RuleCall) -> Symbol:
     first, second = call.inputs
     axes = [layer.axes] * 2 if isinstance(layer.axes, int) else list(layer.axes)
     a, b = axes[0] % first.rank, axes[1] % second.rank
-    channels = _met(call, first.axes[a], second.axes[b])
+    channels = _met(call, first, a, second, b)
     if channels is not None and layer.normalize:
         call.keep(channels, f"'{layer.name}' normalises over them")
     made = [c for axis, c in enumerate(first.axes) if axis != a]
     made += [c for axis, c in enumerate(second.axes) if axis not in (0, b)]
-    output = plain(call.output_shape)
-    for axis, own in enumerate(made):
-        output = output if own is None else output.with_axis(axis, own)
     rest = [size for axis, size in enumerate(first.shape) if axis not in (0, a)]
     rest += [size for axis, size in enumerate(second.shape) if axis not in (0, b)]
     call.work(2 * positions(rest), call.along(first, a))
+    output = call.output()
+    for axis, own in enumerate(made):
+        output = output if own is None else output.with_axis(axis, own)
     return output
 
 
@@ -182,29 +144,67 @@ def _own_attention(layer: Any) -> str | None:
     return f"no rule for {name}, an attention of its own; register one with sgdap.register_rule"
 
 
-def _arguments(layer: Any, call: RuleCall) -> tuple[Symbol, Symbol, Symbol]:
-    """Query, value and key of a call; all their other axes, and masks, stay."""
-    query = call.argument("query", 0)
-    value = call.argument("value", 1)
-    key = call.argument("key", 2)
-    key = value if key is None else key
-    _keep_all_but_last(layer, call, (query, value, key))
-    return query, value, key
+def _with_heads(
+    layer: Any, call: RuleCall, heads: Labels, shared: Labels, keys: Labels, values: Labels
+) -> list[Symbol]:
+    """What projections, scores and outputs have in common in all attention with heads.
+
+    The layer divides by the root of the number of key dimensions, so the query projection is
+    scaled when that number falls.
+
+    Args:
+        layer: The layer.
+        call: Its call.
+        heads: The heads of the query.
+        shared: The heads of key and value.
+        keys: The dimensions of query and key.
+        values: The dimensions of the value.
+
+    Returns:
+        The outputs.
+    """
+    query, value, key = _arguments(call)
+    _keep_all_but_last(call, (query, value, key))
+    parts = {inner.name: inner for inner in _keras.flatten_layers(layer) if inner is not layer}
+    _project(call, parts["query"], query, heads, keys)
+    _project(call, parts["key"], key, shared, keys)
+    _project(call, parts["value"], value, shared, values)
+    if "gate" in parts:
+        _project(call, parts["gate"], query, heads, values)
+    for variable in (parts["query"].kernel, parts["query"].bias):
+        call.scale(variable, 0.5, keys)
+    end = parts["attention_output"]
+    between = end.kernel.shape[2:-1]
+    units = call.new_channels(int(end.kernel.shape[-1]))
+    call.weight(end.kernel, heads, values, *[None] * len(between), units)
+    call.weight(end.bias, *[None] * len(between), units)
+    call.reading(end, -2, heads)
+    call.reading(end, -1, values)
+    call.reading(parts["query"], -1, keys, made=True)
+    call.work(2 * positions(between) * positions(query.shape[1:-1]), heads, values, units)
+    axes = getattr(layer, "attention_axes", None) or range(1, value.rank - 1)
+    scores = positions(query.shape[1:-1]) * positions([value.shape[axis] for axis in axes])
+    call.work(2 * scores, heads, keys)
+    call.work(2 * scores, heads, values)
+    first, *others = call.outputs()
+    if others and others[0].rank == 4:
+        others[0] = others[0].with_axis(1, heads)
+    elif others:
+        call.keep(heads, f"'{layer.name}' returns the scores of each")
+    return [first.with_axis(-1, units), *others]
 
 
-def _keep_all_but_last(layer: Any, call: RuleCall, given: Sequence[Symbol]) -> None:
-    for symbol in call.inputs:
-        if all(symbol is not one for one in given):
-            call.keep(symbol, f"'{layer.name}' reads them as a mask")
+def _arguments(call: RuleCall) -> tuple[Symbol, Symbol, Symbol]:
+    """Query, value and key of a call."""
+    query, value, key = (call.argument(n, i) for i, n in enumerate(("query", "value", "key")))
+    return query, value, value if key is None else key
+
+
+def _keep_all_but_last(call: RuleCall, given: Sequence[Symbol]) -> None:
+    """Protects masks, and all but the last axis of the other inputs."""
+    call.keep_masks(given)
     for symbol in given:
-        for channels in symbol.axes[:-1]:
-            if channels is not None:
-                call.keep(channels, f"'{layer.name}' works along their axis")
-
-
-def _projections(layer: Any) -> dict[str, Any]:
-    """The layers in an attention layer: query, key, value, attention_output, gate if any."""
-    return {inner.name: inner for inner in _keras.flatten_layers(layer) if inner is not layer}
+        call.keep_positions(-1, symbol)
 
 
 def _project(call: RuleCall, part: Any, x: Symbol, heads: Labels, dims: Labels) -> None:
@@ -214,37 +214,12 @@ def _project(call: RuleCall, part: Any, x: Symbol, heads: Labels, dims: Labels) 
     call.work(2 * positions(x.shape[1:-1]), features, heads, dims)
 
 
-def _attend(
-    layer: Any,
-    call: RuleCall,
-    query: Symbol,
-    value: Symbol,
-    heads: Labels,
-    keys: Labels,
-    values: Labels,
-) -> None:
-    """What scores and weighted values cost."""
-    axes = getattr(layer, "attention_axes", None) or range(1, value.rank - 1)
-    places = positions(query.shape[1:-1]) * positions([value.shape[axis] for axis in axes])
-    call.work(2 * places, heads, keys)
-    call.work(2 * places, heads, values)
-
-
-def _outputs(layer: Any, call: RuleCall, units: Labels, heads: Labels) -> list[Symbol]:
-    made = [plain(shape) for shape in call.output_shapes]
-    if len(made) > 1 and made[1].rank == 4:
-        made[1] = made[1].with_axis(1, heads)
-    elif len(made) > 1:
-        call.keep(heads, f"'{layer.name}' returns the scores of each")
-    return [made[0].with_axis(-1, units), *made[1:]]
-
-
-def _met(call: RuleCall, first: Labels | None, second: Labels | None) -> Labels | None:
+def _met(call: RuleCall, first: Symbol, a: int, second: Symbol, b: int) -> Labels | None:
     """Ties the channels of two axes that are multiplied and summed over."""
-    if first is not None and second is not None:
-        call.tie(first, second)
-        return first
-    for channels in (first, second):
-        if channels is not None:
-            call.keep(channels, "combined with a tensor whose channels can't be removed")
+    one, other = first.axes[a], second.axes[b]
+    if one is not None and other is not None:
+        call.tie(one, other)
+        return one
+    for symbol, axis in ((first, a), (second, b)):
+        call.keep_along(symbol, axis, "combined with a tensor whose channels can't be removed")
     return None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from keras import layers
 
-from sgdap.channels.labels import Labels, Symbol, plain
+from sgdap.channels.labels import Labels, Symbol
 from sgdap.channels.patches import Patches
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall, positions
@@ -24,81 +24,71 @@ def channel_axis(layer: Any) -> int:
 @register_rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)
 def convolution(layer: Any, call: RuleCall) -> Symbol:
     """Each filter reads every input channel at every kernel position."""
-    axis = channel_axis(layer)
-    call.keep_positions(axis, layer.name)
-    features = call.along(call.input, axis)
-    filters = call.new_channels(layer.filters)
-    spatial = [None] * len(layer.kernel_size)
-    read = features
-    if layer.groups > 1:
-        read = _in_groups(layer, call, features, filters)
-        call.weight(layer.kernel, *spatial, read, filters)
-    else:
-        call.weight(layer.kernel, *spatial, features, filters)
-        call.linear(
-            layer.kernel,
-            layer.bias,
-            _patches(layer),
-            np.tile(features, math.prod(layer.kernel_size)),
-            filters,
-        )
-    call.weight(layer.bias, filters)
-    call.resize("filters", filters)
+    read, filters = _read(layer, call), _filters(layer, call)
     area = math.prod(layer.kernel_size)
-    call.work(2 * _places(call.output_shape, axis) * area, read, filters)
-    keep_unless_elementwise(layer, call, filters)
-    return plain(call.output_shape).with_axis(axis, filters)
+    if layer.groups > 1:
+        read = _in_groups(layer, call, read, filters)
+    else:
+        features = np.tile(read, area)
+        call.linear(layer.kernel, layer.bias, _patches(layer), features, filters)
+    call.weight(layer.kernel, *[None] * len(layer.kernel_size), read, filters)
+    call.work(2 * _places(layer, call.output_shape) * area, read, filters)
+    return _made(layer, call, filters)
 
 
 @register_rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 def depthwise(layer: Any, call: RuleCall) -> Symbol:
     """Each channel has filters of its own, `depth_multiplier` of them side by side."""
-    axis = channel_axis(layer)
-    call.keep_positions(axis, layer.name)
-    channels = call.along(call.input, axis)
+    channels = _read(layer, call)
     made = np.repeat(channels, layer.depth_multiplier)
     call.weight(layer.kernel, *[None] * len(layer.kernel_size), channels, None)
-    call.weight(layer.bias, made)
-    call.work(2 * _places(call.output_shape, axis) * math.prod(layer.kernel_size), made)
-    keep_unless_elementwise(layer, call, made)
-    return plain(call.output_shape).with_axis(axis, made)
+    call.work(2 * _places(layer, call.output_shape) * math.prod(layer.kernel_size), made)
+    return _made(layer, call, made)
 
 
 @register_rule(layers.SeparableConv1D, layers.SeparableConv2D)
 def separable(layer: Any, call: RuleCall) -> Symbol:
     """A depthwise convolution, then a kernel of size 1 that reads what it made."""
-    axis = channel_axis(layer)
-    call.keep_positions(axis, layer.name)
-    channels = call.along(call.input, axis)
+    channels, filters = _read(layer, call), _filters(layer, call)
     between = np.repeat(channels, layer.depth_multiplier)
-    filters = call.new_channels(layer.filters)
     spatial = [None] * len(layer.kernel_size)
     call.weight(layer.depthwise_kernel, *spatial, channels, None)
     call.weight(layer.pointwise_kernel, *spatial, between, filters)
-    call.weight(layer.bias, filters)
-    call.resize("filters", filters)
     call.linear(layer.pointwise_kernel, layer.bias, _patches(layer).after(layer), between, filters)
-    places = _places(call.output_shape, axis)
+    places = _places(layer, call.output_shape)
     call.work(2 * places * math.prod(layer.kernel_size), between)
     call.work(2 * places, between, filters)
-    keep_unless_elementwise(layer, call, filters)
-    return plain(call.output_shape).with_axis(axis, filters)
+    return _made(layer, call, filters)
 
 
 @register_rule(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 def transposed(layer: Any, call: RuleCall) -> Symbol:
     """A convolution read backwards: the kernel's last axis is the input."""
-    axis = channel_axis(layer)
-    call.keep_positions(axis, layer.name)
-    features = call.along(call.input, axis)
-    filters = call.new_channels(layer.filters)
+    features, filters = _read(layer, call), _filters(layer, call)
     call.weight(layer.kernel, *[None] * len(layer.kernel_size), filters, features)
-    call.weight(layer.bias, filters)
-    call.resize("filters", filters)
     area = math.prod(layer.kernel_size)
-    call.work(2 * _places(call.input.shape, axis) * area, features, filters)
-    keep_unless_elementwise(layer, call, filters)
-    return plain(call.output_shape).with_axis(axis, filters)
+    call.work(2 * _places(layer, call.input.shape) * area, features, filters)
+    return _made(layer, call, filters)
+
+
+def _read(layer: Any, call: RuleCall) -> Labels:
+    """The channels that a convolution reads; what lies along its spatial axes stays."""
+    call.keep_positions(channel_axis(layer))
+    return call.along(call.input, channel_axis(layer))
+
+
+def _filters(layer: Any, call: RuleCall) -> Labels:
+    """The channels that a convolution makes, one for each filter."""
+    filters = call.new_channels(layer.filters)
+    call.resize("filters", filters)
+    return filters
+
+
+def _made(layer: Any, call: RuleCall, channels: Labels) -> Symbol:
+    """The output: bias and activation lie along the channels of the convolution."""
+    call.weight(layer.bias, channels)
+    keep_unless_elementwise(layer, call, channels)
+    return call.output().with_axis(channel_axis(layer), channels)
 
 
 def _in_groups(layer: Any, call: RuleCall, features: Labels, filters: Labels) -> Labels:
@@ -128,6 +118,7 @@ def _patches(layer: Any) -> Patches:
     )
 
 
-def _places(shape: Sequence[int | None], axis: int) -> float:
+def _places(layer: Any, shape: Sequence[int | None]) -> float:
     """The number of places in the spatial axes of a shape."""
-    return positions([size for i, size in enumerate(shape) if i not in (0, axis % len(shape))])
+    axis = channel_axis(layer) % len(shape)
+    return positions([size for i, size in enumerate(shape) if i not in (0, axis)])

@@ -25,13 +25,13 @@ _SCALED_SUM = _keras.application_layers()[2]
 )
 def elementwise(layer: Any, call: RuleCall) -> Symbol:
     """Labels that meet in a sum or product leave together."""
-    shape = call.output_shape
-    ranks = {symbol.rank for symbol in call.inputs}
-    if len(ranks) > 1:  # Keras moves the batch axis of lower ranks; the channels' fate is unclear
+    if (
+        len({symbol.rank for symbol in call.inputs}) > 1
+    ):  # Keras moves the batch axis of lower ranks, so channels can't be followed
         for symbol in call.inputs:
             call.keep(symbol, f"'{layer.name}' combines tensors of different ranks")
         return call.output()
-    return merge(call.inputs, shape, call.ledger)
+    return merge(call.inputs, call.output_shape, call.ledger)
 
 
 @register_rule(layers.Concatenate)

@@ -29,28 +29,18 @@ def batch_normalization(layer: Any, call: RuleCall) -> Symbol:
     return call.input
 
 
-@register_rule(layers.LayerNormalization)
-def layer_normalization(layer: Any, call: RuleCall) -> Symbol:
-    """Mean and variance over an axis change with every channel of it, so those stay."""
-    return _over_axes(layer, call, layer.axis)
-
-
-@register_rule(layers.RMSNormalization)
-def rms_normalization(layer: Any, call: RuleCall) -> Symbol:
-    """The root mean square over an axis changes with every channel of it, so those stay."""
-    return _over_axes(layer, call, layer.axis)
-
-
-@register_rule(layers.UnitNormalization)
-def unit_normalization(layer: Any, call: RuleCall) -> Symbol:
-    """The length over an axis changes with every channel of it, so those stay."""
-    return _over_axes(layer, call, layer.axis)
+@register_rule(layers.LayerNormalization, layers.RMSNormalization, layers.UnitNormalization)
+def over_channels(layer: Any, call: RuleCall) -> Symbol:
+    """Each output depends on all channels along the axes that are normalised over, so they stay."""
+    for axis in [layer.axis] if isinstance(layer.axis, int) else layer.axis:
+        call.keep_along(call.input, axis, f"'{layer.name}' normalises over them")
+    return call.input
 
 
 @register_rule(layers.GroupNormalization)
 def group_normalization(layer: Any, call: RuleCall) -> Symbol:
     """A group is normalised by itself, so channels leave by whole groups."""
-    call.keep_positions(layer.axis, layer.name)
+    call.keep_positions(layer.axis)
     channels = call.input.axes[layer.axis]
     if channels is None:
         return call.input
@@ -66,15 +56,6 @@ def group_normalization(layer: Any, call: RuleCall) -> Symbol:
 def of_inputs(layer: Any, call: RuleCall) -> Symbol:
     """Layers that prepare a model's inputs, whose channels stay."""
     call.keep(call.input, f"'{layer.name}' has constants for them")
-    return call.input
-
-
-def _over_axes(layer: Any, call: RuleCall, axes: Any) -> Symbol:
-    normalised = [axes] if isinstance(axes, int) else list(axes)
-    for axis in normalised:
-        channels = call.input.axes[axis]
-        if channels is not None:
-            call.keep(channels, f"'{layer.name}' normalises over them")
     return call.input
 
 

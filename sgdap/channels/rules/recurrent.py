@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from sgdap.channels.labels import Labels, Symbol, concatenate, merge, plain
+from sgdap.channels.labels import Labels, Symbol, concatenate, merge
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall, positions
 from sgdap.channels.rules.activation import is_elementwise
@@ -26,25 +26,21 @@ def recurrent(layer: Any, call: RuleCall) -> list[Symbol]:
     unknown = [type(cell).__name__ for cell in cells if type(cell) not in _CELLS]
     if unknown:
         return call.keep_all(f"no rule for the cell {unknown[0]} of '{layer.name}'")
-    call.keep_positions(-1, layer.name)
+    call.keep_positions(-1)
     whole = isinstance(layer, (layers.SimpleRNN, layers.LSTM, layers.GRU))
     features = call.along(call.input, -1)
     of_states: list[Labels] = []
     for number, cell in enumerate(cells):
         units = call.new_channels(cell.units, str(number) if stacked else "")
         _cell_weights(cell, call, features, units)
-        if not all(map(is_elementwise, _activations(cell))):
-            call.keep(units, f"an activation of '{layer.name}' mixes the channels")
+        _keep_unless_elementwise(layer, cell, call, units)
         place = ("cell", "config", "cells", number, "config") if stacked else ("cell", "config")
         call.resize("units" if whole else (*place, "units"), units)
         of_states += [units] * len(keras.tree.flatten(cell.state_size))
         features = units
     _states(layer, call, of_states, -1)
     channels = [features, *of_states]
-    return [
-        plain(shape).with_axis(-1, own)
-        for shape, own in zip(call.output_shapes, channels, strict=False)
-    ]
+    return [x.with_axis(-1, own) for x, own in zip(call.outputs(), channels, strict=False)]
 
 
 def _cell_weights(cell: Any, call: RuleCall, features: Labels, units: Labels) -> None:
@@ -63,8 +59,9 @@ def convolutional(layer: Any, call: RuleCall) -> list[Symbol]:
     """Filters are channels: of every gate, of the state, and convolved again at the next step."""
     cell = layer.cell
     first = cell.data_format == "channels_first"
-    call.keep_positions(2 if first else -1, layer.name)
-    features = call.along(call.input, 2 if first else -1)
+    of_sequence, of_state = (2, 1) if first else (-1, -1)
+    call.keep_positions(of_sequence)
+    features = call.along(call.input, of_sequence)
     filters = call.new_channels(cell.filters)
     gates = np.tile(filters, 4)
     spatial = [None] * len(cell.kernel_size)
@@ -72,18 +69,16 @@ def convolutional(layer: Any, call: RuleCall) -> list[Symbol]:
     call.weight(cell.recurrent_kernel, *spatial, filters, gates)
     call.weight(cell.bias, gates)
     call.resize("filters", filters)
-    if not all(map(is_elementwise, _activations(cell))):
-        call.keep(filters, f"an activation of '{layer.name}' mixes the channels")
-    _states(layer, call, [filters, filters], 1 if first else -1)
+    _keep_unless_elementwise(layer, cell, call, filters)
+    _states(layer, call, [filters, filters], of_state)
     sequences = len(call.output_shape) == call.input.rank
-    made = [plain(shape) for shape in call.output_shapes]
     places = call.output_shape[2:] if sequences else call.output_shape[1:]
     area = math.prod(cell.kernel_size)
     steps = positions(call.input.shape[1:2]) * positions(places[1:] if first else places[:-1])
     call.work(2 * steps * area, features, gates)
     call.work(2 * steps * area, filters, gates)
-    axes = [2 if first and sequences else 1 if first else -1] + [1 if first else -1] * 2
-    return [x.with_axis(axis, filters) for x, axis in zip(made, axes, strict=False)]
+    axes = [of_sequence if sequences else of_state, of_state, of_state]
+    return [x.with_axis(axis, filters) for x, axis in zip(call.outputs(), axes, strict=False)]
 
 
 @register_rule(layers.Bidirectional)
@@ -92,9 +87,7 @@ def bidirectional(layer: Any, call: RuleCall) -> list[Symbol]:
     x = call.input
     given = keras.tree.flatten(call.argument("initial_state", 1))
     states = [state for state in given if isinstance(state, Symbol)]
-    for other in call.inputs[1:]:
-        if all(other is not state for state in states):
-            call.keep(other, f"'{layer.name}' reads them as a mask")
+    call.keep_masks([x, *states])
     apart = layer.merge_mode is None
     shapes = call.output_shapes
     of_states = shapes[2:] if apart else shapes[1:]
@@ -130,8 +123,11 @@ def bidirectional(layer: Any, call: RuleCall) -> list[Symbol]:
     return [*outputs, *sides[0][1:], *sides[1][1:]]
 
 
-def _activations(cell: Any) -> list[Any]:
-    return [cell.activation, getattr(cell, "recurrent_activation", cell.activation)]
+def _keep_unless_elementwise(layer: Any, cell: Any, call: RuleCall, units: Labels) -> None:
+    """Protects the units of a cell where one of its activations mixes them."""
+    activations = (cell.activation, getattr(cell, "recurrent_activation", cell.activation))
+    if not all(map(is_elementwise, activations)):
+        call.keep(units, f"an activation of '{layer.name}' mixes the channels")
 
 
 def _states(layer: Any, call: RuleCall, of_states: Sequence[Labels], axis: int) -> None:
@@ -140,14 +136,10 @@ def _states(layer: Any, call: RuleCall, of_states: Sequence[Labels], axis: int) 
     for state, units in zip(given, of_states, strict=False):
         if isinstance(state, Symbol):
             call.tie(call.along(state, axis), units)
-            for other, channels in enumerate(state.axes):
-                if other != axis % state.rank and channels is not None:
-                    call.keep(channels, f"'{layer.name}' works along their axis")
+            call.keep_positions(axis, state)
         elif state is not None:
             call.keep(units, f"'{layer.name}' starts from a constant state")
-    for symbol in call.inputs[1:]:
-        if all(symbol is not state for state in given):
-            call.keep(symbol, f"'{layer.name}' reads them as a mask")
+    call.keep_masks([call.input, *given])
     for variable, units in zip(keras.tree.flatten(layer.states), of_states, strict=False):
         if variable is not None:
             axes: list[Labels | None] = [None] * len(variable.shape)

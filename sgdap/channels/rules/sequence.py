@@ -7,7 +7,7 @@ from typing import Any
 
 from keras import layers
 
-from sgdap.channels.labels import Symbol, plain
+from sgdap.channels.labels import Symbol
 from sgdap.channels.patches import Patches
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall, positions
@@ -21,7 +21,7 @@ def embedding(layer: Any, call: RuleCall) -> Symbol:
     channels = call.new_channels(layer.output_dim)
     call.weight(layer.embeddings, None, channels)
     call.resize("output_dim", channels)
-    return plain(call.output_shape).with_axis(-1, channels)
+    return call.output().with_axis(-1, channels)
 
 
 @register_rule(layers.ReversibleEmbedding)
@@ -34,8 +34,8 @@ def reversible_embedding(layer: Any, call: RuleCall) -> Symbol:
     call.resize("output_dim", channels)
     if not call.argument("reverse", 1):
         call.keep(call.input, f"'{layer.name}' takes them for numbers of rows")
-        return plain(call.output_shape).with_axis(-1, channels)
-    call.keep_positions(-1, layer.name)
+        return call.output().with_axis(-1, channels)
+    call.keep_positions(-1)
     call.tie(channels, call.along(call.input, -1))
     rows = call.fixed(layer.input_dim)
     call.work(2 * positions(call.input.shape[1:-1]), channels, rows)
@@ -64,7 +64,7 @@ def einsum_dense(layer: Any, call: RuleCall) -> Symbol:
     dots = "".join(spare[: x.rank - len(read.replace("...", ""))])
     read, made = read.replace("...", dots), made.replace("...", dots)
     inputs = dict(zip(read, x.axes, strict=True))
-    output = plain(call.output_shape)
+    output = call.output()
     labels: dict[str, Any] = {}
     for position, letter in enumerate(kernel):
         size = int(layer.kernel.shape[position])

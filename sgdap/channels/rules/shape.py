@@ -7,7 +7,7 @@ from typing import Any
 
 from keras import layers
 
-from sgdap.channels.labels import Symbol, plain, reshape
+from sgdap.channels.labels import Symbol, reshape
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall
 from sgdap.channels.rules.convolution import channel_axis
@@ -48,9 +48,9 @@ def spatial(layer: Any, call: RuleCall) -> list[Symbol]:
         return call.keep_all(f"'{layer.name}' is not made for inputs of {call.input.rank} axes")
     first = getattr(layer, "data_format", None) == "channels_first"
     axis = 1 if first else call.input.rank - 1
-    call.keep_positions(axis, layer.name)
+    call.keep_positions(axis)
     target = axis if axis < len(call.output_shape) else len(call.output_shape) - 1
-    return [plain(call.output_shape).with_axis(target, call.input.axes[axis])]
+    return [call.output().with_axis(target, call.input.axes[axis])]
 
 
 @register_rule(
@@ -101,14 +101,13 @@ def permute(layer: Any, call: RuleCall) -> Symbol:
 @register_rule(layers.RepeatVector)
 def repeat_vector(layer: Any, call: RuleCall) -> Symbol:
     """A new axis of repetitions before the channels."""
-    return plain(call.output_shape).with_axis(-1, call.input.axes[-1])
+    return call.output().with_axis(-1, call.input.axes[-1])
 
 
 def _known(symbol: Symbol, shape: Any) -> tuple[int | None, ...]:
-    """Fills in the one size of a reshaped tensor that Keras leaves open though it is known."""
+    """Computes the size of a reshaped tensor that Keras leaves open where all others are known."""
     sizes = list(shape)
-    total = [size for size in symbol.shape[1:]]
-    if sizes[1:].count(None) == 1 and None not in total:
+    if sizes[1:].count(None) == 1 and None not in symbol.shape[1:]:
         rest = math.prod(size for size in sizes[1:] if size is not None)
-        sizes[sizes.index(None, 1)] = math.prod(size or 1 for size in total) // rest
+        sizes[sizes.index(None, 1)] = math.prod(size or 1 for size in symbol.shape[1:]) // rest
     return tuple(sizes)

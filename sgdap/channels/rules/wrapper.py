@@ -28,10 +28,8 @@ def spectral_normalization(layer: Any, call: RuleCall) -> list[Symbol]:
 def time_distributed(layer: Any, call: RuleCall) -> list[Symbol]:
     """The inner layer at every step; it sees no axis of steps."""
     x = call.input
-    if x.axes[1] is not None:
-        call.keep(x.axes[1], f"'{layer.name}' works along their axis")
-    for mask in call.inputs[1:]:
-        call.keep(mask, f"'{layer.name}' reads them as a mask")
+    call.keep_along(x, 1, f"'{layer.name}' works along their axis")
+    call.keep_masks([x])
     step = Symbol((x.shape[0], *x.shape[2:]), (None, *x.axes[2:]))
     shapes = [(shape[0], *shape[2:]) for shape in call.output_shapes]
     made = call.inside("layer", "layer", [step], shapes, each_step=True)
