@@ -64,8 +64,9 @@ def plan(
         folds: Folds of the cross-validation.
         positions: Output positions of a convolution that are read of each sample at most.
         seed: Of sampled positions and targets.
-        memory_limit: Bytes for all moments together, and for the tensors of one batch; None: a
-            quarter of the free memory. What is given up for it stands in the plan's `notes`.
+        memory_limit: Bytes that planning may take beyond the model and one sample; None: a quarter
+            of the machine's memory, or half of what is free where that is less. What is given up
+            for it stands in the plan's `notes`, with the limit.
         verbose: 1 shows what is done, how far it is and how long it took; 0 shows nothing.
 
     Returns:
@@ -98,7 +99,7 @@ def plan(
     goal = Goal(budget, OneShot(), graph, groups, rules, allocation, rounds=1)
     data = reusable(data, samples)
     with Progress(verbose) as progress:
-        statistics = collect_statistics(
+        calibrated = collect_statistics(
             graph,
             data,
             folds=folds,
@@ -110,7 +111,7 @@ def plan(
         )
         curves = score_groups(
             graph,
-            statistics,
+            calibrated,
             criterion,
             groups=groups,
             reconstruction=reconstruction,
@@ -119,9 +120,11 @@ def plan(
         )
         if budget.latency is not None:
             budget = goal.target(1.0, graph, groups, curves)
+        statistics = [calibrated]
+        del calibrated
         return plan_from_statistics(
             graph,
-            statistics,
+            statistics.pop(),  # handed over: its matrices are let go before the refit
             budget,
             criterion,
             groups=groups,

@@ -90,9 +90,11 @@ def plan_from_statistics(
         rules=rules,
     )
     after = model.cost(model.lengths(kept))
+    notes = (*statistics.notes, *scoring_notes(graph, statistics))
     weights: Weights = {}
     if reconstruction:
         weights = reconstructed_weights(graph, statistics, kept)
+        statistics = statistics.without_products()  # lets go of them where no one else holds them
         if data is not None:
             weights = refitted_weights(
                 graph,
@@ -116,7 +118,7 @@ def plan_from_statistics(
         samples=statistics.samples,
         weights={f"{path}:{number}": value for (path, number), value in weights.items()},
         fitted_to=reconstruction_fingerprint(graph, kept) if weights else "",
-        notes=(*statistics.notes, *scoring_notes(graph, statistics)),
+        notes=notes,
     )
 
 
