@@ -66,8 +66,8 @@ def plan_from_statistics(
         samples: How many of them are looked at; None takes all.
         positions: Output positions of a convolution that are read of each sample at most.
         seed: Of sampled positions.
-        memory_limit: Bytes for the matrices that are needed at a time; None: a quarter of the
-            free memory.
+        memory_limit: Bytes for the statistics and all that is made of them; None: as for
+            `collect_statistics`.
         progress: Shows how far it is.
 
     Returns:

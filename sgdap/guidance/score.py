@@ -52,8 +52,9 @@ def score_groups(
         errors are in units of loss and comparable between groups; without, each consumer's error
         is relative to the power of its outputs. What others read (recurrent, grouped or attention
         layers, operations), whose weights are never refitted, costs what zeroing it there does. A
-        group that is nowhere seen, inside a wrapper, is scored by the norm of its filters; one of
-        which memory allowed to know only each channel's own contribution, by their power.
+        group that is nowhere seen, inside a wrapper, costs the norm of its filters; the criterion
+        gives its order unless it looks at consumers. Where memory allowed to know only each
+        channel's own contribution, channels cost their power.
     """
     if groups is None:
         groups = [group for group in graph.groups if group.prunable]
