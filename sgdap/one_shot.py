@@ -58,8 +58,9 @@ def plan(
         folds: Folds of the cross-validation.
         positions: Output positions of a convolution that are read of each sample at most.
         seed: Seed for sampled positions and targets.
-        memory_limit: Bytes for all moments together, and for the tensors of one batch; None: a
-            quarter of the free memory. What is given up for it stands in the plan's `notes`.
+        memory_limit: Bytes that planning may take beyond the model and one sample; None: a quarter
+            of the machine's memory, or half of what is free where that is less. What is given up
+            for it stands in the plan's `notes`, with the limit.
         verbose: 1 shows what is done, how far it is and how long it took; 0 shows nothing.
 
     Returns:

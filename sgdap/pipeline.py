@@ -47,8 +47,8 @@ class PruningOptions:
         folds: Folds of the cross-validation.
         positions: Output positions of a convolution that are read of each sample at most.
         seed: Seed for sampled positions and targets.
-        memory_limit: Bytes for all moments together, and for the tensors of one batch; None: a
-            quarter of the free memory.
+        memory_limit: Bytes that planning may take beyond the model and one sample; None: a quarter
+            of the machine's memory, or half of what is free where that is less.
 
     Raises:
         TypeError: An option is of the wrong type.
@@ -215,7 +215,9 @@ def make_plan(
         memory_limit=options.memory_limit,
         progress=progress.groups(len(scope.groups)) if progress else None,
     )
-    plan = plan_from_curves(scope, statistics, curves, budget(curves), options, data, progress)
+    spent, handed_over = budget(curves), [statistics]
+    del statistics  # so that its matrices are let go before the refit
+    plan = plan_from_curves(scope, handed_over.pop(), curves, spent, options, data, progress)
     return plan, curves
 
 
@@ -256,9 +258,11 @@ def plan_from_curves(
         rules=scope.rules,
     )
     after = model.cost(model.lengths(kept))
+    notes = (*statistics.notes, *scoring_notes(graph, statistics))
     weights: Weights = {}
     if options.reconstruction:
         weights = reconstructed_weights(graph, statistics, kept)
+        statistics = statistics.without_products()  # lets go of them where no one else holds them
         if data is not None:
             weights = refitted_weights(
                 graph,
@@ -282,11 +286,7 @@ def plan_from_curves(
         samples=statistics.samples,
         weights={f"{path}:{number}": value for (path, number), value in weights.items()},
         fitted_to=reconstruction_fingerprint(graph, kept) if weights else "",
-        notes=(
-            *work_notes(graph),
-            *statistics.notes,
-            *scoring_notes(graph, statistics),
-        ),
+        notes=(*work_notes(graph), *notes),
     )
 
 

@@ -14,15 +14,18 @@ from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.data import batches
 
 
-def affordable_batch(graph: ChannelGraph, limit: int) -> int:
-    """How many samples a batch may have so that all tensors of a run stay under a limit.
+def affordable_batch(graph: ChannelGraph, memory: int) -> int:
+    """How many samples a batch may have so that all tensors of a run and their gradients fit.
 
     Args:
         graph: The model's channels.
-        limit: Bytes.
+        memory: Bytes for the tensors of one batch.
+
+    Returns:
+        The number of samples, at least 1.
     """
     numbers = sum(math.prod(n or 1 for n in shape[1:]) for shape in graph.program.shapes)
-    return max(limit // (4 * max(numbers, 1)), 1)
+    return max(memory // (2 * 4 * max(numbers, 1)), 1)
 
 
 def check_calibration_data(graph: ChannelGraph, data: Any) -> None:

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
+
 from sgdap._arguments import check_integer
 
 LEVELS = ("folds", "merged", "channels", "alone")
+
+BATCH_SHARE = 4
+"""One part of so many of a memory limit is for the tensors of one batch."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,18 @@ class Storage:
         return self.sensitivity == "diagonal"
 
     def bytes(self, size: Size, folds: int) -> int:
-        """What it takes, but for a few vectors."""
-        return 8 * (_numbers(self.level, size, folds) + _sensitivity(self.sensitivity, size))
+        """Bytes while it is gathered, small vectors not counted.
+
+        A batch brings its sums of all sensitivities at once, in float32; those of moments come one
+        by one.
+        """
+        sensitivity = {"whole": size.outputs**2, "diagonal": size.outputs, "none": 0}
+        return 8 * _numbers(self.level, size, folds) + 12 * sensitivity[self.sensitivity]
+
+    def work(self, size: Size) -> int:
+        """Bytes of the matrices made of it while the consumer is scored: a sum and an inverse."""
+        n = {"folds": size.features, "merged": size.features, "channels": size.channels}
+        return 8 * (2 if self.level == "folds" else 1) * n.get(self.level, 0) ** 2
 
 
 def _numbers(level: str, size: Size, folds: int) -> int:
@@ -57,10 +72,6 @@ def _numbers(level: str, size: Size, folds: int) -> int:
         "channels": folds * size.channels * (size.channels + size.outputs),
         "alone": folds * size.channels * (1 + size.outputs),
     }[level]
-
-
-def _sensitivity(kept: str, size: Size) -> int:
-    return {"whole": size.outputs**2, "diagonal": size.outputs, "none": 0}[kept]
 
 
 def choose_storage(
@@ -73,23 +84,24 @@ def choose_storage(
     consumer's second moment for the products of whole channels, these for the channels' powers, a
     sensitivity for its diagonal.
 
+    What is kept leaves room for one batch (`batch_memory`) while it is gathered, and for the
+    matrices of the largest consumer while it is scored.
+
     Args:
         sizes: Each consumer's size, by path.
         folds: Number of folds.
-        limit: Bytes for all consumers together.
+        limit: Bytes for all consumers together and the work on them.
         sensitivity: Whether sensitivities are kept.
 
     Returns:
         The `Storage` of each consumer, by path.
 
     Raises:
-        ValueError: Even the least does not fit.
+        ValueError: If even the least does not fit.
     """
     chosen = dict.fromkeys(sizes, Storage("folds", "whole" if sensitivity else "none"))
-    vectors = sum(8 * folds * 4 * size.features for size in sizes.values())
-    total = vectors + sum(own.bytes(sizes[path], folds) for path, own in chosen.items())
     for steps in (_merging, _giving_up):
-        while total > limit:
+        while _needed(chosen, sizes, folds) > limit:
             saved, path, storage = max(
                 (
                     (own.bytes(sizes[path], folds) - less.bytes(sizes[path], folds), path, less)
@@ -102,13 +114,19 @@ def choose_storage(
             if storage is None or saved <= 0:
                 break
             chosen[path] = storage
-            total -= saved
-    if total > limit:
+    if (least := _needed(chosen, sizes, folds)) > limit:
         raise ValueError(
             f"memory_limit={limit} bytes are too few: the least that can be kept of the "
-            f"{len(sizes)} consumers takes {total}. Raise memory_limit, or let fewer layers shrink."
+            f"{len(sizes)} consumers takes {least}. Raise memory_limit, or let fewer layers shrink."
         )
     return chosen
+
+
+def _needed(chosen: Mapping[str, Storage], sizes: Mapping[str, Size], folds: int) -> int:
+    """The least limit, in bytes, under which what is chosen can be gathered and scored."""
+    kept = kept_memory(chosen, sizes, folds)
+    work = max((own.work(sizes[path]) for path, own in chosen.items()), default=0)
+    return max(-(-kept * BATCH_SHARE // (BATCH_SHARE - 1)), kept + work)
 
 
 def _merging(own: Storage, size: Size, folds: int) -> list[Storage]:
@@ -142,37 +160,88 @@ def storage_notes(chosen: Mapping[str, Storage], limit: int) -> tuple[str, ...]:
         paths = [p for p, own in chosen.items() if kind in (own.level, own.sensitivity)]
         if paths:
             more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-            notes.append(
-                f"{words}: {', '.join(paths[:3])}{more} (memory_limit is {limit / 1e9:.3g} GB)."
-            )
+            notes.append(f"{words}: {', '.join(paths[:3])}{more} (memory_limit={limit}).")
     return tuple(notes)
 
 
+def kept_memory(chosen: Mapping[str, Storage], sizes: Mapping[str, Size], folds: int) -> int:
+    """Bytes of what is chosen while it is gathered."""
+    return sum(
+        own.bytes(sizes[path], folds) + 8 * folds * 4 * sizes[path].features
+        for path, own in chosen.items()
+    )
+
+
+def batch_memory(limit: int) -> int:
+    """Bytes of a memory limit that are left for the tensors of one batch in any case."""
+    return limit // BATCH_SHARE
+
+
 def checked_memory_limit(memory_limit: int | None) -> int:
-    """Returns a memory limit in bytes; None: a quarter of the free memory.
+    """Returns a memory limit in bytes.
+
+    The default is a quarter of the memory that the process may have at most, so it is the same in
+    each run on one machine. Where less than half of that is free, it is half of what is free.
+
+    Args:
+        memory_limit: The limit in bytes; None: the default.
 
     Raises:
-        ValueError: It is no positive integer.
+        ValueError: If it is no positive integer.
     """
     if memory_limit is None:
-        return max(free_memory() // 4, 1)
+        return max(min(total_memory() // 4, free_memory() // 2), 1)
     return check_integer("memory_limit", memory_limit, 1)
 
 
-def free_memory() -> int:
-    """Bytes that this process may still take: what the system has, or its control group allows.
+def total_memory() -> int:
+    """Bytes that this process may have at most: the machine's, or what its control groups allow."""
+    most = [group_limit for group_limit, _ in _control_groups()]
+    return min([int(psutil.virtual_memory().total), *most])
 
-    4 GiB where neither tells.
+
+def free_memory() -> int:
+    """Bytes that this process may still take. What only caches files counts as free."""
+    left = [most - used for most, used in _control_groups()]
+    return max(min([int(psutil.virtual_memory().available), *left]), 0)
+
+
+def _control_groups(root: Path = Path("/")) -> list[tuple[int, int]]:
+    """The limit of each control group that this process is in, and the bytes in use there.
+
+    Pages that cache files are not in use: the system takes them back where memory is short.
     """
-    free = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free.append(int(line.split()[1]) * 1024)
-        group = Path("/sys/fs/cgroup")
-        most = (group / "memory.max").read_text().strip()
+    found = []
+    for path, limit, usage in _memory_groups(root):
+        try:
+            most = (path / limit).read_text().strip()
+            used = int((path / usage).read_text())
+            entries = (line.split() for line in (path / "memory.stat").read_text().splitlines())
+            kept = {name: int(value) for name, value in entries}
+        except (OSError, ValueError):
+            continue
+        prefix = "total_" if "total_inactive_file" in kept else ""
+        cached = sum(kept.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
         if most.isdigit():
-            free.append(int(most) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError, IndexError):
-        pass
-    return max(min(free, default=4 * 2**30), 0)
+            found.append((int(most), max(used - cached, 0)))
+    return found
+
+
+def _memory_groups(root: Path) -> list[tuple[Path, str, str]]:
+    """Folders of the control groups and those around them; the files of limit and usage there."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    groups = []
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        base, files = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+        if controllers:
+            if "memory" not in controllers.split(","):
+                continue
+            base, files = base / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        own = base / name.lstrip("/")
+        folders = [folder for folder in (own, *own.parents) if folder.is_relative_to(base)]
+        groups += [(folder, *files) for folder in folders]
+    return groups

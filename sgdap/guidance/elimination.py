@@ -177,6 +177,15 @@ class _Removal:
         self._costs = self._costs + self._gram[:, channel]
 
 
+def _compacted(matrix: Array, stay: npt.NDArray[np.int64]) -> Array:
+    """Some rows and columns of a square matrix, in order, in the memory of that matrix."""
+    flat, size = matrix.reshape(-1), len(stay)
+    assert flat.base is not None, "rows must lie one after another"
+    for number, row in enumerate(stay):  # never before where what is still needed lies
+        flat[number * size : (number + 1) * size] = matrix[row, stay]
+    return flat[: size * size].reshape(size, size)
+
+
 class _Elimination:
     """One consumer while its channels are removed.
 
@@ -186,8 +195,10 @@ class _Elimination:
 
     def __init__(self, consumer: Consumer) -> None:
         total = consumer.moments.total()
-        second = total.second[0] / total.rows
-        self._inverse = inverse_with(second, ridges(second, mean=total.mean[0]))
+        added = ridges(total.second[0], mean=np.sqrt(total.rows) * total.mean[0])
+        self._inverse = inverse_with(total.second[0], added)
+        self._inverse *= total.rows  # the sums are those of all rows
+        del total
         self._weights = consumer.weights.copy()
         features, outputs = self._weights.shape
         if outputs > features:  # only W Wᵀ matters, and a triangle has it too
@@ -253,7 +264,7 @@ class _Elimination:
         """
         stay = np.flatnonzero(self._alive)
         pending = self._pending[stay, : self._filled]
-        self._inverse = self._inverse[np.ix_(stay, stay)]
+        self._inverse = _compacted(self._inverse, stay)
         for start in range(0, len(stay), 512):
             self._inverse[start : start + 512] -= pending[start : start + 512] @ pending.T
         self._weights = self._weights[stay]

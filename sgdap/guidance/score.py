@@ -43,8 +43,8 @@ def score_groups(
         guidance: The criterion.
         groups: Prunable groups; None: all.
         reconstruction: Whether the consumers' weights will be refitted to the channels that stay.
-        memory_limit: Fewer groups are scored side by side where their matrices would need more
-            bytes than this; None: a quarter of the free memory.
+        memory_limit: Fewer groups are scored side by side where their matrices and the statistics
+            would need more bytes than this; None: as for `collect_statistics`.
         progress: Called with each group before it is scored.
 
     Returns:
@@ -52,13 +52,15 @@ def score_groups(
         errors are in units of loss and comparable between groups; without, each consumer's error
         is relative to the power of its outputs. What others read (recurrent, grouped or attention
         layers, operations), whose weights are never refitted, costs what zeroing it there does. A
-        group that is nowhere seen, inside a wrapper, is scored by the norm of its filters; one of
-        which memory allowed to know only each channel's own contribution, by their power.
+        group that is nowhere seen, inside a wrapper, costs the norm of its filters; the criterion
+        gives its order unless it looks at consumers. Where memory allowed to know only each
+        channel's own contribution, channels cost their power.
     """
     if groups is None:
         groups = [group for group in graph.groups if group.prunable]
     work = {group.name: _working_memory(group, statistics, graph.count) for group in groups}
-    side_by_side = checked_memory_limit(memory_limit) // max(*work.values(), 1)
+    free = checked_memory_limit(memory_limit) - statistics.nbytes
+    side_by_side = free // max(*work.values(), 1)
 
     def curve(group: ChannelGroup) -> ErrorCurve:
         if progress is not None:
@@ -85,16 +87,20 @@ def score_groups(
 
 
 def _working_memory(group: ChannelGroup, statistics: CalibrationStatistics, channels: int) -> int:
-    """Bytes that scoring a group needs at most: for each consumer three matrices of its size."""
+    """Bytes that scoring a group needs at most.
+
+    For each consumer there is the inverse, and for one at a time the sum over the folds.
+    """
     member = np.zeros(channels, bool)
     member[group.channels] = True
-    total = 8 * 4 * group.size**2
+    total, summed = 8 * 6 * group.size**2, 0
     for own in statistics.consumers.values():
         if member[own.place.features].any():
             known = own.moments if own.gathered is None else own.gathered
             size = known.mean.shape[1] if known.has_products else 0
-            total += 8 * 3 * size**2
-    return total
+            total += 8 * size**2
+            summed = max(summed, 8 * size**2 if known.folds > 1 else 0)
+    return total + summed
 
 
 def scoring_notes(graph: ChannelGraph, statistics: CalibrationStatistics) -> tuple[str, ...]:

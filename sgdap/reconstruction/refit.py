@@ -12,7 +12,7 @@ from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of, variable_slices
 from sgdap.execution.inputs import affordable_batch
-from sgdap.execution.memory import checked_memory_limit
+from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.precision import full_precision
 from sgdap.execution.side_by_side import SideBySide
 from sgdap.planning.cost import cost_model, input_shapes
@@ -59,7 +59,8 @@ def refitted_weights(
         samples: How many of them are looked at; None takes all.
         positions: Output positions of a convolution that are read of each sample at most.
         seed: Of sampled positions.
-        memory_limit: Bytes for the moments of one pass; None: a quarter of the free memory.
+        memory_limit: Bytes for the statistics, the moments of one pass and one batch; None: as for
+            `collect_statistics`.
         progress: Called with the number of the pass, of all passes, and of the samples seen.
 
     Returns:
@@ -71,17 +72,20 @@ def refitted_weights(
     """
     fitted = dict(weights)
     behind = _behind_changes(graph, {path for path, _ in weights})
-    limit = checked_memory_limit(memory_limit)
+    free = max(checked_memory_limit(memory_limit) - statistics.nbytes, 0)
+    limit = free - batch_memory(free)
     places = {path: own.place for path, own in statistics.consumers.items() if path in behind}
     needed = {
         path: _residual_memory(place, kept) for path, place in places.items() if place.refittable
     }
-    paths = [path for path in needed if needed[path] <= limit]
+    solving = {path: _solving_memory(places[path], kept) for path in needed}
+    paths = [path for path in needed if needed[path] + solving[path] <= limit]
     paths.sort(key=lambda path: places[path].call)
     if not paths:
         return fitted
     shifts = {path: statistics.consumers[path].moments.total().mean[0] for path in paths}
-    parts = _passes(paths, needed, limit, _affordable_passes(graph, statistics.samples))
+    room = limit - max(solving[path] for path in paths)
+    parts = _passes(paths, needed, room, _affordable_passes(graph, statistics.samples))
     largest = max(sum(needed[path] for path in part) for part in parts)
     models = SideBySide(
         graph,
@@ -91,9 +95,9 @@ def refitted_weights(
         shifts,
         samples=samples,
         positions=positions,
-        most=affordable_batch(graph, limit),
+        most=affordable_batch(graph, batch_memory(free)),
         seed=seed,
-        room=max(limit - largest, 0) / 2 / max(statistics.samples, 1),
+        room=max(room - largest, 0) / 2 / max(statistics.samples, 1),
     )
     for turn, part in enumerate(parts):
         sums = {
@@ -131,8 +135,14 @@ def _fitted_change(own: Residuals, place: Place) -> tuple[Array, Array]:
 
 def _residual_memory(place: Place, kept: Mask) -> int:
     """Bytes of a slim consumer's moments, of two halves of the samples."""
-    features = int(kept[place.features].sum())
-    return 2 * 8 * features * (features + int(kept[place.outputs].sum()))
+    features, outputs = int(kept[place.features].sum()), int(kept[place.outputs].sum())
+    return 2 * 8 * features * (features + outputs)
+
+
+def _solving_memory(place: Place, kept: Mask) -> int:
+    """Bytes of the matrices made of a slim consumer's moments while its fit is found."""
+    features, outputs = int(kept[place.features].sum()), int(kept[place.outputs].sum())
+    return 2 * 8 * features * (features + 2 * outputs)
 
 
 def _affordable_passes(graph: ChannelGraph, samples: int) -> int:

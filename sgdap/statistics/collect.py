@@ -23,6 +23,7 @@ from sgdap.execution.memory import (
     Storage,
     checked_memory_limit,
     choose_storage,
+    kept_memory,
     storage_notes,
 )
 from sgdap.execution.precision import full_precision
@@ -60,6 +61,14 @@ class ConsumerStatistics:
     taylor: Array | None = None
     gathered: Moments | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the statistics take."""
+        moments = (self.moments, self.gathered)
+        arrays = [a for own in moments if own is not None for a in own.arrays().values()]
+        arrays += [a for a in (self.sensitivity, self.taylor) if a is not None]
+        return sum(array.nbytes for array in arrays)
+
 
 @dataclass(frozen=True, eq=False)
 class CalibrationStatistics:
@@ -75,6 +84,21 @@ class CalibrationStatistics:
     samples: int
     consumers: Mapping[str, ConsumerStatistics]
     notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the statistics take."""
+        return sum(own.nbytes for own in self.consumers.values())
+
+    def without_products(self) -> CalibrationStatistics:
+        """The statistics without large matrices: enough for a refit, not for scores."""
+        return replace(
+            self,
+            consumers={
+                path: ConsumerStatistics(own.place, own.moments.powers(), None, own.taylor)
+                for path, own in self.consumers.items()
+            },
+        )
 
 
 def collect_statistics(
@@ -95,10 +119,10 @@ def collect_statistics(
     The samples are dealt to the folds in turn; all patches of a sample are in one fold.
     Memory does not grow with the number of batches: `folds · features² + outputs²` float64
     numbers for each consumer, where features are kernel positions × input channels, as long as all
-    of them together stay under `memory_limit`. Else the folds of the largest consumers are merged.
-    Where that is not enough, products are kept of whole channels only, exact with the model's
-    weights, or only each channel's power; then the data are read twice, because the sensitivity
-    must be known first.
+    of them together stay under three quarters of `memory_limit`; the rest is for one batch. Else
+    the folds of the largest consumers are merged. Where that is not enough, products are kept of
+    whole channels only, exact with the model's weights, or only each channel's power; then the data
+    are read twice, because the sensitivity must be known first.
 
     Args:
         graph: The model's channels.
@@ -112,11 +136,12 @@ def collect_statistics(
             are softened first, the loss scaled up as in distillation: logits over T, loss times
             T² (Hinton, Vinyals, Dean 2015, arXiv 1503.02531 section 2).
         batch_size: Samples in a batch at most; fewer where what a batch computes would take more
-            than `memory_limit` too. A model built for a batch size of its own gets that, and what
-            does not fill a batch is left out.
+            than `memory_limit` leaves for it. A model built for a batch size of its own gets that,
+            and what does not fill a batch is left out.
         seed: Of the sampled positions and targets.
-        memory_limit: Bytes for all that is kept of the consumers; None: a quarter of the free
-            memory. What is given up for it stands in the result's `notes` and is logged.
+        memory_limit: Bytes for all that is gathered, beyond the model and one sample; None: a
+            quarter of the machine's memory, or half of what is free where that is less. What is
+            given up for it stands in the result's `notes`, with the limit, and is logged.
         progress: Called with the number of samples seen after each batch.
 
     Returns:
@@ -143,12 +168,11 @@ def collect_statistics(
     }
     storage = choose_storage(sizes, folds, limit, sensitivity)
     notes = storage_notes(storage, limit)
-    for note in notes:
-        _LOGGER.info(note)
     _check_weights(graph)
     contributing = [p for p, own in storage.items() if own.level in ("channels", "alone")]
     whole = Gathering(places, storage, folds, positions, sensitivity, True, {})
-    run = _Pass(graph, limit, batch_size, samples, seed, progress)
+    most = affordable_batch(graph, limit - kept_memory(storage, sizes, folds))
+    run = _Pass(graph, most, batch_size, samples, seed, progress)
     if not contributing:
         sums = run(data, whole)
     else:  # contributions are weighted with the sensitivity: a pass for that comes first
@@ -176,6 +200,10 @@ def collect_statistics(
             *own.gradients(run.seen),
             own.contributions(place, moments, storage[path]) if path in contributing else None,
         )
+    if most < min(batch_size, run.seen):
+        notes += (f"Batches hold at most {most} samples (memory_limit={limit}).",)
+    for note in notes:
+        _LOGGER.info(note)
     return CalibrationStatistics(run.seen, consumers, notes)
 
 
@@ -233,14 +261,14 @@ class _Pass:
     def __init__(
         self,
         graph: ChannelGraph,
-        limit: int,
+        most: int,
         batch_size: int,
         samples: int | None,
         seed: int,
         progress: Callable[[int], None] | None,
     ) -> None:
         self.graph = graph
-        self.limit = limit
+        self.most = most
         self.batch_size = batch_size
         self.samples = samples
         self.seed = seed
@@ -262,7 +290,7 @@ class _Pass:
             data,
             batch_size=self.batch_size,
             samples=self.samples,
-            most=affordable_batch(self.graph, self.limit),
+            most=self.most,
             seed=self.seed,
             shifts=shifts,
         )

@@ -88,6 +88,11 @@ class Moments:
         )
         return first._joined(*rest)
 
+    def powers(self) -> Powers:
+        """The moments without products of different quantities."""
+        own = np.diagonal(self.second, axis1=1, axis2=2).copy()
+        return Powers(self.count, self.mean, own, self.zeros, self.absolute)
+
     def about(self, point: Array) -> Array:
         """The first fold's sums of products about a point, 0 where they are not known, `(n, n)`.
 
@@ -170,6 +175,10 @@ class Powers(Moments):
         """Each quantity's variance in the first fold, `(n,)`."""
         variance: Array = self.second[0] / self.rows
         return variance
+
+    def powers(self) -> Powers:
+        """These moments themselves."""
+        return self
 
     def about(self, point: Array) -> Array:
         """The first fold's sums of squares about a point, as a diagonal matrix, `(n, n)`."""

@@ -68,13 +68,17 @@ def inverse_with(second: Array, added: Array) -> Array:
     Args:
         second: As for `cholesky_with`.
         added: As for `cholesky_with`.
+
+    Returns:
+        The inverse, its rows one after another in memory, `(features, features)`.
     """
     factor, _ = cholesky_with(second, added)
     inverse: Array
     inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
-    for start in range(0, len(inverse), 512):  # only the lower triangle was written
+    inverse = inverse.T  # LAPACK's columns; what it wrote is the upper triangle now
+    for start in range(0, len(inverse), 512):
         stop = start + 512
-        block = np.tril(inverse[start:stop, start:stop])
-        inverse[start:stop, start:stop] = block + np.tril(block, -1).T
-        inverse[start:stop, stop:] = inverse[stop:, start:stop].T
+        block = np.triu(inverse[start:stop, start:stop])
+        inverse[start:stop, start:stop] = block + np.triu(block, 1).T
+        inverse[stop:, start:stop] = inverse[start:stop, stop:].T
     return inverse

@@ -72,6 +72,22 @@ def test_a_group_that_is_nowhere_seen_is_scored_by_its_filters():
     np.testing.assert_allclose(np.diff(curve.errors), np.sort(norms) / norms.sum(), rtol=1e-5)
 
 
+def test_weights_under_a_constraint_are_scored_as_weights_that_stay():
+    def curve(constraint, **options):
+        end = layers.Dense(3, kernel_constraint=constraint)
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(6, "tanh", name="made"), end])
+        random = np.random.default_rng(0)
+        model.set_weights([random.normal(size=w.shape) for w in model.get_weights()])
+        graph = sgdap.channel_graph(model)
+        statistics = sgdap.collect_statistics(graph, samples(model, 100))
+        return score_groups(graph, statistics, sgdap.SecondOrderGuidance(), **options)["made"]
+
+    expected = curve(None, reconstruction=False)
+    found, refitted = curve("max_norm"), curve(None)
+    np.testing.assert_allclose(found.errors, expected.errors)
+    assert found.errors[3] > refitted.errors[3]
+
+
 class LastFirst(sgdap.Guidance):
     """Asks for the last channels first, whatever is known of a group."""
 
