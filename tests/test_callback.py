@@ -595,6 +595,16 @@ ARGUMENTS = {
         "as small as it can.*Received: schedule='linear'",
     ),
     "jit_compile": ({"jit_compile": "yes"}, ValueError, "jit_compile must be 'auto'"),
+    "folds": ({"folds": 1}, ValueError, "folds must be an integer of at least 2"),
+    "fewer samples than folds": (
+        {"folds": 9, "samples": 8},
+        ValueError,
+        "samples must be an integer of at least 9. Received: samples=8",
+    ),
+    "positions": ({"positions": 0}, ValueError, "positions must be an integer of at least 1"),
+    "memory_limit": ({"memory_limit": 0}, ValueError, "memory_limit must be an integer of at"),
+    "a pattern that is no list": ({"layers": "conv*"}, TypeError, "layers must be a list"),
+    "an override that is no share": ({"overrides": {"a": 4}}, ValueError, "shares of channels"),
 }
 
 

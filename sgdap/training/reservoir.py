@@ -58,8 +58,8 @@ class Reservoir:
 
         Args:
             x: Tensor, or nested structure of tensors, with a leading batch axis.
-            device: Where the sample lies; None: where TensorFlow puts it. What was kept moves
-                when this changes.
+            device: Where the sample lies; None, or under a distribution strategy: where TensorFlow
+                puts it. What was kept moves when this changes.
 
         Raises:
             ValueError: The shape of a sample is not known, or too few samples fit into the limit.
@@ -70,7 +70,7 @@ class Reservoir:
         structure = keras.tree.map_structure(lambda leaf: 0, x)
         replica = tf.distribute.get_replica_context()
         if replica is None or replica.num_replicas_in_sync == 1:
-            self._take(leaves, structure, device)
+            self._take(leaves, structure, None if tf.distribute.has_strategy() else device)
         else:
 
             def take(strategy: Any, parts: list[Any]) -> None:

@@ -170,8 +170,8 @@ class Run:
     def _next_progress(self, epoch: int) -> float | None:
         """How far to go after this epoch; None: no round now."""
         state = self.state
-        if not self.course.allows(epoch):
-            return None
+        if not (self.course.allows(epoch) and self.scope.groups):
+            return None  # where channels are protected, all others may be gone before the end
         if state.guard.drop is not None and state.guard.best is None:
             return None  # there is nothing yet that a round could be compared with
         last = state.rounds[-1] if state.rounds else None

@@ -128,6 +128,19 @@ def test_a_callback_and_a_plan_make_the_same_model_of_the_same_data():
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
 
 
+def test_a_run_goes_on_when_all_channels_that_may_leave_are_gone():
+    inputs = keras.Input((6,))
+    hidden = layers.Dense(6, name="hidden")(inputs)
+    model = keras.Model(inputs, [hidden[:, :3], layers.Dense(2)(hidden)])
+    model.compile("sgd", "mse")
+    callback = sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.5), schedule="cubic", calibration_data=X, verbose=0
+    )
+    history = model.fit(X, [X[:, :3], X[:, :2]], epochs=5, verbose=0, callbacks=[callback])
+    assert model.get_layer("hidden").units == 3
+    assert len(callback.rounds) < 4 and len(history.epoch) == 5
+
+
 def test_fewer_training_inputs_than_asked_for_are_said_once(monkeypatch, capsys):
     monkeypatch.setattr(start, "LIMIT", 20 * X[0].nbytes)
     fit(pruner(verbose=1))
