@@ -17,6 +17,7 @@ from sgdap.channels.rewriting import Written
 from sgdap.channels.slices import sliced, variable_of, variable_slices
 from sgdap.model.copying import made_like
 from sgdap.model.program import Call, Program, fill
+from sgdap.model.symbolic_graph import symbolic_graph
 from sgdap.planning.widths import WidthRules
 from sgdap.surgery.optimizer import rebuild_optimizer, remade
 
@@ -148,6 +149,7 @@ def rebuild(
         ValueError: A layer can't be rebuilt from its config.
     """
     model = program.model
+    tensors, nodes = symbolic_graph(program)
     with _keras.scope_of(model):
         rebuilt, shapes, new_operations = _rebuild_layers(program, configs, operations, values)
         replaced: dict[int, tuple[Any, list[npt.NDArray[np.int64] | None]]] = {}
@@ -167,10 +169,10 @@ def rebuild(
             _keras.exchange_inside(old, new)
         for path, operation in new_operations.items():
             _keras.exchange_inside(program.layers()[path], operation)
-        for call in program.calls:
-            if call.path in operations and call.node is not None:
-                _write_node(call, operations[call.path])
-        for symbol, ref in program.symbols:
+        for node, call in nodes:
+            if call.path in operations:
+                _write_node(node, call, operations[call.path])
+        for symbol, ref in tensors:
             # A model inside the model may leave sizes open that are known where it is called.
             sizes = zip(symbol.shape, program.shapes[ref.index], shapes[ref.index], strict=True)
             shape = tuple(own if own is None or old == new else new for own, old, new in sizes)
@@ -216,13 +218,13 @@ def _replaced(whole: Any, way: Sequence[str | int], count: int) -> Any:
     return new if isinstance(whole, list) else tuple(new)
 
 
-def _write_node(call: Call, written: Written) -> None:
+def _write_node(node: Any, call: Call, written: Written) -> None:
     """Gives Keras' record of a call the arguments that the operation is called with now."""
-    before = keras.tree.flatten(_keras.node_arguments(call.node))
+    before = keras.tree.flatten(_keras.node_arguments(node))
     tensors = [leaf for leaf in before if isinstance(leaf, keras.KerasTensor)]
     known = {ref.index: tensor for ref, tensor in zip(call.inputs, tensors, strict=True)}
     now = replace(call, args=written.args, kwargs=written.kwargs)
-    _keras.write_node_arguments(call.node, *fill(now, known))
+    _keras.write_node_arguments(node, *fill(now, known))
 
 
 def _rebuild_layers(

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from sgdap import _keras
-from sgdap.model.trace import trace
+from sgdap.model.tracing import trace
 
 
 def choose_jit_compile(

@@ -1,6 +1,9 @@
 """A model is unrolled into calls that compute what it computes."""
 
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -9,7 +12,8 @@ import tensorflow as tf
 from keras import layers, ops
 
 import sgdap
-from sgdap.model.trace import trace
+from sgdap.model.symbolic_graph import symbolic_graph
+from sgdap.model.tracing import trace
 from tests.models import all_layers, convnet, outputs, randomise, samples
 
 
@@ -60,7 +64,7 @@ def test_every_layer_is_found_in_the_order_of_the_calls():
 def test_shapes_and_dtypes_are_those_of_the_symbolic_tensors():
     model = convnet()
     program = trace(model)
-    for symbol, ref in program.symbols:
+    for symbol, ref in symbolic_graph(program)[0]:
         assert tuple(symbol.shape) == program.shapes[ref.index]
         assert symbol.dtype == program.dtypes[ref.index]
 
@@ -186,7 +190,7 @@ def test_a_call_that_cannot_be_traced_is_refused_with_the_line_and_the_remedy(ki
     model = kind()
     model(np.ones((3, 5), "float32"))
     name = re.escape(f"model '{model.name}' (of class {kind.__name__})")
-    with pytest.raises(ValueError, match=f"{name} can't be traced.*test_trace.*{line}.*{remedy}"):
+    with pytest.raises(ValueError, match=f"{name} can't be traced.*test_tracing.*{line}.*{remedy}"):
         trace(model)
 
 
@@ -271,3 +275,85 @@ def test_a_sequential_model_in_a_call_is_traced_for_any_batch_size():
 def randomise_after_call(model: keras.Model, shape: tuple[int, ...]) -> keras.Model:
     model(np.ones(shape, "float32"))
     return randomise(model)
+
+
+KERAS_FUNCTIONS = [
+    (keras.Layer, "__call__"),
+    (keras.Operation, "symbolic_call"),
+    *((ops, name) for name in ("shape", "reshape", "arange", "broadcast_to", "zeros", "full")),
+]
+
+
+class Positions(keras.Model):
+    """Counts positions, while other threads wait for their turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.end = layers.Dense(6, name="hidden"), layers.Dense(2, name="end")
+
+    def call(self, x):
+        positions = ops.arange(ops.shape(x)[1], dtype="float32")
+        time.sleep(0.001)
+        return self.end(self.hidden(x) + ops.reshape(positions, (1, -1, 1)))
+
+
+def test_eight_threads_that_trace_at_once_leave_keras_own_functions_in_place():
+    models = [randomise_after_call(Positions(), (2, 5, 3)), convnet()] * 4
+    before = [getattr(owner, name) for owner, name in KERAS_FUNCTIONS]
+    alone = [list(trace(model).layers()) for model in models]
+    together = threading.Barrier(8)
+
+    def traced(model: keras.Model) -> list[list[str]]:
+        together.wait()
+        return [list(trace(model).layers()) for _ in range(3)]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(traced, models))
+    assert found == [[paths] * 3 for paths in alone]
+    assert [getattr(owner, name) for owner, name in KERAS_FUNCTIONS] == before
+
+
+def test_other_threads_call_keras_own_functions_while_one_traces():
+    model = convnet()
+    x = samples(model, 2)
+    expected = outputs(model, x)
+    inside, done = threading.Event(), threading.Event()
+
+    class Waiting(Traced):
+        def behind(self, y):
+            inside.set()
+            assert done.wait(60)
+            return y
+
+    done.set()
+    waiting = Waiting()
+    waiting(np.ones((3, 5), "float32"))
+    inside.clear()
+    done.clear()
+
+    def predicted():
+        assert inside.wait(60)
+        functional = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+        done.set()
+        return outputs(model, x), functional.output_shape
+
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(predicted)
+        assert list(trace(waiting).layers()) == ["hidden", "end"]
+    np.testing.assert_array_equal(answer.result()[0], expected)
+    assert answer.result()[1] == (None, 2)
+
+
+def test_keras_own_functions_come_back_after_an_error():
+    class Failing(Traced):
+        def behind(self, x):
+            raise KeyboardInterrupt
+
+    model = Failing()
+    with pytest.raises(KeyboardInterrupt):
+        model(np.ones((3, 5), "float32"))
+    before = [getattr(owner, name) for owner, name in KERAS_FUNCTIONS]
+    with pytest.raises(KeyboardInterrupt):
+        trace(model)
+    assert [getattr(owner, name) for owner, name in KERAS_FUNCTIONS] == before
+    assert list(trace(convnet()).layers())
