@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import keras
@@ -23,6 +24,9 @@ from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics
 from sgdap.statistics.contributions import Contributions, weighted_kernel
 
 Array = npt.NDArray[np.float64]
+
+_LIMITED = threading.Lock()
+"""Held while the linear algebra of the process is limited: the last to leave takes it back."""
 
 
 def score_groups(
@@ -78,7 +82,7 @@ def score_groups(
         )
 
     # Threads of the linear algebra would wait for each other: one each, the groups side by side.
-    with threadpool_limits(limits=1, user_api="blas"):
+    with _LIMITED, threadpool_limits(limits=1, user_api="blas"):
         largest_first = sorted(groups, key=lambda group: work[group.name], reverse=True)
         workers = max(1, min(side_by_side, cpu_count()))
         curves = Parallel(n_jobs=workers, prefer="threads")(

@@ -55,7 +55,7 @@ def symbolic_arguments(model: Any) -> Arguments:
 
 def symbolic_like(tensor: keras.KerasTensor) -> keras.KerasTensor:
     """Returns a new symbolic tensor of the shape and dtype of another one."""
-    return keras.KerasTensor(tensor.shape, dtype=tensor.dtype)
+    return keras.KerasTensor(tensor.shape, dtype=tensor.dtype, name=tensor.name)
 
 
 def _shapes(model: Any) -> dict[str, Any]:
