@@ -14,7 +14,7 @@ from sgdap import _keras
 from sgdap.model.arguments import symbolic_arguments, symbolic_like
 from sgdap.model.interception import originals, replaced
 from sgdap.model.open_sizes import Origins, UnknownSize, output_spec, size_functions, sizes_asked
-from sgdap.model.program import Call, Program, Ref, Shape, Unrolled, leaves_of
+from sgdap.model.program import Call, Program, Ref, Shape, Unrolled, leaves_of, refs_of
 from sgdap.model.user_code import has_code, untraceable, user_line
 
 
@@ -222,8 +222,10 @@ class _Recorder:
             return False
         if _keras.functional_of(layer) is not None:
             return not any(map(_is_symbolic, leaves_of(kwargs.get("mask"))))
+        if not has_code(layer):
+            return False
         given = filter(_is_symbolic, leaves_of((args, kwargs)))
-        return has_code(layer) and self._masked.isdisjoint(map(self.ref, given))
+        return self._masked.isdisjoint(map(self.ref, given))
 
     # Calls
 
@@ -252,8 +254,7 @@ class _Recorder:
                 f"Layer '{path}' is not built. Make layers in `__init__`, and call the model "
                 "once on a batch of data."
             )
-        specs = self._specs(layer, args, kwargs, node)
-        return self._take_down(layer, path, args, kwargs, specs, node is not None)
+        return self._take_down(layer, path, args, kwargs, node)
 
     def _operation_called(self, _: Any, operation: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Takes down the call of an operation of `keras.ops`, which leaves no node on it."""
@@ -261,14 +262,12 @@ class _Recorder:
         node = place.node(operation)
         if node is not None:
             path = self._paths.setdefault(id(operation), place.prefix + operation.name)
-            specs = self._specs(operation, args, kwargs, node)
-            return self._take_down(operation, path, args, kwargs, specs, True)
+            return self._take_down(operation, path, args, kwargs, node)
         if _keras.changes_nothing(operation, *args):
             return args[0]
         operation = sizes_asked(operation, *args)
         path = self._path_of(type(operation).__name__.lower())
-        specs = self._specs(operation, args, kwargs, None)
-        return self._take_down(operation, path, args, kwargs, specs)
+        return self._take_down(operation, path, args, kwargs)
 
     def _take_down(
         self,
@@ -276,29 +275,35 @@ class _Recorder:
         path: str,
         args: Any,
         kwargs: Any,
-        specs: Any,
-        in_graph: bool = False,
+        node: Any = None,
+        specs: Any = None,
     ) -> Any:
-        """Takes down one call; returns new symbolic tensors, structured as `specs`."""
+        """Takes down one call; returns new symbolic tensors, like `specs` where they are given."""
         given, named = self._numbers((args, dict(kwargs)))
+        taken = refs_of((given, named))
+        if specs is None:
+            specs = self._specs(operation, args, kwargs, taken, node)
         made = keras.tree.map_structure(
             lambda leaf: symbolic_like(leaf) if _is_symbolic(leaf) else leaf, specs
         )
         outputs = tuple(self.numbered(leaf) for leaf in leaves_of(made) if _is_symbolic(leaf))
         line = user_line(None) if self._places[-1].is_code else ""
-        call = Call(operation, path, given, named, outputs, self._numbers(made), in_graph, line)
-        self.calls.append(call)
-        if self._hands_masks_on(call):
+        structure, in_graph = self._numbers(made), node is not None
+        self.calls.append(Call(operation, path, given, named, outputs, structure, in_graph, line))
+        makes_masks = isinstance(operation, keras.layers.Masking)
+        if makes_masks or getattr(operation, "mask_zero", False) or self._masked & {*taken}:
             self._masked.update(outputs)
         return made
 
-    def _specs(self, operation: Any, args: Any, kwargs: Any, node: Any) -> Any:
+    def _specs(
+        self, operation: Any, args: Any, kwargs: Any, taken: Sequence[Ref], node: Any
+    ) -> Any:
         """Symbolic tensors like those that a call makes, structured as it returns them."""
         if self._program and (node is not None or isinstance(operation, keras.Layer)):
             return self._as_before(operation)
         if node is not None and not isinstance(operation, keras.layers.EinsumDense):
-            given = [x.shape for x in leaves_of((args, kwargs)) if _is_symbolic(x)]
-            if given == [tensor.shape for tensor in node.input_tensors]:
+            shapes = [self.shapes[ref.index] for ref in taken]
+            if shapes == [tuple(tensor.shape) for tensor in node.input_tensors]:
                 return node.outputs
         try:
             with originals():
@@ -324,13 +329,6 @@ class _Recorder:
             before.made,
         )
 
-    def _hands_masks_on(self, call: Call) -> bool:
-        return (
-            getattr(call.operation, "mask_zero", False)
-            or isinstance(call.operation, keras.layers.Masking)
-            or any(ref in self._masked for ref in call.inputs)
-        )
-
     def _path_of(self, kind: str) -> str:
         """A path for an operation; Keras numbers them over all models, this is always the same."""
         base = f"{self._places[-1].prefix}ops.{kind}"
@@ -354,7 +352,7 @@ class _Recorder:
         """A Reshape layer's output; no operation takes two sizes that aren't known."""
         layer = keras.layers.Reshape(target)
         path = self._path_of("reshape")
-        return self._take_down(layer, path, (x,), {}, layer.compute_output_spec(x))
+        return self._take_down(layer, path, (x,), {}, specs=layer.compute_output_spec(x))
 
 
 def _has_nothing_to_build(layer: Any) -> bool:
