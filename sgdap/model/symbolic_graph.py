@@ -37,18 +37,18 @@ def symbolic_graph(program: Program) -> Pairs:
         graph = _keras.functional_of(model.layer)
         if graph is None:
             continue
-        known: dict[int, Any] = {}
-        made = list(zip(graph.inputs, model.inputs, strict=True))
-        for node in (None, *_keras.nodes_of(graph)):
-            if node is not None:
-                given = refs_of([known.get(id(tensor)) for tensor in node.input_tensors])
-                same = parts.get((id(node.operation), given))
-                part = same.pop(0) if same else None
-                # A conversion that a functional copy needs makes no other tensor to the program.
-                leaves = given if part is None else leaves_of(part.made)
-                made = list(zip(node.outputs, leaves, strict=False))
-                if isinstance(part, Call):
-                    nodes.append((node, part))
+        pairs: list[tuple[Any, Any]] = list(zip(graph.inputs, model.inputs, strict=True))
+        known = {id(tensor): leaf for tensor, leaf in pairs}
+        for node in _keras.nodes_of(graph):
+            given = refs_of([known.get(id(tensor)) for tensor in node.input_tensors])
+            same = parts.get((id(node.operation), given))
+            part = same.pop(0) if same else None
+            if isinstance(part, Call):
+                nodes.append((node, part))
+            # A conversion that a functional copy needs makes no other tensor to the program.
+            leaves = given if part is None else leaves_of(part.made)
+            made = list(zip(node.outputs, leaves, strict=False))
             known.update((id(tensor), leaf) for tensor, leaf in made)
-            tensors += [(tensor, leaf) for tensor, leaf in made if isinstance(leaf, Ref)]
+            pairs += made
+        tensors += [(tensor, leaf) for tensor, leaf in pairs if isinstance(leaf, Ref)]
     return tensors, nodes
