@@ -21,9 +21,23 @@ def history(tensor: keras.KerasTensor) -> tuple[Any, int] | None:
     return record.operation, record.node_index
 
 
-def node_of(operation: Any, index: int) -> Any:
-    """Returns the record of one call of an operation."""
-    return operation._inbound_nodes[index]
+def nodes_of(functional: Any) -> list[Any]:
+    """Returns the records of the calls in a functional model's graph, in the order of running."""
+    by_depth = functional._nodes_by_depth
+    nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+    return [node for node in nodes if node.operation and not node.is_input]
+
+
+def changes_nothing(operation: Any, tensor: Any = None, *_: Any) -> bool:
+    """Whether an operation converts a symbolic tensor to what it is already.
+
+    Functional models convert all their inputs.
+    """
+    from keras.src.ops.core import ConvertToTensor
+
+    if not isinstance(operation, ConvertToTensor):
+        return False
+    return operation.dtype in (None, tensor.dtype) and not tensor.sparse
 
 
 def node_arguments(node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -55,7 +69,8 @@ def functional_class() -> Any:
 
 def standardize_inputs(functional: Any, x: Any) -> list[Any]:
     """Returns `x` (array, list or dict) as the flat list of tensors that a model's graph takes."""
-    return list(functional._standardize_inputs(x))
+    alone = isinstance(x, keras.KerasTensor) and isinstance(functional.input, list)
+    return list(functional._standardize_inputs([x] if alone else x))
 
 
 def with_shape(tensor: Any, shape: tuple[int | None, ...]) -> list[tuple[Any, dict[str, Any]]]:

@@ -33,14 +33,12 @@ def test_no_other_module_touches_what_is_private_to_another_object():
     assert not wrong
 
 
-def test_history_leads_from_a_tensor_to_its_operation_and_arguments():
+def test_history_leads_from_a_tensor_to_its_operation():
     x = keras.Input((3,))
     layer = layers.Dense(2)
     operation, index = _keras.history(layer(x))
     assert operation is layer
-    args, kwargs = _keras.node_arguments(_keras.node_of(operation, index))
-    assert args[0] is x
-    assert not kwargs
+    assert index == 0
     assert _keras.history(keras.KerasTensor((None, 3))) is None
 
 
@@ -70,6 +68,33 @@ def test_inputs_are_standardised_in_the_models_order(inputs):
 def hold(changed, attributes) -> None:
     """Gives an object other attributes without Keras' bookkeeping."""
     object.__setattr__(changed, "__dict__", {**vars(changed), **attributes})
+
+
+def test_a_symbolic_tensor_is_the_only_one_in_a_list_of_inputs():
+    x = keras.Input((1,))
+    tensor = keras.KerasTensor((None, 1))
+    assert len(_keras.standardize_inputs(keras.Model([x], x + 1), tensor)) == 1
+
+
+def test_nodes_of_a_graph_come_in_the_order_of_running_with_their_arguments():
+    x = keras.Input((3,))
+    first, second = layers.Dense(3), layers.Dense(2)
+    y = first(x)
+    nodes = _keras.nodes_of(keras.Model(x, second(first(y), training=False) + 1))
+    assert [node.operation for node in nodes[:3]] == [first, first, second]
+    assert nodes[1].input_tensors == [y]
+    assert nodes[1].outputs[0].shape == (None, 3)
+    args, kwargs = _keras.node_arguments(nodes[2])
+    assert args == (nodes[1].outputs[0],)
+    assert kwargs == {"training": False}
+
+
+def test_conversions_that_change_nothing_are_known():
+    x = keras.Input((3,))
+    for dtype, same in (("float32", True), (None, True), ("float16", False)):
+        converted = keras.ops.convert_to_tensor(x, dtype=dtype)
+        assert _keras.changes_nothing(_keras.history(converted)[0], x) == same
+    assert not _keras.changes_nothing(_keras.history(x + 1)[0], x)
 
 
 def test_symbolic_shapes_can_be_refreshed():
@@ -294,8 +319,7 @@ def test_names_that_keras_counts_can_be_kept():
 def test_a_nodes_arguments_can_be_written_anew():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, inputs[:, :2])
-    (operation,) = (x for x in model.operations if not isinstance(x, layers.Layer))
-    node = _keras.node_of(operation, 0)
+    (node,) = _keras.nodes_of(model)
     hold(node, _keras.with_arguments(node, (inputs, (slice(None), slice(1, 3))), {}))
     np.testing.assert_array_equal(model(np.arange(4.0)[None]), [[1, 2]])
 

@@ -29,9 +29,9 @@ from sgdap.channels.registry import apply_rule
 from sgdap.channels.regularizers import keep_what_regularizers_need
 from sgdap.channels.replay import what_code_does_not_follow
 from sgdap.channels.rule_call import RuleCall
-from sgdap.model.own_call import saves_by_its_graph
+from sgdap.model.functional import saves_by_its_graph
 from sgdap.model.program import Program
-from sgdap.model.trace import trace
+from sgdap.model.tracing import trace
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,9 @@ from sgdap import _keras
 from sgdap.channels.facts import Axis, Rewrite
 from sgdap.channels.labels import Channels, TensorChannels
 from sgdap.channels.rewriting import Written, rewritten
-from sgdap.model.own_call import saves_by_its_graph
-from sgdap.model.program import Code, Program, Ref
-from sgdap.model.trace import replayed
+from sgdap.model.functional import saves_by_its_graph
+from sgdap.model.program import Program, Unrolled, fill, refs_of
+from sgdap.model.tracing import replayed
 
 Mask = npt.NDArray[np.bool_]
 
@@ -97,10 +97,12 @@ def what_code_does_not_follow(
             if found is None:
                 continue
             place, reason = found
-            refs = program.calls[place].inputs if place >= 0 else _refs(code)
+            arguments = (code.args, dict(code.kwargs))
+            refs = program.calls[place].inputs if place >= 0 else refs_of(arguments)
             concerned = _removable(refs, tensors, removable)
             if not concerned:
-                refs = [r for c in program.calls[code.start : code.stop] for r in c.inputs]
+                calls = program.calls[code.start : code.stop]
+                refs = tuple(ref for call in calls for ref in call.inputs)
                 concerned = _removable(refs, tensors, removable)
             return [(channels, reason) for channels in concerned]
     return []
@@ -109,11 +111,6 @@ def what_code_does_not_follow(
 def _removable(refs: Any, tensors: Mapping[int, TensorChannels], removable: Mask) -> list[Channels]:
     found = [own for ref in refs for own in tensors[ref.index] if own is not None]
     return [channels for channels in found if removable[channels].any()]
-
-
-def _refs(code: Code) -> list[Any]:
-    leaves = keras.tree.flatten((code.args, dict(code.kwargs)))
-    return [leaf for leaf in leaves if isinstance(leaf, Ref)]
 
 
 def _half(removable: Mask, tensors: Mapping[int, TensorChannels], seed: int) -> Mask:
@@ -127,7 +124,7 @@ def _half(removable: Mask, tensors: Mapping[int, TensorChannels], seed: int) -> 
 
 
 def _first_difference(
-    program: Program, code: Code, slim: Sequence[Any], operations: Mapping[str, Written]
+    program: Program, code: Unrolled, slim: Sequence[Any], operations: Mapping[str, Written]
 ) -> tuple[int, str] | None:
     """The number of the first call that a second run makes otherwise, and a reason for people."""
     calls, shapes = replayed(program, code, slim)
@@ -136,33 +133,31 @@ def _first_difference(
         call = program.calls[number]
         again = calls[number - code.start] if number - code.start < len(calls) else None
         same = again is not None and type(again.operation) is type(call.operation)
-        in_code = call.node is None and not isinstance(call.operation, keras.Layer)
-        if again is not None and same and in_code:
+        computed = not call.in_graph and not isinstance(call.operation, keras.Layer)
+        if again is not None and same and computed:
             now = Written(again.operation.get_config(), again.args, again.kwargs)
             before = Written(call.operation.get_config(), call.args, call.kwargs)
             same = now.same_as(operations.get(call.path, before))
         if again is not None and same:
             same = all(shapes[ref.index] == slim[ref.index] for ref in call.outputs)
         if not same:
-            line = code.lines[number - code.start]
             return number, (
-                f"the `call` of '{name}' does not follow their number at {line}; compute sizes "
-                "from the shapes of tensors"
+                f"the `call` of '{name}' does not follow their number at {call.line}; compute "
+                "sizes from the shapes of tensors"
             )
     return None
 
 
 def _is_rebuilt(
-    program: Program, code: Code, slim: Sequence[Any], axes: Sequence[Axis], kept: Mask
+    program: Program, code: Unrolled, slim: Sequence[Any], axes: Sequence[Axis], kept: Mask
 ) -> bool:
     """Whether a layer's config makes one for slim inputs, with weights of the right shapes."""
-
-    def tensor(leaf: Any) -> Any:
-        if not isinstance(leaf, Ref):
-            return leaf
-        return keras.KerasTensor(slim[leaf.index], dtype=program.dtypes[leaf.index])
-
-    args, kwargs = keras.tree.map_structure(tensor, (code.args, dict(code.kwargs)))
+    refs = refs_of((code.args, dict(code.kwargs)))
+    tensors = {
+        ref.index: keras.KerasTensor(slim[ref.index], dtype=program.dtypes[ref.index])
+        for ref in refs
+    }
+    args, kwargs = fill(code, tensors)
     try:
         new = type(code.layer).from_config(code.layer.get_config())
         new(*args, **kwargs)

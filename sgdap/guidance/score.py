@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import keras
@@ -23,6 +24,9 @@ from sgdap.statistics.contributions import weighted_kernel
 from sgdap.statistics.moments import Moments, Powers
 
 Array = npt.NDArray[np.float64]
+
+_LIMITED = threading.Lock()
+"""Held while the linear algebra of the process is limited: the last to leave takes it back."""
 
 
 def score_groups(
@@ -76,7 +80,7 @@ def score_groups(
         )
 
     # Threads of the linear algebra would wait for each other: one each, the groups side by side.
-    with threadpool_limits(limits=1, user_api="blas"):
+    with _LIMITED, threadpool_limits(limits=1, user_api="blas"):
         largest_first = sorted(groups, key=lambda group: work[group.name], reverse=True)
         workers = max(1, min(side_by_side, cpu_count()))
         curves = Parallel(n_jobs=workers, prefer="threads")(

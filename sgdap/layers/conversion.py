@@ -14,6 +14,7 @@ from sgdap.layers.dynamic_range import DynamicRangeActivation
 from sgdap.model.copying import copy_state
 from sgdap.model.functional import copy_of, functional_with, layer_names
 from sgdap.model.program import Program, Ref
+from sgdap.model.symbolic_graph import symbolic_graph
 from sgdap.surgery.apply import compile_alike
 
 ENDING = tuple(
@@ -74,7 +75,8 @@ def to_dra(model: Any, layers: Sequence[str] | None = None, **arguments: Any) ->
     found = _activations(graph)
     chosen = _chosen(program, found, layers)
     names, ends = layer_names(program), _ends(program)
-    taken = {*names.values(), *(tensor.name for tensor, _ in program.symbols)}
+    tensors, _ = symbolic_graph(program)
+    taken = {*names.values(), *(tensor.name for tensor, _ in tensors)}
     replacements: dict[str, list[Any]] = {}
     copies: dict[str, Any] = {}
     for path in chosen:

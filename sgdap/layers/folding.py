@@ -15,7 +15,7 @@ from sgdap import _keras
 from sgdap.layers.dynamic_range import DynamicRangeActivation
 from sgdap.model.functional import copy_of, functional_with, layer_names
 from sgdap.model.program import Call, Program
-from sgdap.model.trace import trace
+from sgdap.model.tracing import trace
 from sgdap.surgery.apply import compile_alike
 
 Array = npt.NDArray[np.float64]

@@ -11,8 +11,8 @@ import keras
 
 from sgdap import _keras
 from sgdap.model.copying import copied_operation, copy_state
-from sgdap.model.program import Call, Program, Ref, fill
-from sgdap.model.trace import trace
+from sgdap.model.program import Call, Program, Ref, Unrolled, fill
+from sgdap.model.tracing import trace
 
 
 def functional(model: Any) -> Any:
@@ -50,6 +50,13 @@ def functional(model: Any) -> Any:
     return functional_program(trace(model)).model
 
 
+def saves_by_its_graph(model: Any) -> bool:
+    """Whether the class of a functional model leaves its config to Keras."""
+    return type(model).get_config in (keras.Model.get_config, keras.Sequential.get_config) or (
+        type(model).__module__.split(".")[0] == "keras"
+    )
+
+
 def functional_program(program: Program) -> Program:
     """Copies the model of a program into a functional one.
 
@@ -66,21 +73,14 @@ def functional_program(program: Program) -> Program:
     names = layer_names(program)
     with _keras.scope_of(program.model):
         operations = {p: copy_of(layer, p, names[p]) for p, layer in program.layers().items()}
-        model, symbols, nodes = _connected(program, {path: [x] for path, x in operations.items()})
-    calls = [
-        replace(call, operation=operations[call.path], node=node)
-        for call, node in zip(program.calls, nodes, strict=True)
-    ]
+        model = _connected(program, {path: [x] for path, x in operations.items()})
     _copy_variables(program, operations)
-    return replace(
-        program,
-        model=model,
-        functional=model,
-        calls=tuple(calls),
-        symbols=symbols,
-        codes=(),
-        structure=None,
-    )
+    calls = [replace(c, operation=operations[c.path], in_graph=True) for c in program.calls]
+    inputs, stop = program.inputs, len(calls)
+    args = (keras.tree.pack_sequence_as(model.input, inputs),)
+    made = keras.tree.pack_sequence_as(model.output, program.outputs)
+    whole = Unrolled("", model, args, {}, made, inputs, 0, stop)
+    return replace(program, model=model, calls=tuple(calls), unrolled=(whole,))
 
 
 def functional_with(program: Program, replacements: Mapping[str, Sequence[Any]]) -> Any:
@@ -105,18 +105,14 @@ def functional_with(program: Program, replacements: Mapping[str, Sequence[Any]])
             if path not in replacements
         }
         places = {path: [operation] for path, operation in copies.items()}
-        model, _, _ = _connected(program, {**places, **replacements})
+        model = _connected(program, {**places, **replacements})
     _copy_variables(program, copies)
     return model
 
 
-def _connected(
-    program: Program, places: Mapping[str, Sequence[Any]]
-) -> tuple[Any, tuple[tuple[keras.KerasTensor, Ref], ...], list[Any]]:
-    """The model of what is called in each place, its tensors, and Keras' record of each call."""
+def _connected(program: Program, places: Mapping[str, Sequence[Any]]) -> Any:
+    """The functional model of what is called in each place."""
     tensors: dict[int, Any] = {}
-    symbols: list[tuple[keras.KerasTensor, Ref]] = []
-    nodes = []
     for ref, name in zip(program.inputs, _input_names(program), strict=True):
         shape, dtype = program.shapes[ref.index], program.dtypes[ref.index]
         tensors[ref.index] = keras.Input(batch_shape=shape, dtype=dtype, name=name)
@@ -126,7 +122,6 @@ def _connected(
         if isinstance(first, keras.Layer):
             for ref in call.inputs:
                 if tensors[ref.index].sparse:  # to Keras, whatever is multiplied with a number is
-                    symbols.append((tensors[ref.index], ref))
                     dense = keras.ops.convert_to_tensor(tensors[ref.index], sparse=False)
                     tensors[ref.index] = dense
         args, kwargs = fill(call, tensors)
@@ -134,12 +129,8 @@ def _connected(
         for operation in others:
             results = operation(results)
         made = keras.tree.flatten(results)
-        record = _keras.history(made[0])
-        assert record is not None
-        nodes.append(_keras.node_of(*record))
         tensors.update({ref.index: x for ref, x in zip(call.outputs, made, strict=True)})
-    symbols += [(tensor, Ref(index)) for index, tensor in tensors.items()]
-    return _assembled(program, tensors), tuple(symbols), nodes
+    return _assembled(program, tensors)
 
 
 def _copy_variables(program: Program, copies: Mapping[str, Any]) -> None:
@@ -175,16 +166,11 @@ def layer_names(program: Program) -> dict[str, str]:
 def _input_names(program: Program) -> list[str | None]:
     if program.functional is not None:
         return [tensor.name for tensor in program.functional.inputs]
-    assert program.structure is not None
-    (args, kwargs), _ = program.structure
-    if not args:
-        return (
-            list(sorted(kwargs))
-            if len(kwargs) == len(program.inputs)
-            else [None] * len(program.inputs)
-        )
-    named = isinstance(args[0], dict) and len(args[0]) == len(program.inputs)
-    return list(sorted(args[0])) if named else [None] * len(program.inputs)
+    whole = program.unrolled[-1]
+    named = whole.args[0] if whole.args else whole.kwargs
+    if isinstance(named, Mapping) and len(named) == len(program.inputs):
+        return list(sorted(named))
+    return [None] * len(program.inputs)
 
 
 def _assembled(program: Program, tensors: dict[int, Any]) -> Any:
@@ -194,10 +180,12 @@ def _assembled(program: Program, tensors: dict[int, Any]) -> Any:
     def tensor(leaf: Any) -> Any:
         return tensors[leaf.index] if isinstance(leaf, Ref) else leaf
 
-    if program.structure is not None:
-        (args, kwargs), outputs = keras.tree.map_structure(tensor, program.structure)
-        return keras.Model(args[0] if len(args) == 1 else kwargs, outputs, name=name)
     functional = program.functional
+    if functional is None:
+        whole = program.unrolled[-1]
+        structure = (whole.args, dict(whole.kwargs), whole.made)
+        args, kwargs, outputs = keras.tree.map_structure(tensor, structure)
+        return keras.Model(args[0] if len(args) == 1 else kwargs, outputs, name=name)
     inputs = [tensors[ref.index] for ref in program.inputs]
     outputs = [tensors[ref.index] for ref in program.outputs]
     return keras.Model(

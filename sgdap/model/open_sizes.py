@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from sgdap.model.program import Call, Ref, Shape
 
@@ -48,9 +47,8 @@ class UnknownSize:
         return False
 
 
-@contextlib.contextmanager
-def unknown_sizes(counted: Counted, reshaped: Reshaped) -> Iterator[None]:
-    """Within, `keras.ops.shape` tells of sizes that aren't known, and other functions take them.
+def size_functions(counted: Counted, reshaped: Reshaped) -> dict[tuple[Any, str], Any]:
+    """Functions of `keras.ops` that tell of sizes that aren't known, and that take them.
 
     Plain operations stand in for those that Keras can make only of numbers: `ops.arange(size)`
     counts along one of the model's inputs, `ops.broadcast_to(x, (size, 3))` adds zeros.
@@ -58,128 +56,118 @@ def unknown_sizes(counted: Counted, reshaped: Reshaped) -> Iterator[None]:
     Args:
         counted: Makes zeros, as many as a size.
         reshaped: Reshapes where two sizes aren't known, that of the batch and another one.
+
+    Returns:
+        What to call in the place of Keras' functions; each takes the original first.
     """
-    thread = threading.get_ident()
-    ops = keras.ops
 
-    def in_thread(original: Any, own: Any) -> Any:
-        def function(*args: Any, **kwargs: Any) -> Any:
-            here = threading.get_ident() == thread
-            return (own if here else original)(*args, **kwargs)
+    def shape(original: Any, x: Any) -> Any:
+        sizes = original(x)
+        if not isinstance(x, keras.KerasTensor):
+            return sizes
+        return tuple(UnknownSize(x, a) if s is None else s for a, s in enumerate(sizes))
 
-        return function
+    def reshape(original: Any, x: Any, newshape: Any) -> Any:
+        if not _has_unknown(newshape):
+            return original(x, newshape)
+        sizes = tuple(None if _is_unknown(size) else size for size in newshape)
+        if isinstance(x, keras.KerasTensor) and tuple(x.shape).count(None) == 2:
+            batch = newshape[0]
+            if x.shape[0] is None and _is_unknown(batch) and batch.is_batch:
+                return reshaped(x, _minus_one(_without_rest(x.shape[1:], sizes[1:])))
+        return original(x, sizes)
 
-    originals = {name: getattr(ops, name) for name in _functions(counted, reshaped, {})}
-    with contextlib.ExitStack() as stack:
-        for name, own in _functions(counted, reshaped, originals).items():
-            stack.callback(setattr, ops, name, originals[name])
-            setattr(ops, name, in_thread(originals[name], own))
-        yield
+    def arange(
+        original: Any, start: Any, stop: Any = None, step: Any = None, dtype: Any = None
+    ) -> Any:
+        size = start if stop is None else stop
+        if not _is_unknown(size):
+            return original(start, stop, step, dtype)
+        if (start not in (0, size)) or step not in (None, 1):
+            raise ValueError("ops.arange takes an unknown size only without `start` and `step`")
+        numbers = ops.cumsum(ops.ones_like(counted(size))) - 1
+        return ops.cast(numbers, dtype or "int32")
+
+    def broadcast_to(original: Any, x: Any, shape: Any) -> Any:
+        return spread(x, shape) if _has_unknown(shape) else original(x, shape)
+
+    def spread(x: Any, shape: Any) -> Any:
+        missing = len(shape) - len(x.shape)
+        sizes = (None,) * missing + tuple(x.shape)
+        given = (False,) * missing + tuple(size != 1 for size in x.shape)
+        zeros = ops.zeros(_with_ones(shape), "int32")
+        for axis, size in enumerate(shape):
+            if _is_unknown(size) and not (given[axis] and sizes[axis] is None):
+                along = [-1 if other == axis else 1 for other in range(len(shape))]
+                zeros = zeros + ops.reshape(counted(size), along)
+        dtype = keras.backend.standardize_dtype(x.dtype)
+        combined = ops.logical_or if dtype == "bool" else ops.add
+        return combined(x, ops.cast(zeros, dtype))
+
+    def filled(original: Any, shape: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _has_unknown(shape):
+            return original(shape, *args, **kwargs)
+        return spread(original(_with_ones(shape), *args, **kwargs), shape)
+
+    def tile(original: Any, x: Any, repeats: Any) -> Any:
+        if not _has_unknown(repeats):
+            return original(x, repeats)
+        made = original(x, _with_ones(repeats))
+        return repeated(made, dict(enumerate(repeats, len(made.shape) - len(repeats))))
+
+    def repeat(original: Any, x: Any, repeats: Any, axis: Any = None) -> Any:
+        if not _is_unknown(repeats):
+            return original(x, repeats, axis)
+        return repeated(x, {axis % len(x.shape): repeats})
+
+    def repeated(x: Any, repeats: dict[int, Any]) -> Any:
+        times = {axis: size for axis, size in repeats.items() if _is_unknown(size)}
+        if any(x.shape[axis] != 1 for axis in times):
+            raise ValueError("only an axis of size 1 can be repeated an unknown number of times")
+        sizes = [times.get(a, UnknownSize(x, a) if s is None else s) for a, s in enumerate(x.shape)]
+        return spread(x, sizes)
+
+    functions: dict[str, Any] = {"zeros": filled, "ones": filled, "full": filled}
+    for function in (shape, reshape, arange, broadcast_to, tile, repeat):
+        functions[function.__name__] = function
+    return {(ops, name): function for name, function in functions.items()}
 
 
 def _is_unknown(size: Any) -> bool:
     return isinstance(size, UnknownSize)
 
 
-def _functions(counted: Counted, reshaped: Reshaped, originals: dict[str, Any]) -> dict[str, Any]:
-    """The functions of `keras.ops` that take sizes, by name."""
-    ops = keras.ops
-
-    def shape(x: Any) -> Any:
-        sizes = originals["shape"](x)
-        if not isinstance(x, keras.KerasTensor):
-            return sizes
-        return tuple(UnknownSize(x, a) if s is None else s for a, s in enumerate(sizes))
-
-    def reshape(x: Any, newshape: Any) -> Any:
-        if not isinstance(newshape, (list, tuple)) or not any(map(_is_unknown, newshape)):
-            return originals["reshape"](x, newshape)
-        sizes = tuple(None if _is_unknown(size) else size for size in newshape)
-        if isinstance(x, keras.KerasTensor) and tuple(x.shape).count(None) == 2:
-            batch = newshape[0]
-            if x.shape[0] is None and _is_unknown(batch) and batch.is_batch:
-                return reshaped(x, _known_rest(x.shape[1:], sizes[1:]))
-        return originals["reshape"](x, sizes)
-
-    def arange(start: Any, stop: Any = None, step: Any = None, dtype: Any = None) -> Any:
-        size = start if stop is None else stop
-        if not _is_unknown(size):
-            return originals["arange"](start, stop, step, dtype)
-        if (start not in (0, size)) or step not in (None, 1):
-            raise ValueError("ops.arange takes an unknown size only without `start` and `step`")
-        numbers = ops.cumsum(ops.ones_like(counted(size))) - 1
-        return ops.cast(numbers, dtype or "int32")
-
-    def broadcast_to(x: Any, shape: Any) -> Any:
-        if not isinstance(shape, (list, tuple)) or not any(map(_is_unknown, shape)):
-            return originals["broadcast_to"](x, shape)
-        sizes = (None,) * (len(shape) - len(x.shape)) + tuple(x.shape)
-        given = (False,) * (len(shape) - len(x.shape)) + tuple(s != 1 for s in x.shape)
-        zeros = originals["zeros"]([1 if _is_unknown(size) else size for size in shape], "int32")
-        for axis, size in enumerate(shape):
-            if _is_unknown(size) and not (given[axis] and sizes[axis] is None):
-                along = [-1 if other == axis else 1 for other in range(len(shape))]
-                zeros = zeros + originals["reshape"](counted(size), along)
-        dtype = keras.backend.standardize_dtype(x.dtype)
-        combined = ops.logical_or if dtype == "bool" else ops.add
-        return combined(x, ops.cast(zeros, dtype))
-
-    def filled(name: str) -> Any:
-        def function(shape: Any, *args: Any, **kwargs: Any) -> Any:
-            if not isinstance(shape, (list, tuple)):
-                return originals[name](shape, *args, **kwargs)
-            known = [1 if _is_unknown(size) else size for size in shape]
-            return broadcast_to(originals[name](known, *args, **kwargs), shape)
-
-        return function
-
-    def tile(x: Any, repeats: Any) -> Any:
-        if not isinstance(repeats, (list, tuple)) or not any(map(_is_unknown, repeats)):
-            return originals["tile"](x, repeats)
-        made = originals["tile"](x, [1 if _is_unknown(times) else times for times in repeats])
-        return _spread(made, dict(enumerate(repeats, len(made.shape) - len(repeats))))
-
-    def repeat(x: Any, repeats: Any, axis: Any = None) -> Any:
-        if not _is_unknown(repeats):
-            return originals["repeat"](x, repeats, axis)
-        return _spread(x, {axis % len(x.shape): repeats})
-
-    def _spread(x: Any, repeats: dict[int, Any]) -> Any:
-        times = {axis: size for axis, size in repeats.items() if _is_unknown(size)}
-        if any(x.shape[axis] != 1 for axis in times):
-            raise ValueError("only an axis of size 1 can be repeated an unknown number of times")
-        sizes = [times.get(a, UnknownSize(x, a) if s is None else s) for a, s in enumerate(x.shape)]
-        return broadcast_to(x, sizes)
-
-    functions = [shape, reshape, arange, broadcast_to, tile, repeat]
-    made = {function.__name__: function for function in functions}
-    return {**made, **{name: filled(name) for name in ("zeros", "ones", "full")}}
+def _has_unknown(sizes: Any) -> bool:
+    return isinstance(sizes, (list, tuple)) and any(map(_is_unknown, sizes))
 
 
-def known_sizes(old: Shape, new: Shape, made: Shape) -> Shape:
-    """Sizes for `ops.reshape` where the `call` takes one that is not known yet.
+def _with_ones(sizes: Any) -> list[Any]:
+    return [1 if _is_unknown(size) else size for size in sizes]
+
+
+def sizes_asked(operation: Any, *args: Any) -> Any:
+    """Returns an operation with numbers where `ops.reshape` is given sizes that aren't known.
 
     Args:
-        old: The shape of its input.
-        new: The shape that is asked for, None where a size is not known, -1 for the rest.
-        made: The shape that Keras finds.
-
-    Returns:
-        The shape with one -1 at most where only one size is not known.
+        operation: The operation.
+        *args: What it is called with.
 
     Raises:
         ValueError: Two sizes are not known.
     """
-    if new.count(-1) + new.count(None) > 1 and None in new and old.count(None) > 1:
+    new = getattr(operation, "newshape", ())
+    if not isinstance(new, tuple) or None not in new:
+        return operation
+    old, made = tuple(args[0].shape), tuple(operation.compute_output_spec(*args).shape)
+    if new.count(-1) + new.count(None) > 1 and old.count(None) > 1:
         raise ValueError("ops.reshape can't tell two sizes that are not known")
     if -1 in new and new.count(None) == old.count(None) == 1:
         made = _without_rest(old, new)
-    return tuple(-1 if size is None else size for size in made)
+    return type(operation)(_minus_one(made), name=operation.name)
 
 
-def _known_rest(old: Shape, new: Shape) -> tuple[int, ...]:
-    """A shape without the batch axis, in which -1 stands for the one size that isn't known."""
-    return tuple(-1 if size is None else size for size in _without_rest(old, new))
+def _minus_one(sizes: Shape) -> tuple[int, ...]:
+    return tuple(-1 if size is None else size for size in sizes)
 
 
 def _without_rest(old: Shape, new: Shape) -> Shape:
@@ -219,16 +207,19 @@ class Origins:
 
     Each call is told sizes that stand for those of its inputs; what its outputs are as long as
     tells which of them it is.
+
+    Args:
+        inputs: The model's inputs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: tuple[Ref, ...]) -> None:
+        self.inputs = inputs
         self._known: dict[Place, Place] = {}
         self._followed = 0
 
     def of(
         self,
         place: Place,
-        inputs: Sequence[Ref],
         calls: Sequence[Call],
         shapes: Sequence[Shape],
         dtypes: Sequence[str],
@@ -237,7 +228,6 @@ class Origins:
 
         Args:
             place: The number of the tensor and the axis.
-            inputs: The model's inputs.
             calls: The calls up to the one that made the tensor.
             shapes: The shape of each tensor.
             dtypes: The dtype of each tensor.
@@ -245,10 +235,10 @@ class Origins:
         Raises:
             ValueError: There is none.
         """
-        for ref in inputs:
+        for ref in self.inputs:
             for axis in range(len(shapes[ref.index])):
                 own = (ref.index, axis)
-                self._known.setdefault(own, (inputs[0].index, 0) if axis == 0 else own)
+                self._known.setdefault(own, (self.inputs[0].index, 0) if axis == 0 else own)
         for call in calls[self._followed :]:
             self._follow(call, shapes, dtypes)
         self._followed = len(calls)

@@ -30,8 +30,9 @@ class Call:
         args: Positional arguments, a `Ref` in the place of each tensor.
         kwargs: Keyword arguments, likewise.
         outputs: The tensors it makes, flattened.
-        node: Keras' record of the call.
         made: The tensors it makes, structured as it returns them.
+        in_graph: Whether the graph of a functional model holds the call and its arguments.
+        line: The place in the user's own code that made the call; empty where there is none.
     """
 
     operation: Any
@@ -39,38 +40,39 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     outputs: tuple[Ref, ...]
-    node: Any = None
     made: Any = None
+    in_graph: bool = False
+    line: str = ""
 
     @property
     def inputs(self) -> tuple[Ref, ...]:
         """All tensors it takes, flattened."""
-        return tuple(
-            leaf for leaf in leaves_of((self.args, dict(self.kwargs))) if isinstance(leaf, Ref)
-        )
+        return refs_of((self.args, dict(self.kwargs)))
 
 
 @dataclass(frozen=True, eq=False)
-class Code:
-    """A `call` of the user's own that was traced.
+class Unrolled:
+    """A model or layer in whose place a program has the calls that it makes.
 
     Attributes:
-        path: Path of the model or layer; empty for the whole model.
+        path: Its path; empty for the whole model.
         layer: The model or layer.
         args: Positional arguments, a `Ref` in the place of each tensor.
         kwargs: Keyword arguments, likewise.
+        made: What it returns, likewise.
+        inputs: What the input tensors of its graph are; empty where it has a `call` of its own.
         start: Number of the first of its calls.
         stop: Number after the last one.
-        lines: For each of its calls the place in the user's code that made it.
     """
 
     path: str
     layer: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    made: Any
+    inputs: tuple[Any, ...]
     start: int
     stop: int
-    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,28 +81,37 @@ class Program:
 
     Attributes:
         model: The Keras model it was traced from.
-        functional: The graph that standardises the model's inputs; None where the model has a
-            `call` of its own.
         inputs: The model's input tensors, flattened.
         outputs: The model's outputs, flattened.
         calls: Every call, producers before consumers.
         shapes: The symbolic shape of each tensor, batch axis first.
         dtypes: The dtype of each tensor.
-        symbols: The model's own symbolic tensors and the `Ref` that each is.
-        codes: What was traced through a `call` of the user's own, outermost ones only.
-        structure: The arguments and outputs of a model with a `call` of its own.
+        unrolled: The models and layers that were unrolled, each after those in it; the whole model
+            is the last one.
     """
 
     model: Any
-    functional: Any
     inputs: tuple[Ref, ...]
     outputs: tuple[Ref, ...]
     calls: tuple[Call, ...]
     shapes: tuple[Shape, ...]
     dtypes: tuple[str, ...]
-    symbols: tuple[tuple[keras.KerasTensor, Ref], ...]
-    codes: tuple[Code, ...] = ()
-    structure: tuple[Any, Any] | None = None
+    unrolled: tuple[Unrolled, ...]
+
+    @property
+    def functional(self) -> Any:
+        """The model's graph; None where the model has a `call` of its own."""
+        return _keras.functional_of(self.model)
+
+    @property
+    def codes(self) -> tuple[Unrolled, ...]:
+        """What has a `call` of the user's own and is in no other such `call`."""
+        found: list[Unrolled] = []
+        for part in reversed(self.unrolled):
+            outside = not found or part.stop <= found[-1].start
+            if outside and _keras.functional_of(part.layer) is None:
+                found.append(part)
+        return tuple(reversed(found))
 
     def layers(self) -> dict[str, Any]:
         """The layers and operations by path, each once, in order of their first call."""
@@ -189,7 +200,9 @@ class Program:
         return sorted(taken - made)
 
 
-def fill(call: Call, values: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def fill(
+    call: Call | Unrolled, values: Mapping[int, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns a call's arguments with `values` (by number of the tensor) in the place of `Ref`s."""
 
     def value(leaf: Any) -> Any:
@@ -197,6 +210,11 @@ def fill(call: Call, values: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[s
 
     args, kwargs = keras.tree.map_structure(value, (call.args, dict(call.kwargs)))
     return args, kwargs
+
+
+def refs_of(structure: Any) -> tuple[Ref, ...]:
+    """Returns the tensors' numbers that a nested structure holds, flattened."""
+    return tuple(leaf for leaf in leaves_of(structure) if isinstance(leaf, Ref))
 
 
 def leaves_of(structure: Any) -> list[Any]:

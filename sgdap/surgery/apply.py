@@ -14,8 +14,7 @@ from sgdap import _keras
 from sgdap.channels.groups import ChannelGraph, channel_graph
 from sgdap.channels.slices import variable_slices
 from sgdap.model.copying import copied_operation, copy_state
-from sgdap.model.functional import functional_program
-from sgdap.model.own_call import saves_by_its_graph
+from sgdap.model.functional import functional_program, saves_by_its_graph
 from sgdap.planning.plan import Plan, kept_mask, reconstruction_fingerprint
 from sgdap.surgery.prune import prune_in_place
 

@@ -15,6 +15,7 @@ from sgdap.channels.rewriting import Written
 from sgdap.model.copying import made_like
 from sgdap.model.generators import random_state, set_random_state
 from sgdap.model.program import Call, Program, Ref, Shape, fill
+from sgdap.model.symbolic_graph import symbolic_graph
 from sgdap.surgery.adopt import Change
 from sgdap.surgery.optimizer import Replaced, rebuild_optimizer
 
@@ -54,6 +55,7 @@ def prepare(
         ValueError: A layer or an optimizer can't be rebuilt from its config.
     """
     model, layers = program.model, program.layers()
+    tensors, nodes = symbolic_graph(program)
     state = random_state()
     try:
         with _keras.scope_of(model), _keras.name_counters_kept():
@@ -78,8 +80,8 @@ def prepare(
     exchanged_operations = [(layers[path], new) for path, new in new_operations.items()]
     return Change(
         insides=(*rebuilt.values(), *exchanged_operations, *variables, *optimizers),
-        arguments=tuple(_new_arguments(program, operations)),
-        shapes=tuple(_new_shapes(program, shapes)),
+        arguments=tuple(_new_arguments(nodes, operations)),
+        shapes=tuple(_new_shapes(program, tensors, shapes)),
         composites=tuple(_composites(program)),
     )
 
@@ -114,44 +116,32 @@ def _variables_with_values(
 
 
 def _new_arguments(
-    program: Program, operations: Mapping[str, Written]
+    nodes: Sequence[tuple[Any, Call]], operations: Mapping[str, Written]
 ) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     """Keras' records of calls, and the arguments that operations are called with now."""
-    for node, call in _records(program):
+    for node, call in nodes:
         if call.path not in operations:
             continue
         before = keras.tree.flatten(_keras.node_arguments(node))
-        tensors = [leaf for leaf in before if isinstance(leaf, keras.KerasTensor)]
-        known = {ref.index: tensor for ref, tensor in zip(call.inputs, tensors, strict=True)}
+        given = [leaf for leaf in before if isinstance(leaf, keras.KerasTensor)]
+        known = {ref.index: tensor for ref, tensor in zip(call.inputs, given, strict=True)}
         written = operations[call.path]
         now = replace(call, args=written.args, kwargs=written.kwargs)
         yield node, *fill(now, known)
 
 
 def _new_shapes(
-    program: Program, shapes: Sequence[Shape]
+    program: Program, tensors: Sequence[tuple[keras.KerasTensor, Ref]], shapes: Sequence[Shape]
 ) -> Iterator[tuple[keras.KerasTensor, Shape]]:
     """The model's symbolic tensors and their shapes now."""
     known: dict[int, Shape] = {}
-    for symbol, ref in _symbols(program):
+    for symbol, ref in tensors:
         # A model inside the model may leave sizes open that are known where it is called.
         whole = known.get(id(symbol), tuple(symbol.shape))
         sizes = zip(whole, program.shapes[ref.index], shapes[ref.index], strict=True)
         shape = tuple(own if own is None or old == new else new for own, old, new in sizes)
         known[id(symbol)] = shape
         yield symbol, shape
-
-
-def _symbols(program: Program) -> Iterator[tuple[keras.KerasTensor, Ref]]:
-    """The model's own symbolic tensors and their numbers."""
-    yield from program.symbols
-
-
-def _records(program: Program) -> Iterator[tuple[Any, Call]]:
-    """Keras' records of the calls that it knows."""
-    for call in program.calls:
-        if call.node is not None:
-            yield call.node, call
 
 
 def _composites(program: Program) -> list[Any]:

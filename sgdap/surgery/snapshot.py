@@ -13,7 +13,7 @@ from sgdap import _keras
 from sgdap.channels.rewriting import Written
 from sgdap.model.copying import without_build_config
 from sgdap.model.program import Program
-from sgdap.model.trace import trace
+from sgdap.model.tracing import trace
 from sgdap.surgery.adopt import adopt
 from sgdap.surgery.prepare import prepare
 

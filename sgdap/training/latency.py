@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.elimination import ErrorCurve
-from sgdap.model.trace import trace
+from sgdap.model.tracing import trace
 from sgdap.planning.allocation import allocate, narrowest
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import MEASURES, cost_model

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from sgdap.execution.traced_work import traced_work
-from sgdap.model.trace import trace
+from sgdap.model.tracing import trace
 
 N = 16
 CONSTANT = tf.ones((1, 6, 6))

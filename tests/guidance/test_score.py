@@ -1,9 +1,13 @@
 """Error curves tell the loss that pruning will cost."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from threadpoolctl import ThreadpoolController
 
 import sgdap
 from sgdap.execution.batch_sums import TEMPERATURE
@@ -155,3 +159,31 @@ def test_every_prunable_group_gets_a_curve_that_never_falls():
         assert sorted(curve.order) == list(range(size))
         assert len(curve.errors) == size + 1
         assert (np.diff(curve.errors) >= 0).all()
+
+
+def test_threads_that_score_at_once_leave_the_linear_algebra_unlimited():
+    model = randomise(keras.Sequential([keras.Input((4,)), layers.Dense(6), layers.Dense(3)]))
+    graph = sgdap.channel_graph(model)
+    statistics = sgdap.collect_statistics(graph, samples(model, 50))
+    entered, left = threading.Event(), threading.Event()
+
+    def first():
+        score_groups(graph, statistics, sgdap.LassoGuidance(), progress=lambda _: entered.wait(1))
+        left.set()
+
+    def second():
+        def began(_):
+            entered.set()
+            left.wait(5)
+
+        score_groups(graph, statistics, sgdap.LassoGuidance(), progress=began)
+
+    def threads():
+        return [part.num_threads for part in controller.lib_controllers]
+
+    controller = ThreadpoolController().select(user_api="blas")
+    with controller.limit(limits=2):
+        with ThreadPoolExecutor(2) as pool:
+            for result in [pool.submit(first), pool.submit(second)]:
+                result.result()
+        assert set(threads()) == {2}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from sgdap.model.trace import trace
+from sgdap.model.tracing import trace
 from sgdap.training import xla as measuring
 from tests.models import randomise, samples
 

@@ -12,7 +12,8 @@ from sgdap import _keras
 from sgdap.channels.labels import Symbol
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall
-from sgdap.model.trace import trace
+from sgdap.model.symbolic_graph import symbolic_graph
+from sgdap.model.tracing import trace
 
 
 @register_rule(layers.SpectralNormalization)
@@ -46,6 +47,8 @@ def model_inside(model: Any, call: RuleCall) -> list[Symbol]:
     Elsewhere models are unrolled before any rule speaks.
     """
     program = trace(model)
+    if len(call.inputs) != len(program.inputs):
+        return call.keep_all(f"'{model.name}' is given a mask")
     ways = dict(_ways(model, model.get_config()))
     symbols = {ref.index: x for ref, x in zip(program.inputs, call.inputs, strict=True)}
     for inner in program.calls:
@@ -64,7 +67,8 @@ def model_inside(model: Any, call: RuleCall) -> list[Symbol]:
                 strict=True,
             )
         )
-    for tensor, ref in program.symbols:
+    tensors, _ = symbolic_graph(program)
+    for tensor, ref in tensors:
         record = _keras.history(tensor)
         if record is not None and isinstance(record[0], layers.InputLayer):
             for axis, channels in enumerate(symbols[ref.index].axes):

@@ -1,6 +1,9 @@
 """A model is unrolled into calls that compute what it computes."""
 
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -9,8 +12,11 @@ import tensorflow as tf
 from keras import layers, ops
 
 import sgdap
-from sgdap.model.trace import trace
-from tests.models import all_layers, convnet, outputs, randomise, samples
+from sgdap.model.symbolic_graph import symbolic_graph
+from sgdap.model.tracing import trace
+from sgdap.surgery import prune_in_place
+from tests.models import OwnModel, all_layers, convnet, outputs, randomise, samples
+from tests.oracles import random_removal
 
 
 def branched() -> keras.Model:
@@ -60,7 +66,7 @@ def test_every_layer_is_found_in_the_order_of_the_calls():
 def test_shapes_and_dtypes_are_those_of_the_symbolic_tensors():
     model = convnet()
     program = trace(model)
-    for symbol, ref in program.symbols:
+    for symbol, ref in symbolic_graph(program)[0]:
         assert tuple(symbol.shape) == program.shapes[ref.index]
         assert symbol.dtype == program.dtypes[ref.index]
 
@@ -93,6 +99,90 @@ def test_a_model_that_starts_inside_another_ends_at_its_own_input():
     whole = convnet()
     tail = keras.Model(whole.get_layer("flatten").output, whole.outputs[0])
     assert list(trace(tail).layers()) == ["hidden", "dropout", "end"]
+
+
+def test_layers_of_a_model_inside_are_told_what_it_is_told_of_training():
+    x = keras.Input((4,))
+    base = keras.Sequential([keras.Input((4,)), layers.BatchNormalization(name="norm")])
+    model = randomise(keras.Model(x, layers.Dense(2)(base(x, training=False))))
+    copy = sgdap.functional(model)
+    data = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    for training in (False, True):
+        expected = model(data, training=training)
+        np.testing.assert_allclose(copy(data, training=training), expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Layer 'inner' .* was passed an input with a mask:UserWarning")
+def test_a_model_inside_that_is_given_a_mask_is_one_call_and_keeps_its_channels():
+    x, mask = keras.Input((5, 4)), keras.Input((5,), dtype="bool")
+    steps = keras.Input((5, 4))
+    inner = keras.Model(steps, layers.LSTM(3)(steps), name="inner")
+    hidden = layers.Dense(4, name="hidden")(x)
+    model = randomise(keras.Model([x, mask], layers.Dense(2)(inner(hidden, mask=mask))))
+    graph = sgdap.channel_graph(model)
+    assert not graph.group("hidden").prunable
+    random = np.random.default_rng(0)
+    data = [random.normal(size=(3, 5, 4)).astype("float32"), np.tri(3, 5, 1, dtype="bool")]
+    np.testing.assert_allclose(graph.program.run(data)[0], model(data), atol=1e-6)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Inside(layers.Layer):
+    """Holds a layer."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.inner = layers.Dense(4, name="inner")
+
+    def build(self, shape):
+        self.inner.build(shape)
+        self.built = True
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def test_only_layers_that_a_mask_can_reach_are_not_looked_into():
+    tokens, x = keras.Input((5,)), keras.Input((5, 4))
+    y = layers.Embedding(7, 4, mask_zero=True)(tokens)
+    masked, free = Inside(name="masked")(y), Inside(name="free")(x)
+    paths = list(trace(keras.Model([tokens, x], [masked, free])).layers())
+    assert "masked" in paths
+    assert "free/inner" in paths
+
+
+def test_numbers_that_a_model_inside_takes_in_another_dtype_are_converted():
+    tokens, x = keras.Input((4,), dtype="int32"), keras.Input((4,))
+    inner = keras.Model(x, layers.Dense(6, name="hidden")(x / 2), name="inner")
+    model = randomise(keras.Model(tokens, layers.Dense(2, name="end")(inner(tokens))))
+    data = np.arange(12).reshape(3, 4)
+    program = trace(model)
+    np.testing.assert_allclose(program.run(data)[0], model(data), atol=1e-6)
+    graph = sgdap.channel_graph(model)
+    assert graph.group("inner/hidden").removable.all()
+    prune_in_place(graph, random_removal(graph))
+    assert inner.output_shape == (None, 3)
+    assert model(data).shape == (3, 2)
+
+
+def test_operations_of_a_graph_keep_their_names_and_those_of_a_call_are_counted():
+    x = keras.Input((4,))
+    y = ops.add(ops.add(x, 1), 2)
+    named = keras.Model(x, y, name="named")
+    model = OwnModel(named)
+    model(np.ones((2, 4), "float32"))
+    own = [operation.name for operation in named.operations[1:]]
+    program = trace(model)
+    paths = list(program.layers())
+    assert [path for path in paths if path.startswith("named/")] == [f"named/{n}" for n in own]
+    counted = [call.path for call in program.calls if not call.in_graph]
+    assert all(
+        path.startswith("ops.")
+        for path in counted
+        if not isinstance(program.layers()[path], layers.Layer)
+    )
+    assert all(call.in_graph for call in program.calls if call.path.startswith("named/"))
 
 
 class Adversaries(keras.Model):
@@ -186,7 +276,7 @@ def test_a_call_that_cannot_be_traced_is_refused_with_the_line_and_the_remedy(ki
     model = kind()
     model(np.ones((3, 5), "float32"))
     name = re.escape(f"model '{model.name}' (of class {kind.__name__})")
-    with pytest.raises(ValueError, match=f"{name} can't be traced.*test_trace.*{line}.*{remedy}"):
+    with pytest.raises(ValueError, match=f"{name} can't be traced.*test_tracing.*{line}.*{remedy}"):
         trace(model)
 
 
@@ -271,3 +361,85 @@ def test_a_sequential_model_in_a_call_is_traced_for_any_batch_size():
 def randomise_after_call(model: keras.Model, shape: tuple[int, ...]) -> keras.Model:
     model(np.ones(shape, "float32"))
     return randomise(model)
+
+
+KERAS_FUNCTIONS = [
+    (keras.Layer, "__call__"),
+    (keras.Operation, "symbolic_call"),
+    *((ops, name) for name in ("shape", "reshape", "arange", "broadcast_to", "zeros", "full")),
+]
+
+
+class Positions(keras.Model):
+    """Counts positions, while other threads wait for their turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.end = layers.Dense(6, name="hidden"), layers.Dense(2, name="end")
+
+    def call(self, x):
+        positions = ops.arange(ops.shape(x)[1], dtype="float32")
+        time.sleep(0.001)
+        return self.end(self.hidden(x) + ops.reshape(positions, (1, -1, 1)))
+
+
+def test_eight_threads_that_trace_at_once_leave_keras_own_functions_in_place():
+    models = [randomise_after_call(Positions(), (2, 5, 3)), convnet()] * 4
+    before = [getattr(owner, name) for owner, name in KERAS_FUNCTIONS]
+    alone = [list(trace(model).layers()) for model in models]
+    together = threading.Barrier(8)
+
+    def traced(model: keras.Model) -> list[list[str]]:
+        together.wait()
+        return [list(trace(model).layers()) for _ in range(3)]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(traced, models))
+    assert found == [[paths] * 3 for paths in alone]
+    assert [getattr(owner, name) for owner, name in KERAS_FUNCTIONS] == before
+
+
+def test_other_threads_call_keras_own_functions_while_one_traces():
+    model = convnet()
+    x = samples(model, 2)
+    expected = outputs(model, x)
+    inside, done = threading.Event(), threading.Event()
+
+    class Waiting(Traced):
+        def behind(self, y):
+            inside.set()
+            assert done.wait(60)
+            return y
+
+    done.set()
+    waiting = Waiting()
+    waiting(np.ones((3, 5), "float32"))
+    inside.clear()
+    done.clear()
+
+    def predicted():
+        assert inside.wait(60)
+        functional = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+        done.set()
+        return outputs(model, x), functional.output_shape
+
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(predicted)
+        assert list(trace(waiting).layers()) == ["hidden", "end"]
+    np.testing.assert_array_equal(answer.result()[0], expected)
+    assert answer.result()[1] == (None, 2)
+
+
+def test_keras_own_functions_come_back_after_an_error():
+    class Failing(Traced):
+        def behind(self, x):
+            raise KeyboardInterrupt
+
+    model = Failing()
+    with pytest.raises(KeyboardInterrupt):
+        model(np.ones((3, 5), "float32"))
+    before = [getattr(owner, name) for owner, name in KERAS_FUNCTIONS]
+    with pytest.raises(KeyboardInterrupt):
+        trace(model)
+    assert [getattr(owner, name) for owner, name in KERAS_FUNCTIONS] == before
+    assert list(trace(convnet()).layers())
