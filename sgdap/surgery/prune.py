@@ -1,4 +1,4 @@
-"""Works out a plan's removal of channels as a change of the model; decides nothing."""
+"""Removes channels from a model: what to rebuild, fill and rewrite; decides nothing."""
 
 from __future__ import annotations
 
@@ -37,6 +37,35 @@ def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = No
     adopt(graph.program.model, pruned(graph, kept, updates))
 
 
+def pruned(graph: ChannelGraph, kept: Mask, updates: Updates | None = None) -> Change:
+    """Prepares the removal of channels from a model; changes nothing of it.
+
+    Args:
+        graph: The model's channels.
+        kept: Which channels stay, `(graph.count,)`.
+        updates: Values for some variables of the slim model; all others are sliced.
+
+    Returns:
+        What becomes of the model.
+
+    Raises:
+        ValueError: A layer can't be rebuilt from its config.
+    """
+    slices = variable_slices(graph, kept)
+    values = {
+        key: sliced(variable_of(graph.program, key).numpy(), index) for key, index in slices.items()
+    }
+    values.update(updates or {})
+    for scale in graph.scales:
+        key = (scale.path, scale.variable)
+        factor = kept[scale.channels].mean() ** scale.power
+        if factor != 1:
+            values[key] = values[key] * np.asarray(factor, values[key].dtype)
+    configs = _new_entries(graph, kept, {path for path, _ in slices})
+    operations = rewritten_operations(graph.program, graph.rewrites, kept)
+    return prepare(graph.program, configs, operations, values, slices)
+
+
 def check_can_be_rebuilt(
     graph: ChannelGraph, groups: Sequence[ChannelGroup], rules: WidthRules
 ) -> None:
@@ -70,35 +99,6 @@ def _one_slimmer(graph: ChannelGraph, groups: Sequence[ChannelGroup], rules: Wid
         if not kept[axis.channels].any():
             kept[axis.channels] = True
     return kept
-
-
-def pruned(graph: ChannelGraph, kept: Mask, updates: Updates | None = None) -> Change:
-    """Prepares the removal of channels from a model; changes nothing of it.
-
-    Args:
-        graph: The model's channels.
-        kept: Which channels stay, `(graph.count,)`.
-        updates: Values for some variables of the slim model; all others are sliced.
-
-    Returns:
-        What becomes of the model.
-
-    Raises:
-        ValueError: A layer can't be rebuilt from its config.
-    """
-    slices = variable_slices(graph, kept)
-    values = {
-        key: sliced(variable_of(graph.program, key).numpy(), index) for key, index in slices.items()
-    }
-    values.update(updates or {})
-    for scale in graph.scales:
-        key = (scale.path, scale.variable)
-        factor = kept[scale.channels].mean() ** scale.power
-        if factor != 1:
-            values[key] = values[key] * np.asarray(factor, values[key].dtype)
-    configs = _new_entries(graph, kept, {path for path, _ in slices})
-    operations = rewritten_operations(graph.program, graph.rewrites, kept)
-    return prepare(graph.program, configs, operations, values, slices)
 
 
 def _new_entries(graph: ChannelGraph, kept: Mask, shrunk: set[str]) -> dict[str, dict[str, Any]]:
