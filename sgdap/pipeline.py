@@ -15,9 +15,10 @@ from sgdap.guidance.elimination import ErrorCurve
 from sgdap.guidance.score import scoring_notes
 from sgdap.planning.allocation import allocate
 from sgdap.planning.budget import Budget
-from sgdap.planning.cost import cost_model, input_shapes, warn_of_uncounted, work_notes
+from sgdap.planning.cost import cost_model, input_shapes
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
 from sgdap.planning.widths import WidthRules, fits
+from sgdap.planning.work import warn_of_uncounted, work_notes
 from sgdap.reconstruction.in_turn import Weights, reconstructed_weights, refitted_weights
 from sgdap.statistics.collect import CalibrationStatistics
 

@@ -28,7 +28,8 @@ def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
     A rule is a function `(layer, call) -> Symbol` that tells, through the methods of
     `sgdap.channels.RuleCall`, which axes of the layer's weights carry which channels, and returns
     the channels of the layer's output. A rule holds for a subclass too, as long as that keeps
-    `call` and `build`. Registering a class again replaces its rule.
+    `call` and `build`. Registering a class again replaces its rule. FLOPs that a rule does not say
+    by `call.work` are counted from the layer's TensorFlow graph and taken not to shrink.
 
     Args:
         *layer_classes: The classes that the rule is for.
