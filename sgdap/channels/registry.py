@@ -65,7 +65,7 @@ def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
 
 
 def register_default(rule: _Decorated) -> _Decorated:
-    """Registers the rule of all `keras.Operation` classes that are no layers and have none."""
+    """Registers the rule for all operations that are no layers and have no rule of their own."""
     _DEFAULT[:] = [rule]
     return rule
 
@@ -105,7 +105,7 @@ def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
 
 
 def _unlike_its_config(operation: Any) -> str | None:
-    """Why the variables of a layer are others than its class makes, or None."""
+    """The reason why a layer has other variables than its class makes, or None."""
     if not isinstance(operation, keras.Layer):
         return None
     for layer in _keras.flatten_layers(operation):
