@@ -1,4 +1,4 @@
-"""The only uses of Keras' private attributes, one small function each; nothing else may touch one.
+"""The only uses of private attributes of Keras and TensorFlow, one small function each.
 
 `tests/test_keras_private.py` fails loudly when a Keras release changes any of them.
 """
@@ -357,6 +357,11 @@ def attach_mask(tensor: Any, mask: Any) -> None:
     """Gives a tensor a mask as Keras does, if it isn't None."""
     if mask is not None:
         tensor._keras_mask = mask
+
+
+def function_graph(graph: Any, name: str) -> Any:
+    """Returns the graph of a function that operators of a TensorFlow graph call by its name."""
+    return graph._get_function(name).graph
 
 
 def application_layers() -> tuple[type, type, type]:

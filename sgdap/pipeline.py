@@ -20,9 +20,10 @@ from sgdap.guidance.elimination import ErrorCurve
 from sgdap.guidance.score import score_groups, scoring_notes
 from sgdap.planning.allocation import ALLOCATIONS, allocate
 from sgdap.planning.budget import Budget
-from sgdap.planning.cost import cost_model, work_notes
+from sgdap.planning.cost import cost_model
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
 from sgdap.planning.widths import WidthRules, prunable_groups, width_rules
+from sgdap.planning.work import work_notes
 from sgdap.reconstruction import Weights, reconstructed_weights, refitted_weights
 from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
 

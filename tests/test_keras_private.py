@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import sgdap
@@ -95,6 +96,14 @@ def test_conversions_that_change_nothing_are_known():
         converted = keras.ops.convert_to_tensor(x, dtype=dtype)
         assert _keras.changes_nothing(_keras.history(converted)[0], x) == same
     assert not _keras.changes_nothing(_keras.history(x + 1)[0], x)
+
+
+def test_functions_in_a_graph_have_graphs_of_their_own():
+    inner = tf.function(lambda x: x @ x)
+    graph = tf.function(lambda x: inner(x)).get_concrete_function(tf.TensorSpec((2, 2))).graph
+    (call,) = (op for op in graph.get_operations() if "Call" in op.type)
+    found = _keras.function_graph(graph, call.get_attr("f").name)
+    assert "MatMul" in {op.type for op in found.get_operations()}
 
 
 def test_symbolic_shapes_can_be_refreshed():

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from sgdap._arguments import is_number
 from sgdap.channels.facts import Key
-from sgdap.channels.labels import Symbol
+from sgdap.channels.labels import Symbol, is_labels
 
 
 def check_channels(title: str, method: str, *given: Any) -> None:
@@ -23,7 +21,7 @@ def check_channels(title: str, method: str, *given: Any) -> None:
     Raises:
         TypeError: A value is something else.
     """
-    if not all(isinstance(channels, np.ndarray) for channels in given):
+    if not all(map(is_labels, given)):
         raise TypeError(
             f"{title} must give call.{method} channels, such as those of "
             f"`call.along(call.input, -1)`. Received: {', '.join(map(repr, given))}"
@@ -116,11 +114,11 @@ def checked_outputs(
 
 
 def _fits(symbol: Symbol, shape: Sequence[int | None]) -> bool:
-    """Whether a symbol has the sizes of a shape, and as many channels along each axis."""
+    """Whether a symbol has the sizes of a shape, and as many labels along each axis."""
     if not len(symbol.shape) == len(symbol.axes) == len(shape):
         return False
     sizes = zip(symbol.shape, shape, symbol.axes, strict=True)
-    return all(
+    return all(is_labels(own) for own in symbol.axes if own is not None) and all(
         None in (own, size) or (own == size and (channels is None or len(channels) == size))
         for own, size, channels in sizes
     )

@@ -71,6 +71,11 @@ class Symbol:
         return [channels for channels in self.axes if channels is not None]
 
 
+def is_labels(value: object) -> bool:
+    """Whether a value is an array of labels, not of channels or other numbers."""
+    return isinstance(value, np.ndarray) and value.dtype == np.uint32
+
+
 def plain(shape: Sequence[int | None]) -> Symbol:
     """A tensor of which nothing can be removed."""
     return Symbol(tuple(shape), (None,) * len(shape))

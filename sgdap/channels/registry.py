@@ -28,7 +28,8 @@ def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
     A rule is a function `(layer, call) -> Symbol` that tells, through the methods of
     `sgdap.channels.RuleCall`, which axes of the layer's weights carry which channels, and returns
     the channels of the layer's output. A rule holds for a subclass too, as long as that keeps
-    `call` and `build`. Registering a class again replaces its rule.
+    `call` and `build`. Registering a class again replaces its rule. FLOPs that a rule does not say
+    by `call.work` are counted from the layer's TensorFlow graph and taken not to shrink.
 
     Args:
         *layer_classes: The classes that the rule is for.
@@ -64,7 +65,7 @@ def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
 
 
 def register_default(rule: _Decorated) -> _Decorated:
-    """Registers the rule of all `keras.Operation` classes that are no layers and have none."""
+    """Registers the rule for all operations that are no layers and have no rule of their own."""
     _DEFAULT[:] = [rule]
     return rule
 
@@ -104,7 +105,7 @@ def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
 
 
 def _unlike_its_config(operation: Any) -> str | None:
-    """Why the variables of a layer are others than its class makes, or None."""
+    """The reason why a layer has other variables than its class makes, or None."""
     if not isinstance(operation, keras.Layer):
         return None
     for layer in _keras.flatten_layers(operation):

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from sgdap import _keras
 from sgdap.model.program import Program, Ref
 
 Handle = Callable[[Any], float]
@@ -88,7 +89,7 @@ def _work_of(graph: Any, tensors: Sequence[Any]) -> TracedWork:
         elif operator.type in _CALLS:
             functions, times = _CALLS[operator.type](operator)
             for name in functions:
-                inner = graph._get_function(name).graph
+                inner = _keras.function_graph(graph, name)
                 work = _work_of(inner, inner.outputs)
                 flops += work.flops * (1 if times is None else times)
                 uncounted += work.uncounted

@@ -16,9 +16,9 @@ from sgdap.planning.cost import (
     CostModel,
     cost_model,
     input_shapes,
-    warn_of_uncounted,
 )
 from sgdap.planning.widths import Step, WidthRules, WidthSearch
+from sgdap.planning.work import warn_of_uncounted
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

@@ -84,9 +84,9 @@ class Moments:
     def merged(self, other: Self) -> Self:
         """The moments of these samples and others (of another worker), fold by fold, exactly."""
         first, *rest = (
-            self.select([fold])._joined(other.select([fold])).total() for fold in range(self.folds)
+            self.select([fold]).joined(other.select([fold])).total() for fold in range(self.folds)
         )
-        return first._joined(*rest)
+        return first.joined(*rest)
 
     def powers(self) -> Powers:
         """The moments without products of different quantities."""
@@ -137,7 +137,7 @@ class Moments:
         """The form of `second` of n quantities, all 0."""
         return np.zeros((folds, n, n))
 
-    def _joined(self, *others: Self) -> Self:
+    def joined(self, *others: Self) -> Self:
         """The folds of all, one after another."""
         return replace(
             self,

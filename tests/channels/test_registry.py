@@ -111,6 +111,15 @@ def gives_a_tensor_for_channels(layer, call):
     return call.input
 
 
+def gives_numbers_of_its_own(layer, call):
+    call.weight(layer.factors, np.arange(6))
+    return call.input
+
+
+def returns_numbers_of_its_own(layer, call):
+    return call.output().with_axis(-1, np.arange(6))
+
+
 def gives_other_axes(layer, call):
     call.weight(layer.factors, None, call.input.axes[-1])
     return call.input
@@ -182,6 +191,8 @@ def gives_no_reason(layer, call):
             TypeError,
             "must give call.weight channels.*Received: Symbol",
         ),
+        (gives_numbers_of_its_own, TypeError, r"must give call.weight channels.*array\(\[0, 1"),
+        (returns_numbers_of_its_own, ValueError, r".*of shape \(None, 6\). Received: .*Symbol"),
         (gives_other_axes, ValueError, r".*'factors' of shape \(6,\). Received: \(None, 6\)"),
         (gives_too_few_channels, ValueError, r".*of shape \(6,\). Received: \(2,\) channels"),
         (reads_an_axis_too_many, ValueError, r"reads axis 2 of a tensor of shape \(None, 6\)"),

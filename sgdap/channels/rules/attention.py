@@ -131,7 +131,7 @@ def dot_product_attention(operation: Any, call: RuleCall) -> Symbol:
 
 
 def _own_attention(layer: Any) -> str | None:
-    """Why a layer may attend otherwise than Keras' do: those invite to override single steps."""
+    """The reason to leave a subclass of Keras' attention as it is: it may override any step."""
     known = (
         layers.MultiHeadAttention,
         layers.GroupQueryAttention,
@@ -147,7 +147,7 @@ def _own_attention(layer: Any) -> str | None:
 def _with_heads(
     layer: Any, call: RuleCall, heads: Labels, shared: Labels, keys: Labels, values: Labels
 ) -> list[Symbol]:
-    """What projections, scores and outputs have in common in all attention with heads.
+    """Says what all attention layers with heads have in common.
 
     The layer divides by the root of the number of key dimensions, so the query projection is
     scaled when that number falls.

@@ -1,4 +1,4 @@
-"""Layers around a layer: what the inner layer's own rule says holds for them."""
+"""Layers around a layer: they let the rule of the inner layer speak."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def model_inside(model: Any, call: RuleCall) -> list[Symbol]:
 def _ways(
     model: Any, config: Mapping[str, Any], way: tuple[str | int, ...] = ()
 ) -> Iterator[tuple[int, tuple[str | int, ...]]]:
-    """What leads from a model's config to that of each layer in it, by the layer's id."""
+    """For each layer in a model its id, and the names and positions that lead to its config."""
     functional = _keras.functional_of(model)
     assert functional is not None
     inside = {operation.name: operation for operation in functional.operations}
