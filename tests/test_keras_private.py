@@ -1,6 +1,7 @@
 """Keras' private attributes are used in one module, and each of these uses still works."""
 
 import ast
+import random
 from pathlib import Path
 
 import keras
@@ -291,3 +292,26 @@ def test_keras_tells_which_way_a_metric_is_better(metric, mode, better):
     assert _keras.more_is_better(model, metric, mode) is better
     with pytest.raises(ValueError, match="maximized or minimized"):
         _keras.more_is_better(model, "own", "auto")
+
+
+@pytest.mark.parametrize("asked_before", [True, False])
+def test_what_keras_counts_and_draws_is_put_back(asked_before):
+    keras.utils.clear_session()
+    layers.Identity()
+    if asked_before:
+        keras.random.normal((2,))
+    before = _keras.global_seed_state()
+    random.seed(1)
+    np.random.seed(1)
+    expected = random.Random(1).random(), np.random.RandomState(1).random()
+    with pytest.raises(ValueError), _keras.global_state_kept():
+        keras.random.normal((3,))
+        layers.Dropout(0.5)
+        layers.Identity()
+        random.random(), np.random.random()
+        raise ValueError
+    after = _keras.global_seed_state()
+    assert (before is None) == (after is None)
+    assert before is None or (before == after).all()
+    assert layers.Identity().name == "identity_1"
+    assert (random.random(), np.random.random()) == expected

@@ -18,6 +18,7 @@ from sgdap.channels.labels import Channels, Settled, Symbol, plain
 from sgdap.channels.readings import find_readings
 from sgdap.channels.registry import apply_rule
 from sgdap.channels.regularizers import keep_what_regularizers_need
+from sgdap.channels.rehearsal import what_fails_rehearsal
 from sgdap.channels.replay import what_code_does_not_follow
 from sgdap.channels.rule_call import RuleCall
 from sgdap.model.own_call import saves_by_its_graph
@@ -166,6 +167,12 @@ def channel_graph(model: Any) -> ChannelGraph:
         stays = what_code_does_not_follow(
             program, graph.rewrites, graph.axes, symbols, record.ledger
         )
+        if not stays:
+            settled = record.ledger.settle()
+            stays = [
+                (np.flatnonzero(np.isin(settled.classes, channels)), reason)
+                for channels, reason in what_fails_rehearsal(graph, settled.removable)
+            ]
         if not stays:
             return graph
         for channels, reason in stays:

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap.channels.facts import Resize
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.channels.replay import rewritten_operations
+from sgdap.channels.resizing import called, check_variables, new_entries, resized
 from sgdap.channels.rewriting import Written
 from sgdap.channels.slices import sliced, variable_of, variable_slices
-from sgdap.model.copying import made_like
 from sgdap.model.program import Call, Program, fill
 from sgdap.planning.widths import WidthRules
 from sgdap.surgery.optimizer import rebuild_optimizer, remade
@@ -104,28 +105,15 @@ def _changes(
 
 def _new_entries(graph: ChannelGraph, kept: Mask, shrunk: set[str]) -> dict[str, dict[str, Any]]:
     """The entries of layers' configs that count channels that leave."""
-    configs: dict[str, dict[str, Any]] = {}
-    layers = graph.program.layers()
+    of_layers: dict[str, list[Resize]] = {}
     for resize in graph.resizes:
-        count = int(kept[resize.channels].sum())
-        if count == len(resize.channels) and resize.path not in shrunk:
-            continue
-        layer = layers[resize.path]
-        name, *way = [resize.key] if isinstance(resize.key, str) else resize.key
-        entries = configs.get(resize.path, {})
-        config = entries if name in entries else _config(layer, resize.path)
-        try:
-            whole = config[str(name)]
-            if count == len(resize.channels) and _entry(whole, way) is not None:
-                continue
-            new = _replaced(whole, way, count)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"The rule of '{resize.path}' (of class {type(layer).__name__}) must give "
-                f"call.resize an entry of the layer's config. Received: {resize.key!r}"
-            ) from error
-        configs.setdefault(resize.path, {})[str(name)] = new
-    return configs
+        of_layers.setdefault(resize.path, []).append(resize)
+    layers = graph.program.layers()
+    entries = {
+        path: new_entries(layers[path], resizes, kept, shrunk=path in shrunk)
+        for path, resizes in of_layers.items()
+    }
+    return {path: changed for path, changed in entries.items() if changed}
 
 
 def rebuild(
@@ -198,24 +186,6 @@ def remake_functions(model: Any) -> None:
         model.make_predict_function(force=True)
 
 
-def _entry(whole: Any, way: Sequence[str | int]) -> Any:
-    for step in way:
-        whole = whole[step]
-    return whole
-
-
-def _replaced(whole: Any, way: Sequence[str | int], count: int) -> Any:
-    """A copy of a nested config with `count` at the end of the way into it."""
-    if not way:
-        return count
-    first, *rest = way
-    if isinstance(whole, Mapping):
-        return {**whole, first: _replaced(whole[first], rest, count)}
-    new = list(whole)
-    new[int(first)] = _replaced(whole[int(first)], rest, count)
-    return new if isinstance(whole, list) else tuple(new)
-
-
 def _write_node(call: Call, written: Written) -> None:
     """Gives Keras' record of a call the arguments that the operation is called with now."""
     before = keras.tree.flatten(_keras.node_arguments(call.node))
@@ -260,74 +230,15 @@ def _rebuild_layers(
             results = operation.compute_output_spec(*args, **kwargs)
         else:
             if call.path not in rebuilt:
-                new = _from_config(operation, call.path, configs.get(call.path, {}))
+                new = resized(operation, call.path, configs.get(call.path, {}))
                 rebuilt[call.path] = (operation, new)
-            results = _called(rebuilt[call.path][1], call.path, args, kwargs)
+            results = called(rebuilt[call.path][1], call.path, args, kwargs)
         for ref, result in zip(call.outputs, keras.tree.flatten(results), strict=True):
             known = program.shapes[ref.index]
             shapes[ref.index] = tuple(
                 old if new is None else new for old, new in zip(known, result.shape, strict=True)
             )
     for path, (old, new) in rebuilt.items():
-        _check_variables(path, old, new, values)
+        shapes_now = {number: v.shape for (owner, number), v in values.items() if owner == path}
+        check_variables(path, old, new, shapes_now)
     return rebuilt, shapes, rewritten_ones
-
-
-def _called(layer: Any, path: str, args: Any, kwargs: Any) -> Any:
-    """What a rebuilt layer makes of slim tensors; its first call builds it."""
-    try:
-        return layer(*args, **kwargs)
-    except Exception as error:
-        why = str(error) or repr(error)
-        raise ValueError(f"{_not_slim(layer, path)}{why} {_LET_THE_RULE}") from error
-
-
-def _check_variables(path: str, old: Any, new: Any, values: Updates) -> None:
-    """Says where a rebuilt layer has other variables than its rule tells."""
-    before, after = _keras.layer_variables(old), _keras.layer_variables(new)
-    if len(before) != len(after):
-        raise ValueError(
-            f"{_not_slim(old, path)}it has {len(after)} variables then and {len(before)} now. "
-            "Let its get_config return all that its variables depend on."
-        )
-    for number, (mine, theirs) in enumerate(zip(before, after, strict=True)):
-        stays = tuple(values.get((path, number), mine).shape)
-        if stays != tuple(theirs.shape):
-            raise ValueError(
-                f"{_not_slim(old, path)}its '{mine.name}' is of shape {tuple(theirs.shape)} then, "
-                f"and by its rule {stays} stays of it. {_LET_THE_RULE}"
-            )
-
-
-def _config(layer: Any, path: str) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = layer.get_config()
-    except Exception as error:
-        raise _not_from_config(layer, path, error) from error
-    return config
-
-
-def _not_slim(layer: Any, path: str) -> str:
-    return f"Layer '{path}' (of class {type(layer).__name__}) can't be rebuilt for fewer channels: "
-
-
-_LET_THE_RULE = (
-    "Let its rule (see sgdap.register_rule) tell the channels along each axis of each of its "
-    "variables with call.weight, and each entry of its config that counts them with call.resize."
-)
-
-
-def _from_config(layer: Any, path: str, entries: Mapping[str, Any]) -> Any:
-    """A layer like another one but for some entries of its config."""
-    try:
-        return made_like(layer, entries)
-    except Exception as error:
-        raise _not_from_config(layer, path, error) from error
-
-
-def _not_from_config(layer: Any, path: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"Layer '{path}' (of class {type(layer).__name__}) can't be rebuilt from its config: "
-        f"{error} Implement `get_config` (and `from_config`) in its class so that "
-        f"{type(layer).__name__}.from_config(layer.get_config()) gives a layer like it."
-    )

@@ -33,7 +33,7 @@ def recurrent(layer: Any, call: RuleCall) -> list[Symbol]:
     for number, cell in enumerate(cells):
         units = call.new_channels(cell.units, str(number) if stacked else "")
         _cell_weights(cell, call, features, units)
-        if not all(map(is_elementwise, _activations(cell))):
+        if not all(is_elementwise(a, cell.units) for a in _activations(cell)):
             call.keep(units, f"an activation of '{layer.name}' mixes the channels")
         place = ("cell", "config", "cells", number, "config") if stacked else ("cell", "config")
         call.resize("units" if whole else (*place, "units"), units)
@@ -72,7 +72,7 @@ def convolutional(layer: Any, call: RuleCall) -> list[Symbol]:
     call.weight(cell.recurrent_kernel, *spatial, filters, gates)
     call.weight(cell.bias, gates)
     call.resize("filters", filters)
-    if not all(map(is_elementwise, _activations(cell))):
+    if not all(is_elementwise(a, cell.filters) for a in _activations(cell)):
         call.keep(filters, f"an activation of '{layer.name}' mixes the channels")
     _states(layer, call, [filters, filters], 1 if first else -1)
     sequences = len(call.output_shape) == call.input.rank
