@@ -136,8 +136,8 @@ class Likeness:
             values = self._drawn_values(signed=False)
         made: dict[Hashable, Any] = {}
         leaving = np.concatenate(self.leaving)
-        for half in halves([len(block) for block in self.leaving]):
-            kept = self._kept(leaving[~half])
+        choices = [self._kept(leaving[~h]) for h in halves([len(b) for b in self.leaving])]
+        for kept in np.unique(choices, axis=0):
             of_inputs = [self._stays(x.axes, kept) for x in self.part.inputs]
             of_values = [self._stays(self._lines_of(n), kept) for n in range(len(values))]
             masked = (

@@ -5,7 +5,6 @@ Whatever is tried here sees every label: each is left out once, and once while a
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -37,31 +36,23 @@ def random_inputs(
 
 
 def halves(sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """The fewest halves of some labels in which every label leaves once while any other one stays.
+    """Halves of some labels: each label leaves in one of them where any other one stays.
 
-    Each label is in half of the halves, in another selection of them than any other label.
+    They are told by the binary digits of the labels, so neighbours stay together in some and
+    every other label stays in others. One digit more tells labels of one number in two blocks.
 
     Args:
-        sizes: How many labels are halved by themselves, one after another. A half of an even
-            number holds exactly half of them.
+        sizes: How many labels are halved by themselves, block after block.
 
     Returns:
         Which labels each half holds, `(halves, sum(sizes))`.
     """
-    padded = sum(size + size % 2 for size in sizes)
-    count = 2
-    while math.comb(count, count // 2) < padded:
-        count += 2
-    first = itertools.combinations(range(count), count // 2)
-    rest = itertools.takewhile(lambda chosen: chosen[0] == 0, first)
-    words = np.zeros((padded, count), bool)
-    for row, chosen in zip(range(0, padded, 2), rest, strict=False):
-        words[row, list(chosen)] = True
-        words[row + 1] = ~words[row]
-    starts = np.cumsum([0, *(size + size % 2 for size in sizes)])
-    places = [start + np.arange(size) for start, size in zip(starts, sizes, strict=False)]
-    held: npt.NDArray[np.bool_] = words[np.concatenate([np.zeros(0, np.int64), *places])].T
-    return held
+    numbers = np.concatenate([np.zeros(0, np.int64), *map(np.arange, sizes)])
+    blocks = np.repeat(np.arange(len(sizes)), sizes)
+    lengths = np.array([max(int(size - 1).bit_length(), 1) for size in sizes], np.int64)[blocks]
+    digits = [numbers >> digit % lengths & 1 for digit in range(lengths.max(initial=0))]
+    digits += [(numbers ^ blocks >> digit) & 1 for digit in range((len(sizes) - 1).bit_length())]
+    return np.array([digit == side for digit in digits for side in (0, 1)], bool)
 
 
 def agree(found: Sequence[Array], expected: Sequence[Array]) -> bool:

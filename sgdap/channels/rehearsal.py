@@ -16,7 +16,7 @@ from sgdap.channels.remembering import Remembered
 if TYPE_CHECKING:
     from sgdap.channels.groups import ChannelGraph
 
-_STAGES = ((8, 8), (8, None), (None, None))
+_STAGES = ((4, 8), (4, None), (None, None))
 """How many channels of each block take part, and how long other axes are; None: all of them."""
 
 _OPEN = 32

@@ -297,6 +297,7 @@ REMOVABLE = {
     ("reversible_embedding", 1, 4): 12,
     ("ops_product", 1, 2): 12,
     ("ops_split", 2, 3): 8,
+    ("ops_array_split", 2, 2): 4,
     ("ops_concatenate", 2, 2): 11,
     ("flatten", 2, 2): 8,
 }
