@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import logging
 import random
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -443,33 +444,38 @@ def set_global_seed_state(state: Any | None) -> None:
         global_seed_generator().state.assign(state)
 
 
+_GLOBAL_STATE = threading.RLock()
+
+
 @contextlib.contextmanager
 def global_state_kept() -> Iterator[None]:
     """Within, layers can be made and run without leaving a trace in what Keras counts and draws.
 
     Layers without names are numbered over the process, and those without seeds draw one from
     Python's random numbers. TensorFlow does not warn of functions that it traces for many widths.
+    One thread at a time is within, so each finds the state of the process when it leaves.
     """
     from keras.src.backend.common import global_state
 
-    names = global_state.get_global_attribute("object_name_uids")
-    counts = None if names is None else dict(names)
-    seeds, python, numpy = global_seed_state(), random.getstate(), np.random.get_state()
-    logger = logging.getLogger("tensorflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        random.setstate(python)
-        np.random.set_state(numpy)
-        if names is None:
-            global_state.set_global_attribute("object_name_uids", None)
-        else:
-            names.clear()
-            names.update(counts)
-        if seeds is None:
-            global_state.set_global_attribute("global_seed_generator", None)
-        else:
-            set_global_seed_state(seeds)
+    with _GLOBAL_STATE:
+        names = global_state.get_global_attribute("object_name_uids")
+        counts = None if names is None else dict(names)
+        seeds, python, numpy = global_seed_state(), random.getstate(), np.random.get_state()
+        logger = logging.getLogger("tensorflow")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            random.setstate(python)
+            np.random.set_state(numpy)
+            if names is None:
+                global_state.set_global_attribute("object_name_uids", None)
+            else:
+                names.clear()
+                names.update(counts)
+            if seeds is None:
+                global_state.set_global_attribute("global_seed_generator", None)
+            else:
+                set_global_seed_state(seeds)

@@ -1,7 +1,10 @@
 """Keras' private attributes are used in one module, and each of these uses still works."""
 
 import ast
+import logging
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -315,3 +318,17 @@ def test_what_keras_counts_and_draws_is_put_back(asked_before):
     assert before is None or (before == after).all()
     assert layers.Identity().name == "identity_1"
     assert (random.random(), np.random.random()) == expected
+
+
+def test_threads_put_back_one_after_another_what_keras_counts():
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+
+    def within(_):
+        for _ in range(20):
+            with _keras.global_state_kept():
+                time.sleep(1e-4)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(within, range(8)))
+    assert logger.level == level
