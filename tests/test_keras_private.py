@@ -98,6 +98,7 @@ def test_conversions_that_change_nothing_are_known():
     assert not _keras.changes_nothing(_keras.history(x + 1)[0], x)
 
 
+@pytest.mark.compiled
 def test_functions_in_a_graph_have_graphs_of_their_own():
     inner = tf.function(lambda x: x @ x)
     graph = tf.function(lambda x: inner(x)).get_concrete_function(tf.TensorSpec((2, 2))).graph

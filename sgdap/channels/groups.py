@@ -27,6 +27,7 @@ from sgdap.channels.labels import Channels, Settled, Symbol, TensorChannels, pla
 from sgdap.channels.places import observed_places
 from sgdap.channels.registry import apply_rule
 from sgdap.channels.regularizers import keep_what_regularizers_need
+from sgdap.channels.rehearsal import what_fails_rehearsal
 from sgdap.channels.replay import what_code_does_not_follow
 from sgdap.channels.rule_call import RuleCall
 from sgdap.model.functional import saves_by_its_graph
@@ -174,6 +175,8 @@ def channel_graph(model: Any) -> ChannelGraph:
         stays = what_code_does_not_follow(
             program, graph.rewrites, graph.axes, graph.tensors, settled.removable
         )
+        if not stays:
+            stays = what_fails_rehearsal(graph, settled.removable)
         if not stays:
             return graph
         for channels, reason in stays:

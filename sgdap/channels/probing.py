@@ -1,4 +1,7 @@
-"""Finds out on random numbers which inputs an operation's outputs depend on; knows no channels."""
+"""Finds out on random numbers which inputs outputs depend on and can do without; knows no channels.
+
+Whatever is tried here sees every label: each is left out once, and once while any other stays.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
-from scipy.sparse import csgraph
 
 Array = npt.NDArray[np.generic]
 Labels = npt.NDArray[np.int64]
@@ -32,6 +33,65 @@ def random_inputs(
         else:
             values.append(random.normal(0, 2, sizes).astype("float32"))
     return values
+
+
+def halves(sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Halves of some labels: each label leaves in one of them where any other one stays.
+
+    They are told by the binary digits of the labels, so neighbours stay together in some and
+    every other label stays in others. One digit more tells labels of one number in two blocks.
+
+    Args:
+        sizes: How many labels are halved by themselves, block after block.
+
+    Returns:
+        Which labels each half holds, `(halves, sum(sizes))`.
+    """
+    numbers = np.concatenate([np.zeros(0, np.int64), *map(np.arange, sizes)])
+    blocks = np.repeat(np.arange(len(sizes)), sizes)
+    lengths = np.array([max(int(size - 1).bit_length(), 1) for size in sizes], np.int64)[blocks]
+    digits = [numbers >> digit % lengths & 1 for digit in range(lengths.max(initial=0))]
+    digits += [(numbers ^ blocks >> digit) & 1 for digit in range((len(sizes) - 1).bit_length())]
+    return np.array([digit == side for digit in digits for side in (0, 1)], bool)
+
+
+def agree(found: Sequence[Array], expected: Sequence[Array]) -> bool:
+    """Whether arrays are equal but for rounding, relative to the largest number of each."""
+    return len(found) == len(expected) and all(map(_agree, found, expected))
+
+
+def _agree(found: Array, expected: Array) -> bool:
+    if found.shape != expected.shape:
+        return False
+    if found.dtype.kind not in "fcV":  # V: NumPy's view of bfloat16
+        return bool((found == expected).all())
+    numbers = np.complex128 if found.dtype.kind == "c" else np.float64
+    one, other = np.asarray(found, numbers), np.asarray(expected, numbers)
+    size = np.abs(other[np.isfinite(other)]).max(initial=0)
+    part = 1e-3 if found.dtype.itemsize > 2 else 5e-2
+    return bool(np.allclose(one, other, rtol=0, atol=part * size + 1e-30, equal_nan=True))
+
+
+def treats_each_alone(run: Callable[[Array], Array], size: int) -> bool:
+    """Whether a function makes each column of `(rows, size)` from that column alone.
+
+    Args:
+        run: The function.
+        size: The number of columns.
+
+    Returns:
+        Whether each column of the output depends on the same column of the input at most, and
+        stays the same where any others are left out.
+    """
+    shapes, dtypes, labels = [(7, size)], ["float32"], np.arange(size)
+    (values,), (others,) = (random_inputs(shapes, dtypes, seed) for seed in (0, 1))
+    whole = run(values)
+    if whole.shape != values.shape:
+        return False
+    found = sources(lambda inputs: [run(inputs[0])], [values], [others], 0, 1, labels)
+    if found is None or ((found[0] >= 0) & (found[0] != labels)).any():
+        return False
+    return all(agree([run(values[:, half])], [whole[:, half]]) for half in halves([size]))
 
 
 def sources(
@@ -118,12 +178,6 @@ def line_of(source: Labels) -> tuple[int, Labels, Labels] | None:
     pairs = np.stack([rows, np.broadcast_to(line[:, None], rows.shape)], -1)[rows >= 0]
     pairs = np.unique(pairs, axis=0)
     return axis, line, pairs[pairs[:, 0] != pairs[:, 1]]
-
-
-def classes_of(count: int, pairs: Labels) -> Labels:
-    """The number of the class of each of `count` labels when the labels of each pair are tied."""
-    matrix = sparse.coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count))
-    return np.asarray(csgraph.connected_components(matrix, directed=False)[1], np.int64)
 
 
 def taken(values: Array, masks: Sequence[npt.NDArray[np.bool_] | None]) -> Array:

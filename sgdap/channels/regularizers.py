@@ -22,7 +22,9 @@ _KNOWN = tuple(
 def keep_what_regularizers_need(
     program: Program, statements: Statements, symbols: Mapping[int, Symbol]
 ) -> None:
-    """Protects channels without one of which a regularizer of the user's own can't be computed.
+    """Protects channels without some of which a regularizer of the user's own can't be computed.
+
+    What it is computed of are zeros, so only how many are left out counts: one, and half.
 
     Args:
         program: The model's calls.
@@ -47,10 +49,11 @@ def keep_what_regularizers_need(
 def _needs(regularizer: Any, shape: tuple[int, ...], axis: int) -> bool:
     if regularizer is None or isinstance(regularizer, _KNOWN):
         return False
-    try:
-        regularizer(keras.ops.zeros([size - (a == axis) for a, size in enumerate(shape)]))
-    except Exception:  # whatever it raises, it can't do without that channel
-        return True
+    for width in {shape[axis] - 1, shape[axis] // 2}:
+        try:
+            regularizer(keras.ops.zeros([*shape[:axis], width, *shape[axis + 1 :]]))
+        except Exception:  # whatever it raises, it can't be computed for that width
+            return True
     return False
 
 

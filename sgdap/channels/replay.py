@@ -75,8 +75,8 @@ def what_code_does_not_follow(
     if not program.codes:
         return []
     by_configs = saves_by_its_graph(program.model)
-    for seed in (0, 1):
-        kept = _half(removable, tensors, seed)
+    for side in (False, True):
+        kept = _half(removable, tensors, side)
         slim = [
             shape
             if number not in tensors
@@ -113,10 +113,13 @@ def _removable(refs: Any, tensors: Mapping[int, TensorChannels], removable: Mask
     return [channels for channels in found if removable[channels].any()]
 
 
-def _half(removable: Mask, tensors: Mapping[int, TensorChannels], seed: int) -> Mask:
-    """A choice of channels that stay: about half, at least one along each axis."""
-    random = np.random.default_rng(seed)
-    kept: Mask = ~removable | (random.random(len(removable)) < 0.5)
+def _half(removable: Mask, tensors: Mapping[int, TensorChannels], side: bool) -> Mask:
+    """A choice of channels that stay: about half, at least one along each axis.
+
+    What stays on one side leaves on the other, so no axis stays whole on both.
+    """
+    half = np.random.default_rng(0).random(len(removable)) < 0.5
+    kept: Mask = ~removable | (half == side)
     for channels in (own for tensor in tensors.values() for own in tensor if own is not None):
         if not kept[channels].any():
             kept[channels[0]] = True

@@ -130,7 +130,8 @@ def _activations(graph: ChannelGraph) -> dict[str, Any]:
             activation = type(layer).from_config(config)
         if activation is None or activation is keras.activations.linear:
             continue
-        if is_elementwise(activation) and _width(graph, path) is not None:
+        width = _width(graph, path)
+        if width is not None and is_elementwise(activation, width):
             found[path] = activation
     return found
 

@@ -18,6 +18,7 @@ def dynamic_range_activation(layer: Any, call: RuleCall) -> Symbol:
     if channels is not None:
         call.weight(layer.growth_rate, channels)
         call.weight(layer.offset, channels)
-    if not is_elementwise(layer.activation):
+    widths = {len(channels) for channels in call.input.all_channels()}
+    if not all(is_elementwise(layer.activation, width) for width in widths):
         call.keep(call.input, f"'{layer.name}' mixes the channels")
     return call.input

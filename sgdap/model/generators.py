@@ -1,9 +1,12 @@
-"""The default generators of random numbers of Python, NumPy and Keras; draws nothing itself."""
+"""What Python, NumPy and Keras count and draw by default, kept and put back; draws nothing."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import random
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,3 +28,25 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     _keras.set_global_seed_state(state["keras"])
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
+
+
+_LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def global_state_kept() -> Iterator[None]:
+    """Within, layers can be made and run without leaving a trace in what the process counts.
+
+    Layers without names are numbered over the process, and those without seeds draw one from
+    Python's random numbers. TensorFlow does not warn of functions that it traces for many widths.
+    One thread at a time is within, so each finds the state of the process when it leaves.
+    """
+    logger = logging.getLogger("tensorflow")
+    with _LOCK, _keras.name_counters_kept():
+        state, level = random_state(), logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            set_random_state(state)

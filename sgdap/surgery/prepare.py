@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap.channels.resizing import called, check_variables, resized
 from sgdap.channels.rewriting import Written
-from sgdap.model.copying import made_like
-from sgdap.model.generators import random_state, set_random_state
+from sgdap.model.generators import global_state_kept
 from sgdap.model.program import Call, Program, Ref, Shape, fill
 from sgdap.model.symbolic_graph import symbolic_graph
 from sgdap.surgery.adopt import Change
@@ -56,26 +56,22 @@ def prepare(
     """
     model, layers = program.model, program.layers()
     tensors, nodes = symbolic_graph(program)
-    state = random_state()
-    try:
-        with _keras.scope_of(model), _keras.name_counters_kept():
-            rebuilt, shapes, new_operations = _rebuild_layers(program, configs, operations, values)
-            replaced = {
-                id(change.old): change
-                for changes in (
-                    _variables_of_rebuilt(rebuilt, values, slices),
-                    _variables_with_values(layers, rebuilt, values, others),
-                )
-                for change in changes
-            }
-            new_slots = {id(optimizer): new for optimizer, new in slots}
-            optimizers = [
-                pair
-                for optimizer in _keras.optimizers_of(model)
-                for pair in rebuild_optimizer(optimizer, replaced, new_slots.get(id(optimizer)))
-            ]
-    finally:
-        set_random_state(state)
+    with _keras.scope_of(model), global_state_kept():
+        rebuilt, shapes, new_operations = _rebuild_layers(program, configs, operations, values)
+        replaced = {
+            id(change.old): change
+            for changes in (
+                _variables_of_rebuilt(rebuilt, values, slices),
+                _variables_with_values(layers, rebuilt, values, others),
+            )
+            for change in changes
+        }
+        new_slots = {id(optimizer): new for optimizer, new in slots}
+        optimizers = [
+            pair
+            for optimizer in _keras.optimizers_of(model)
+            for pair in rebuild_optimizer(optimizer, replaced, new_slots.get(id(optimizer)))
+        ]
     variables = [(x.old, x.new) for x in replaced.values() if x.held is x.old]
     exchanged_operations = [(layers[path], new) for path, new in new_operations.items()]
     return Change(
@@ -190,83 +186,15 @@ def _rebuild_layers(
             results = operation.compute_output_spec(*args, **kwargs)
         else:
             if call.path not in rebuilt:
-                new = _from_config(operation, call.path, configs.get(call.path, {}))
+                new = resized(operation, call.path, configs.get(call.path, {}))
                 rebuilt[call.path] = (operation, new)
-            results = _called(rebuilt[call.path][1], call.path, args, kwargs)
+            results = called(rebuilt[call.path][1], call.path, args, kwargs)
         for ref, result in zip(call.outputs, keras.tree.flatten(results), strict=True):
             known = program.shapes[ref.index]
             shapes[ref.index] = tuple(
                 old if new is None else new for old, new in zip(known, result.shape, strict=True)
             )
     for path, (old, new) in rebuilt.items():
-        _check_variables(path, old, new, values)
+        shapes_now = {number: v.shape for (owner, number), v in values.items() if owner == path}
+        check_variables(path, old, new, shapes_now)
     return rebuilt, shapes, rewritten_ones
-
-
-def _called(layer: Any, path: str, args: Any, kwargs: Any) -> Any:
-    """What a rebuilt layer makes of slim tensors; its first call builds it."""
-    try:
-        return layer(*args, **kwargs)
-    except Exception as error:
-        why = str(error) or repr(error)
-        raise ValueError(f"{_not_slim(layer, path)}{why} {_LET_THE_RULE}") from error
-
-
-def _check_variables(path: str, old: Any, new: Any, values: Updates) -> None:
-    """Says where a rebuilt layer has other variables than its rule tells."""
-    before, after = _keras.layer_variables(old), _keras.layer_variables(new)
-    if len(before) != len(after):
-        raise ValueError(
-            f"{_not_slim(old, path)}it has {len(after)} variables then and {len(before)} now. "
-            "Let its get_config return all that its variables depend on."
-        )
-    for number, (mine, theirs) in enumerate(zip(before, after, strict=True)):
-        stays = tuple(values.get((path, number), mine).shape)
-        if stays != tuple(theirs.shape):
-            raise ValueError(
-                f"{_not_slim(old, path)}its '{mine.name}' is of shape {tuple(theirs.shape)} then, "
-                f"and by its rule {stays} stays of it. {_LET_THE_RULE}"
-            )
-
-
-def config_of(layer: Any, path: str) -> dict[str, Any]:
-    """Returns the config of a layer.
-
-    Args:
-        layer: The layer.
-        path: Its path, for people.
-
-    Raises:
-        ValueError: It has none.
-    """
-    try:
-        config: dict[str, Any] = layer.get_config()
-    except Exception as error:
-        raise _not_from_config(layer, path, error) from error
-    return config
-
-
-def _not_slim(layer: Any, path: str) -> str:
-    return f"Layer '{path}' (of class {type(layer).__name__}) can't be rebuilt for fewer channels: "
-
-
-_LET_THE_RULE = (
-    "Let its rule (see sgdap.register_rule) tell the channels along each axis of each of its "
-    "variables with call.weight, and each entry of its config that counts them with call.resize."
-)
-
-
-def _from_config(layer: Any, path: str, entries: Mapping[str, Any]) -> Any:
-    """A layer like another one but for some entries of its config."""
-    try:
-        return made_like(layer, entries)
-    except Exception as error:
-        raise _not_from_config(layer, path, error) from error
-
-
-def _not_from_config(layer: Any, path: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"Layer '{path}' (of class {type(layer).__name__}) can't be rebuilt from its config: "
-        f"{error} Implement `get_config` (and `from_config`) in its class so that "
-        f"{type(layer).__name__}.from_config(layer.get_config()) gives a layer like it."
-    )

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap.channels.facts import Resize
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.channels.replay import rewritten_operations
+from sgdap.channels.resizing import new_entries
 from sgdap.channels.slices import sliced, variable_of, variable_slices
 from sgdap.planning.widths import WidthRules
 from sgdap.surgery.adopt import Change, adopt
 from sgdap.surgery.optimizer import remade
-from sgdap.surgery.prepare import Updates, config_of, prepare
+from sgdap.surgery.prepare import Updates, prepare
 
 Mask = npt.NDArray[np.bool_]
 
@@ -103,43 +105,12 @@ def _one_slimmer(graph: ChannelGraph, groups: Sequence[ChannelGroup], rules: Wid
 
 def _new_entries(graph: ChannelGraph, kept: Mask, shrunk: set[str]) -> dict[str, dict[str, Any]]:
     """The entries of layers' configs that count channels that leave."""
-    configs: dict[str, dict[str, Any]] = {}
-    layers = graph.program.layers()
+    of_layers: dict[str, list[Resize]] = {}
     for resize in graph.resizes:
-        count = int(kept[resize.channels].sum())
-        if count == len(resize.channels) and resize.path not in shrunk:
-            continue
-        layer = layers[resize.path]
-        name, *way = [resize.key] if isinstance(resize.key, str) else resize.key
-        entries = configs.get(resize.path, {})
-        config = entries if name in entries else config_of(layer, resize.path)
-        try:
-            whole = config[str(name)]
-            if count == len(resize.channels) and _entry(whole, way) is not None:
-                continue
-            new = _replaced(whole, way, count)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"The rule of '{resize.path}' (of class {type(layer).__name__}) must give "
-                f"call.resize an entry of the layer's config. Received: {resize.key!r}"
-            ) from error
-        configs.setdefault(resize.path, {})[str(name)] = new
-    return configs
-
-
-def _entry(whole: Any, way: Sequence[str | int]) -> Any:
-    for step in way:
-        whole = whole[step]
-    return whole
-
-
-def _replaced(whole: Any, way: Sequence[str | int], count: int) -> Any:
-    """A copy of a nested config with `count` at the end of the way into it."""
-    if not way:
-        return count
-    first, *rest = way
-    if isinstance(whole, Mapping):
-        return {**whole, first: _replaced(whole[first], rest, count)}
-    new = list(whole)
-    new[int(first)] = _replaced(whole[int(first)], rest, count)
-    return new if isinstance(whole, list) else tuple(new)
+        of_layers.setdefault(resize.path, []).append(resize)
+    layers = graph.program.layers()
+    entries = {
+        path: new_entries(layers[path], resizes, kept, shrunk=path in shrunk)
+        for path, resizes in of_layers.items()
+    }
+    return {path: changed for path, changed in entries.items() if changed}

@@ -129,6 +129,21 @@ def test_a_layer_of_operations_alone_is_looked_into(layer, reason):
     assert (reason or "") in " ".join(group.reasons)
 
 
+class Pairs(layers.Layer):
+    def call(self, x):
+        return keras.ops.reshape(x, (-1, 2))
+
+
+def test_code_that_writes_a_number_keeps_the_channels_wherever_they_are_counted():
+    for width in (1, 4, 15, 16):
+        inputs = keras.Input((3,))
+        x = layers.Dense(2, name="before")(layers.Dense(width)(inputs))
+        group = sgdap.channel_graph(keras.Model(inputs, layers.Dense(2)(Pairs()(x)))).group(
+            "before"
+        )
+        assert "does not follow their number" in " ".join(group.reasons)
+
+
 def test_a_group_may_be_removable_in_part():
     def build(x):
         own = layers.Concatenate()([layers.Conv2D(2, 1, name="own")(x), x])

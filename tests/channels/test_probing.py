@@ -1,9 +1,19 @@
 """Which inputs an operation depends on is found without knowing the operation."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from sgdap.channels.probing import classes_of, line_of, random_inputs, sources, taken
+from sgdap.channels.probing import (
+    agree,
+    halves,
+    line_of,
+    random_inputs,
+    sources,
+    taken,
+    treats_each_alone,
+)
 
 LABELS = np.arange(6)
 
@@ -42,10 +52,65 @@ def test_labels_that_come_to_one_index_are_tied():
     (source,) = found(lambda x: x.reshape(-1, 2, 3))
     axis, line, pairs = line_of(source)
     assert axis == 2
-    assert classes_of(6, pairs).tolist() == [0, 1, 2, 0, 1, 2]
+    assert {frozenset(pair) for pair in pairs.tolist()} == {
+        frozenset(pair) for pair in ((0, 3), (1, 4), (2, 5))
+    }
     assert sorted(line) == [3, 4, 5]
 
 
 def test_masks_take_what_they_hold():
     x = np.arange(6).reshape(2, 3)
     assert taken(x, [None, np.array([True, False, True])]).tolist() == [[0, 2], [3, 5]]
+
+
+@pytest.mark.parametrize("sizes", [[2], [3], [8], [20], [21], [8, 8], [5, 3, 2, 4], [4] * 9])
+def test_every_label_leaves_once_while_any_other_one_stays(sizes):
+    found = halves(sizes)
+    for one, other in itertools.permutations(range(sum(sizes)), 2):
+        assert (found[:, one] & ~found[:, other]).any()
+    for start, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):
+        if size in (2, 4, 8):
+            assert set(found[:, start : start + size].sum(1)) == {size // 2}
+
+
+def softmax(x):
+    return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+
+
+ALONE = {
+    "relu": (lambda x: np.maximum(x, 0), True),
+    "sign": (np.sign, True),
+    "centred over the batch": (lambda x: x - x.mean(0), True),
+    "minus the first": (lambda x: x - x[..., :1], False),
+    "minus the last": (lambda x: x - x[..., -1:], False),
+    "minus one in the middle": (lambda x: x - x[..., 5:6], False),
+    "one meets one other": (lambda x: x + 0.01 * np.eye(x.shape[-1])[3] * x[..., :1], False),
+    "plus the next": (lambda x: x + np.roll(x, 1, -1), False),
+    "flipped": (lambda x: x[..., ::-1], False),
+    "plus the sum": (lambda x: x + x.sum(-1, keepdims=True), False),
+    "softmax": (softmax, False),
+    "times the width": (lambda x: x * x.shape[-1], False),
+    "wide ones otherwise": (lambda x: x if x.shape[-1] < 8 else x * 2, False),
+    "numbered": (lambda x: x * np.arange(x.shape[-1]), False),
+    "halves exchanged": (lambda x: np.concatenate(np.array_split(x, 2, -1)[::-1], -1), False),
+    "of one width": (lambda x: x * np.arange(9), False),
+    "without a tail": (lambda x: x[..., :-1], False),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_function_that_treats_each_column_alone_is_told_from_all_others(name):
+    function, alone = ALONE[name]
+    try:
+        found = treats_each_alone(function, 9)
+    except ValueError:
+        found = False
+    assert found == alone
+
+
+def test_arrays_agree_but_for_rounding_and_not_for_a_hundredth():
+    x = np.array([1.0, 2.0, np.nan], "float32")
+    assert agree([x], [x * (1 + 1e-6)])
+    assert not agree([x], [x * 1.01])
+    assert not agree([x], [x[:2]])
+    assert not agree([np.array([1, 2])], [np.array([1, 3])])

@@ -1,5 +1,7 @@
 """Rules of one's own, and for which classes a rule holds."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -241,15 +243,20 @@ def counts_in_no_entry(layer, call):
         (counts_in_no_entry, "'scale' .*Scale.* an entry of the layer's config. Received: 'size'"),
     ],
 )
-def test_a_rule_that_leaves_something_out_stops_before_anything_changes(
+def test_a_rule_that_leaves_something_out_keeps_its_channels_and_stops_before_anything_changes(
     rule, words, scale_has_a_rule
 ):
     model = network()
     sgdap.register_rule(Scale)(rule)
     graph = sgdap.channel_graph(model)
     before = model.get_weights()
+    (reason,) = graph.group("first").reasons
+    assert re.search(words, reason)
+    assert not graph.group("first").prunable
+    kept = np.ones(graph.count, bool)
+    kept[graph.group("first").channels[0]] = False
     with pytest.raises(ValueError, match=words):
-        prune_in_place(graph, random_removal(graph))
+        prune_in_place(graph, kept)
     model.compile("sgd", "mse")
     x = samples(model)
     epochs = []

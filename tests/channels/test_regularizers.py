@@ -27,11 +27,21 @@ def squares(x):
     return ops.sum(ops.square(x))
 
 
+class OfMany(Orthogonal):
+    """Of five channels or more."""
+
+    def __call__(self, x):
+        assert x.shape[-1] >= self.size
+        return ops.sum(ops.square(x))
+
+
 @pytest.mark.parametrize(
     ("arguments", "stays"),
     [
         ({"activity_regularizer": Orthogonal(3)}, "Orthogonal, a regularizer of 'made'"),
         ({"kernel_regularizer": Orthogonal(3)}, "Orthogonal, a regularizer of 'made'"),
+        ({"activity_regularizer": OfMany(5)}, "OfMany, a regularizer of 'made'"),
+        ({"kernel_regularizer": OfMany(5)}, "OfMany, a regularizer of 'made'"),
         ({"activity_regularizer": squares, "kernel_regularizer": squares}, None),
         ({"activity_regularizer": "l1", "bias_regularizer": "l2"}, None),
     ],

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.channels.labels import Labels, Symbol, plain
-from sgdap.channels.probing import Array, classes_of, line_of, random_inputs, sources, taken
+from sgdap.channels.probing import Array, line_of, random_inputs, sources
 from sgdap.channels.registry import register_default, register_rule
-from sgdap.channels.rewriting import Mask, Written, rewritten
+from sgdap.channels.remembering import Remembered, key_of, key_of_arguments
+from sgdap.channels.rewriting import Written
 from sgdap.channels.rule_call import RuleCall, positions
 from sgdap.model.program import Ref
 
@@ -41,16 +42,15 @@ class Movement:
     lines: tuple[tuple[Numbers | None, ...], ...]
 
 
-_movements: dict[str, Movement | None] = {}
+_movements: Remembered[Movement | None] = Remembered(4096)
 
 
 @register_default
 def tried(operation: Any, call: RuleCall) -> list[Symbol]:
     """Runs the operation on random numbers to see where its input's channels go.
 
-    A channel passes where each entry of the output depends on one channel at most; then some are
-    left out, and what the operation makes of the others must be what it made of them before.
-    Otherwise they stay.
+    A channel passes where each entry of the output depends on one channel at most. Otherwise the
+    channels stay.
     """
     made = [plain(shape) for shape in call.output_shapes]
     axes = [
@@ -96,29 +96,22 @@ def _movement(
         written = Written(operation.get_config(), call.args, call.kwargs)
     except NotImplementedError:
         return None
-    refs = [leaf.index for leaf in keras.tree.flatten((call.args, call.kwargs)) if _is_ref(leaf)]
-    same = [refs.index(ref) for ref in refs]
-    key = repr(
-        (
-            type(operation),
-            {**written.config, "name": None},
-            keras.tree.map_structure(lambda leaf: "x" if _is_ref(leaf) else leaf, call.args),
-            keras.tree.map_structure(
-                lambda leaf: "x" if _is_ref(leaf) else leaf, dict(call.kwargs)
-            ),
-            same,
-            [symbol.shape for symbol in call.inputs],
-            call.input_dtypes,
-            [(place, own.tolist()) for place, own in labels.items()],
-        )
+    key = (
+        key_of(type(operation)),
+        key_of({**written.config, "name": None}),
+        key_of_arguments(call.args, call.kwargs),
+        key_of([symbol.shape for symbol in call.inputs]),
+        call.input_dtypes,
+        key_of(list(labels.items())),
     )
-    arrays = any(hasattr(leaf, "shape") for leaf in keras.tree.flatten((call.args, call.kwargs)))
-    if arrays or key not in _movements:
+
+    def find() -> Movement | None:
         try:
-            _movements[key] = _try_out(operation, call, written, labels, count)
+            return _try_out(operation, call, written, labels, count)
         except Exception:  # an operation that takes no random numbers: of a user, or of indices
-            _movements[key] = None
-    return _movements[key]
+            return None
+
+    return _movements.get(key, find)
 
 
 def _try_out(
@@ -158,48 +151,7 @@ def _try_out(
                 line = np.where(known >= 0, known, line)
             lines[part][place] = line
     ties = np.concatenate(pairs)
-    classes = classes_of(count, ties)
-    random = np.random.default_rng(2)
-    for own in labels.values():
-        if any(np.isin(own, stay).all() for stay, _ in kept):
-            continue
-        ours = np.unique(classes[own])
-        for dropped in (ours[:1], ours[-1:], *(random.choice(ours, len(ours) // 2) for _ in "ab")):
-            stays = ~np.isin(classes, dropped)
-            if not _does_without(operation, written, values, whole, labels, lines, stays):
-                kept.append((np.unique(own), _FIXED))
-                break
     return Movement(ties, tuple(kept), tuple(map(tuple, lines)))
-
-
-def _does_without(
-    operation: Any,
-    written: Written,
-    values: Sequence[Array],
-    whole: Sequence[Array],
-    labels: dict[tuple[int, int], Numbers],
-    lines: Sequence[Sequence[Numbers | None]],
-    stays: Mask,
-) -> bool:
-    """Whether the operation, rewritten, makes of what stays what it made of it before."""
-    inputs = [
-        [stays[labels[n, a]] if (n, a) in labels else None for a in range(value.ndim)]
-        for n, value in enumerate(values)
-    ]
-    outputs = [
-        [None if line is None else (line < 0) | stays[line] for line in part] for part in lines
-    ]
-    try:
-        slim = rewritten(operation, written, inputs, outputs)
-        found = _run(type(operation), slim, list(map(taken, values, inputs)))
-    except Exception:  # sizes that no longer fit together
-        return False
-    expected = list(map(taken, whole, outputs))
-    return all(
-        mine.shape == theirs.shape
-        and bool(np.allclose(mine, theirs, rtol=1e-4, atol=1e-5, equal_nan=True))
-        for mine, theirs in zip(found, expected, strict=True)
-    )
 
 
 def _run(operation_class: Any, written: Written, inputs: Sequence[Array]) -> list[Array]:

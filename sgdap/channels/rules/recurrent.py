@@ -126,7 +126,7 @@ def bidirectional(layer: Any, call: RuleCall) -> list[Symbol]:
 def _keep_unless_elementwise(layer: Any, cell: Any, call: RuleCall, units: Labels) -> None:
     """Protects the units of a cell where one of its activations mixes them."""
     activations = (cell.activation, getattr(cell, "recurrent_activation", cell.activation))
-    if not all(map(is_elementwise, activations)):
+    if not all(is_elementwise(activation, len(units)) for activation in activations):
         call.keep(units, f"an activation of '{layer.name}' mixes the channels")
 
 

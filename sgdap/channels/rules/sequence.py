@@ -102,6 +102,6 @@ def einsum_dense(layer: Any, call: RuleCall) -> Symbol:
         features, units = labels[kernel[0]], labels[kernel[1]]
         if made[-1] == kernel[1]:
             call.linear(layer.kernel, layer.bias, Patches(), features, units)
-    if not is_elementwise(layer.activation):
+    if not all(is_elementwise(layer.activation, len(c)) for c in output.all_channels()):
         call.keep(output, f"the activation of '{layer.name}' mixes the channels")
     return output

@@ -1,0 +1,370 @@
+"""Small likenesses of layers on random numbers, whole and slim; protects nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from types import FunctionType
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from sgdap import _keras
+from sgdap.channels.facts import Axis, Resize, Scale
+from sgdap.channels.labels import Channels, TensorChannels
+from sgdap.channels.probing import Array, agree, halves, taken
+from sgdap.channels.remembering import key_of, key_of_arguments
+from sgdap.channels.resizing import called, check_variables, new_entries, resized
+from sgdap.channels.rewriting import Masks, Written, rewritten
+from sgdap.model.generators import global_state_kept
+from sgdap.model.program import Call, Shape, fill, leaves_of
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """An input or output of a call.
+
+    Attributes:
+        shape: Batch axis first; None where unknown.
+        axes: The channels along each axis.
+    """
+
+    shape: Shape
+    axes: TensorChannels
+
+    @property
+    def lines(self) -> list[Channels]:
+        """The channels along every axis that has any."""
+        return [channels for channels in self.axes if channels is not None]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A call of a layer or operation and what its rule said of it.
+
+    Attributes:
+        call: The call.
+        inputs: Its inputs; the channels of all that is here are numbered from 0.
+        outputs: Its outputs.
+        dtypes: The dtypes of its inputs.
+        axes: The axes of its layer's variables that have channels.
+        resizes: The entries of its layer's config that count channels.
+        scales: The variables of its layer that change their size with the number of channels.
+        follows: Whether the operation's sizes, bounds and indices follow the channels.
+        blocks: The channels that may leave; those that first lie along one axis are a block.
+        count: The number of channels.
+    """
+
+    call: Call
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    dtypes: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    resizes: tuple[Resize, ...]
+    scales: tuple[Scale, ...]
+    follows: bool
+    blocks: tuple[Channels, ...]
+    count: int
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether a layer is called, not an operation."""
+        return isinstance(self.call.operation, keras.Layer)
+
+    @property
+    def lines(self) -> list[Channels]:
+        """The channels along each axis of its tensors and variables."""
+        tensors = (*self.inputs, *self.outputs)
+        return [*(c for x in tensors for c in x.lines), *(a.channels for a in self.axes)]
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """A call's layer with random weights, with some of its channels, on tensors of any sizes.
+
+    Attributes:
+        part: The call.
+        present: Which channels it has, `(count,)`.
+        leaving: Those of them that are left out by halves, in blocks.
+        shapes: The shapes of its inputs.
+    """
+
+    part: Part
+    present: Mask
+    leaving: tuple[Channels, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers its inputs and variables hold."""
+        variables = [self._shape(number, self.present) for number in range(len(self._variables))]
+        return sum(map(math.prod, (*self.shapes, *variables)))
+
+    def key(self) -> Hashable:
+        """A key that is equal for likenesses of which the same holds.
+
+        Raises:
+            ValueError: Its layer can't be made.
+        """
+        part, present = self.part, self.present
+        numbers = np.cumsum(present) - 1
+
+        def shown(channels: Channels | None) -> Any:
+            return None if channels is None else numbers[channels[present[channels]]]
+
+        written = self._written(present)
+        return key_of_arguments(written.args, written.kwargs), key_of(
+            [
+                _makers_of(part.call.operation),
+                {**written.config, **self._entries(present), "name": None},
+                part.dtypes,
+                self.shapes,
+                [[shown(c) for c in tensor.axes] for tensor in (*part.inputs, *part.outputs)],
+                [(axis.variable, axis.axis, shown(axis.channels)) for axis in part.axes],
+                [
+                    (self._shape(number, present), variable.dtype)
+                    for number, variable in enumerate(self._variables)
+                ],
+                [(resize.key, shown(resize.channels)) for resize in part.resizes],
+                [(scale.variable, scale.power, shown(scale.channels)) for scale in part.scales],
+                [shown(block) for block in self.leaving],
+            ]
+        )
+
+    def fault(self) -> str | None:
+        """Says in words what is wrong where halves of the channels are left out, or None.
+
+        A slim layer must compute what the likeness computes when the channels that leave are
+        zeroed in its inputs and variables. Nothing of this stays in Keras' global state.
+        """
+        with global_state_kept():
+            try:
+                return self._fault()
+            except Exception as error:
+                return str(error) if self.part.is_layer else self._not_without()
+
+    def _fault(self) -> str | None:
+        whole, inputs = self._made(self.present), self._drawn_inputs()
+        values = self._drawn_values(signed=True)
+        if not _any_finite(self._run(whole, self.present, inputs, values)):
+            values = self._drawn_values(signed=False)
+        made: dict[Hashable, Any] = {}
+        leaving = np.concatenate(self.leaving)
+        choices = [self._kept(leaving[~h]) for h in halves([len(b) for b in self.leaving])]
+        for kept in np.unique(choices, axis=0):
+            of_inputs = [self._stays(x.axes, kept) for x in self.part.inputs]
+            of_values = [self._stays(self._lines_of(n), kept) for n in range(len(values))]
+            masked = (
+                list(map(_zeroed, inputs, of_inputs)),
+                list(map(_zeroed, values, of_values)),
+            )
+            expected = self._run(whole, self.present, *masked)
+            widths = tuple(int(kept[line].sum()) for line in self.part.lines)
+            slim = made[widths] = made.get(widths) or self._made(kept)
+            scaled = self._scaled(list(map(taken, values, of_values)), kept)
+            found = self._run(slim, kept, list(map(taken, inputs, of_inputs)), scaled)
+            of_outputs = [self._stays(x.axes, kept) for x in self.part.outputs]
+            if not agree(found, list(map(taken, expected, of_outputs))):
+                again = self._run(whole, self.present, masked[0], None)
+                return self._not_without() if agree(again, expected) else self._draws()
+        return None
+
+    def _not_without(self) -> str:
+        name = self.part.call.operation.name
+        if not self.part.is_layer:
+            return f"'{name}' can't do without some of them"
+        return f"{self._title} computes something else without some of them, {_BY_ITS_RULE}"
+
+    def _draws(self) -> str:
+        return f"{self._title} draws random numbers in inference, so it can't be tried"
+
+    @property
+    def _title(self) -> str:
+        call = self.part.call
+        return f"'{call.path}' (of class {type(call.operation).__name__})"
+
+    @property
+    def _variables(self) -> list[Any]:
+        """The variables of the call's layer."""
+        return _keras.layer_variables(self.part.call.operation) if self.part.is_layer else []
+
+    def _lines_of(self, number: int) -> list[Channels | None]:
+        """The channels along each axis of a variable."""
+        lines: list[Channels | None] = [None] * len(self._variables[number].shape)
+        for axis in self.part.axes:
+            if axis.variable == number:
+                lines[axis.axis] = axis.channels
+        return lines
+
+    def _shape(self, number: int, kept: Mask) -> tuple[int, ...]:
+        """The shape of a variable of which only some channels are kept."""
+        sizes = zip(self._variables[number].shape, self._lines_of(number), strict=True)
+        return tuple(int(size) if c is None else int(kept[c].sum()) for size, c in sizes)
+
+    def _entries(self, kept: Mask) -> dict[str, Any]:
+        lines = [axis.channels for axis in self.part.axes]
+        shrunk = not all(kept[line].all() for line in lines)
+        return new_entries(self.part.call.operation, self.part.resizes, kept, shrunk=shrunk)
+
+    def _written(self, kept: Mask) -> Written:
+        """How the operation is written, and called, when some channels are kept."""
+        call = self.part.call
+        config = _config_of(call.operation)
+        written = Written(config, call.args, call.kwargs)
+        if not self.part.follows:
+            return written
+        inputs, outputs = (
+            [[None if c is None else kept[c] for c in tensor.axes] for tensor in tensors]
+            for tensors in (self.part.inputs, self.part.outputs)
+        )
+        return rewritten(call.operation, written, inputs, outputs)
+
+    def _made(self, kept: Mask) -> Any:
+        """The layer or operation with the channels that are kept; a layer is not built yet."""
+        call = self.part.call
+        if self.part.is_layer:
+            return resized(call.operation, call.path, self._entries(kept))
+        return type(call.operation).from_config(dict(self._written(kept).config))
+
+    def _run(
+        self, operation: Any, kept: Mask, inputs: Sequence[Array], values: Sequence[Array] | None
+    ) -> list[Array]:
+        """What a layer or operation makes of inputs.
+
+        Args:
+            operation: The layer or operation.
+            kept: Which channels it has.
+            inputs: Its inputs.
+            values: What its variables are set to before; None: they stay as they are.
+        """
+        written = self._written(kept)
+        call = replace(self.part.call, args=written.args, kwargs=written.kwargs)
+        tensors = {
+            ref.index: keras.ops.convert_to_tensor(array)
+            for ref, array in zip(call.inputs, inputs, strict=True)
+        }
+        args, kwargs = fill(call, tensors)
+        if not self.part.is_layer:
+            return list(map(_numpy, leaves_of(operation(*args, **kwargs))))
+        if "training" not in kwargs and "training" in operation.call_signature_parameters:
+            kwargs["training"] = False
+        if values is not None:
+            self._set_values(operation, values, args, kwargs)
+        return list(map(_numpy, leaves_of(called(operation, call.path, args, kwargs))))
+
+    def _set_values(
+        self, layer: Any, values: Sequence[Array], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Gives a layer's variables some values; its first call makes them."""
+        call = self.part.call
+        if len(_keras.layer_variables(layer)) != len(values) or not layer.built:
+            called(layer, call.path, args, kwargs)
+        shapes = {number: value.shape for number, value in enumerate(values)}
+        check_variables(call.path, call.operation, layer, shapes)
+        for variable, value in zip(_keras.layer_variables(layer), values, strict=True):
+            variable.assign(value)
+
+    def _drawn_inputs(self) -> list[Array]:
+        """Random numbers for the inputs; zeros and ones where there are no channels.
+
+        Those may be numbers of rows, positions or masks.
+        """
+        random = np.random.default_rng(0)
+        drawn: dict[int, Array] = {}
+        for ref, tensor, shape, dtype in zip(
+            self.part.call.inputs, self.part.inputs, self.shapes, self.part.dtypes, strict=True
+        ):
+            whole = "float" not in dtype or not tensor.lines
+            values = random.integers(2, size=shape) if whole else random.normal(0, 2, shape)
+            drawn.setdefault(ref.index, _numpy(keras.ops.cast(values, dtype)))
+        return [drawn[ref.index] for ref in self.part.call.inputs]
+
+    def _drawn_values(self, *, signed: bool) -> list[Array]:
+        """Random numbers for the variables; those that are no floats keep their values."""
+        random = np.random.default_rng(1)
+        drawn: list[Array] = []
+        for number, variable in enumerate(self._variables):
+            shape = self._shape(number, self.present)
+            if not keras.backend.is_float_dtype(variable.dtype):
+                masks = [None if c is None else self.present[c] for c in self._lines_of(number)]
+                drawn.append(taken(_numpy(variable), masks))
+                continue
+            values = random.uniform(0.5, 1.5, shape)
+            if signed and len(shape) > 1:
+                values *= random.choice([-1, 1], shape) / math.sqrt(math.prod(shape[:-1]))
+            drawn.append(_numpy(keras.ops.cast(values, variable.dtype)))
+        return drawn
+
+    def _kept(self, gone: Channels) -> Mask:
+        """The channels without some of them, but at least one along each axis."""
+        kept = self.present.copy()
+        kept[gone] = False
+        for line in self.part.lines:
+            if not kept[line].any():
+                kept[line[self.present[line]][:1]] = True
+        return kept
+
+    def _stays(self, lines: Sequence[Channels | None], kept: Mask) -> Masks:
+        """Which of the indices that the likeness has are kept along each axis."""
+        return [None if c is None else kept[c[self.present[c]]] for c in lines]
+
+    def _scaled(self, values: list[Array], kept: Mask) -> list[Array]:
+        for scale in self.part.scales:
+            factor = kept[scale.channels].sum() / self.present[scale.channels].sum()
+            value = values[scale.variable]
+            values[scale.variable] = value * np.asarray(factor**scale.power, value.dtype)
+        return values
+
+
+_BY_ITS_RULE = (
+    "as trying it on random numbers showed, so its rule (see sgdap.register_rule) is wrong"
+)
+
+
+def _zeroed(array: Array, masks: Masks) -> Array:
+    """An array with zeros at the indices that are not kept."""
+    for axis, mask in enumerate(masks):
+        if mask is not None:
+            along = [1] * array.ndim
+            along[axis] = -1
+            array = np.where(mask.reshape(along), array, np.zeros((), array.dtype))
+    return array
+
+
+def _numpy(tensor: Any) -> Array:
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
+def _any_finite(arrays: Sequence[Array]) -> bool:
+    return any(bool(np.isfinite(np.asarray(array, np.float64)).any()) for array in arrays)
+
+
+def _config_of(operation: Any) -> dict[str, Any]:
+    try:
+        return dict(operation.get_config())
+    except Exception:  # then it is made from its attributes, and is like no other
+        return {"": object()}
+
+
+def _makers_of(operation: Any) -> list[Any]:
+    """What makes a layer or operation what it is, beside its config: classes and functions.
+
+    Attributes that the config of a class of the user's own may not tell count too.
+    """
+    parts = _keras.flatten_layers(operation) if isinstance(operation, keras.Layer) else [operation]
+    found: list[Any] = []
+    for part in parts:
+        made_by_keras = type(part).__module__.split(".")[0] == "keras"
+        kinds = (FunctionType,) if made_by_keras else (FunctionType, bool, int, float, str)
+        told = {
+            name: value
+            for name, value in vars(part).items()
+            if isinstance(value, kinds) and name[0] != "_" and not hasattr(type(part), name)
+        }
+        found.append([type(part), {**told, "name": None}])
+    return found

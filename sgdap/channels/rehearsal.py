@@ -1,0 +1,163 @@
+"""Tries each distinct call with half of its channels, whatever its rule said; plans nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from sgdap.channels.facts import Axis, Resize, Scale
+from sgdap.channels.labels import Channels
+from sgdap.channels.likeness import Likeness, Mask, Part, Tensor
+from sgdap.channels.remembering import Remembered
+
+if TYPE_CHECKING:
+    from sgdap.channels.groups import ChannelGraph
+
+_STAGES = ((4, 8), (4, None), (None, None))
+"""How many channels of each block take part, and how long other axes are; None: all of them."""
+
+_OPEN = 32
+"""The length of an axis that the model leaves open."""
+
+_LARGEST = 2**25
+"""How many numbers the inputs and variables of a likeness may hold."""
+
+_known: Remembered[str | None] = Remembered(4096)
+_Fact = TypeVar("_Fact", Axis, Resize, Scale)
+
+
+def what_fails_rehearsal(graph: ChannelGraph, removable: Mask) -> list[tuple[Channels, str]]:
+    """Rehearses every call that channels may leave.
+
+    Args:
+        graph: The model's channels.
+        removable: Which of them may leave.
+
+    Returns:
+        Channels that must stay, and why.
+    """
+    axes, resizes, scales = _by_path(graph.axes), _by_path(graph.resizes), _by_path(graph.scales)
+    rewrites = {rewrite.path for rewrite in graph.rewrites}
+    stays: list[tuple[Channels, str]] = []
+    for call in graph.program.calls:
+        path = call.path
+        refs = (*call.inputs, *call.outputs)
+        tensors = [Tensor(graph.program.shapes[r.index], graph.tensors[r.index]) for r in refs]
+        lines = [channels for tensor in tensors for channels in tensor.lines]
+        lines += [
+            fact.channels for facts in (axes, resizes, scales) for fact in facts.get(path, [])
+        ]
+        if not any(removable[line].any() for line in lines):
+            continue
+        classes = np.unique(np.concatenate(lines))
+        local = [_local(tensor, classes) for tensor in tensors]
+        part = Part(
+            call=call,
+            inputs=tuple(local[: len(call.inputs)]),
+            outputs=tuple(local[len(call.inputs) :]),
+            dtypes=tuple(graph.program.dtypes[ref.index] for ref in call.inputs),
+            axes=tuple(_numbered(fact, classes) for fact in axes.get(path, [])),
+            resizes=tuple(_numbered(fact, classes) for fact in resizes.get(path, [])),
+            scales=tuple(_numbered(fact, classes) for fact in scales.get(path, [])),
+            follows=path in rewrites,
+            blocks=_blocks([np.searchsorted(classes, line) for line in lines], removable[classes]),
+            count=len(classes),
+        )
+        stays += [(classes[channels], why) for channels, why in _faults(part)]
+    return stays
+
+
+def _by_path(facts: Iterable[_Fact]) -> dict[str, list[_Fact]]:
+    found: dict[str, list[_Fact]] = {}
+    for fact in facts:
+        found.setdefault(fact.path, []).append(fact)
+    return found
+
+
+def _numbered(fact: _Fact, classes: Channels) -> _Fact:
+    return replace(fact, channels=np.searchsorted(classes, fact.channels))
+
+
+def _local(tensor: Tensor, classes: Channels) -> Tensor:
+    axes = (None if c is None else np.searchsorted(classes, c) for c in tensor.axes)
+    return Tensor(tensor.shape, tuple(axes))
+
+
+def _blocks(lines: Sequence[Channels], removable: Mask) -> tuple[Channels, ...]:
+    """The channels that may leave; those that first lie along one axis are a block."""
+    left = removable.copy()
+    blocks = []
+    for line in lines:
+        new = np.unique(line[left[line]])
+        left[new] = False
+        blocks.append(new)
+    return tuple(block for block in blocks if len(block))
+
+
+def _faults(part: Part) -> list[tuple[Channels, str]]:
+    """Channels without some of which a call can't be computed as its rule says, and why.
+
+    They are those of the blocks that fail by themselves, or all where only several at once do.
+    """
+    why = _fault(part, part.blocks)
+    if why is None:
+        return []
+    alone = [(block, _fault(part, [block])) for block in part.blocks]
+    found = [(block, fault) for block, fault in alone if fault is not None]
+    return found or [(np.concatenate(part.blocks), why)]
+
+
+def _fault(part: Part, leaving: Sequence[Channels]) -> str | None:
+    """What is wrong with a call where some blocks leave by halves; None where nothing is.
+
+    A small likeness is tried first. Its layer need not take such sizes, so one that fails is
+    tried with those of the model too.
+    """
+    why: str | None = None
+    for channels, length in _STAGES:
+        likeness = _likeness(part, leaving, channels, length)
+        if why is not None and likeness.numbers > _LARGEST:
+            break
+        try:
+            key: Hashable = likeness.key()
+        except ValueError as error:
+            why = str(error)
+            continue
+        if _known.get(key, likeness.fault) is None:
+            return None
+        why = _known.get((key, part.call.path), likeness.fault)
+    return why
+
+
+def _likeness(
+    part: Part, leaving: Sequence[Channels], channels: int | None, length: int | None
+) -> Likeness:
+    """A likeness of a call.
+
+    Args:
+        part: The call.
+        leaving: The blocks that leave.
+        channels: How many channels of each block it has; None: all of them.
+        length: The length of the longest of its axes that have no channels; None: as they are.
+    """
+    present = np.ones(part.count, bool)
+    for block in part.blocks:
+        few = min(len(block), channels or len(block))
+        present[block] = False
+        present[block[np.linspace(0, len(block) - 1, few).round().astype(int)]] = True
+
+    def size(axis: int, whole: int | None, own: Channels | None) -> int:
+        if own is not None:
+            return int(present[own].sum())
+        if axis == 0:
+            return 2 if whole is None else whole
+        return min(whole or length or _OPEN, length or whole or _OPEN)
+
+    shapes = tuple(
+        tuple(size(axis, *both) for axis, both in enumerate(zip(x.shape, x.axes, strict=True)))
+        for x in part.inputs
+    )
+    return Likeness(part, present, tuple(block[present[block]] for block in leaving), shapes)
