@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _STAGES = ((4, 8), (4, None), (None, None))
 """How many channels of each block take part, and how long other axes are; None: all of them."""
 
+_WHOLE_STAGES = ((None, 8), (None, None))
+"""The same for classes of the user's own, which may do otherwise for more channels."""
+
 _OPEN = 32
 """The length of an axis that the model leaves open."""
 
@@ -114,10 +117,13 @@ def _fault(part: Part, leaving: Sequence[Channels]) -> str | None:
     """What is wrong with a call where some blocks leave by halves; None where nothing is.
 
     A small likeness is tried first. Its layer need not take such sizes, so one that fails is
-    tried with those of the model too.
+    tried with those of the model too. A class of the user's own is tried with all its channels.
     """
     why: str | None = None
-    for channels, length in _STAGES:
+    maker = type(part.call.operation).__module__.split(".")[0]
+    own = maker not in ("keras", "sgdap")
+    whole = own and _likeness(part, leaving, *_WHOLE_STAGES[0]).numbers <= _LARGEST
+    for channels, length in _WHOLE_STAGES if whole else _STAGES:
         likeness = _likeness(part, leaving, channels, length)
         if why is not None and likeness.numbers > _LARGEST:
             break

@@ -163,6 +163,19 @@ def test_a_layer_that_takes_no_small_widths_is_tried_at_its_own():
     assert sgdap.channel_graph(around(InSixteens(), 32)).group("first").removable.all()
 
 
+class Wide(Factors):
+    """Does otherwise for many channels."""
+
+    def call(self, x):
+        return super().call(x) * (2 if x.shape[-1] > 20 else 1)
+
+
+def test_a_layer_that_does_otherwise_for_many_channels_keeps_them():
+    sgdap.register_rule(Wide)(follows)
+    assert sgdap.channel_graph(around(Wide(), 16)).group("first").removable.all()
+    assert not sgdap.channel_graph(around(Wide(), 32)).group("first").prunable
+
+
 @pytest.mark.parametrize(
     "function",
     [
