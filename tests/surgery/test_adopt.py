@@ -11,10 +11,13 @@ from hypothesis import settings
 from keras import layers, optimizers
 
 import sgdap
+from sgdap.model.trace import trace
 from sgdap.surgery import prune_in_place, restore_snapshot, take_snapshot
 from sgdap.surgery.adopt import Change, adopt
+from sgdap.surgery.prepare import prepare
 from sgdap.surgery.prune import pruned
 from tests.interruption import behaviour, equal, held_by, interrupt, unchanged
+from tests.models import outputs
 from tests.oracles import random_removal
 
 X = np.random.default_rng(0).normal(size=(8, 3, 4)).astype("float32")
@@ -174,6 +177,24 @@ def test_a_removal_and_its_undoing_interrupted_anywhere_leave_a_whole_model(make
             interrupt(lambda model=model, action=action: action(model), line)
             found = behaviour(model, X, Y, tmp_path)
             assert any(equal(found, whole) for whole in expected), line
+
+
+@pytest.mark.compiled
+def test_a_change_of_values_alone_keeps_all_objects_and_training_goes_on_from_it():
+    model = made(shared_out)
+    layer = model.get_layer("first")
+    weights, slots = layer.weights, [v.numpy() for v in model.optimizer.variables]
+    key = next(path for path, one in trace(model).layers().items() if one is layer), 0
+    zeros = np.where(np.arange(60).reshape(12, 5) % 3, 0, layer.kernel.numpy())
+    adopt(model, prepare(trace(model), {}, {}, {key: zeros}, {}))
+    assert all(one is other for one, other in zip(layer.weights, weights, strict=True))
+    np.testing.assert_array_equal(layer.kernel, zeros)
+    for slot, value in zip(model.optimizer.variables, slots, strict=True):
+        np.testing.assert_array_equal(slot, value)
+    np.testing.assert_allclose(model.predict(X, verbose=0), outputs(model, X), atol=1e-6)
+    before = model.get_weights()
+    model.train_on_batch(X, Y)
+    assert all(np.any(one != other) for one, other in zip(before, model.get_weights(), strict=True))
 
 
 def test_a_fit_that_is_interrupted_anywhere_leaves_a_whole_model(tmp_path):
