@@ -11,7 +11,7 @@ from hypothesis import settings
 from keras import layers, optimizers
 
 import sgdap
-from sgdap.model.trace import trace
+from sgdap.model.tracing import trace
 from sgdap.surgery import prune_in_place, restore_snapshot, take_snapshot
 from sgdap.surgery.adopt import Change, adopt
 from sgdap.surgery.prepare import prepare
