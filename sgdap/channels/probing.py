@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.generic]
-Labels = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int64]
 Run = Callable[[Sequence[Array]], "list[Array]"]
 """Computes the flat outputs of an operation from its flat inputs."""
 
@@ -100,8 +100,8 @@ def sources(
     others: Sequence[Array],
     number: int,
     axis: int,
-    labels: Labels,
-) -> list[Labels] | None:
+    labels: Numbers,
+) -> list[Numbers] | None:
     """Which label along an axis of one input each entry of the outputs depends on.
 
     Entries are exchanged for other random numbers by the binary digits of their label, each digit
@@ -122,7 +122,7 @@ def sources(
         None where an entry depends on several.
     """
     base = run(values)
-    found: list[Labels] = [np.zeros(np.shape(part), np.int64) for part in base]
+    found: list[Numbers] = [np.zeros(np.shape(part), np.int64) for part in base]
     seen = [np.zeros(np.shape(part), np.int64) for part in base]
     digits = max(int(labels.max()).bit_length(), 1)
     along = [1] * values[number].ndim
@@ -152,7 +152,7 @@ def _differs(first: Array, second: Array) -> npt.NDArray[np.bool_]:
     return differs
 
 
-def line_of(source: Labels) -> tuple[int, Labels, Labels] | None:
+def line_of(source: Numbers) -> tuple[int, Numbers, Numbers] | None:
     """The axis of an output along which labels lie.
 
     Args:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from sgdap.channels.facts import Axis, Resize, Scale
+from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.labels import Channels
 from sgdap.channels.likeness import Likeness, Mask, Part, Tensor
 from sgdap.channels.remembering import Remembered
-
-if TYPE_CHECKING:
-    from sgdap.channels.groups import ChannelGraph
 
 _STAGES = ((4, 8), (4, None), (None, None))
 """How many channels of each block take part, and how long other axes are; None: all of them."""

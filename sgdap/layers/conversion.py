@@ -8,7 +8,8 @@ from typing import Any
 
 import keras
 
-from sgdap.channels.groups import ChannelGraph, channel_graph
+from sgdap.channels.grouping import channel_graph
+from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.rules.activation import is_elementwise
 from sgdap.layers.dynamic_range import DynamicRangeActivation
 from sgdap.model.copying import copy_state

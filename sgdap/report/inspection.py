@@ -6,7 +6,8 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from sgdap.channels.groups import ChannelGraph, channel_graph
+from sgdap.channels.grouping import channel_graph
+from sgdap.channels.groups import ChannelGraph
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgdap._arguments import check_integer
-from sgdap.channels.groups import channel_graph
+from sgdap.channels.grouping import channel_graph
 from sgdap.planning.cost import input_shapes, parameters_by_layer
 from sgdap.planning.work import untold_work, work_by_layer, work_notes
 from sgdap.training.latency import measure_latency

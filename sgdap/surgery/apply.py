@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.channels.groups import ChannelGraph, channel_graph
+from sgdap.channels.grouping import channel_graph
+from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_slices
 from sgdap.model.copying import copied_operation, copy_state
 from sgdap.model.functional import functional_program, saves_by_its_graph

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from sgdap import _keras
-from sgdap.channels.groups import ChannelGraph, channel_graph
+from sgdap.channels.grouping import channel_graph
+from sgdap.channels.groups import ChannelGraph
 from sgdap.pipeline import Curves, PruningOptions, Scope, make_plan
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import cost_model

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from sgdap import _keras
-from sgdap.channels.groups import channel_graph
+from sgdap.channels.grouping import channel_graph
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import reusable
 from sgdap.execution.inputs import check_calibration_data

@@ -1,0 +1,194 @@
+"""Groups the channels of a model: rules speak, ties are settled, every call is rehearsed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
+
+from sgdap.channels import rules as _rules  # noqa: F401  (registers the rules)
+from sgdap.channels.facts import (
+    Axis,
+    Rewrite,
+    Statements,
+    settled_facts,
+)
+from sgdap.channels.groups import ChannelGraph, ChannelGroup
+from sgdap.channels.labels import Settled, Symbol, plain
+from sgdap.channels.places import observed_places
+from sgdap.channels.registry import apply_rule
+from sgdap.channels.regularizers import keep_what_regularizers_need
+from sgdap.channels.rehearsal import what_fails_rehearsal
+from sgdap.channels.replay import what_code_does_not_follow
+from sgdap.channels.rule_call import RuleCall
+from sgdap.model.functional import saves_by_its_graph
+from sgdap.model.program import Program
+from sgdap.model.tracing import trace
+
+
+def channel_graph(model: Any) -> ChannelGraph:
+    """Reads which channels of a model are tied together.
+
+    Args:
+        model: A built `keras.Model`: sequential, functional or with a `call` of its own.
+
+    Returns:
+        The model's `ChannelGraph`.
+
+    Raises:
+        TypeError: `model` is no Keras model.
+        ValueError: It is not built, or its graph can't be read.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="hidden"),
+        ...                           keras.layers.Dense(2, name="logits")])
+        >>> print(sgdap.channel_graph(model).group("hidden"))
+        hidden: 3 of 3 channels removable
+          made by hidden
+          read by logits
+    """
+    program = trace(model)
+    statements = Statements()
+    symbols: dict[int, Symbol] = {
+        ref.index: plain(program.shapes[ref.index]) for ref in program.inputs
+    }
+    shared = _sharing_weights(program)
+    for number, call in enumerate(program.calls):
+        inputs = [symbols[ref.index] for ref in call.inputs]
+        shapes = [program.shapes[ref.index] for ref in call.outputs]
+        dtypes = [program.dtypes[ref.index] for ref in call.inputs]
+        rule_call = RuleCall(statements, call, number, inputs, shapes, dtypes)
+        if call.path in shared:
+            made = rule_call.keep_all(f"shares weights with '{shared[call.path]}'")
+        else:
+            made = apply_rule(call.operation, rule_call)
+        symbols.update({ref.index: symbol for ref, symbol in zip(call.outputs, made, strict=True)})
+    for ref in program.outputs:
+        for labels in symbols[ref.index].all_channels():
+            statements.ledger.protect(labels, "model output")
+    _keep_inside_configs(program, statements)
+    keep_what_regularizers_need(program, statements, symbols)
+    while True:
+        settled = statements.ledger.settle()
+        graph = _assemble(program, statements, symbols, settled)
+        stays = what_code_does_not_follow(
+            program, graph.rewrites, graph.axes, graph.tensors, settled.removable
+        )
+        if not stays:
+            stays = what_fails_rehearsal(graph, settled.removable)
+        if not stays:
+            return graph
+        for channels, reason in stays:
+            statements.ledger.protect(settled.labels(channels), reason)
+
+
+def _sharing_weights(program: Program) -> dict[str, str]:
+    """For each layer that holds weights of another one, by path, the path of the other."""
+    holders: dict[int, list[str]] = {}
+    for path, operation in program.layers().items():
+        if isinstance(operation, keras.Layer):
+            for variable in operation.weights:
+                holders.setdefault(id(variable), []).append(path)
+    return {
+        path: next(other for other in paths if other != path)
+        for paths in holders.values()
+        if len(set(paths)) > 1
+        for path in paths
+    }
+
+
+def _keep_inside_configs(program: Program, statements: Statements) -> None:
+    """Protects channels made inside layers of the user's own, where a config saves these layers."""
+    if not saves_by_its_graph(program.model):
+        return
+    for code in program.codes:
+        if not code.path:
+            continue
+        reason = (
+            f"made inside '{code.path}' (of class {type(code.layer).__name__}), whose config "
+            "fixes their number; prune sgdap.functional(model) instead, or register a rule with "
+            "sgdap.register_rule"
+        )
+        for (path, _), labels in statements.made.items():
+            if path.startswith(f"{code.path}/"):
+                statements.ledger.protect(labels, reason)
+
+
+def _assemble(
+    program: Program, statements: Statements, symbols: Mapping[int, Symbol], settled: Settled
+) -> ChannelGraph:
+    tensors = {index: settled.of_tensor(symbol) for index, symbol in symbols.items()}
+    axes = settled_facts(statements.axes.values(), settled)
+    return ChannelGraph(
+        program=program,
+        groups=_groups(program, statements.ledger.origins, settled, axes),
+        count=len(settled.removable),
+        tensors=tensors,
+        axes=axes,
+        resizes=settled_facts(statements.resizes.values(), settled),
+        scales=settled_facts(statements.scales.values(), settled),
+        rewrites=tuple(
+            Rewrite(
+                path,
+                number,
+                tuple(tensors[ref.index] for ref in program.calls[number].inputs),
+                tuple(tensors[ref.index] for ref in program.calls[number].outputs),
+            )
+            for path, (number, _) in statements.rewrites.items()
+        ),
+        work=settled_facts(statements.work, settled),
+        places=observed_places(
+            program, tensors, axes, settled_facts(statements.places, settled), settled.removable
+        ),
+        kept=tuple(statements.kept),
+    )
+
+
+def _groups(
+    program: Program,
+    origins: Sequence[tuple[str, int]],
+    settled: Settled,
+    axes: tuple[Axis, ...],
+) -> tuple[ChannelGroup, ...]:
+    """The channels that are tied, made by one call, or both, in order of their makers."""
+    count = len(settled.removable)
+    owner = np.repeat(np.arange(len(origins)), [size for _, size in origins])
+    bipartite = sparse.coo_matrix(
+        (np.ones(len(owner), np.int8), (owner, len(origins) + settled.classes)),
+        (len(origins) + count, len(origins) + count),
+    )
+    _, component = csgraph.connected_components(bipartite, directed=False)
+    component_of = component[len(origins) :]
+    makers: dict[int, list[str]] = {}
+    for number, (name, size) in enumerate(origins):
+        if name and size:
+            makers.setdefault(int(component[number]), []).append(name)
+
+    order = {path: i for i, path in enumerate(program.layers())}
+    touched: dict[int, dict[str, set[str]]] = {}
+    for axis in axes:
+        for found in np.unique(component_of[axis.channels]):
+            touched.setdefault(int(found), {}).setdefault(axis.role, set()).add(axis.path)
+
+    groups = []
+    for key, names in makers.items():
+        channels = np.flatnonzero(component_of == key)
+        roles = touched.get(key, {})
+        reasons = (why for c in channels for why in settled.reasons.get(int(c), ()))
+        producers = tuple(dict.fromkeys(names))
+        groups.append(
+            ChannelGroup(
+                name=producers[0],
+                channels=channels,
+                removable=settled.removable[channels],
+                producers=producers,
+                followers=tuple(sorted(roles.get("follower", set()), key=order.__getitem__)),
+                consumers=tuple(sorted(roles.get("consumer", set()), key=order.__getitem__)),
+                reasons=tuple(dict.fromkeys(reasons)),
+            )
+        )
+    return tuple(groups)
