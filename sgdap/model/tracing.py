@@ -98,7 +98,7 @@ class _Place:
         self._to_come = iter(nodes)
 
     def node(self, operation: Any) -> Any | None:
-        """Keras' record of a call that the place's graph makes now; None: it isn't in a graph."""
+        """The node of the graph that is called now; None where the operation is in no graph."""
         if id(operation) not in self._operations:
             return None
         return next((node for node in self._to_come if node.operation is operation), None)
@@ -217,7 +217,11 @@ class _Recorder:
         return made
 
     def _is_unrolled(self, layer: Any, args: Any, kwargs: Any) -> bool:
-        """Whether a layer is to be run; a `call` may read masks unseen that Keras hands on."""
+        """Whether the calls inside a layer stand in for its own.
+
+        A layer behind one that makes masks is not unrolled: its `call` may read a mask that Keras
+        hands on.
+        """
         if self._program and self._program.calls[len(self.calls)].operation is layer:
             return False
         if _keras.functional_of(layer) is not None:
