@@ -16,7 +16,7 @@ from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.execution.memory import checked_memory_limit
 from sgdap.execution.taps import kernel_matrix
 from sgdap.guidance.base import GroupData, Guidance
-from sgdap.guidance.elimination import Consumer, ErrorCurve, eliminate, scale_of
+from sgdap.guidance.elimination import PENDING, Consumer, ErrorCurve, eliminate, scale_of
 from sgdap.guidance.growth import growth_rates
 from sgdap.statistics.activation import activation_statistics
 from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics
@@ -93,7 +93,8 @@ def score_groups(
 def _working_memory(group: ChannelGroup, statistics: CalibrationStatistics, channels: int) -> int:
     """Bytes that scoring a group needs at most.
 
-    For each consumer there is the inverse, and for one at a time the sum over the folds.
+    For each consumer there are the inverse, the weights and the columns that wait, and for one at
+    a time the sum over the folds.
     """
     member = np.zeros(channels, bool)
     member[group.channels] = True
@@ -102,7 +103,7 @@ def _working_memory(group: ChannelGroup, statistics: CalibrationStatistics, chan
         if member[own.place.features].any():
             known = own.moments if own.gathered is None else own.gathered
             size = known.mean.shape[1] if known.has_products else 0
-            total += 8 * size**2
+            total += 8 * size * (size + 3 * len(own.place.outputs) + PENDING)
             summed = max(summed, 8 * size**2 if known.folds > 1 else 0)
     return total + summed
 

@@ -50,28 +50,20 @@ def channel_powers(
     return sums
 
 
-def channel_gram(
-    second: Array, weights: Array, channels: npt.NDArray[np.int64], size: int
+def channel_grams(
+    seconds: Array, weights: Array, channels: npt.NDArray[np.int64], size: int
 ) -> Array:
     """Sums `second ∘ (W Wᵀ)` over the features of each pair of channels.
 
     Args:
-        second: `(features, features)`.
+        seconds: Several second moments, `(n, features, features)`.
         weights: `(features, outputs)`.
         channels: The channel of each feature; -1 is left out, `(features,)`.
         size: Number of channels.
 
     Returns:
-        `(size, size)`.
+        `(n, size, size)`.
     """
-    gram: Array = channel_grams(second[None], weights, channels, size)[0]
-    return gram
-
-
-def channel_grams(
-    seconds: Array, weights: Array, channels: npt.NDArray[np.int64], size: int
-) -> Array:
-    """`channel_gram` of several second moments `(n, features, features)`, `(n, size, size)`."""
     grams = np.zeros((len(seconds), size, size))
     order = np.argsort(channels, kind="stable")
     order = order[channels[order] >= 0]

@@ -7,7 +7,7 @@ import pytest
 
 from sgdap.guidance import elimination
 from sgdap.guidance.elimination import Consumer, eliminate
-from sgdap.statistics.contributions import channel_gram
+from sgdap.statistics.contributions import channel_grams
 from sgdap.statistics.moments import moments_of
 
 
@@ -172,4 +172,5 @@ def test_gram_sums_over_the_features_of_each_pair_of_channels():
         for j, d in enumerate(channels):
             if c >= 0 and d >= 0:
                 expected[c, d] += second[i, j] * (weights[i] @ weights[j])
-    np.testing.assert_allclose(channel_gram(second, weights, channels, 3), expected)
+    (found,) = channel_grams(second[None], weights, channels, 3)
+    np.testing.assert_allclose(found, expected)
