@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
-from sgdap import one_shot, pipeline
+from sgdap import pipeline
 from sgdap.training import latency
 from tests.models import convnet, digits_like, mlp, outputs, randomise, samples
 
@@ -442,7 +442,7 @@ def test_with_less_memory_a_plan_meets_the_budget_and_costs_little_more(limit, w
 
 def test_the_matrices_of_the_statistics_are_let_go_before_the_refit(monkeypatch):
     held = []
-    collect, fit = one_shot.collect_statistics, pipeline.refitted_weights
+    collect, fit = pipeline.collect_statistics, pipeline.refitted_weights
 
     def collecting(*arguments, **options):
         statistics = collect(*arguments, **options)
@@ -455,7 +455,7 @@ def test_the_matrices_of_the_statistics_are_let_go_before_the_refit(monkeypatch)
         assert [array() for array in held] == [None, None]
         return fit(graph, statistics, *arguments, **options)
 
-    monkeypatch.setattr(one_shot, "collect_statistics", collecting)
+    monkeypatch.setattr(pipeline, "collect_statistics", collecting)
     monkeypatch.setattr(pipeline, "refitted_weights", fitting)
     model, x = correlated(40)
     sgdap.plan(model, x, HALF)

@@ -77,6 +77,11 @@ class Part:
         return isinstance(self.call.operation, keras.Layer)
 
     @property
+    def is_of_keras(self) -> bool:
+        """Whether the layer or operation is one of Keras' or of this package."""
+        return type(self.call.operation).__module__.split(".")[0] in ("keras", "sgdap")
+
+    @property
     def lines(self) -> list[Channels]:
         """The channels along each axis of its tensors and variables."""
         tensors = (*self.inputs, *self.outputs)
@@ -147,6 +152,16 @@ class Likeness:
                 return self._fault()
             except Exception as error:
                 return str(error) if self.part.is_layer else self._not_without()
+
+    def can_run(self) -> bool:
+        """Whether the likeness can be run with all its channels."""
+        with global_state_kept():
+            try:
+                inputs, values = self._drawn_inputs(), self._drawn_values(signed=True)
+                self._run(self._made(self.present), self.present, inputs, values)
+            except Exception:  # whatever the layer or its device raises
+                return False
+        return True
 
     def _fault(self) -> str | None:
         whole, inputs = self._made(self.present), self._drawn_inputs()

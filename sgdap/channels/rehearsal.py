@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import keras
 import numpy as np
 
+from sgdap import _keras
 from sgdap.channels.facts import Axis, Resize, Scale
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.labels import Channels
@@ -51,7 +53,7 @@ def what_fails_rehearsal(graph: ChannelGraph, removable: Mask) -> list[tuple[Cha
         lines += [
             fact.channels for facts in (axes, resizes, scales) for fact in facts.get(path, [])
         ]
-        if not any(removable[line].any() for line in lines):
+        if not any(removable[line].any() for line in lines) or _waits_to_be_built(call.operation):
             continue
         classes = np.unique(np.concatenate(lines))
         local = [_local(tensor, classes) for tensor in tensors]
@@ -69,6 +71,12 @@ def what_fails_rehearsal(graph: ChannelGraph, removable: Mask) -> list[tuple[Cha
         )
         stays += [(classes[channels], why) for channels, why in _faults(part)]
     return stays
+
+
+def _waits_to_be_built(operation: Any) -> bool:
+    """Whether a layer holds one with weights that Keras makes in its first call on data only."""
+    parts = _keras.flatten_layers(operation) if isinstance(operation, keras.Layer) else ()
+    return any(not part.built and type(part).build is not keras.Layer.build for part in parts)
 
 
 def _by_path(facts: Iterable[_Fact]) -> dict[str, list[_Fact]]:
@@ -116,10 +124,11 @@ def _fault(part: Part, leaving: Sequence[Channels]) -> str | None:
 
     A small likeness is tried first. Its layer need not take such sizes, so one that fails is
     tried with those of the model too. A class of the user's own is tried with all its channels.
+    One of Keras that can't be run here at all, whole or slim (a convolution with channels first on
+    a CPU), is taken at its rule's word.
     """
     why: str | None = None
-    maker = type(part.call.operation).__module__.split(".")[0]
-    own = maker not in ("keras", "sgdap")
+    can_run = own = not part.is_of_keras
     whole = own and _likeness(part, leaving, *_WHOLE_STAGES[0]).numbers <= _LARGEST
     for channels, length in _WHOLE_STAGES if whole else _STAGES:
         likeness = _likeness(part, leaving, channels, length)
@@ -133,7 +142,8 @@ def _fault(part: Part, leaving: Sequence[Channels]) -> str | None:
         if _known.get(key, likeness.fault) is None:
             return None
         why = _known.get((key, part.call.path), likeness.fault)
-    return why
+        can_run = can_run or likeness.can_run()
+    return why if can_run else None
 
 
 def _likeness(
@@ -153,11 +163,14 @@ def _likeness(
         present[block] = False
         present[block[np.linspace(0, len(block) - 1, few).round().astype(int)]] = True
 
+    # A size that the model leaves open may stand on any axis of another input, even the first.
+    samples = (length or _OPEN) if any(None in x.shape[1:] for x in part.inputs) else 2
+
     def size(axis: int, whole: int | None, own: Channels | None) -> int:
         if own is not None:
             return int(present[own].sum())
         if axis == 0:
-            return 2 if whole is None else whole
+            return samples if whole is None else whole
         return min(whole or length or _OPEN, length or whole or _OPEN)
 
     shapes = tuple(
