@@ -179,9 +179,12 @@ def branched_network(order: dict, axis: int, shape: tuple[int, ...]) -> keras.Mo
 
 @pytest.mark.parametrize("network", [plain_network, branched_network])
 def test_channels_first_models_lose_what_their_channels_last_twins_lose(network):
-    """TensorFlow convolves channels first only on GPUs, so weights are compared."""
-    last = randomise(network({"data_format": "channels_last"}, -1, (8, 8, 3)))
-    first = network({"data_format": "channels_first"}, 1, (3, 8, 8))
+    """TensorFlow convolves channels first only on GPUs, so weights are compared.
+
+    No output is as wide as it has channels: Keras would add the bias along the wrong axis then.
+    """
+    last = randomise(network({"data_format": "channels_last"}, -1, (12, 12, 3)))
+    first = network({"data_format": "channels_first"}, 1, (3, 12, 12))
     first.set_weights(last.get_weights())
     slim = pruned(first)
     for one, other in zip(slim.layers, pruned(last).layers, strict=True):
