@@ -1,8 +1,8 @@
 """Time and memory of planning ResNet-50 (random weights, 224²) to half of its FLOPs by LASSO.
 
 Run it: python benchmarks/resnet50.py --memory-limit 1500
-With --whole, sgdap.plan is run as users run it: it lets go of what it no longer needs, so its peak is
-the one that the limit is about. Without, the stages are shown one by one.
+With --whole, sgdap.plan is run as users run it. It lets go of what it no longer needs, so its peak
+is the one that the limit is about. Without, the stages are shown one by one.
 """
 
 import argparse
