@@ -22,7 +22,7 @@ from sgdap.demo import lenet5
 GROWTHS = ("plain", "trainable", "statistics")
 BATCH = 32
 RATES = {"relu": 2e-3, "sigmoid": 4e-3}
-"""Of learning; a sigmoid network does not begin to learn with the former."""
+"""Learning rates by activation; with that of relu, a sigmoid network does not begin to learn."""
 CRITERIA = {
     "LASSO": sgdap.LassoGuidance(),
     "growth": sgdap.GrowthGuidance(),

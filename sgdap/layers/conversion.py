@@ -25,10 +25,10 @@ ENDING = tuple(
         "DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D"
     ).split()
 )
-"""Layers that end with an activation of their config."""
+"""Layer classes with an `activation` in their config."""
 
 ALONE = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)
-"""Layers that are an activation without weights."""
+"""Layer classes that are an activation without weights."""
 
 
 def to_dra(model: Any, layers: Sequence[str] | None = None, **arguments: Any) -> Any:

@@ -16,7 +16,7 @@ from sgdap.channels.labels import Channels
 from sgdap.planning.work import untold_work
 
 MEASURES = ("params", "flops", "bytes")
-"""What a `CostModel` counts, in the order of its results."""
+"""The measures that a `CostModel` counts, in the order of its results."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,10 @@ PALETTE = (
 DARK = set("#4e79a7 #59a14f #e15759 #b07aa1 #9c755f #d37295 #b6992d".split())
 ALONE, PROTECTED, PLAIN = "#d6e4f2", "#c9ced6", "#ffffff"
 DETAILED = 40
-"""Models of more calls are drawn without a box for each layer that channels only pass."""
+"""In models of more calls, layers that only pass channels on have no box of their own."""
 
 ROWS = 26
-"""Boxes one below the other before the next column begins."""
+"""The number of rows of boxes in a column of the picture."""
 
 WIDTH, HEIGHT = 0.8, 0.62
 

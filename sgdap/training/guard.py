@@ -12,7 +12,7 @@ from sgdap.planning.plan import Plan
 Decision = Literal["pending", "kept", "undone"]
 
 SMALLEST_STEP = 1e-3
-"""Rounds that would lead less far on the way to the budget are not worth one."""
+"""The least progress towards the budget that is worth a round."""
 
 
 @dataclass(frozen=True)

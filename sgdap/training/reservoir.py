@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 LIMIT = 2**28
-"""Most bytes of a sample: 256 MB."""
+"""The most bytes of all samples together: 256 MB."""
 
 HOST = "CPU:0"
 

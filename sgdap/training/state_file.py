@@ -179,10 +179,10 @@ def _check_names(entry: Mapping[Any, Any]) -> None:
 
 
 _TRUSTED = ("keras", "keras_hub")
-"""Packages of which Keras makes layers and functions without a registration."""
+"""Packages whose layers and functions may be made from a file without registration."""
 
 _HOMES_OF_FUNCTIONS = ("activations", "initializers", "losses", "metrics", "regularizers")
-"""Where Keras looks for functions that are told by their name alone."""
+"""The modules in which Keras looks up functions that are given by name alone."""
 
 
 def _encoded_array(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
