@@ -1,8 +1,8 @@
-"""LeNet-5 with plain and dynamic range activations: accuracy, idle channels, after pruning.
+"""Compares plain and dynamic range activations in LeNet-5: accuracy, idle channels, pruning.
 
-Each network is trained, then pruned once to half of its FLOPs by LASSO and, where it has growth
-rates, by these, alone (growth) and with the choice of the next layers' error among the least grown
-half (both), and fine-tuned for two epochs.
+Each network is trained, pruned once to half of its FLOPs and fine-tuned for two epochs. The
+criterion is LASSO. Networks with growth rates are also pruned by these alone (growth), and by the
+error of the next layers among the half of the channels that grew least (both).
 Run it: python benchmarks/dra.py --seeds 3
 With the full MNIST (SGDAP_MNIST) it takes several times as long as with the digits that ship.
 With --steps 120 it times train steps instead.
@@ -22,7 +22,7 @@ from sgdap.demo import lenet5
 GROWTHS = ("plain", "trainable", "statistics")
 BATCH = 32
 RATES = {"relu": 2e-3, "sigmoid": 4e-3}
-"""Of learning; a sigmoid network does not begin to learn with the former."""
+"""Learning rates by activation; with that of relu, a sigmoid network does not begin to learn."""
 CRITERIA = {
     "LASSO": sgdap.LassoGuidance(),
     "growth": sgdap.GrowthGuidance(),
@@ -35,7 +35,7 @@ def scaled(images):
 
 
 def network(activation, growth, variant="lenet5"):
-    """LeNet-5 with another activation than its own."""
+    """A LeNet-5 with the given activation in place of its own."""
     plain = lenet5(variant)
     for layer in plain.layers[:-1]:
         if hasattr(layer, "activation"):
@@ -56,7 +56,7 @@ def accuracy(model, x, y):
 
 
 def idle(model, x):
-    """The share of channels that vary by less than a hundredth of the liveliest of their layer."""
+    """The share of channels that vary less than 1 % as much as the layer's most varying channel."""
     kinds = (keras.layers.Conv2D, keras.layers.Dense)
     ends = []
     for layer, after in zip(model.layers, model.layers[1:], strict=False):
@@ -69,9 +69,9 @@ def idle(model, x):
 
 
 def step_ratios(variant, activation, x, y, repeats):
-    """Seconds and processor seconds of a train step over those with the plain activation.
+    """Ratios of a train step's seconds and processor seconds to those of the plain activation.
 
-    Medians of steps in turns; without XLA, which no side uses.
+    The ratios are of medians over steps that take turns, both without XLA.
     """
     models = {}
     for growth in GROWTHS:

@@ -2,12 +2,12 @@
 
 Run it: python benchmarks/guidance.py --arch caffe lenet5 resnet --seeds 5
 
-For each seed a network is trained (or read from the folder, where it was trained before), its
-calibration pass is run once, and all criteria choose from it, with the consumers refitted to what
-stays and without; nothing is trained after pruning. Results are written as they come, so that a run
-that was interrupted goes on where it was, and runs with more seeds add to those before. `--time`
-compares the time of a cross-validated LASSO from moments with scikit-learn's on stored samples.
-Tables (report.md) and figures are made of all results in the folder; `--seeds 0` only draws.
+For each seed a network is trained, or read from the folder if it was trained before. Its
+calibration pass is run once. All criteria choose channels from it, with and without refitting the
+consumers. Nothing is trained after pruning. Results are written as they come: an interrupted run
+goes on where it was, and runs with more seeds add to earlier ones. `--time` compares the time of a
+cross-validated LASSO from moments with scikit-learn's on stored samples. Tables (report.md) and
+figures show all results in the folder; `--seeds 0` only draws them.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def scaled(images):
 
 
 def trained(arch, seed, folder, x, y):
-    """The network of a seed: from the folder, or trained and put there."""
+    """The network of a seed, read from the folder, or trained and saved there."""
     path = folder / f"{arch}-{seed}.keras"
     if path.exists():
         return keras.models.load_model(path)
@@ -98,7 +98,7 @@ def accuracy(predicted, y):
 
 
 def divergence(whole, slim):
-    """Mean Kullback-Leibler divergence of predictions: finer than accuracy, which is counted."""
+    """Mean Kullback-Leibler divergence of predictions; it shows smaller changes than accuracy."""
     return float((whole * (np.log(whole + 1e-20) - np.log(slim + 1e-20))).sum(axis=1).mean())
 
 
@@ -110,7 +110,7 @@ class Results:
         if not path.exists():
             path.write_text(",".join(columns) + "\n")
         with path.open(newline="") as file:
-            # Two runs at a time may have measured the same.
+            # Two runs at the same time may have measured the same.
             self.rows = list({tuple(row.values()): row for row in csv.DictReader(file)}.values())
 
     def add(self, *values):
@@ -126,7 +126,7 @@ class Results:
 
 
 def measure_accuracy(arch, seed, options, data, results):
-    """Adds what is missing of one network's accuracies."""
+    """Measures the accuracies of one network that are still missing, and adds them."""
     (x, y), (x_test, y_test) = data
     criteria = [c for c in options.criteria if arch == "resnet" or c != "batch norm scale"]
     refits = [r for r in ("yes", "no") if r in options.refitted]
@@ -153,7 +153,7 @@ def measure_accuracy(arch, seed, options, data, results):
         try:
             check_budget_can_be_met(graph, scope.groups, sgdap.Budget(flops=share), scope.rules)
         except ValueError:
-            continue  # even one channel in each layer costs more
+            continue  # one channel per layer already costs more
         guidance, refit = CRITERIA[criterion], refitted == "yes"
         if (criterion, refit) not in curves:
             curves[criterion, refit] = score_groups(
@@ -175,7 +175,7 @@ def measure_accuracy(arch, seed, options, data, results):
 
 
 def measure_stages(options, data, results):
-    """Times what makes a slim caffe of 10 % of the FLOPs, step by step."""
+    """Times each step of pruning LeNet-5-Caffe to 10 % of its FLOPs."""
     (x, y), _ = data
     model = trained("caffe", 0, options.out, x, y)
     calibration = x[: options.samples]
@@ -204,10 +204,9 @@ def measure_stages(options, data, results):
 
 
 def measure_time(options, data, results):
-    """Times a cross-validated LASSO over the 500 units that the last layer of caffe reads.
+    """Times a cross-validated LASSO over the 500 units that the last layer of LeNet-5-Caffe reads.
 
-    CPU time is taken, with one thread for the linear algebra, so that other work on the machine
-    does not count.
+    It measures CPU time with one thread for linear algebra, so that other work does not count.
     """
     (x, y), _ = data
     model = trained("caffe", 0, options.out, x, y)
@@ -325,7 +324,7 @@ def stage_table(rows):
 
 
 def draw_accuracy(rows, path):
-    """One panel for each architecture and kind of refit; the error on a logarithmic axis."""
+    """Draws a panel for each architecture and kind of refit; the error's axis is logarithmic."""
     from matplotlib.figure import Figure
 
     by_arch = gathered_by_arch(rows, "accuracy", 100)

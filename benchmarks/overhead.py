@@ -1,9 +1,9 @@
-"""What SGDAPCallback adds to an epoch between rounds, and the time of surgery on ResNet-50.
+"""Measures the time that SGDAPCallback adds to an epoch, and the time of surgery on ResNet-50.
 
-Runs of LeNet-5-Caffe with the callback and without it take turns. Shown are the ratio of their
-least times of an epoch, as other work only adds to a time, and that of their medians; then the same
-of their processor times. With calibration data given, the callback only watches; without, the train
-step also gathers a sample of the training data.
+Runs of LeNet-5-Caffe with and without the callback take turns; no round takes place in the timed
+epochs. It prints the ratio of the least epoch times (other work can only add time), the ratio of
+the medians, and the same for processor times. With calibration data, the callback only watches;
+without, the train step also gathers a sample of the training data.
 Run it on a quiet machine: python benchmarks/overhead.py
 """
 
@@ -30,9 +30,9 @@ def now():
 
 
 class Clock:
-    """Times epochs from before the first callback to after the last: seconds, processor seconds.
+    """Times epochs, all other callbacks included, in seconds and processor seconds.
 
-    The first epoch compiles and does not count; after `epochs` more the run is stopped.
+    The first epoch is not counted, as it compiles. After `epochs` more the run is stopped.
     """
 
     def __init__(self, model, epochs):
@@ -52,18 +52,18 @@ class Clock:
 
 
 def runs_in_turns(x, y, turns, epochs, **arguments):
-    """The ratios of the least and of the median times of an epoch."""
+    """The ratios of the least and of the median epoch times."""
     models = [compiled(), compiled()]
     times = np.empty((turns, 2, epochs, 2))
     for turn in range(turns):
         for place in (0, 1):
-            which = (turn + place) % 2  # neither is always the first
+            which = (turn + place) % 2  # so that each is first half of the time
             clock = Clock(models[which], epochs)
             pruner = sgdap.SGDAPCallback(
                 sgdap.Budget(flops=0.9),
                 max_accuracy_drop=0.05,
                 schedule="one_shot",
-                begin_epoch=epochs + 1,  # the round comes after the last epoch that is timed
+                begin_epoch=epochs + 1,  # the round comes after the last timed epoch
                 verbose=0,
                 **arguments,
             )
@@ -82,7 +82,7 @@ def runs_in_turns(x, y, turns, epochs, **arguments):
 
 
 def surgery_on_resnet50():
-    """Seconds in which half of its FLOPs go; the size of the images is of no account there."""
+    """Seconds to remove half of its FLOPs; small images will do, as their size doesn't matter."""
     model = keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3))
     model.compile("adam", "sparse_categorical_crossentropy")
     x = np.random.default_rng(0).normal(size=(8, 64, 64, 3)).astype("float32")

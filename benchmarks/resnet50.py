@@ -1,4 +1,6 @@
-"""Time and memory of planning ResNet-50 (random weights, 224²) to half of its FLOPs by LASSO.
+"""Measures time and memory of planning ResNet-50 to half of its FLOPs by LASSO.
+
+The weights are random, the images 224 × 224.
 
 Run it: python benchmarks/resnet50.py --memory-limit 1500
 With --whole, sgdap.plan is run as users run it. It lets go of what it no longer needs, so its peak
@@ -18,7 +20,7 @@ from sgdap.pipeline import PruningOptions, plan_from_curves, pruning_scope
 
 
 def images(count, size=224, seed=0):
-    """Smooth random patterns, a few of them mixed in each image, and noise."""
+    """Random images: each is a mix of a few smooth patterns, plus noise."""
     random = np.random.default_rng(seed)
     axis = np.linspace(0, 1, size)
     waves = random.uniform(1, 12, (20, 2))

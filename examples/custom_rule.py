@@ -1,4 +1,4 @@
-"""Teaches sgdap layers it does not know: what goes in, which weights lie along which channels.
+"""Registers channel rules for two custom layers: which weights lie along which channels.
 
 Run it: python examples/custom_rule.py
 """
@@ -11,7 +11,7 @@ import sgdap
 
 @keras.saving.register_keras_serializable(package="examples")
 class ChannelScale(keras.layers.Layer):
-    """Multiplies each channel with a factor of its own."""
+    """Multiplies each channel by a factor of its own."""
 
     def build(self, input_shape):
         self.scale = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="scale")
@@ -22,7 +22,7 @@ class ChannelScale(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="examples")
 class GatedDense(keras.layers.Layer):
-    """A dense layer, each unit with a gate of its own."""
+    """A dense layer in which each unit has its own gate."""
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
@@ -58,7 +58,7 @@ except ValueError as error:
 
 @sgdap.register_rule(ChannelScale)
 def channel_scale(layer, call):
-    """Channels pass: they are the input's, and the layer's weights go with them."""
+    """Passes channels on: the output has the input's channels, and the weights follow them."""
     channels = call.input.along(-1)
     call.weight(layer.scale, channels)  # the only axis of `scale` follows the input's channels
     return call.input  # the output has the same channels
@@ -66,13 +66,13 @@ def channel_scale(layer, call):
 
 @sgdap.register_rule(GatedDense)
 def gated_dense(layer, call):
-    """Channels are made: the layer reads the input's channels and has units of its own."""
+    """Makes channels: the layer reads the input's channels and makes units of its own."""
     features = call.along(call.input, -1)
     units = call.new_channels(layer.units)
     call.weight(layer.values, features, units)  # rows follow the input, columns are the units
     call.weight(layer.gates, features, units)
-    call.resize("units", units)  # the entry of the config that counts them
-    call.work(2 * 2, features, units)  # FLOPs for a sample: two products, 2 each multiply-add
+    call.resize("units", units)  # the config entry that counts the units
+    call.work(2 * 2, features, units)  # FLOPs per sample: two products, multiply-add = 2
     return call.input.with_axis(-1, units)
 
 

@@ -1,6 +1,6 @@
-"""The callback: what users set, and when Keras calls.
+"""The callback: the user's options, and the methods that Keras calls.
 
-What is decided between epochs stands in `training/run.py`.
+It decides nothing itself; `training/run.py` does, between epochs.
 """
 
 from __future__ import annotations
@@ -28,72 +28,74 @@ from sgdap.training.start import start_run
 class SGDAPCallback(keras.callbacks.Callback):
     """Makes the model smaller while it trains: SGD with Activation Pruning.
 
-    After an epoch, statistics of the activations are collected on calibration data, channels are
-    scored by what the next layer needs of them, every layer is rebuilt without the channels that
-    can be spared, and training goes on with the smaller model, round by round until the budget is
-    met. A round that costs too much accuracy is undone and tried smaller. The model that went
-    into `fit` is the slim one when `fit` returns; it is an ordinary Keras model.
+    Pruning goes in rounds, after epochs, until the budget is met. A round collects statistics of
+    the activations on calibration data and scores channels by what the next layer needs of them.
+    It then rebuilds the layers without the channels that can be spared, and training goes on with
+    the smaller model. A round that costs too much accuracy is undone and tried again in a smaller
+    step. When `fit` returns, the model that was passed to it is slim, and an ordinary Keras model.
 
-    Layers shrink when an epoch begins, so at the end of each the model is the one that its metrics
-    are of. Each epoch adds what it costs to the logs: `params`, `flops` and `widths`; beside a
-    `keras.callbacks.TensorBoard` each group's width and the scores of its channels are written.
-    Other callbacks that remember the best epoch (`EarlyStopping`, `ModelCheckpoint`,
-    `ReduceLROnPlateau`, any with an attribute `best_weights`) begin anew with each architecture.
+    Layers shrink when an epoch begins. So the metrics of an epoch belong to the model at its end.
+    Each epoch adds the cost of the model to the logs: `params`, `flops` and `widths`. If there is
+    a `keras.callbacks.TensorBoard`, the width of each group and the scores of its channels are
+    written too. Other callbacks that remember the best epoch (`EarlyStopping`, `ModelCheckpoint`,
+    `ReduceLROnPlateau`, any with an attribute `best_weights`) start anew with each architecture.
 
     Args:
-        budget: What the slim model may cost. May be left out with a tfmot schedule, whose final
-            sparsity is then the share of FLOPs that goes, and with `max_accuracy_drop`: the model
-            then gets as small as that allows.
-        guidance: A criterion by name or object, as in `sgdap.plan`.
+        budget: What the slim model may cost. It may be left out in two cases. With a tfmot
+            schedule, its final sparsity is the share of FLOPs to remove. With `max_accuracy_drop`,
+            the model gets as small as that allows.
+        guidance: The criterion, by name or as an object, as in `sgdap.plan`.
         schedule: How the budget is approached: `"geometric"`, `"cubic"`, `"linear"`,
             `"one_shot"`, `"adaptive"`, an object such as `sgdap.Cubic(rounds=5)`, or a
             `tfmot.sparsity.keras.PruningSchedule` over training steps.
         max_accuracy_drop: The most that the monitored metric may fall below its value before the
-            first round (rise above, for a loss): `0.005` is half a point of accuracy. A round that
-            costs more is undone and tried half as far, and channels come back first where the
-            most loss was expected. The best model within the last widths is left. None: rounds
-            are never undone, and the last weights are left.
-        monitor: The metric to watch; `"auto"`: the first accuracy on validation data, else the
-            validation loss, else, where `fit` validates no epoch, the same of the training data.
-        mode: `"min"`, `"max"` or `"auto"`: as Keras' own callbacks decide for this metric.
-        patience: Epochs that a round has to recover before it is undone; the last one has all
-            that are left. Those without the metric (`validation_freq`) do not count.
-        begin_epoch: The first epoch (from 0) after which layers shrink.
-        frequency: Epochs from one round to the next.
-        final_finetune_epochs: Epochs at the end in which nothing is removed.
-        calibration_data: Inputs for the statistics, in any form that `fit` takes; None: a random
-            sample of the training inputs is kept as they pass, of 256 MB at most.
-        samples: How many samples are looked at; None: all, or as many as are kept.
+            first round (or rise above it, for a loss): `0.005` is half a point of accuracy. A
+            round that costs more is undone and tried again half as far, where groups with the
+            most expected loss get channels back first. `fit` ends with the best weights of the
+            last widths. None: rounds are never undone, and `fit` ends with the last weights.
+        monitor: The name of the metric to watch. `"auto"`: the first accuracy on validation data,
+            else the validation loss; if `fit` never validates, the same of the training data.
+        mode: `"min"`, `"max"` or `"auto"`, which decides as Keras' own callbacks do.
+        patience: The number of epochs that a round has to recover before it is undone. The last
+            round has all epochs that are left. Epochs without the metric (`validation_freq`) do
+            not count.
+        begin_epoch: The first epoch (from 0) after which layers may shrink.
+        frequency: The number of epochs from one round to the next.
+        final_finetune_epochs: The number of epochs at the end in which nothing is removed.
+        calibration_data: Inputs for the statistics, in any form that `fit` takes. None: the train
+            step keeps a random sample of the training inputs, of 256 MB at most.
+        samples: The number of samples to use; None: all, or as many as are kept.
         allocation: `"global"` or `"layerwise"`, as in `sgdap.plan`.
-        reconstruction: Whether the weights of the next layers are refitted, as in `sgdap.plan`.
-        layers: Names or patterns of the layers whose channels may leave; None: all.
-        min_channels: No group gets narrower than this.
-        round_to: Groups that shrink get a multiple of this many channels.
-        overrides: For names or patterns of layers the share of their channels to keep, as in
-            `sgdap.plan`.
-        jit_compile: `"auto"` measures after each round whether XLA pays for itself in the steps
-            that are left (a model compiled with XLA stays so); True or False decide; None leaves
-            the model's setting.
-        folds: Folds of the cross-validation.
-        positions: Output positions of a convolution that are read of each sample at most.
-        memory_limit: Bytes for all moments together, and for the tensors of one batch, as in
-            `sgdap.plan`; the sample of the training inputs takes no more either.
+        reconstruction: Whether to refit the weights of the next layers, as in `sgdap.plan`.
+        layers: Names or patterns of the layers whose channels may be removed; None: all.
+        min_channels: The least number of channels of every group.
+        round_to: Groups that shrink keep a multiple of this many channels.
+        overrides: A dict from layer names or patterns to the share of their channels to keep, as
+            in `sgdap.plan`.
+        jit_compile: `"auto"` measures after each round whether compiling with XLA saves time over
+            the steps that are left; a model compiled with XLA stays so. True or False decide
+            without measuring. None leaves the model's setting.
+        folds: The number of folds of the cross-validation.
+        positions: The most output positions of a convolution to use from each sample.
+        memory_limit: Bytes for all moments together and the tensors of one batch, as in
+            `sgdap.plan`. The sample of the training inputs is held to this limit too.
         seed: Seed for every random choice.
-        backup_dir: A folder in which the state of the run is kept, anew with each epoch: when the
-            process is killed and the same script run again, `fit` goes on after the last whole
-            epoch. When `fit` ends, the file is removed.
+        backup_dir: A folder for a backup of the run, written at each epoch. If the process is
+            killed and the same script is run again, `fit` goes on after the last whole epoch. The
+            backup is removed when `fit` ends.
         verbose: 0: silent, 1: a line for each decision.
 
     Attributes:
-        rounds: What was done, a `Round` for each.
+        rounds: A `Round` for each round so far.
         plan: The `Plan` of the last round.
-        pruning: The options of pruning, as `sgdap.plan` has them too.
-        training: The options of the rounds and their judging.
+        pruning: The options of pruning, the same as those of `sgdap.plan`.
+        training: The options of the rounds and of judging them.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: An argument has no meaning, the model can't be read, the budget cannot be met
-            or the schedule can't reach its end in the epochs of the run; before anything changed.
+        ValueError: An argument has an invalid value, the model can't be read, the budget cannot be
+            met, or the schedule can't reach its end in the epochs of the run. It is raised before
+            anything changed.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"),
@@ -171,7 +173,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         self._run: Run | None = None
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
-        """Checks that everything can work before anything is changed."""
+        """Checks everything before anything is changed, and takes up a backup if there is one."""
         neighbours = Neighbours(*_keras.callbacks_beside(self))
         if neighbours.of_class(SGDAPCallback):
             raise ValueError("A fit takes one SGDAPCallback. Received: more than one.")
@@ -195,25 +197,25 @@ class SGDAPCallback(keras.callbacks.Callback):
                     self._say(f"SGDAP goes on where the run was interrupted: {self.backup_dir}")
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Judges the last round, then starts the next one where it is time.
+        """Judges the last round, then starts the next one if it is due.
 
-        Not at the end of an epoch: there the model still is the one that the epoch's metrics are
-        of, for all callbacks, whatever their order.
+        This is not done at the end of an epoch, so that all callbacks there, in any order, still
+        see the model that the epoch's metrics belong to.
         """
         with self._running() as run:
             run.neighbours.note()
             run.begin_at(epoch)
-            if self._backup is not None:  # now all callbacks are through with the epoch before
+            if self._backup is not None:  # all callbacks have finished the last epoch
                 self._backup.write(epoch, run.kept(), run.scope.graph.program)
             run.between_epochs()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reads the metric, and adds to the logs what the model costs that it is of."""
+        """Reads the metric and adds the cost of the model to the logs."""
         with self._running() as run:
             run.note_epoch(epoch, {} if logs is None else logs)
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
-        """Leaves the best model within the last widths; undoes a round that never recovered."""
+        """Undoes a round that never recovered, and restores the best weights of the last widths."""
         with self._running() as run:
             run.end()
             if self._backup is not None:
@@ -223,7 +225,7 @@ class SGDAPCallback(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[Run]:
-        """Within, an error leaves the model with the train step that it had before the run."""
+        """A context in which an error gives the model its own train step back."""
         assert self._run is not None
         try:
             yield self._run

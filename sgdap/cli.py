@@ -14,10 +14,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        arguments: What stands after `sgdap`; None: the process's own.
+        arguments: The arguments after `sgdap`; None: those of the process.
 
     Returns:
-        The exit status: 0 done, 1 the input makes no sense (said on standard error).
+        The exit status: 0 on success, 1 if the input is invalid (the reason is on standard error).
     """
     parser = argparse.ArgumentParser(prog="sgdap", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -73,10 +73,10 @@ def _inspect(path: str, picture: str | None) -> None:
 
 @contextlib.contextmanager
 def _quiet_native_log() -> Iterator[None]:
-    """Holds back what TensorFlow's native code writes to standard error, unless something fails.
+    """Hides what TensorFlow's native code writes to standard error, unless something fails.
 
-    Those lines (no GPU here, which CPU instructions there are) come past every log level. Python's
-    own standard error stays as it is.
+    No log level hides these lines (about missing GPUs and CPU instructions). Python's own standard
+    error stays as it is.
     """
     with tempfile.TemporaryFile() as held:
         sys.stderr.flush()
@@ -87,7 +87,7 @@ def _quiet_native_log() -> Iterator[None]:
         try:
             yield
         except (ValueError, OSError):
-            raise  # said in words already
+            raise  # explains itself: the hidden lines are not needed
         except Exception:
             held.seek(0)
             os.write(real, held.read())

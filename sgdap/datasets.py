@@ -1,6 +1,6 @@
-"""MNIST, found wherever it lies and checked before use; it never replaces a file that you named.
+"""Finds, checks and loads MNIST; it never replaces a file that you named.
 
-`load_mnist` is what most people want. `find_mnist` only says which file that would be.
+Most people need only `load_mnist`. `find_mnist` finds or downloads the file and doesn't read it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EMBEDDED_MNIST = Path(__file__).parent / "data" / "mnist_subset.npz"
 _VARIABLE = "SGDAP_MNIST"
 _URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
 _SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
-# What zipfile, zlib and NumPy raise when bytes of an archive are missing or changed.
+# The errors that zipfile, zlib and NumPy raise if an archive is damaged.
 _DAMAGE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _SECONDS_TO_CONNECT = 3.0
 _SECONDS_TO_DOWNLOAD = 60.0
@@ -42,7 +42,7 @@ class MnistSource:
 
     Attributes:
         path: The `.npz` file.
-        name: What led to it: `"the path argument"`, `"SGDAP_MNIST"`, `"Keras' cache"`,
+        name: How the file was found: `"the path argument"`, `"SGDAP_MNIST"`, `"Keras' cache"`,
             `"a download"` or `"the embedded subset"`.
         remedy: What to do if the file turns out to be damaged.
     """
@@ -55,9 +55,9 @@ class MnistSource:
 def load_mnist(path: str | os.PathLike[str] | None = None, verbose: int = 1) -> tuple[Part, Part]:
     """Loads MNIST as `keras.datasets.mnist.load_data` does, with or without a network.
 
-    The first of these that is there is read: the file `path`; the file that the environment
-    variable `SGDAP_MNIST` names; Keras' cache; a download, which Keras' cache keeps; the 10 000
-    real digits that ship with sgdap. A file that is there but damaged is refused.
+    It reads the first of these that exists: the file `path`; the file that the environment
+    variable `SGDAP_MNIST` names; Keras' cache; a download, which is stored in Keras' cache; the
+    10 000 real digits that ship with sgdap. A damaged file is refused.
 
     Args:
         path: An `.npz` file in Keras' format, with the arrays `x_train`, `y_train`, `x_test` and
@@ -71,7 +71,7 @@ def load_mnist(path: str | os.PathLike[str] | None = None, verbose: int = 1) -> 
 
     Raises:
         FileNotFoundError: The file that `path` or `SGDAP_MNIST` names does not exist.
-        ValueError: The file is not a whole MNIST in Keras' format.
+        ValueError: The file is damaged or not MNIST in Keras' format.
 
     Example:
         >>> from sgdap import datasets
@@ -94,10 +94,10 @@ def find_mnist(path: str | os.PathLike[str] | None = None) -> MnistSource:
     """Finds the file that `load_mnist` reads; downloads it where neither you nor Keras has one.
 
     Args:
-        path: As in `load_mnist`.
+        path: An `.npz` file, as in `load_mnist`.
 
     Returns:
-        The file, not read yet, and what led to it.
+        The file, which is not read yet, and how it was found.
 
     Raises:
         FileNotFoundError: The file that `path` or `SGDAP_MNIST` names does not exist.
@@ -172,10 +172,10 @@ def _check(part: str, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> N
         raise ValueError(f"y_{part} must hold digits from 0 to 9. Received: {labels.max()}")
 
 
-# Keras' get_file and pooch know no time limit for a look-up of a name: without a network the demo
-# would wait for minutes.
+# Keras' get_file and pooch set no time limit for DNS look-ups: without a network the demo would
+# wait for minutes.
 def _download(target: Path) -> bool:
-    """Downloads Keras' file, whole and with the right hash, or leaves everything as it was."""
+    """Downloads Keras' file and checks its hash. Returns False on failure, with nothing written."""
     with suppress(OSError, HTTPException):
         content = _fetch()
         if hashlib.sha256(content).hexdigest() == _SHA256:
@@ -202,7 +202,7 @@ def _connect() -> HTTPResponse:
         with suppress(OSError, HTTPException):
             replies.append(urlopen(_URL, timeout=_SECONDS_TO_CONNECT))
 
-    # In a thread that may be left behind: no socket's timeout bounds the look-up of a name.
+    # In a thread that may be abandoned: a socket's timeout does not limit the DNS look-up.
     thread = Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(_SECONDS_TO_CONNECT)

@@ -1,4 +1,4 @@
-"""The main job as a command: train LeNet-5 on MNIST, prune it in `fit`, serve it without sgdap."""
+"""The demo: trains LeNet-5 on MNIST, prunes it in `fit` and serves it without sgdap."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ assert "sgdap" not in sys.modules
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found.
+    """The results of the demo.
 
     Attributes:
         dense: Profile of the dense model.
         slim: Profile of the slim model.
-        latency: Median seconds of the dense and the slim model for a batch, by its size.
-        dense_accuracy: Its test accuracy.
-        slim_accuracy: The slim model's.
+        latency: Median seconds of the dense and the slim model for a batch, by batch size.
+        dense_accuracy: Test accuracy of the dense model.
+        slim_accuracy: Test accuracy of the slim model.
         served_difference: Largest difference between the predictions of the slim model and of
             the SavedModel, loaded in a process without sgdap.
-        seconds: Time of the whole job.
+        seconds: Seconds that the whole demo took.
     """
 
     dense: Profile
@@ -72,10 +72,10 @@ def lenet5(arch: str = "lenet5") -> Any:
             dropout 0.5; `"caffe"`: 20 and 50 filters, 500 units (LeNet-5-Caffe).
 
     Returns:
-        A built, not compiled `keras.Sequential`.
+        A built `keras.Sequential`, not compiled.
 
     Raises:
-        ValueError: There is no such architecture.
+        ValueError: `arch` is unknown.
     """
     layers = keras.layers
     if arch == "lenet5":
@@ -122,23 +122,23 @@ def run_demo(
     """Trains a LeNet-5, prunes it with `SGDAPCallback`, saves, exports, reloads and compares.
 
     Args:
-        arch: Architecture, as in `lenet5`.
-        out: Folder for the models and the figure.
+        arch: The architecture, as in `lenet5`.
+        out: The folder for the models and the figure.
         path: MNIST as an `.npz` in Keras' format; None: as `sgdap.datasets.load_mnist` finds it.
-        flops: FLOPs to keep, as a fraction.
-        params: Parameters to keep, as a fraction.
-        max_accuracy_drop: The most that the validation accuracy may fall; at least 0.01 where
+        flops: The fraction of the FLOPs to keep.
+        params: The fraction of the parameters to keep.
+        max_accuracy_drop: The most that the validation accuracy may fall. It is raised to 0.01 if
             there are fewer than 20 000 digits.
-        epochs: Epochs of the dense training.
-        prune_epochs: Epochs of the run that prunes.
-        seed: Of everything random; `keras.utils.set_random_seed` is called with it.
-        console: Where to print.
+        epochs: The number of epochs of the dense training.
+        prune_epochs: The number of epochs of the run that prunes.
+        seed: Seed for every random choice; `keras.utils.set_random_seed` is called with it.
+        console: The console to print to.
 
     Returns:
-        `DemoResult`.
+        The `DemoResult`.
 
     Raises:
-        ValueError: The data or an argument make no sense.
+        ValueError: The data or an argument is invalid.
         RuntimeError: The SavedModel can't be served without sgdap.
     """
     console = console or Console()
@@ -152,7 +152,7 @@ def run_demo(
     validation = (x[-held_out:], y[-held_out:])
     x, y = x[:-held_out], y[:-held_out]
     steps = -(-len(x) // BATCH_SIZE)
-    if len(x) < 20_000:  # fewer digits need more epochs, and held-out ones tell less
+    if len(x) < 20_000:  # few digits need more epochs and measure less exactly
         epochs, prune_epochs = 2 * epochs, 2 * prune_epochs
         max_accuracy_drop = max(max_accuracy_drop, 0.01)
 
@@ -215,7 +215,7 @@ def run_demo(
 
 
 class _Progress(keras.callbacks.Callback):
-    """Shows a training run as one bar and one line an epoch."""
+    """Shows a training run: a progress bar, and a line for each epoch."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -288,7 +288,7 @@ def _widths(model: Any) -> dict[str, int]:
 
 
 def _plain(model: Any) -> Any:
-    """A copy without optimizer: what one ships."""
+    """A copy of a model without optimizer, to be shipped."""
     return copy_model(model, compiled=False)
 
 

@@ -1,4 +1,4 @@
-"""Plans a slim model without training: all steps up to the plan, for a model as it is."""
+"""`sgdap.plan`: plans a slim model without training; it never changes the model."""
 
 from __future__ import annotations
 
@@ -36,32 +36,33 @@ def plan(
     memory_limit: int | None = None,
     verbose: int = 0,
 ) -> Plan:
-    """Decides which channels of a model stay, so that it meets a budget at the least loss.
+    """Chooses the channels of a model that stay, to meet a budget at the least expected loss.
 
     Args:
         model: A built `keras.Sequential` or functional `keras.Model`; it is not changed.
         data: Calibration inputs: an array, a list or dict of arrays, a tuple `(x, y)`, a
             `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator. Targets are not needed.
         budget: What the slim model may cost.
-        guidance: A criterion by name or object: `"lasso"`, `"second_order"`, `"magnitude"`,
-            `"activation"`, `"taylor"`, `"fpgm"`, `"batch_norm_scale"`, `"correlation"`,
-            `"growth"`, `"random"`.
-        allocation: `"global"`: channels leave where the loss rises least for what is saved;
-            `"layerwise"`: the same share of every group.
-        reconstruction: Whether the consumers' weights are refitted to the channels that stay.
-        layers: Names or patterns (`"conv*"`) of the layers whose channels may leave; None: all.
-        min_channels: No group gets narrower than this.
-        round_to: Groups that shrink get a multiple of this many channels; 8 suits most hardware.
-        overrides: For names or patterns of layers the share of their channels to keep, whatever
-            the guidance says: `{"stem*": 1.0}`; the first that fits holds.
-        samples: How many calibration samples are looked at; None takes all.
-        folds: Folds of the cross-validation.
-        positions: Output positions of a convolution that are read of each sample at most.
+        guidance: The criterion, by name or as an object. Names: `"lasso"`, `"second_order"`,
+            `"magnitude"`, `"activation"`, `"taylor"`, `"fpgm"`, `"batch_norm_scale"`,
+            `"correlation"`, `"growth"`, `"random"`.
+        allocation: `"global"`: channels are removed where the loss rises least for the cost
+            saved; `"layerwise"`: every group keeps the same share.
+        reconstruction: Whether to refit the consumers' weights to the channels that stay.
+        layers: Names or patterns (`"conv*"`) of the layers whose channels may be removed; None:
+            all.
+        min_channels: The least number of channels of every group.
+        round_to: Groups that shrink keep a multiple of this many channels; 8 suits most hardware.
+        overrides: A dict from layer names or patterns to the share of their channels to keep,
+            whatever the guidance says: `{"stem*": 1.0}`. The first matching entry holds.
+        samples: The number of calibration samples to use; None: all.
+        folds: The number of folds of the cross-validation.
+        positions: The most output positions of a convolution to use from each sample.
         seed: Seed for sampled positions and targets.
         memory_limit: Bytes that planning may take beyond the model and one sample; None: a quarter
-            of the machine's memory, or half of what is free where that is less. What is given up
-            for it stands in the plan's `notes`, with the limit.
-        verbose: 1 shows what is done, how far it is and how long it took; 0 shows nothing.
+            of the machine's memory, or half of the free memory if that is less. The plan's `notes`
+            say what was given up to stay below the limit.
+        verbose: 1 shows each step, its progress and its time; 0 shows nothing.
 
     Returns:
         The `Plan`; hand it to `sgdap.apply`.

@@ -1,6 +1,6 @@
-"""The way from a model's channels and data to a plan, with one set of options.
+"""Makes a plan from a model's channels and data, with one set of options.
 
-It decides what happens in which order; how each step works is told in its own room.
+It only calls the steps in their order; the steps themselves are in other modules.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ Curves = Mapping[str, ErrorCurve]
 
 @dataclass(frozen=True)
 class PruningOptions:
-    """How a model is looked at and planned, whatever its budget.
+    """The options of calibration, scoring and planning, apart from the budget.
 
     Attributes:
-        guidance: A criterion by name or object.
+        guidance: The criterion, by name or as an object.
         allocation: `"global"` or `"layerwise"`.
-        reconstruction: Whether the consumers' weights are refitted to the channels that stay, each
-            by itself and then one after another.
-        layers: Names or patterns of the layers whose channels may leave; None: all.
-        min_channels: No group gets narrower than this.
-        round_to: Groups that shrink get a multiple of this many channels.
-        overrides: For names or patterns of layers the share of their channels to keep.
-        samples: How many calibration samples are looked at; None takes all.
-        folds: Folds of the cross-validation.
-        positions: Output positions of a convolution that are read of each sample at most.
+        reconstruction: Whether to refit the consumers' weights to the channels that stay, first
+            each by itself, then one after another.
+        layers: Names or patterns of the layers whose channels may be removed; None: all.
+        min_channels: The least number of channels of every group.
+        round_to: Groups that shrink keep a multiple of this many channels.
+        overrides: A dict from layer names or patterns to the share of their channels to keep.
+        samples: The number of calibration samples to use; None: all.
+        folds: The number of folds of the cross-validation.
+        positions: The most output positions of a convolution to use from each sample.
         seed: Seed for sampled positions and targets.
         memory_limit: Bytes that planning may take beyond the model and one sample; None: a quarter
-            of the machine's memory, or half of what is free where that is less.
+            of the machine's memory, or half of the free memory if that is less.
 
     Raises:
         TypeError: An option is of the wrong type.
-        ValueError: An option has no meaning.
+        ValueError: An option has an invalid value.
     """
 
     guidance: str | Guidance = "lasso"
@@ -86,7 +86,7 @@ class PruningOptions:
 
     @property
     def criterion(self) -> Guidance:
-        """The object that `guidance` names."""
+        """The guidance object, found by its name if a name was given."""
         return get_guidance(self.guidance)
 
 
@@ -118,26 +118,26 @@ def _check_overrides(overrides: object) -> None:
 
 
 class PlanProgress(Protocol):
-    """Shows how far the making of a plan is."""
+    """Receives the progress of making a plan, to show it."""
 
     def samples(self, what: str, total: int | None) -> Callable[[int], None]:
-        """Returns what is called with the number of samples seen."""
+        """Returns a function to call with the number of samples seen."""
 
     def groups(self, total: int) -> Callable[[ChannelGroup], None]:
-        """Returns what is called with each group when its scoring begins."""
+        """Returns a function to call with each group when its scoring begins."""
 
     def passes(self, samples: int) -> Callable[[int, int, int], None]:
-        """Returns what is called with the pass, the number of passes and the samples seen."""
+        """Returns a function to call with the pass, the number of passes and the samples seen."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """What of a model may shrink.
+    """The part of a model that may shrink.
 
     Attributes:
         graph: The model's channels.
         groups: The groups that may shrink.
-        rules: Which widths they may have.
+        rules: The widths that these groups may have.
     """
 
     graph: ChannelGraph
@@ -145,10 +145,10 @@ class Scope:
     rules: WidthRules
 
     def moved_to(self, graph: ChannelGraph) -> Scope:
-        """The same of the model when it has other widths.
+        """The scope with the same groups, after the model's widths changed.
 
         Args:
-            graph: The model's channels now.
+            graph: The model's channels as they are now.
         """
         names = {group.name for group in self.groups}
         groups = [group for group in graph.groups if group.prunable and group.name in names]
@@ -156,15 +156,15 @@ class Scope:
 
 
 def pruning_scope(graph: ChannelGraph, options: PruningOptions) -> Scope:
-    """Finds what of a model may shrink.
+    """Finds the groups of a model that may shrink, and the widths they may have.
 
     Args:
         graph: The model's channels.
-        options: Which layers and widths are allowed, and the criterion.
+        options: The layers and widths that are allowed, and the criterion.
 
     Raises:
-        ValueError: A name fits no layer, nothing can shrink, or the model lacks what the criterion
-            looks at.
+        ValueError: A name matches no layer, no group can shrink, or the model lacks what the
+            criterion needs.
     """
     groups = prunable_groups(graph, options.layers)
     options.criterion.check(graph, groups)
@@ -182,19 +182,19 @@ def make_plan(
     """Makes a plan: collects statistics, scores the groups, spends the budget, refits consumers.
 
     Args:
-        scope: What of the model may shrink.
-        data: Calibration inputs that can be read again and again, as `reusable` returns them.
-        options: How it is done.
-        budget: Returns what the slim model may cost, given the groups' error curves. So a latency
-            can be met by measuring models with the widths that these curves lead to.
-        progress: Shows how far it is; None: nothing is shown.
+        scope: The groups that may shrink.
+        data: Calibration inputs that can be read repeatedly, as `reusable` returns them.
+        options: The options of calibration, scoring and planning.
+        budget: Returns the budget for given error curves of the groups. A latency limit needs the
+            curves, to measure models of the widths that they lead to.
+        progress: Receives the progress; None: nothing is shown.
 
     Returns:
         The `Plan`, and the groups' error curves by name.
 
     Raises:
         ValueError: There is no sample, an activation is not finite, or the budget can't be met.
-        TypeError: `data` is of an unknown kind.
+        TypeError: `data` is of a kind that can't be read.
     """
     options = replace(options, memory_limit=checked_memory_limit(options.memory_limit))
     statistics = collect_statistics(
@@ -217,7 +217,7 @@ def make_plan(
         progress=progress.groups(len(scope.groups)) if progress else None,
     )
     spent, handed_over = budget(curves), [statistics]
-    del statistics  # so that its matrices are let go before the refit
+    del statistics  # so that plan_from_curves can free its matrices before the refit
     plan = plan_from_curves(scope, handed_over.pop(), curves, spent, options, data, progress)
     return plan, curves
 
@@ -231,17 +231,17 @@ def plan_from_curves(
     data: Any = None,
     progress: PlanProgress | None = None,
 ) -> Plan:
-    """Makes a plan from a calibration pass and the scores that came of it.
+    """Makes a plan from a calibration pass and the error curves computed from it.
 
     Args:
-        scope: What of the model may shrink.
+        scope: The groups that may shrink.
         statistics: The result of a calibration pass over the same model.
         curves: The groups' error curves by name, as `score_groups` makes them.
         budget: What the slim model may cost.
-        options: How it is done.
-        data: Inputs on which the consumers are refitted one after another to what those before
-            them lost; None: each is fitted by itself.
-        progress: Shows how far it is; None: nothing is shown.
+        options: The options of calibration, scoring and planning.
+        data: Inputs for refitting the consumers one after another, so that each makes up for the
+            errors of those before it; None: each is fitted by itself only.
+        progress: Receives the progress; None: nothing is shown.
 
     Raises:
         ValueError: The budget cannot be met.
@@ -263,7 +263,7 @@ def plan_from_curves(
     weights: Weights = {}
     if options.reconstruction:
         weights = reconstructed_weights(graph, statistics, kept)
-        statistics = statistics.without_products()  # lets go of them where no one else holds them
+        statistics = statistics.without_products()  # frees them unless the caller still holds them
         if data is not None:
             weights = refitted_weights(
                 graph,

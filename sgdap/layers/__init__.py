@@ -1,6 +1,6 @@
-"""The activation that tells which channels the network grows: the layer, into a model, out again.
+"""The dynamic range activation, and functions that put it into a model and take it out again.
 
-Importing this package makes saved models that hold the layer loadable.
+It never prunes. Importing it lets Keras load saved models that hold the layer.
 """
 
 from sgdap.layers.conversion import to_dra

@@ -1,4 +1,4 @@
-"""Puts dynamic range activations in the place of a model's own; trains nothing."""
+"""Replaces a model's activations by dynamic range activations; never trains."""
 
 from __future__ import annotations
 
@@ -25,39 +25,40 @@ ENDING = tuple(
         "DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D"
     ).split()
 )
-"""Layers that end with an activation of their config."""
+"""Layer classes with an `activation` in their config."""
 
 ALONE = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)
-"""Layers that are an activation without weights."""
+"""Layer classes that are an activation without weights."""
 
 
 def to_dra(model: Any, layers: Sequence[str] | None = None, **arguments: Any) -> Any:
     """Replaces activations of a model by dynamic range activations.
 
-    Growth rates begin at 1 and offsets at 0, so the new model computes what the old one does. A
-    layer that ends with an activation is followed by a `DynamicRangeActivation` of the name
-    `<layer>_dra` then; an activation layer is replaced by one of its own name. So is an output's,
-    as losses know it by that; the layer before it becomes `<layer>_linear`. Activations inside
+    Growth rates begin at 1 and offsets at 0, so the new model computes the same as the old one.
+    An activation layer is replaced by a `DynamicRangeActivation` of the same name. A layer with
+    an `activation` becomes linear, and a `DynamicRangeActivation` named `<layer>_dra` follows it.
+    If that layer makes an output of the model, losses know the output by its name: so the
+    activation takes the layer's name, and the layer becomes `<layer>_linear`. Activations inside
     other layers (recurrent ones, wrappers) and those written as `keras.ops` stay.
 
     Args:
         model: A built `keras.Model`; it is not changed.
-        layers: Names or patterns (`"conv*"`) of the layers whose activations are replaced; None:
-            all that treat every channel by itself, except linear ones, those that make channels
-            of no one known number, and those of the model's outputs, whose channels can't be
-            removed.
-        **arguments: Of `DynamicRangeActivation`: `growth`, `growth_regularizer`, `momentum`,
-            `clip`.
+        layers: Names or patterns (`"conv*"`) of the layers whose activations are replaced. None:
+            all activations that treat each channel by itself, except linear ones, those whose
+            number of channels is not known or differs between calls, and those of the model's
+            outputs, whose channels can't be removed.
+        **arguments: Arguments of `DynamicRangeActivation`: `growth`, `growth_regularizer`,
+            `momentum`, `clip`.
 
     Returns:
-        A new functional `keras.Model`, without methods of `model`'s class (a `train_step`, say);
-        where `model` is compiled, compiled alike with a new optimizer.
+        A new functional `keras.Model`, without the methods of `model`'s class, such as
+        `train_step`. If `model` is compiled, it is compiled in the same way, with a new optimizer.
 
     Raises:
-        TypeError: `model` is no Keras model, `layers` no list of names, or an argument is not one
-            of `DynamicRangeActivation`.
-        ValueError: A name fits no layer with an activation that can be replaced, no activation is
-            left, or the model can't be traced or copied.
+        TypeError: `model` is not a Keras model, `layers` is not a list of names, or an argument is
+            not one of `DynamicRangeActivation`.
+        ValueError: A name matches no layer with an activation that can be replaced, there is no
+            activation to replace, or the model can't be traced or copied.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu", name="a"),
@@ -118,7 +119,7 @@ def _untaken(name: str, taken: set[str]) -> str:
 
 
 def _activations(graph: ChannelGraph) -> dict[str, Any]:
-    """The activation of each layer that has one to replace, by path."""
+    """The activation of each layer whose activation can be replaced, by path."""
     found: dict[str, Any] = {}
     for path, layer in graph.program.layers().items():
         activation = None
@@ -138,19 +139,19 @@ def _activations(graph: ChannelGraph) -> dict[str, Any]:
 
 
 def _made(graph: ChannelGraph, path: str) -> list[Ref]:
-    """What each call of a layer makes."""
+    """The output of each call of a layer."""
     return [ref for call in graph.program.calls if call.path == path for ref in call.outputs]
 
 
 def _channel_axis(graph: ChannelGraph, path: str) -> int:
-    """The axis of what a layer makes that channels lie along: the last one, where none does."""
+    """The channel axis of a layer's output; the last axis if no axis has channels."""
     made, *_ = (graph.tensors[ref.index] for ref in _made(graph, path))
     along = [axis for axis in range(1, len(made)) if made[axis] is not None]
     return along[-1] if along and along[-1] < len(made) - 1 else -1
 
 
 def _width(graph: ChannelGraph, path: str) -> int | None:
-    """How many channels a layer makes; None where that is not known, or differs between calls."""
+    """The number of channels of a layer's output; None if unknown or different between calls."""
     axis = _channel_axis(graph, path)
     widths = set()
     for ref in _made(graph, path):

@@ -17,52 +17,50 @@ from sgdap._arguments import check_choice, is_number
 class DynamicRangeActivation(keras.layers.Layer):
     """An activation whose growth rates tell which channels the network can do without.
 
-    In front of the activation f stand a growth rate α, which begins at 1, and an offset δ, which
-    begins at 0, for each channel. With the layer's input `a`:
+    Each channel has a growth rate α, which begins at 1, and an offset δ, which begins at 0. They
+    are applied before the activation f. With the layer's input `a`:
 
         z = clip(α ⊙ (a + δ), −clip, clip),    y = f(z).
 
     Let g be the gradient of the loss at `α ⊙ (a + δ)` (0 where that is clipped) and ⟨·⟩ the sum
-    over the batch and all axes but the channels'. δ follows the gradient's statistic over the
-    batch, which is what differentiating by it gives, `∂L/∂δ = α ⟨g⟩`; the optimizer moves it. α
-    grows in one of two ways:
+    over the batch and all axes except the channel axis. The optimizer trains δ by its gradient
+    `∂L/∂δ = α ⟨g⟩`. α grows in one of two ways:
 
-    * `growth="trainable"`: by the same statistic, weighted with the input,
-      `∂L/∂α = ⟨g (a + δ)⟩`, moved by the optimizer. A regularizer (λ|α|) pulls it to 0, where
-      it goes if no gradient holds against it.
-    * `growth="statistics"`: not by the optimizer. In each training step α is an exponential
-      moving average, with momentum ρ, of how large the gradients at a channel are, relative to
-      those at the whole layer:
+    * `growth="trainable"`: the optimizer trains α by its gradient `∂L/∂α = ⟨g (a + δ)⟩`. A
+      regularizer (λ|α|) pulls α to 0 wherever the gradient does not keep it up.
+    * `growth="statistics"`: the optimizer does not train α. It is an exponential moving average,
+      with momentum ρ, of the size of a channel's gradients relative to the whole layer's:
 
           α ← ρ α + (1 − ρ) s / mean(s),    s = mean over batch and positions of |g|,
 
-      written by the backward pass of the train step itself. The mean of α stays 1. A step whose
-      gradients are all 0 or not finite (loss scaling) changes nothing, nor does one while
-      `trainable` is False. TensorFlow can't write it from the loop of a recurrent layer: make
-      that with `unroll=True`.
+      The backward pass of each train step updates it. The mean of α stays 1. A step changes
+      nothing if its gradients are all 0 or not finite (loss scaling), or if `trainable` is False.
+      TensorFlow can't update it inside the loop of a recurrent layer: make that layer with
+      `unroll=True`.
 
-    A channel that is taken away loses its α and δ too, `sgdap.GrowthGuidance` scores channels by
-    |α|, `sgdap.layers.to_dra` puts this layer into a model, and `sgdap.fold` takes it out of a
-    trained one without changing what that computes.
+    A channel that is removed loses its α and δ too. `sgdap.GrowthGuidance` scores channels by
+    |α|. `sgdap.layers.to_dra` puts this layer into a model. `sgdap.fold` takes it out of a trained
+    model, which then computes the same.
 
     Args:
-        activation: f: name, function or layer without weights, as `activation` of any Keras layer.
+        activation: The activation f: a name, a function or a layer without weights, like the
+            `activation` of any Keras layer.
         growth: `"trainable"` or `"statistics"`.
-        growth_regularizer: The pull on a trainable α: λ of an L1 penalty, a
+        growth_regularizer: The regularizer of a trainable α: the λ of an L1 penalty, a
             `keras.regularizers.Regularizer`, or None. `growth="statistics"` does not use it.
-        momentum: ρ of `growth="statistics"`, from 0 to less than 1.
-        clip: Bound of z. None: none, but in float16 half of the largest number, 32 752, so that
-            what is computed in float32 here does not overflow on its way out.
+        momentum: The momentum ρ of `growth="statistics"`, from 0 to less than 1.
+        clip: The bound of |z|. None: no bound, except in float16: there it is 32 752, half of the
+            largest number, so that the float32 result of this layer does not overflow.
         channel_axis: The axis of the channels, not 0.
 
     Input shape:
-        Any of two axes at least; the channels' must be of a known size.
+        Any shape of at least two axes. The size of the channel axis must be known.
 
     Output shape:
-        The same.
+        The same as the input shape.
 
     Raises:
-        ValueError: An argument has no meaning, or the size of the channel axis is not known.
+        ValueError: An argument has an invalid value, or the size of the channel axis is not known.
 
     Reference:
         The penalty on a factor for each channel: Liu et al., "Network Slimming", arXiv
@@ -143,7 +141,7 @@ class DynamicRangeActivation(keras.layers.Layer):
         """Computes `f(clip(α ⊙ (a + δ)))`."""
         shape = [1] * len(inputs.shape)
         shape[self.channel_axis] = -1
-        # Half precision could overflow before the clip, and its gradients' statistics be coarse.
+        # Half precision could overflow before the clip and would make coarse statistics.
         precise = "float64" if inputs.dtype == "float64" else "float32"
         alpha, delta = (
             ops.cast(ops.reshape(v, shape), precise) for v in (self.growth_rate, self.offset)
@@ -157,16 +155,16 @@ class DynamicRangeActivation(keras.layers.Layer):
 
     @property
     def bound(self) -> float | None:
-        """What z is clipped at, None where it is not."""
+        """The bound that |z| is clipped to; None without clipping."""
         if self.clip is None and self.compute_dtype == "float16":
             return float(np.finfo(np.float16).max) / 2
         return self.clip
 
     def _grow(self, gradient: Any) -> Any:
-        """Moves α to the channels' shares of the gradient at `α ⊙ (a + δ)`.
+        """Updates α from the gradient g at `α ⊙ (a + δ)`, as `growth="statistics"` says.
 
         Returns:
-            What is to be waited for, so that it happens.
+            The operations to wait for, so that the update is run.
         """
         rank = len(gradient.shape)
         others = [axis for axis in range(1, rank) if axis != self.channel_axis % rank]
@@ -187,9 +185,9 @@ class DynamicRangeActivation(keras.layers.Layer):
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor."""
+        """The constructor's arguments as a config."""
         activation = keras.activations.serialize(self.activation)
-        if isinstance(activation, dict):  # a layer's, with the width that it was built with
+        if isinstance(activation, dict):  # a layer's config holds the width it was built with
             activation = {k: v for k, v in activation.items() if k != "build_config"}
         return {
             **super().get_config(),
@@ -203,11 +201,12 @@ class DynamicRangeActivation(keras.layers.Layer):
 
 
 def _scaled(a: Any, alpha: Any, delta: Any, see: Callable[[Any], Any] | None) -> Any:
-    """`α (a + δ)`, whose gradient g is shown to `see` in the backward pass.
+    """`α (a + δ)`, whose gradient g is passed to `see` in the backward pass.
 
-    The gradients are `α g` by a, `⟨g (a + δ)⟩` by α and `α ⟨g⟩` by δ. They are written out because
-    sums over the batch first, then over positions, take a third of the time of those at once; and α
-    and δ are repeated for each position, as a few channels alone fill no vector register.
+    The gradients are `α g` by a, `⟨g (a + δ)⟩` by α and `α ⟨g⟩` by δ. They are written out for
+    speed: summing over the batch first and then over positions takes a third of the time of one
+    sum over both. α and δ are repeated for each position, as a few channels fill no vector
+    register.
     """
     import tensorflow as tf
 
@@ -232,7 +231,7 @@ def _scaled(a: Any, alpha: Any, delta: Any, see: Callable[[Any], Any] | None) ->
 
 
 def _channel_sums(values: Any, like: Any) -> Any:
-    """Sums over all axes along which `like` has one index only, `like.shape`."""
+    """Sums `values` over all axes where `like` has size 1. The result has the shape of `like`."""
     over = [axis for axis, size in enumerate(like.shape) if size == 1 and axis > 0]
     return ops.sum(ops.sum(values, axis=0, keepdims=True), axis=over, keepdims=True)
 

@@ -1,4 +1,4 @@
-"""Folds dynamic range activations into the layers before them; trains nothing."""
+"""Folds dynamic range activations into the layers before them; never trains."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """How a layer is written that computes `α ⊙ (a + δ)`, `a` what it computed before.
+    """The changes that make a layer compute `α ⊙ (a + δ)`, where `a` is its output before.
 
     Attributes:
-        entries: Entries of its config that change.
-        values: New values of its variables by name.
+        entries: The entries of its config that change.
+        values: The new values of its variables, by name.
     """
 
     entries: Mapping[str, Any]
@@ -35,34 +35,37 @@ class Folded:
 
 
 class _FoldingError(Exception):
-    """Why a layer can't take α and δ."""
+    """Raised if an activation can't be folded; the message is the reason."""
 
 
 def fold(model: Any) -> Any:
     """Takes dynamic range activations out of a model, which computes the same afterwards.
 
     α and δ go into the layer that makes `a`: `α (x W + b + δ)` is a layer with the kernel `α W`
-    and the bias `α (b + δ)`; a batch normalisation in between takes them instead, as `α γ` and
+    and the bias `α (b + δ)`. A batch normalisation in between takes them instead, as `α γ` and
     `α (β + δ)`. A layer without the bias that δ needs gets one. A plain activation of the same
-    name stands in the place of each `DynamicRangeActivation`; a clip stays, as `keras.ops.clip`.
+    name replaces each `DynamicRangeActivation`; a clip stays, as `keras.ops.clip`.
 
-    Nothing can be folded where something else reads `a` too (another layer, or the model's
-    output), or where `a` is not made by a dense, convolutional or batch normalisation layer that
-    ends without an activation, for that is then scaled as well or there is nothing to scale; nor
-    one inside another layer (a wrapper, `activation=`), or of a class derived from this one. Such
-    an activation stays, and a warning says why. One whose α is 1 and δ is 0 everywhere always
-    goes.
+    An activation can't be folded in these cases:
+
+    * Another layer reads `a` too, or `a` is an output of the model: it would be scaled as well.
+    * `a` is not made by a dense, convolutional or batch normalisation layer without an activation.
+    * The activation is inside another layer (a wrapper, `activation=`).
+    * Its class is derived from `DynamicRangeActivation`.
+
+    Then it stays, and a warning gives the reason. An activation whose α is 1 and δ is 0 for all
+    channels is always taken out.
 
     Args:
         model: A built `keras.Model`; it is not changed.
 
     Returns:
-        A new functional `keras.Model`, without methods of `model`'s class (a `train_step`, say);
-        where `model` is compiled, compiled alike with a new optimizer.
+        A new functional `keras.Model`, without the methods of `model`'s class, such as
+        `train_step`. If `model` is compiled, it is compiled in the same way, with a new optimizer.
 
     Raises:
-        TypeError: `model` is no Keras model.
-        ValueError: It can't be traced or copied.
+        TypeError: `model` is not a Keras model.
+        ValueError: The model can't be traced or copied.
 
     Example:
         >>> model = keras.Sequential([
@@ -132,7 +135,7 @@ def _clip(layer: DynamicRangeActivation) -> list[Callable[[Any], Any]]:
 
 
 def _plain(layer: DynamicRangeActivation, name: str) -> Any:
-    """The activation inside as a layer."""
+    """The activation function f of a dynamic range activation, as a layer of its own."""
     dtype = layer.dtype_policy
     regularizer = layer.activity_regularizer
     if isinstance(layer.activation, keras.layers.Layer) and regularizer is None:
@@ -143,7 +146,7 @@ def _plain(layer: DynamicRangeActivation, name: str) -> Any:
 
 
 def _maker(program: Program, path: str) -> str:
-    """The path of the layer whose every output is read by this activation and by nothing else."""
+    """The path of the layer before an activation; raises if anything else reads its outputs."""
     makers = {ref.index: call for call in program.calls for ref in call.outputs}
     readers: dict[int, list[str]] = {}
     for call in program.calls:
@@ -178,7 +181,7 @@ def _maker(program: Program, path: str) -> str:
 
 
 def _folded(layer: Any, activation: DynamicRangeActivation, program: Program) -> Folded:
-    """How the layer before an activation is written when it takes α and δ."""
+    """The changes by which the layer before an activation takes over α and δ."""
     fold_into = _FOLDS.get(type(layer))
     kind = f"'{layer.name}' (of class {type(layer).__name__})"
     if fold_into is None:
@@ -223,12 +226,12 @@ def _last_axis(layer: Any, alpha: Array, delta: Array) -> Folded:
 
 
 def _transposed(layer: Any, alpha: Array, delta: Array) -> Folded:
-    """A transposed convolution's kernel ends with the outputs and the inputs."""
+    """A transposed convolution: the last axes of its kernel are outputs, inputs."""
     return _with_bias(layer, "kernel", _value(layer.kernel) * alpha[:, None], alpha, delta)
 
 
 def _depthwise(layer: Any, alpha: Array, delta: Array) -> Folded:
-    """A depthwise convolution's kernel ends with the inputs and what is made of each."""
+    """A depthwise convolution: the last axes of its kernel are inputs, outputs per input."""
     kernel = _value(layer.kernel)
     scaled = kernel * alpha.reshape(kernel.shape[-2:])
     return _with_bias(layer, "kernel", scaled, alpha, delta)
@@ -240,7 +243,7 @@ def _separable(layer: Any, alpha: Array, delta: Array) -> Folded:
 
 
 def _einsum(layer: Any, alpha: Array, delta: Array) -> Folded:
-    """The last letter of an EinsumDense's output says where in its kernel the channels are."""
+    """An EinsumDense: the last letter of its output marks the channel axis of its kernel."""
     inputs, output = layer.equation.replace(" ", "").split("->")
     letters, letter = inputs.split(",")[1], output[-1]
     if letter not in letters or "." in letters:

@@ -1,4 +1,4 @@
-"""The channel rule of the dynamic range activation: α and δ follow the channels."""
+"""The channel rule of the dynamic range activation: α and δ follow the channels; scores nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sgdap.layers.dynamic_range import DynamicRangeActivation
 
 @register_rule(DynamicRangeActivation)
 def dynamic_range_activation(layer: Any, call: RuleCall) -> Symbol:
-    """A growth rate and an offset for each channel."""
+    """Keeps the input's channels; each has a growth rate and an offset."""
     channels = call.input.axes[layer.channel_axis]
     if channels is not None:
         call.weight(layer.growth_rate, channels)

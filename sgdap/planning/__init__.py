@@ -1,4 +1,4 @@
-"""From error curves and a budget to a plan: costs, allocation of widths, schedule."""
+"""Turns error curves and a budget into a plan: costs, widths, FLOPs; changes no model."""
 
 from sgdap.planning.budget import Budget
 from sgdap.planning.plan import GroupPlan, Plan

@@ -1,4 +1,4 @@
-"""How many channels each group keeps: the widths that meet a budget at the least expected loss."""
+"""Chooses the widths that meet a budget at the least expected loss; never changes a model."""
 
 from __future__ import annotations
 
@@ -39,17 +39,18 @@ def allocate(
 
     Args:
         groups: The groups that may shrink.
-        curves: Their error curves by name.
-        model: What the model costs.
-        budget: What it may cost.
-        full: What fractions of the budget refer to, `(measures,)`.
-        allocation: `"global"`: channels leave where the loss rises least for what is saved, then
-            widths that still fit are given back; `"layerwise"`: every group keeps the same share
-            p, `N_new = max(floor(p · N), 1)`, the largest that meets the budget.
+        curves: The error curve of each group, by name.
+        model: The cost of the model for any widths.
+        budget: What the slim model may cost.
+        full: The cost of the whole model, to which fractions in the budget refer, `(measures,)`.
+        allocation: `"global"`: removes channels where the loss rises least for the cost saved,
+            then gives channels back while the budget still holds. `"layerwise"`: every group
+            keeps the same share p, `N_new = max(floor(p · N), 1)`, the largest that meets the
+            budget.
         rules: Which widths the groups may have; None: any.
 
     Returns:
-        Which channels of the model stay, `(channels,)`.
+        A mask of the model's channels, True for those that stay, `(channels,)`.
 
     Raises:
         ValueError: The budget cannot be met, or `allocation` is unknown.
@@ -94,7 +95,7 @@ def allocate(
 
 
 def narrowest(groups: Sequence[ChannelGroup], model: CostModel, rules: WidthRules) -> Mask:
-    """The channels that stay where every group is as narrow as it may be, `(channels,)`."""
+    """A mask of the channels that stay in the narrowest model the rules allow, `(channels,)`."""
     widths = WidthSearch(
         model, groups, flat_curves(groups), rules, np.ones(model.widths.shape[1], bool)
     )
@@ -105,7 +106,7 @@ def narrowest(groups: Sequence[ChannelGroup], model: CostModel, rules: WidthRule
 
 
 def flat_curves(groups: Sequence[ChannelGroup]) -> dict[str, ErrorCurve]:
-    """Curves by which no channel costs anything, by name, for what depends on widths alone."""
+    """Error curves of zeros, by group name, for questions that depend on the widths alone."""
     orders = {group.name: np.flatnonzero(group.removable) for group in groups}
     return {name: ErrorCurve(order, np.zeros(len(order) + 1)) for name, order in orders.items()}
 
@@ -113,7 +114,7 @@ def flat_curves(groups: Sequence[ChannelGroup]) -> dict[str, ErrorCurve]:
 def check_budget_can_be_met(
     graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget, rules: WidthRules
 ) -> None:
-    """Checks that a budget has a meaning for a model and can be met.
+    """Checks that a budget can be computed for a model, and that it can be met.
 
     Args:
         graph: The model's channels.
@@ -122,8 +123,8 @@ def check_budget_can_be_met(
         rules: Which widths the groups may have.
 
     Raises:
-        ValueError: Even the narrowest model costs more, or FLOPs depend on sizes that the model's
-            inputs leave open.
+        ValueError: Even the narrowest model costs more, or the budget limits FLOPs and an input
+            shape has an open (None) size.
     """
     open_sizes = [shape for shape in input_shapes(graph) if None in shape[1:]]
     if budget.flops is not None and open_sizes:
@@ -153,7 +154,10 @@ def _remove_cheapest(
     slopes: Mapping[str, Array],
     spared: str | None = None,
 ) -> None:
-    """Removes channels where the loss rises least for what is saved, until the targets are met."""
+    """Removes channels where the loss rises least for the cost saved, until the targets are met.
+
+    The group `spared` is left as it is.
+    """
     groups = [group for group in widths.groups if group.name != spared]
     by_name = {group.name: group for group in groups}
     rates: dict[str, tuple[float, Step]] = {}
@@ -187,9 +191,11 @@ def _remove_cheapest(
 def _exchange(
     widths: WidthSearch, targets: Array, full: Array, slopes: Mapping[str, Array], tries: int = 100
 ) -> None:
-    """Brings a channel of one group back and pays for it in the others, while the loss falls.
+    """Exchanges a step of one group for steps of the others, as long as the loss falls.
 
-    Groups whose last channel cost the most are tried first, `tries` exchanges in all.
+    Each exchange restores the last step of one group and removes channels of other groups until
+    the targets are met again. Groups whose last step raised the loss most are tried first. At most
+    `tries` exchanges are tried in all.
     """
     if (widths.cost() > targets).any():
         return
@@ -211,7 +217,7 @@ def _exchange(
 
 
 def _give_back(widths: WidthSearch, targets: Array) -> None:
-    """Brings channels back that still fit, those first whose removal cost the most."""
+    """Restores steps while the targets still hold, first those that raised the loss most."""
     if (widths.cost() > targets).any():
         return
     found = True
@@ -262,7 +268,7 @@ def hull_slopes(errors: Array) -> Array:
         errors: Expected loss with 0, 1, … channels removed, `(n + 1,)`.
 
     Returns:
-        For each step the hull's slope, never falling, `(n,)`.
+        The slope of the hull at each step, non-decreasing, `(n,)`.
     """
     hull = [0]
     for i in range(1, len(errors)):

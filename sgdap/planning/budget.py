@@ -1,4 +1,4 @@
-"""What the slim model may cost."""
+"""The budget: what the slim model may cost. It never computes the cost of a model."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _TIME = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(s|ms|us|µs)\s*")
 
 @dataclass(frozen=True)
 class Budget:
-    """What the slim model may cost; every limit that is given holds.
+    """What the slim model may cost. If several limits are given, all of them hold.
 
     Attributes:
-        flops: FLOPs for one sample (one multiply-add = 2), as a fraction of the model's where it
-            is at most 1, absolute above.
-        params: Parameters, likewise.
-        bytes: Bytes of all weights as they are saved, likewise.
-        latency: The time for one batch, measured on this machine: `"5ms"`, or a fraction of the
-            model's. Slim copies are run in a compiled function; the median of repeats counts.
-        batch_size: Samples in that batch.
+        flops: FLOPs for one sample (one multiply-add = 2). A value up to 1 is a fraction of the
+            whole model's FLOPs, a value above 1 is absolute.
+        params: Number of parameters, as a fraction or absolute like `flops`.
+        bytes: Bytes of all saved weights, as a fraction or absolute like `flops`.
+        latency: The time for one batch on this machine: `"5ms"`, or a fraction of the whole
+            model's time. It is the median of repeated runs of slim copies, in a compiled function.
+        batch_size: Number of samples in the batch that `latency` is measured on.
 
     Raises:
-        TypeError: A limit is no number.
+        TypeError: A limit is not a number.
         ValueError: A limit is not positive, or none is given.
 
     Example:
@@ -58,14 +58,14 @@ class Budget:
             )
 
     def limits(self) -> dict[str, float]:
-        """The limits that can be counted, by name, where they are given."""
+        """The given limits except the latency, by name."""
         return {n: limit for n in _NAMES if (limit := getattr(self, n)) is not None}
 
     def targets(self, full: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The limits that can be counted as absolute numbers, infinite where there is none.
+        """All limits except the latency as absolute numbers, infinite where none is given.
 
         Args:
-            full: What the whole model costs, in the order of `sgdap.planning.cost.MEASURES`.
+            full: The cost of the whole model, in the order of `sgdap.planning.cost.MEASURES`.
         """
         limits = self.limits()
 
@@ -80,14 +80,14 @@ class Budget:
         )
 
     def latency_target(self, whole: float) -> float:
-        """The limit of the latency in seconds, infinite where there is none.
+        """The latency limit in seconds, infinite where none is given.
 
         Args:
-            whole: Seconds that the whole model takes.
+            whole: Seconds that the whole model takes for one batch.
 
         Raises:
-            TypeError: It is neither a time in words nor a number.
-            ValueError: It can't be read, or is not positive.
+            TypeError: `latency` is neither a string nor a number.
+            ValueError: `latency` can't be read, is not positive, or is a number above 1.
         """
         if self.latency is None:
             return math.inf
@@ -130,10 +130,10 @@ def _check_limit(name: str, limit: object) -> None:
 
 
 def check_budget(budget: object) -> Budget:
-    """Returns the budget, or says what one looks like.
+    """Checks that a budget is a `Budget` and returns it.
 
     Raises:
-        TypeError: It is no `Budget`.
+        TypeError: It is not a `Budget`.
     """
     if not isinstance(budget, Budget):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""What a model costs with some of its channels: parameters, FLOPs and bytes for any widths."""
+"""The cost of a model for any widths: parameters, FLOPs and bytes; never chooses the widths."""
 
 from __future__ import annotations
 
@@ -16,29 +16,28 @@ from sgdap.channels.labels import Channels
 from sgdap.planning.work import untold_work
 
 MEASURES = ("params", "flops", "bytes")
-"""What a `CostModel` counts, in the order of its results."""
+"""The measures that a `CostModel` counts, in the order of its results."""
 
 
 @dataclass(frozen=True, eq=False)
 class CostModel:
-    """Sums of products of widths: `cost = Σ_t factor_t · Π_j width(axis_tj)`.
+    """The cost as a sum of products of widths: `cost = Σ_t factor_t · Π_j width(axis_tj)`.
 
     Attributes:
-        widths: For each distinct axis and channel how many of its places the channel takes,
+        widths: How many entries of each distinct axis belong to each channel,
             `(axes, channels)`, sparse.
-        terms: For each measure the factor of each of its terms and the axes (by number) that it
-            multiplies.
+        terms: The terms of each measure. A term is its factor and the numbers of its axes.
     """
 
     widths: sparse.csc_matrix
     terms: tuple[tuple[tuple[float, tuple[int, ...]], ...], ...]
 
     def lengths(self, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-        """The width of every axis with the `kept` channels, `(axes,)`."""
+        """The width of every axis if the `kept` channels stay, `(axes,)`."""
         return np.asarray(self.widths @ kept.astype(float))
 
     def cost(self, lengths: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Parameters, FLOPs and bytes for given widths, `(measures,)`."""
+        """Parameters, FLOPs and bytes for the given widths of all axes, `(measures,)`."""
         return np.array(
             [
                 sum(f * math.prod(lengths[a] for a in axes) for f, axes in terms)
@@ -48,17 +47,16 @@ class CostModel:
 
 
 def cost_model(graph: ChannelGraph) -> CostModel:
-    """Reads from a model's channels what it costs.
+    """Makes the cost model of a model from its channels.
 
     Args:
         graph: The model's channels.
 
     Returns:
-        Its `CostModel`. Parameters are all weights, those of normalisations' moving statistics
-        too, as `model.count_params()` counts them. FLOPs are those of one sample, one multiply-add
-        is 2: what the rules say of products and convolutions, and what `untold_work` finds where
-        no rule says anything, which stays as it is. Bytes are those of all weights in the types
-        that they are saved in.
+        The `CostModel`. Parameters are all weights, as `model.count_params()` counts them,
+        moving statistics included. FLOPs are for one sample, one multiply-add = 2: those that
+        channel rules state, and a constant for those that `untold_work` finds without a rule.
+        Bytes are those of all weights in the types that they are saved in.
     """
     numbers: dict[bytes, int] = {}
     axes: list[Channels] = []
@@ -83,7 +81,7 @@ def cost_model(graph: ChannelGraph) -> CostModel:
             sizes.append((parameters[-1][0] * _item_size(variable), parameters[-1][1]))
     layers = {id(v) for layer in graph.program.layers().values() for v in _weights(layer)}
     for variable in graph.program.model.weights:
-        if id(variable) not in layers:  # the model's own
+        if id(variable) not in layers:  # a weight of the model itself, not of a layer
             count = float(math.prod(variable.shape))
             parameters.append((count, ()))
             sizes.append((count * _item_size(variable), ()))
@@ -98,7 +96,7 @@ def cost_model(graph: ChannelGraph) -> CostModel:
 
 
 def parameters_by_layer(graph: ChannelGraph) -> dict[str, int]:
-    """Parameters of each layer."""
+    """The number of parameters of each layer, by path."""
     return {
         path: sum(math.prod(v.shape) for v in _weights(layer))
         for path, layer in graph.program.layers().items()
@@ -106,7 +104,7 @@ def parameters_by_layer(graph: ChannelGraph) -> dict[str, int]:
 
 
 def _weights(layer: Any) -> list[Any]:
-    """The weights of a layer; operations have none."""
+    """The weights of a layer; empty for an operation that is not a layer."""
     return layer.weights if isinstance(layer, keras.Layer) else []
 
 

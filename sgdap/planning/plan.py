@@ -1,4 +1,4 @@
-"""A plan: which channels of which groups stay, as plain data."""
+"""A plan: the channels of each group that stay, as plain data; it never chooses or removes any."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """What happens to one channel group.
+    """The part of a plan for one channel group.
 
     Attributes:
         name: The group's name.
-        layers: The layers that make its channels.
-        size: Channels before.
+        layers: The names of the group's producers.
+        size: The number of channels before pruning.
         kept: The channels that stay, by their number in the group.
-        error: Expected loss of the removal.
-        note: Why channels are protected, empty where none are.
+        error: The expected rise of the loss from the removal.
+        note: Why channels are protected; empty if none are.
     """
 
     name: str
@@ -43,22 +43,22 @@ class GroupPlan:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Which channels of a model stay, and what the slim model will cost.
+    """The channels of a model that stay, and what the slim model will cost.
 
     Attributes:
         model: Fingerprint of the model's architecture.
-        guidance: The criterion that chose.
-        groups: What happens to each channel group, protected ones too.
-        unknown: What no rule covers: path and reason.
+        guidance: The name of the criterion that chose the channels.
+        groups: The plan for each channel group, protected ones too.
+        unknown: The layers and operations that no rule covers: path and reason of each.
         params: Parameters before and after.
         flops: FLOPs for one sample before and after, one multiply-add = 2.
-        samples: How many calibration samples were seen.
+        samples: The number of calibration samples that were used.
         weights: The reconstruction: new values of consumers' variables, by
             `"path:number of the variable"`; empty without reconstruction.
         fitted_to: Fingerprint of the weights and the kept channels that the reconstruction was
             fitted to.
-        notes: What else there is to know: whose FLOPs are not counted, what was given up for
-            memory, and which groups are not scored by what the next layer needs.
+        notes: Sentences on FLOPs that are not counted, on what was given up to save memory, and
+            on groups that are not scored by what the next layer needs.
     """
 
     model: str
@@ -74,11 +74,11 @@ class Plan:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Channels of each group after, by name."""
+        """The number of channels that each group keeps, by name."""
         return {group.name: len(group.kept) for group in self.groups}
 
     def to_json(self) -> str:
-        """The plan as JSON; arrays are kept to the bit."""
+        """The plan as JSON; arrays are stored exactly, bit by bit."""
         content = {
             "format": _FORMAT,
             "model": self.model,
@@ -115,7 +115,7 @@ class Plan:
         """Reads a plan written by `to_json`.
 
         Raises:
-            ValueError: `text` is not such a plan.
+            ValueError: `text` is not a plan written by `to_json`.
         """
         try:
             content = json.loads(text)
@@ -211,10 +211,10 @@ def reconstruction_fingerprint(graph: ChannelGraph, kept: npt.NDArray[np.bool_])
 
 
 def kept_mask(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
-    """Which channels of a model stay by a plan, `(channels,)`.
+    """A mask of a model's channels, True for those that stay by a plan, `(channels,)`.
 
     Raises:
-        ValueError: The plan was made for another model, or was changed so that it makes no sense.
+        ValueError: The plan was made for another model, or was edited and is no longer valid.
     """
     known = {group.name: group for group in graph.groups}
     if plan.model != model_fingerprint(graph):

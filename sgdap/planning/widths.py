@@ -1,4 +1,4 @@
-"""Which groups may shrink, to which widths, and what widths cost while they are sought."""
+"""Which groups may shrink, to which widths, and a search's state; never decides what leaves."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from sgdap.planning.cost import CostModel
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Step = tuple[int, ...]
-"""Channels that leave together, by their number in the model."""
+"""Channels that are removed together, by their number in the model."""
 
 
 @dataclass(frozen=True)
 class WidthRules:
-    """Which widths groups may have.
+    """The widths that groups may have.
 
     Attributes:
-        min_channels: No group gets narrower than this.
-        round_to: Groups that shrink get a multiple of this many channels.
-        fixed: The widths of groups, by name, where they are settled beforehand.
+        min_channels: The least number of channels of every group.
+        round_to: Groups that shrink keep a multiple of this many channels.
+        fixed: The widths of groups whose width the user set, by name.
     """
 
     min_channels: int = 1
@@ -34,7 +34,7 @@ class WidthRules:
     fixed: Mapping[str, int] = field(default_factory=dict)
 
     def allowed(self, group: ChannelGroup) -> tuple[int, ...]:
-        """The widths that a group may have, the widest first."""
+        """The widths that a group may have, widest first."""
         if group.name in self.fixed:
             return (min(self.fixed[group.name], group.size),)
         return (group.size, *_narrower(group.size, self.min_channels, self.round_to))
@@ -46,17 +46,17 @@ def width_rules(
     round_to: int = 1,
     overrides: Mapping[str, float] | None = None,
 ) -> WidthRules:
-    """Reads the rules for widths from what a user says.
+    """Makes the rules for widths from the user's options.
 
     Args:
         groups: The groups that may shrink.
-        min_channels: No group gets narrower than this.
-        round_to: Groups that shrink get a multiple of this many channels.
-        overrides: For names or patterns (`"conv*"`) of layers the share of the channels that
-            their groups keep; the first that fits holds.
+        min_channels: The least number of channels of every group.
+        round_to: Groups that shrink keep a multiple of this many channels.
+        overrides: A dict from layer names or patterns (`"conv*"`) to the share of channels that
+            their groups keep. The first matching entry holds.
 
     Raises:
-        ValueError: A name fits no layer whose channels may leave.
+        ValueError: A name matches no layer whose channels may be removed.
     """
     fixed: dict[str, int] = {}
     for pattern, share in (overrides or {}).items():
@@ -78,10 +78,10 @@ def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) ->
 
     Args:
         graph: The model's channels.
-        layers: Names or patterns of the layers whose channels may leave; None: all.
+        layers: Names or patterns of the layers whose channels may be removed; None: all.
 
     Raises:
-        ValueError: A name fits no layer, or nothing can shrink.
+        ValueError: A name matches no layer, or no group can shrink.
     """
     prunable = [group for group in graph.groups if group.prunable]
     if layers is not None:
@@ -103,7 +103,7 @@ def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) ->
 
 
 def fits(group: ChannelGroup, pattern: str) -> bool:
-    """Whether one of the layers that make a group's channels has a name of this pattern."""
+    """Whether the name of one of the group's producers matches a pattern."""
     return any(fnmatch.fnmatchcase(name, pattern) for name in group.producers)
 
 
@@ -113,16 +113,18 @@ def _narrower(size: int, least: int, multiple: int) -> list[int]:
 
 @dataclass(eq=False)
 class WidthSearch:
-    """Which channels are kept while widths are sought, and what that costs.
+    """The state of a search for widths: the channels kept so far, and what the model then costs.
+
+    A step is a tuple of channels that leave a group together.
 
     Attributes:
-        model: What any widths cost.
+        model: The cost of the model for any widths.
         groups: The groups that may shrink.
-        curves: Their error curves by name.
-        rules: The widths that they may have.
-        kept: Which channels of the model are kept, `(channels,)`.
-        lengths: The width of every axis of the cost model.
-        removed: The steps taken in each group, in order.
+        curves: The error curve of each group, by name.
+        rules: The widths that the groups may have.
+        kept: A mask of the model's channels, True for those still kept, `(channels,)`.
+        lengths: The current length of every axis of the cost model.
+        removed: The steps removed from each group, in order, by name.
     """
 
     model: CostModel
@@ -152,21 +154,21 @@ class WidthSearch:
         self._neighbours: dict[str, list[ChannelGroup]] = {}
 
     def cost(self) -> Array:
-        """What the model costs now, by measure."""
+        """The current cost of the model, `(measures,)`."""
         return np.array([table.total(self.lengths) for table in self._terms])
 
     def width(self, group: ChannelGroup) -> int:
-        """How many channels the group has left."""
+        """The number of channels that the group still has."""
         return group.size - self._gone[group.name]
 
     def next_step(self, group: ChannelGroup) -> Step | None:
-        """The channels that lead to the group's next allowed width; None: it has come to an end."""
+        """The step to the group's next narrower width; None: it can't get any narrower."""
         width = self.width(group)
         below = next((w for w in self.allowed[group.name] if w < width), width)
         return self.step_to(group, below) if below < width else None
 
     def step_to(self, group: ChannelGroup, width: int) -> Step | None:
-        """The channels that leave until the group has a width; None: some axis would be empty."""
+        """The step that brings the group to a width; None: it would leave some axis empty."""
         wanted = self.width(group) - width
         done = self.removed[group.name]
         start = self._places[group.name][done[-1][-1]] + 1 if done else 0
@@ -182,7 +184,7 @@ class WidthSearch:
         return None
 
     def saving(self, group: ChannelGroup, step: Step) -> Array:
-        """What a step saves of each measure."""
+        """How much of each measure a step saves, `(measures,)`."""
         after = self.lengths.copy()
         for channel in step:
             axes, taken = self._column(channel)
@@ -195,7 +197,7 @@ class WidthSearch:
         )
 
     def remove(self, group: ChannelGroup, step: Step) -> None:
-        """Takes channels out."""
+        """Removes the channels of a step from a group."""
         self.removed[group.name].append(step)
         self._gone[group.name] += len(step)
         for channel in step:
@@ -204,7 +206,7 @@ class WidthSearch:
             self.lengths[axes] -= taken
 
     def restore(self, group: ChannelGroup) -> Step:
-        """Brings the channels back that left the group last."""
+        """Undoes the group's last step and returns it."""
         step = self.removed[group.name].pop()
         self._gone[group.name] -= len(step)
         for channel in step:
@@ -214,23 +216,27 @@ class WidthSearch:
         return step
 
     def _column(self, channel: int) -> tuple[npt.NDArray[np.int32], Array]:
-        """The axes on which a channel has places, and how many."""
+        """The axes of the cost model that hold a channel, and how many of their entries it has."""
         start, stop = self._matrix.indptr[channel : channel + 2]
         return self._matrix.indices[start:stop], self._matrix.data[start:stop]
 
     def error(self) -> float:
-        """The expected loss of everything removed."""
+        """The expected rise of the loss from all removed channels together."""
         return float(sum(self.curves[n].errors[gone] for n, gone in self._gone.items()))
 
     def last_gain(self, group: ChannelGroup) -> float:
-        """How much the loss rose with the group's last step."""
+        """The expected rise of the loss from the group's last step, 0 without one."""
         if not self.removed[group.name]:
             return 0.0
         gone, errors = self._gone[group.name], self.curves[group.name].errors
         return float(errors[gone] - errors[gone - len(self.removed[group.name][-1])])
 
     def set_removed(self, removed: Mapping[str, list[Step]]) -> None:
-        """Goes back, or on, to other steps."""
+        """Restores and removes steps until exactly the given ones are removed.
+
+        Args:
+            removed: The steps of each group, in order, by name.
+        """
         for group in self.groups:
             mine, wanted = self.removed[group.name], removed[group.name]
             while mine[: len(wanted)] != wanted[: len(mine)] or len(mine) > len(wanted):
@@ -239,7 +245,7 @@ class WidthSearch:
                 self.remove(group, step)
 
     def neighbours(self, group: ChannelGroup) -> list[ChannelGroup]:
-        """The groups whose savings change with the group's width, itself included."""
+        """The groups whose savings depend on this group's width, itself included."""
         if group.name not in self._neighbours:
             self._neighbours[group.name] = self._find_neighbours(group)
         return self._neighbours[group.name]
@@ -257,7 +263,7 @@ class WidthSearch:
 
 
 class _TermTable:
-    """The terms of one measure as arrays."""
+    """The terms of one measure's cost, stored as arrays so that their sum is fast."""
 
     def __init__(self, terms: Sequence[tuple[float, tuple[int, ...]]], axes: int) -> None:
         width = max((len(a) for _, a in terms), default=0)

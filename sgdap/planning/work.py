@@ -1,4 +1,4 @@
-"""What the layers of a model compute: FLOPs that rules tell, and those that only a graph shows."""
+"""FLOPs of a model's layers, stated by rules or counted in a trace; never changes a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def work_by_layer(graph: ChannelGraph) -> dict[str, float]:
 
 
 def _told_work(graph: ChannelGraph) -> dict[str, float]:
-    """FLOPs that the rules tell of each layer."""
+    """FLOPs of each layer that its channel rule states."""
     flops: dict[str, float] = {path: 0.0 for path in graph.program.layers()}
     for work in graph.work:
         flops[work.path] += work.factor * math.prod(len(c) for c in work.axes)
@@ -36,16 +36,17 @@ _untold: WeakKeyDictionary[ChannelGraph, Mapping[str, TracedWork]] = WeakKeyDict
 
 
 def untold_work(graph: ChannelGraph) -> Mapping[str, TracedWork]:
-    """What layers and operations compute that no rule tells, counted from what TensorFlow traces.
+    """FLOPs that no rule states, counted in the graph that TensorFlow traces.
 
-    These are the layers that are left as they are (what rules tell of layers inside them counts
-    apart), and the operations and layers of the user's of which no rule says what they compute.
+    They belong to layers that are left as they are, and to operations and user-defined layers
+    whose rules state no FLOPs. FLOPs that rules state for layers inside such a layer are
+    subtracted.
 
     Args:
-        graph: The model's channels. What was counted for it once is remembered as long as it is.
+        graph: The model's channels. The result is cached as long as this object lives.
 
     Returns:
-        The work by path. No channel that leaves changes it.
+        The work of each layer or operation, by path. Removing channels does not change it.
     """
     if graph not in _untold:
         _untold[graph] = _traced_by_path(graph)
@@ -68,13 +69,13 @@ def _traced_by_path(graph: ChannelGraph) -> dict[str, TracedWork]:
 
 
 def _has_built_in_rule(operation: Any) -> bool:
-    """Whether it is a layer whose rule comes with sgdap, so that no work said means none."""
+    """Whether it is a layer with a rule of sgdap's own, which states all FLOPs of the layer."""
     maker = getattr(find_rule(operation), "__module__", "")
     return isinstance(operation, keras.Layer) and maker.startswith("sgdap.")
 
 
 def work_notes(graph: ChannelGraph) -> tuple[str, ...]:
-    """What there is to know of FLOPs that no rule tells: those not counted, and those fixed."""
+    """Notes on FLOPs that no rule states: those not counted, and those taken to stay the same."""
     layers, kept = graph.program.layers(), dict(graph.kept)
     fixed = tuple(
         f"FLOPs of '{path}' ({work.flops:,.0f}) are taken to stay: its rule does not say them by "
@@ -86,7 +87,7 @@ def work_notes(graph: ChannelGraph) -> tuple[str, ...]:
 
 
 def uncounted_notes(graph: ChannelGraph) -> tuple[str, ...]:
-    """A sentence for each layer or operation whose FLOPs can't be counted, or not all of them."""
+    """One sentence for each layer or operation whose FLOPs can't be counted in full."""
     return tuple(
         f"FLOPs of '{path}' are not counted{' in full' if work.flops else ''}: "
         f"{'; '.join(work.uncounted)}."
@@ -96,7 +97,7 @@ def uncounted_notes(graph: ChannelGraph) -> tuple[str, ...]:
 
 
 def warn_of_uncounted(graph: ChannelGraph) -> None:
-    """Warns that a budget of FLOPs is not that of the whole model where some are not counted."""
+    """Warns if some FLOPs are not counted, as a budget for FLOPs then misses them."""
     notes = uncounted_notes(graph)
     if notes:
         warnings.warn(

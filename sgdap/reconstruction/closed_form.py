@@ -1,4 +1,4 @@
-"""Re-fits a consumer's weights to the channels that stay, by least squares; pure mathematics."""
+"""Refits a consumer's weights to the kept channels by least squares; knows no Keras objects."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from sgdap.statistics.ridge import cholesky_with, ridges
 Array = npt.NDArray[np.float64]
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
-"""Shares of each feature's second moment that cross-validation may add to it."""
+"""The ridges that cross-validation chooses from, as shares of each feature's second moment."""
 
 
 def reconstruct(
     second: Array, mean: Array, weights: Array, kept: npt.NDArray[np.bool_]
 ) -> tuple[Array, Array]:
-    """The weights on the kept features that come closest to the outputs of all of them.
+    """Fits the weights of the kept features to the outputs that all features gave.
 
-    For S kept and R removed, `W'_S = W_S + M_SS⁻¹ M_SR W_R` and
-    `Δb = μ_Rᵀ W_R − μ_Sᵀ (W'_S − W_S)`: the least squares optimum, written so that the ridge draws
-    towards the old weights.
+    With S the kept and R the removed features, `W'_S = W_S + M_SS⁻¹ M_SR W_R` and
+    `Δb = μ_Rᵀ W_R − μ_Sᵀ (W'_S − W_S)`. This is the least-squares optimum, written as a change of
+    the old weights, so that the ridge pulls towards them and not towards 0.
 
     Args:
-        second: Centred second moment of the features, `(features, features)`.
-        mean: Their mean, `(features,)`.
-        weights: The consumer's kernel, `(features, outputs)`.
-        kept: Which features stay, `(features,)`.
+        second: Centred second moment M of the features, `(features, features)`.
+        mean: Mean μ of the features, `(features,)`.
+        weights: The consumer's kernel W, `(features, outputs)`.
+        kept: A mask of the features, True for those that stay, `(features,)`.
 
     Returns:
-        The new weights of the kept features, `(kept, outputs)`, and what to add to the bias,
+        The new weights of the kept features, `(kept, outputs)`, and the change Δb of the bias,
         `(outputs,)`.
     """
     stay, leave = np.flatnonzero(kept), np.flatnonzero(~kept)
@@ -44,12 +44,13 @@ def reconstruct(
 
 
 def ridge_fit(second: Array, cross: Array, added: Array) -> Array:
-    """The change D of weights that minimises `E‖r − Dᵀx‖² + Σ_i added_i ‖D_i‖²`.
+    """The change D of the weights that minimises `E‖r − Dᵀx‖² + Σ_i added_i ‖D_i‖²`.
 
     Args:
-        second: Second moment of the features x, `(features, features)`.
-        cross: Moment of the features and what the outputs lack, `E[x rᵀ]`, `(features, outputs)`.
-        added: What is added to each feature's second moment, `(features,)`.
+        second: Second moment M of the features x, `(features, features)`.
+        cross: Cross moment `E[x rᵀ]` of the features and the outputs' error r,
+            `(features, outputs)`.
+        added: The ridge added to each feature's second moment, `(features,)`.
 
     Returns:
         `(M + diag(added))⁻¹ E[x rᵀ]`, `(features, outputs)`.
@@ -59,19 +60,21 @@ def ridge_fit(second: Array, cross: Array, added: Array) -> Array:
 
 
 def cross_validated_fit(second: Array, cross: Array, weights: Array) -> Array:
-    """Fits what outputs lack, the ridge chosen by two-fold cross-validation.
+    """Fits a change of the weights to the outputs' error; two-fold cross-validation sets the ridge.
 
-    A change D lowers the mean squared error of a half by `2 tr(Dᵀ C) − tr(Dᵀ M D)`, with its own
-    M and C; the ridge is taken whose changes, fitted on one half, gain most on the other. Where
-    none gains, nothing changes.
+    A change D lowers the mean squared error of one half of the samples by
+    `2 tr(Dᵀ C) − tr(Dᵀ M D)`, with the moments M and C of that half. Each ridge is fitted on one
+    half and judged by this gain on the other. The ridge with the largest gain is used; if none
+    gains, the change is 0.
 
     Args:
-        second: Second moments M of the features, `(2, features, features)`.
-        cross: Moments C of the features and what the outputs lack, `(2, features, outputs)`.
-        weights: Share of the samples that each half has, `(2,)`.
+        second: Second moments M of the features, of each half, `(2, features, features)`.
+        cross: Cross moments C of the features and the outputs' error, of each half,
+            `(2, features, outputs)`.
+        weights: The share of the samples in each half, `(2,)`.
 
     Returns:
-        D fitted on both halves, `(features, outputs)`.
+        The change D, fitted on both halves together, `(features, outputs)`.
     """
     gains = []
     for ridge in RIDGES:

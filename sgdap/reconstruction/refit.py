@@ -1,4 +1,4 @@
-"""Refits the consumers of a slim model, one after another, to what the whole model makes."""
+"""Refits a slim model's consumers in turn to the whole model's outputs; never changes a model."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from sgdap.statistics.collect import CalibrationStatistics
 Array = npt.NDArray[np.float64]
 
 PASSES = 8
-"""Most passes over the data in which consumers are refitted one after another."""
+"""The most passes over the data, unless memory demands more."""
 
 WORK = 1.5e13
-"""FLOPs of the whole model on all samples, times passes, that are worth more passes than two."""
+"""FLOPs that all passes together may take (the whole model's, on all samples). Two always run."""
 
 
 def refitted_weights(
@@ -43,28 +43,28 @@ def refitted_weights(
     memory_limit: int | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Weights:
-    """Refits consumers, from the inputs to the outputs, to what those before them lost.
+    """Refits consumers in order, so that each also makes up for the errors of those before it.
 
-    Each is fitted to the outputs that the whole model has there, on the inputs that it gets in the
-    slim model. Those of one pass do not see each other's changes. There are up to 8 passes, fewer
-    where they would take long, and more where their moments together would need more memory than
-    there is. A consumer whose moments need more than that alone stays as it is.
+    Each consumer is fitted to its outputs in the whole model, on its inputs in the slim model.
+    Consumers of the same pass do not see each other's changes. There are up to 8 passes. A large
+    model gets fewer, to save time. It gets more where the moments of one pass would not fit in
+    memory. A consumer whose moments alone do not fit stays as it is.
 
     Args:
         graph: The model's channels.
         statistics: The result of a calibration pass over the same model.
-        kept: Which channels stay, `(channels,)`.
+        kept: A mask of the model's channels, True for those that stay, `(channels,)`.
         weights: The slim weights, each consumer fitted by itself.
-        data: Inputs.
-        samples: How many of them are looked at; None takes all.
-        positions: Output positions of a convolution that are read of each sample at most.
-        seed: Of sampled positions.
+        data: Calibration inputs.
+        samples: The number of samples to use; None: all.
+        positions: The most output positions of a convolution to use from each sample.
+        seed: Seed for the sampled positions.
         memory_limit: Bytes for the statistics, the moments of one pass and one batch; None: as for
             `collect_statistics`.
-        progress: Called with the number of the pass, of all passes, and of the samples seen.
+        progress: Called with the number of the pass, the number of passes and the samples seen.
 
     Returns:
-        The slim weights.
+        The slim weights, by path of the layer and number of the variable.
 
     Reference:
         He, Zhang, Sun, arXiv 1707.06168, section 3.2 (whole model pruning: the outputs of the
@@ -123,7 +123,7 @@ def refitted_weights(
 
 
 def _fitted_change(own: Residuals, place: Place) -> tuple[Array, Array]:
-    """What is added to a consumer's kernel, as a matrix, and to its bias."""
+    """The changes of a consumer's kernel, `(features, outputs)`, and of its bias, `(outputs,)`."""
     second, cross = own.second, own.cross
     if place.bias is None:  # the rows are fitted as they are, not about their mean
         for half in range(2):
@@ -134,19 +134,19 @@ def _fitted_change(own: Residuals, place: Place) -> tuple[Array, Array]:
 
 
 def _residual_memory(place: Place, kept: Mask) -> int:
-    """Bytes of a slim consumer's moments, of two halves of the samples."""
+    """Bytes of a slim consumer's moments, for both halves of the samples."""
     features, outputs = int(kept[place.features].sum()), int(kept[place.outputs].sum())
     return 2 * 8 * features * (features + outputs)
 
 
 def _solving_memory(place: Place, kept: Mask) -> int:
-    """Bytes of the matrices made of a slim consumer's moments while its fit is found."""
+    """Bytes of the temporary matrices while a slim consumer is fitted."""
     features, outputs = int(kept[place.features].sum()), int(kept[place.outputs].sum())
     return 2 * 8 * features * (features + 2 * outputs)
 
 
 def _affordable_passes(graph: ChannelGraph, samples: int) -> int:
-    """How many passes the whole model's work allows; 8 where it isn't known."""
+    """The number of passes, from 2 to 8, within WORK; 8 if the model's FLOPs aren't known."""
     if any(None in shape[1:] for shape in input_shapes(graph)):
         return PASSES
     model = cost_model(graph)
@@ -157,7 +157,7 @@ def _affordable_passes(graph: ChannelGraph, samples: int) -> int:
 def _passes(
     paths: Sequence[str], needed: Mapping[str, int], limit: int, passes: int
 ) -> list[list[str]]:
-    """Deals consumers, in order, to passes of about the same number within the memory limit."""
+    """Splits consumers, in order, into passes of about equal size that fit in the memory limit."""
     parts: list[list[str]] = []
     for share in np.array_split(np.array(paths), min(len(paths), passes)):
         parts.append([])
@@ -169,7 +169,7 @@ def _passes(
 
 
 def _behind_changes(graph: ChannelGraph, changed: set[str]) -> set[str]:
-    """Paths of the layers whose inputs differ in the slim model, by more than what is removed."""
+    """Paths of the layers that come after a changed consumer."""
     differing: set[int] = set()
     behind: set[str] = set()
     for call in graph.program.calls:
@@ -194,7 +194,7 @@ def _slim(
 
 
 def in_full_size(graph: ChannelGraph, kept: Mask, fitted: Weights) -> Weights:
-    """The slim model's weights in the shapes of the whole model, 0 where something is removed."""
+    """The slim model's weights in the whole model's shapes, with 0 for removed channels."""
     full: Weights = {}
     for axis in graph.axes:
         gone = ~kept[axis.channels]

@@ -1,4 +1,4 @@
-"""Moments of what the outputs of slim consumers lack; knows nothing of Keras."""
+"""Moments of the output errors of slim consumers; knows no Keras objects."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
-    """Moments of a slim consumer's input rows x and of what its outputs lack, r = y − ỹ.
+    """Moments of a slim consumer's input rows x and of its output errors, r = y − ỹ.
 
-    Each has a leading axis of two: every other sample belongs to one half.
+    The first axis of each has length 2: samples go to the two halves alternately.
 
     Attributes:
-        count: Rows, `(2,)`.
+        count: Number of rows, `(2,)`.
         mean: Mean of x, `(2, features)`.
         second: Mean of `(x − mean)(x − mean)ᵀ`, `(2, features, features)`.
         lacking: Mean of r, `(2, outputs)`.
@@ -36,16 +36,16 @@ class Residuals:
 
     @property
     def share(self) -> Array:
-        """The share of the rows that each half has, `(2,)`."""
+        """The share of the rows in each half, `(2,)`."""
         share: Array = self.count / self.count.sum()
         return share
 
 
 class ResidualAccumulator:
-    """Adds up what batches bring, in float64.
+    """Adds up the sums of batches in float64.
 
     Args:
-        shift: The point s about which the batches' sums are taken, `(features,)`.
+        shift: The point s that was subtracted from x in the sums, `(features,)`.
     """
 
     def __init__(self, shift: Array) -> None:
@@ -53,11 +53,11 @@ class ResidualAccumulator:
         self._sums: dict[str, Array] = {}
 
     def add(self, half: int, sums: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Adds one batch's sums of one half of its samples.
+        """Adds the sums of one batch over the samples of one half.
 
         Args:
-            half: 0 or 1.
-            sums: `count`, and the sums `x` of x − s, `r` of r, `xx` and `xr` of their products.
+            half: The half, 0 or 1.
+            sums: `count`; the sums `x` of x − s and `r` of r; `xx` and `xr` of their products.
         """
         for name, value in sums.items():
             if name not in self._sums:
@@ -65,7 +65,7 @@ class ResidualAccumulator:
             self._sums[name][half] += value
 
     def result(self) -> Residuals:
-        """The moments of everything added; nothing can be added any more."""
+        """The moments of everything added. Call it once: it overwrites the sums."""
         count, second, cross = (self._sums[name] for name in ("count", "xx", "xr"))
         rows = np.maximum(count, 1.0)
         mean, lacking = (self._sums[name] / rows[:, None] for name in ("x", "r"))
@@ -74,6 +74,6 @@ class ResidualAccumulator:
                 matrix /= rows[half]
                 for row, own in zip(matrix, mean[half], strict=True):
                     row -= own * other
-            diagonal = np.einsum("ii->i", second[half])  # less can't be told from 0
+            diagonal = np.einsum("ii->i", second[half])  # a smaller value is rounding error
             np.maximum(diagonal, ROUNDING * mean[half] ** 2, out=diagonal)
         return Residuals(count, mean + self._shift, second, lacking, cross)

@@ -1,4 +1,4 @@
-"""The slim weights of consumers, each fitted by itself to the channels that stay."""
+"""The slim weights of consumers, each fitted by itself; never runs or changes the model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Weights = dict[tuple[str, int], npt.NDArray[np.float32]]
 def reconstructed_weights(
     graph: ChannelGraph, statistics: CalibrationStatistics, kept: Mask
 ) -> Weights:
-    """The slim kernels and biases of all consumers that lose features, fitted to the others.
+    """The slim kernels and biases of all consumers that lose features, fitted to the kept ones.
 
     Args:
         graph: The model's channels.
         statistics: The result of a calibration pass over the same model.
-        kept: Which channels stay, `(channels,)`.
+        kept: A mask of the model's channels, True for those that stay, `(channels,)`.
 
     Returns:
-        New values by path of the layer and number of the variable.
+        The new values, by path of the layer and number of the variable.
     """
     updates: Weights = {}
     layers = graph.program.layers()
@@ -59,10 +59,10 @@ def reconstructed_weights(
 def _rescaled(
     statistics: ConsumerStatistics, gathered: Moments, kernel: Array, kept: Mask
 ) -> tuple[Array, Array]:
-    """The kernel on the kept features with a factor for each channel, and what the bias gains.
+    """The kernel of the kept features, scaled by one factor per channel, and the bias's change.
 
-    The factors are the least squares optimum on the contributions of whole channels. They are 1
-    where only each channel's own power is known.
+    The factors are the least-squares optimum on the contributions of whole channels. They are 1
+    if the moments hold only the power of each channel, not products of two channels.
     """
     place = statistics.place
     stays = kept[place.features]

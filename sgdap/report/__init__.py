@@ -1,4 +1,4 @@
-"""What people look at: profiles, tables and figures."""
+"""Profiles, tables and figures for people; they never change a model."""
 
 from sgdap.report.inspection import Inspection, inspect
 from sgdap.report.profile import LayerProfile, Profile, profile

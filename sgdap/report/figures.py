@@ -1,4 +1,4 @@
-"""Figures for people, drawn with matplotlib (`pip install sgdap[plots]`)."""
+"""Figures of runs, activations and scores, drawn with matplotlib (`pip install sgdap[plots]`)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def plot_run(
     Args:
         flops: FLOPs after each epoch as a fraction of the dense model's.
         accuracy: Validation accuracy of each epoch, measured before that epoch's pruning.
-        before: Channels of each group before.
-        after: Channels of each group after.
+        before: The number of channels of each group before pruning, by name.
+        after: The number of channels of each group after pruning, by name.
         dense_accuracy: Validation accuracy before any pruning.
 
     Returns:
@@ -66,11 +66,11 @@ def plot_run(
 
 
 def plot_activation_histograms(activations: Mapping[str, Array], bins: int = 60) -> Any:
-    """Draws how the activations of some layers are distributed.
+    """Draws histograms of the activations of some layers.
 
     Args:
-        activations: For each layer's name an array of its activations, of any shape.
-        bins: Bars in each histogram.
+        activations: The activations of each layer, an array of any shape, by name of the layer.
+        bins: The number of bars in each histogram.
 
     Returns:
         The matplotlib figure.
@@ -89,8 +89,8 @@ def plot_correlation(correlation: Array, title: str = "") -> Any:
     """Draws the activation pattern: the correlation between the channels of a group.
 
     Args:
-        correlation: `(channels, channels)`.
-        title: Above the figure.
+        correlation: The correlation matrix, `(channels, channels)`.
+        title: The title above the figure.
 
     Returns:
         The matplotlib figure.
@@ -110,7 +110,7 @@ def plot_lasso_path(fit: LassoFit, title: str = "") -> Any:
 
     Args:
         fit: A cross-validated LASSO path.
-        title: Above the figure.
+        title: The title above the figure.
 
     Returns:
         The matplotlib figure.
@@ -131,7 +131,7 @@ def plot_error_curves(curves: Mapping[str, ErrorCurve]) -> Any:
     """Draws, for each group, the expected loss against the share of its channels that is left.
 
     Args:
-        curves: Error curves by name of the group.
+        curves: The error curve of each group, by name.
 
     Returns:
         The matplotlib figure.
@@ -154,7 +154,7 @@ def plot_accuracy(shares: Sequence[float], accuracy: Mapping[str, Sequence[float
 
     Args:
         shares: FLOPs kept as a fraction of the dense model's.
-        accuracy: For each method its accuracy at each share.
+        accuracy: The accuracies of each method at these shares, by name of the method.
 
     Returns:
         The matplotlib figure.

@@ -22,16 +22,16 @@ class Inspection:
 
     @property
     def channels(self) -> int:
-        """The channels of all groups."""
+        """The number of channels in all groups."""
         return sum(group.size for group in self.graph.groups)
 
     @property
     def removable(self) -> int:
-        """How many of them may leave."""
+        """The number of channels that may be removed."""
         return sum(int(group.removable.sum()) for group in self.graph.groups)
 
     def plot(self) -> Any:
-        """Draws the model's layers, those whose channels are tied in one colour.
+        """Draws the model's layers. Layers whose channels are tied have the same colour.
 
         Needs matplotlib: `pip install sgdap[plots]`.
 
@@ -79,7 +79,7 @@ class Inspection:
 
 
 def inspect(model: Any) -> Inspection:
-    """Shows which channels of a model are tied together and which may leave.
+    """Shows which channels of a model are tied together and which may be removed.
 
     Args:
         model: A built `keras.Sequential` or functional `keras.Model`.
@@ -88,8 +88,8 @@ def inspect(model: Any) -> Inspection:
         An `Inspection`: print it, or call its `plot()`.
 
     Raises:
-        TypeError: `model` is no Keras model.
-        ValueError: It is not built, or its graph can't be read.
+        TypeError: `model` is not a Keras model.
+        ValueError: The model is not built, or its graph can't be read.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="hidden"),

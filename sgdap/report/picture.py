@@ -14,10 +14,10 @@ PALETTE = (
 DARK = set("#4e79a7 #59a14f #e15759 #b07aa1 #9c755f #d37295 #b6992d".split())
 ALONE, PROTECTED, PLAIN = "#d6e4f2", "#c9ced6", "#ffffff"
 DETAILED = 40
-"""Models of more calls are drawn without a box for each layer that channels only pass."""
+"""In models of more calls, layers that only pass channels on have no box of their own."""
 
 ROWS = 26
-"""Boxes one below the other before the next column begins."""
+"""The number of rows of boxes in a column of the picture."""
 
 WIDTH, HEIGHT = 0.8, 0.62
 
@@ -27,13 +27,13 @@ class Box:
     """One box of the picture.
 
     Attributes:
-        name: Path of its layer.
-        passed: Layers after it that channels only pass, drawn in the same box.
-        groups: The groups whose channels its output carries.
-        parents: Numbers of the boxes before it.
+        name: The path of the box's layer.
+        passed: Layers after it that only pass channels on, drawn in the same box.
+        groups: The groups whose channels the box's output carries.
+        parents: The numbers of the boxes before it.
         unknown: Whether no rule covers its layer.
-        row: How many rows of boxes are above it.
-        place: Its place among the boxes of its row, centred at 0.
+        row: The number of rows above it.
+        place: The box's position in its row, centred at 0.
     """
 
     name: str
@@ -55,7 +55,7 @@ def draw(graph: ChannelGraph) -> Any:
         The matplotlib figure.
 
     Raises:
-        ImportError: There is no matplotlib.
+        ImportError: matplotlib is not installed.
     """
     boxes = boxes_of(graph)
     arrange(boxes)
@@ -90,7 +90,7 @@ def draw(graph: ChannelGraph) -> Any:
         handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8
     )
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a $ in a name is one
+        text.set_parse_math(False)  # a $ in a name is not math
     title = f"{_short(graph.program.model.name, 60)}: channels of one colour are tied"
     axes.set_title(title, loc="left", parse_math=False)
     return figure
@@ -125,17 +125,18 @@ def boxes_of(graph: ChannelGraph) -> list[Box]:
 
 
 def _called(path: str, calls: set[str]) -> str:
-    """The layer of the model that a layer is in: a wrapper, say, or itself."""
+    """The outer layer, such as a wrapper, that a layer is in; else the layer itself."""
     while path not in calls and "/" in path:
         path = path.rpartition("/")[0]
     return path
 
 
 def arrange(boxes: list[Box]) -> None:
-    """Gives each box a row below its parents and a place in it near them.
+    """Gives each box a row below its parents, and a place in the row near them.
 
-    Rows by the longest path, places by the mean of the parents', as in Sugiyama, Tagawa & Toda
-    1981 (Methods for visual understanding of hierarchical system structures, section 4).
+    The row is the longest path from the top, and the place the mean of the parents' places, as in
+    Sugiyama, Tagawa & Toda 1981 (Methods for visual understanding of hierarchical system
+    structures, section 4).
     """
     rows: dict[int, list[Box]] = {}
     for box in boxes:
@@ -153,9 +154,9 @@ def arrange(boxes: list[Box]) -> None:
 
 
 def colours_of(graph: ChannelGraph) -> dict[str, str]:
-    """A colour for each group that gets one of its own, by name.
+    """The colour of each group that has its own, by name.
 
-    Groups of several layers come first; those of one layer share a colour where there are many.
+    Groups of several layers come first. Groups of one layer share a colour if there are many.
     """
     prunable = [group for group in graph.groups if group.prunable]
     tied = [group for group in prunable if len(group.producers) > 1]
@@ -233,7 +234,7 @@ def _box(axes: Any, spot: tuple[float, float], box: Box, colours: list[str]) -> 
 def _arrow(
     axes: Any, start: tuple[float, float], end: tuple[float, float], rows: int, gutter: float
 ) -> None:
-    """An arrow down to the next row, round the boxes between, or up to the next column."""
+    """Draws an arrow down to a later row, around the boxes between, or up to the next column."""
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 

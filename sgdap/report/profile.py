@@ -1,4 +1,4 @@
-"""What a model costs as it stands: parameters, FLOPs, latency and bytes."""
+"""The present cost of a model: parameters, FLOPs, latency and bytes; never changes the model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sgdap.training.latency import measure_latency
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """What one layer costs.
+    """The cost of one layer.
 
     Attributes:
-        name: Path of the layer.
-        kind: Its class.
-        output_shape: Shape of its (first) output, batch axis first.
-        params: Its parameters.
-        flops: Its FLOPs for one sample, one multiply-add = 2; None where they can't be counted.
+        name: The path of the layer.
+        kind: The name of its class.
+        output_shape: The shape of its (first) output, batch axis first.
+        params: The number of its parameters.
+        flops: Its FLOPs for one sample, one multiply-add = 2; None if they can't be counted.
     """
 
     name: str
@@ -34,17 +34,17 @@ class LayerProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a model costs.
+    """The cost of a model.
 
     Attributes:
         name: The model's name.
-        layers: Each layer that computes or has parameters, in order.
-        params: All parameters.
+        layers: The profile of each layer that computes or has parameters, in order.
+        params: The number of all parameters.
         flops: FLOPs of all layers for one sample: multiply-adds, 2 each, and Fourier transforms;
             biases, activations, normalisations and poolings are left out.
-        latency: Median seconds for one batch on this machine, None where it was not measured.
-        batch_size: Samples in that batch.
-        notes: For each layer whose FLOPs are not counted, or not all of them, the reason.
+        latency: Median seconds for one batch on this machine; None if not measured.
+        batch_size: The number of samples in that batch.
+        notes: The reason for each layer whose FLOPs are not counted in full.
     """
 
     name: str
@@ -83,21 +83,21 @@ class Profile:
 
 
 def profile(model: Any, *, latency: bool = True, batch_size: int = 1, repeats: int = 50) -> Profile:
-    """Counts what a model costs and measures how long it takes.
+    """Counts the parameters, bytes and FLOPs of a model, and measures its latency.
 
     Args:
         model: A built `keras.Sequential` or functional `keras.Model`.
         latency: Whether to measure the latency.
-        batch_size: Samples in the batch that is timed.
-        repeats: How often it is timed, after a warm-up; the median counts.
+        batch_size: The number of samples in the batch that is timed.
+        repeats: How often the batch is timed, after a warm-up; the median is taken.
 
     Returns:
         The `Profile`. One multiply-add is 2 FLOPs.
 
     Raises:
-        TypeError: `model` is no Keras model.
-        ValueError: It is not built, or leaves the size of an input open; or `batch_size` or
-            `repeats` is no integer of at least 1.
+        TypeError: `model` is not a Keras model.
+        ValueError: The model is not built, or an input has an open (None) size; or `batch_size` or
+            `repeats` is not an integer of at least 1.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])

@@ -1,4 +1,4 @@
-"""Shows how far the making of a plan is: samples seen, groups scored, passes run, and the time."""
+"""Shows the progress of making a plan: samples, groups, passes and time; it decides nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sgdap.channels.groups import ChannelGroup
 
 
 class Progress:
-    """A line for each step of making a plan, in a context.
+    """Shows a line for each step of making a plan. Use it as a context manager.
 
     Args:
-        verbose: 1 writes to the standard output; 0 writes nothing.
-        console: Where to write; None: the standard output.
+        verbose: 1 writes lines; 0 writes nothing.
+        console: The console to write to; None: the standard output.
 
     Raises:
         ValueError: `verbose` is neither 0 nor 1.
@@ -41,32 +41,32 @@ class Progress:
         self._bars.stop()
 
     def _line(self, what: str, total: int | None) -> rich_progress.TaskID:
-        """Begins a line; what stands in those above is all that there was."""
+        """Begins a line and completes those above."""
         for task in self._bars.tasks:
             self._bars.update(task.id, total=task.completed)
         return self._bars.add_task(what, total=total)
 
     def samples(self, what: str, total: int | None) -> Callable[[int], None]:
-        """A line for a pass over the data.
+        """Begins the line of a pass over the data.
 
         Args:
-            what: What the pass is for.
-            total: The most samples it may see; None: not known.
+            what: The purpose of the pass, shown in the line.
+            total: The most samples that the pass may see; None: not known.
 
         Returns:
-            What to call with the number of samples seen.
+            A function to call with the number of samples seen.
         """
         line = self._line(f"{what}: samples", total)
         return lambda seen: self._bars.update(line, completed=seen)
 
     def groups(self, total: int) -> Callable[[ChannelGroup], None]:
-        """A line for scoring groups.
+        """Begins the line of scoring groups.
 
         Args:
-            total: How many there are.
+            total: The number of groups.
 
         Returns:
-            What to call with each group when it begins; it may be called from several threads.
+            A function to call with each group when its scoring begins, from any thread.
         """
         line = self._line("scoring", total)
 
@@ -76,13 +76,13 @@ class Progress:
         return begin
 
     def passes(self, samples: int) -> Callable[[int, int, int], None]:
-        """A line for the passes in which consumers are refitted.
+        """Begins the line of the passes in which consumers are refitted.
 
         Args:
-            samples: How many samples each of them sees.
+            samples: The number of samples that each pass sees.
 
         Returns:
-            What to call with the number of the pass, of all passes, and of the samples seen.
+            A function to call with the pass, the number of passes and the samples seen.
         """
         line = self._line("refitting", None)
 

@@ -1,4 +1,4 @@
-"""Builds the slim model: layers, weights and optimizer state, on a copy or in place."""
+"""Builds the slim model: layers, weights and optimizer state; never decides which channels stay."""
 
 from sgdap.surgery.apply import apply
 from sgdap.surgery.prune import prune_in_place

@@ -1,4 +1,4 @@
-"""Gives the objects of a model what a prepared change holds, all at once; computes nothing."""
+"""Adopts a prepared change in a model, whole or not at all; computes nothing."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from sgdap.model.program import Shape
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What becomes of a model, computed from the model as it is; nothing of it has changed yet.
+    """A prepared change of a model, not adopted yet.
 
-    It belongs to the model as it was when the change was prepared.
+    It fits only the model in the state that it was prepared from.
 
     Attributes:
-        insides: Layers, operations, variables and optimizers that change, each with one that was
-            made for it and whose inside it gets.
-        arguments: Keras' records of calls whose arguments change, with the positional and the
+        insides: Pairs of an object of the model (layer, operation, variable or optimizer) and a
+            new object of its kind. The old object takes over the new one's attributes.
+        arguments: Keras' nodes of calls whose arguments change, each with its new positional and
             keyword arguments.
         shapes: Symbolic tensors of the model and their new shapes.
-        composites: Layers and models that were built with shapes that are no longer true.
+        composites: Layers and models that hold others, whose stored build shapes are outdated.
     """
 
     insides: tuple[tuple[Any, Any], ...] = ()
@@ -36,19 +36,18 @@ class Change:
 
 
 def adopt(model: Any, change: Change) -> None:
-    """Changes a model in place, as a whole or, where it is interrupted, not at all.
+    """Changes a model in place. If it is interrupted, nothing has changed.
 
-    The model, its layers, variables and optimizers stay the same objects. Its train, test and
-    predict functions, which Keras compiled for the old variables, are made anew when they are
-    next called.
+    The model, its layers, variables and optimizers stay the same objects. Keras compiled the
+    train, test and predict functions for the old variables; they are made again when next called.
 
     Args:
         model: The model.
-        change: What was prepared for it.
+        change: The change that was prepared for it.
     """
     attributes = _Attributes()
     for old, new in change.insides:
-        # What Keras made over `new` (its wrapped `build`, say) acts on `old` from now on.
+        # Keras' wrappers around `new`, such as its wrapped `build`, must act on `old` from now on.
         attributes.share(old, new, _keras.with_inside(old, new))
     for node, args, kwargs in change.arguments:
         attributes.of(node).update(_keras.with_arguments(node, args, kwargs))
@@ -64,7 +63,7 @@ def adopt(model: Any, change: Change) -> None:
 
 
 def remake_functions(model: Any) -> None:
-    """Lets the train, test and predict functions be made anew, where they exist.
+    """Replaces the train, test and predict functions that exist, so that they are compiled again.
 
     Those of models inside the model are dropped; Keras makes them when they are needed.
 
@@ -77,28 +76,28 @@ def remake_functions(model: Any) -> None:
 
 
 class _Attributes:
-    """All attributes that objects will have, by object."""
+    """The future attributes of all objects that change."""
 
     def __init__(self) -> None:
         self._found: dict[int, tuple[Any, dict[str, Any]]] = {}
 
     def of(self, changed: Any) -> dict[str, Any]:
-        """The future attributes of an object, at first those that it has."""
+        """The future attributes of an object, to be edited; at first a copy of the present ones."""
         return self._found.setdefault(id(changed), (changed, dict(vars(changed))))[1]
 
     def share(self, first: Any, second: Any, attributes: dict[str, Any]) -> None:
-        """Lets two objects have all their attributes in common."""
+        """Makes two objects share one dict of attributes."""
         self._found[id(first)], self._found[id(second)] = (first, attributes), (second, attributes)
 
     def exchange(self) -> None:
-        """Gives all objects their attributes, in one step.
+        """Gives all objects their future attributes in one uninterruptible step.
 
-        Python handles an interruption between two steps of its own code, never within one call of
-        a function written in C. So there is no moment at which a part of the objects has changed.
+        Python handles interrupts between instructions of Python code, never inside one call of a
+        C function. So at no time have only some of the objects changed.
         """
         objects = [changed for changed, _ in self._found.values()]
         attributes = [entries for _, entries in self._found.values()]
-        before = [vars(changed) for changed in objects]  # freed afterwards: that may run code
+        before = [vars(changed) for changed in objects]  # freeing them may run code
         deque(map(object.__setattr__, objects, repeat("__dict__"), attributes), maxlen=0)
         del before
 
@@ -115,7 +114,7 @@ def _remake_functions(model: Any, attributes: _Attributes) -> None:
 
 
 def _made_when_called(model: Any, kind: str) -> Callable[[Iterator[Any]], Any]:
-    """A function that makes the model's function of a kind, puts it in its place and calls it."""
+    """A placeholder that, on its first call, makes the model's real function and calls that."""
 
     def function(iterator: Iterator[Any]) -> Any:
         getattr(model, f"make_{kind}_function")(force=True)

@@ -1,4 +1,4 @@
-"""Applies a plan to a model: on a copy, or in place."""
+"""Applies a plan to a copy of a model or in place; never makes or changes the plan."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def apply(model: Any, plan: Plan, *, in_place: bool = False) -> Any:
 
     Args:
         model: The model that the plan was made for.
-        plan: The plan.
-        in_place: Whether `model` itself becomes slim, its optimizer's state with it. Otherwise a
-            copy does, and `model` stays as it is; a compiled model's copy is compiled alike, with
-            a new optimizer. The copy of a model with a `call` or `get_config` of its own is an
-            ordinary functional model.
+        plan: The plan to apply.
+        in_place: Whether to make `model` itself slim, with its optimizer's state. Otherwise a
+            copy becomes slim and `model` stays as it is. The copy of a compiled model is compiled
+            in the same way, with a new optimizer. The copy of a model with its own `call` or
+            `get_config` is an ordinary functional model.
 
     Returns:
-        The slim model, `model` itself where `in_place`.
+        The slim model; with `in_place`, `model` itself.
 
     Raises:
-        TypeError: `plan` is no `Plan` or `model` no Keras model.
+        TypeError: `plan` is not a `Plan` or `model` not a Keras model.
         ValueError: The plan was made for another model or for other weights, or a layer can't be
             rebuilt from its config.
     """
@@ -62,11 +62,11 @@ def apply(model: Any, plan: Plan, *, in_place: bool = False) -> Any:
 
 
 def prune_by_plan(graph: ChannelGraph, plan: Plan) -> None:
-    """Makes the model of a graph slim, in place; the plan must fit.
+    """Removes channels of a model by a plan, in place.
 
     Args:
         graph: The model's channels.
-        plan: A plan for it.
+        plan: A plan for this model. Its `fitted_to` is not checked.
 
     Raises:
         ValueError: The plan was made for another model, or a layer can't be rebuilt.
@@ -76,7 +76,11 @@ def prune_by_plan(graph: ChannelGraph, plan: Plan) -> None:
 
 
 def _refitted(graph: ChannelGraph, kept: npt.NDArray[np.bool_], plan: Plan) -> dict[Key, Weights]:
-    """The plan's weights by path and number of the variable, checked."""
+    """The plan's weights by path and number of the variable.
+
+    Raises:
+        ValueError: A variable is unknown, or its values are not finite or of the wrong shape.
+    """
     slices = variable_slices(graph, kept)
     expected = {
         f"{path}:{number}": ((path, number), tuple(variable.shape))
@@ -106,11 +110,14 @@ def _refitted(graph: ChannelGraph, kept: npt.NDArray[np.bool_], plan: Plan) -> d
 
 
 def copied(graph: ChannelGraph, *, compiled: bool = True) -> ChannelGraph:
-    """The channels of a copy of a graph's model that is saved and loaded without its class.
+    """Copies a graph's model so that the copy can be saved and loaded without the model's class.
 
     Args:
         graph: The model's channels.
-        compiled: Whether the copy of a compiled model is compiled alike.
+        compiled: Whether to compile the copy like the model, if that is compiled.
+
+    Returns:
+        The channels of the copy.
     """
     model = graph.program.model
     graphs = filter(_keras.functional_of, filter(_is_model, _keras.flatten_layers(model)))
@@ -127,17 +134,17 @@ def _is_model(layer: Any) -> bool:
 
 
 def copy_model(model: Any, *, compiled: bool = True) -> Any:
-    """A copy of a model with the same weights.
+    """Copies a model, with the same weights.
 
     Args:
         model: The model.
-        compiled: Whether the copy of a compiled model is compiled alike.
+        compiled: Whether to compile the copy like the model, if that is compiled.
 
     Returns:
         The copy.
 
     Raises:
-        ValueError: A layer can't be made from its config.
+        ValueError: A layer can't be made again from its config.
     """
     try:
         with _keras.scope_of(model):
@@ -151,8 +158,8 @@ def copy_model(model: Any, *, compiled: bool = True) -> Any:
         raise ValueError(f"Model '{model.name}' can't be copied: {error}{end}") from error
     if [v.shape for v in copy.variables] != [v.shape for v in model.variables]:
         raise ValueError(
-            f"Model '{model.name}' can't be copied: Keras makes other weights from its config. A "
-            "layer that stands both in a wrapper and elsewhere is made twice, say. Use "
+            f"Model '{model.name}' can't be copied: Keras makes other weights from its config. "
+            "For example, a layer used both in a wrapper and elsewhere is made twice. Use "
             "sgdap.apply(model, plan, in_place=True)."
         )
     copy_state(model, copy)
@@ -162,7 +169,7 @@ def copy_model(model: Any, *, compiled: bool = True) -> Any:
 
 
 def compile_alike(copy: Any, model: Any) -> None:
-    """Compiles a copy as its model is, with a new optimizer; warns where that can't be done."""
+    """Compiles a copy like its model, with a new optimizer; warns if that can't be done."""
     try:
         with _keras.scope_of(model):
             copy.compile_from_config(model.get_compile_config())

@@ -1,4 +1,4 @@
-"""Carries an optimizer's state over to slim variables; its settings and counters stay."""
+"""Carries an optimizer's state over to slim variables; never changes its settings or counters."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ class Replaced:
     """A model variable that changes.
 
     Attributes:
-        old: The variable as it is.
+        old: The variable before the change.
         new: A variable with the new shape and value.
-        held: The variable that the model holds afterwards: `new`, or `old` with its inside.
-        stays: The indices that stay along each axis; None along an axis, and an empty list: all.
+        held: The variable that the model holds afterwards: `new`, or `old` with the attributes
+            of `new`.
+        stays: The indices that stay along each axis. None stands for all of an axis, an empty
+            list for all of every axis.
     """
 
     old: Any
@@ -38,21 +40,21 @@ def rebuild_optimizer(
     replaced: Mapping[int, Replaced],
     values: Sequence[npt.NDArray[Any] | None] | None = None,
 ) -> list[tuple[Any, Any]]:
-    """Builds an optimizer like another one for variables of which some changed.
+    """Builds a new optimizer with the state of another one, after some model variables changed.
 
-    The optimizer's own `build` says which axis of which variable each axis of a slot stands for:
-    it is given shapes whose numbers remember where they come from. So slots of other shapes than
-    their variable (the factored ones of Adafactor) are sliced as well.
+    A slot must be sliced along the axes that it shares with its variable. To find them, the
+    optimizer's own `build` gets variables whose sizes are labelled with their origin. So slots
+    shaped unlike their variable, such as Adafactor's factored ones, are sliced as well.
 
     Args:
         optimizer: The optimizer, built or not. It is not changed.
         replaced: The variables that change, by the id of the old one.
-        values: New values of the optimizer's variables; None, for one or all: that of before, of
-            a slot the entries that stay.
+        values: New values of the optimizer's variables. None, for one or for all, keeps the old
+            value; of a slot, the entries that stay.
 
     Returns:
-        Pairs of an old optimizer and the new one whose inside it gets, one for each optimizer
-        that wraps or is wrapped; none where it is not built, or where nothing changes.
+        Pairs of an old optimizer and the new one whose attributes it takes over, one pair for
+        each optimizer in a chain of wrappers. Empty if it is not built or nothing changes.
 
     Raises:
         ValueError: The optimizer can't be made again from its config.
@@ -71,7 +73,7 @@ def rebuild_optimizer(
             for before, after in zip(old_variables, labelled, strict=True)
             if _keras.spares_weight_decay(old, before)
         ]
-        if spared:  # the config does not tell
+        if spared:  # not stored in the config
             part.exclude_from_weight_decay(spared)
     origins: dict[int, Sequence[int]] = {}
     with _recorded_shapes(news, origins):
@@ -95,7 +97,7 @@ def rebuild_optimizer(
 
 
 def remade(optimizer: Any) -> Any:
-    """An optimizer that is not built, like another one: same class, same settings."""
+    """An unbuilt optimizer of the same class and settings as another one."""
     inner = [remade(part) for part in _keras.inner_optimizers(optimizer)]
     try:
         new = _keras.optimizer_around(optimizer, inner) if inner else _from_config(optimizer)
@@ -105,7 +107,7 @@ def remade(optimizer: Any) -> Any:
             "Implement `get_config` in its class so that "
             f"{type(optimizer).__name__}.from_config(optimizer.get_config()) gives one like it."
         ) from error
-    for name, value in vars(optimizer).items():  # what its config forgot or was set later
+    for name, value in vars(optimizer).items():  # not in its config, or set later
         if not name.startswith("_") and name != "built" and _is_setting(value):
             setattr(new, name, value)
     return new
@@ -125,7 +127,7 @@ def _is_setting(value: Any) -> bool:
 
 @contextlib.contextmanager
 def _recorded_shapes(parts: Sequence[Any], origins: dict[int, Sequence[int]]) -> Iterator[None]:
-    """Notes for each slot that the optimizers add the labelled numbers of its shape."""
+    """Within the context, records the labelled shape of each slot that the optimizers add."""
 
     def recording(add: Callable[..., Any]) -> Callable[..., Any]:
         def recorded(shape: Any, *args: Any, **kwargs: Any) -> Any:

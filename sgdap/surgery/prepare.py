@@ -1,4 +1,4 @@
-"""Computes what becomes of a model whose layers are rebuilt; changes nothing of it."""
+"""Prepares the change of a model whose layers are rebuilt; never touches the model itself."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def prepare(
     others: Sequence[tuple[Any, npt.NDArray[Any]]] = (),
     slots: Sequence[tuple[Any, Sequence[npt.NDArray[Any] | None]]] = (),
 ) -> Change:
-    """Computes everything new for a model; nothing of the model or of Keras' own state changes.
+    """Prepares a change of a model. Neither the model nor Keras' global state changes.
 
     Args:
         program: The calls of the model.
-        configs: Entries of layers' configs that change, by path.
-        operations: How operations that are no layers are written, where that changes, by path.
-        values: Values of layers' variables that change.
+        configs: The entries of layers' configs that change, by path.
+        operations: The new form of operations (not layers) that change, by path.
+        values: The values of layers' variables that change.
         slices: For variables that shrink, the indices that stay along each axis.
         others: Variables of the model that are in no layer of its graph, and their new values.
-        slots: Optimizers and the new values of all their variables; None: the value of before, of
-            a slot the entries that stay.
+        slots: Optimizers and the new values of all their variables. None keeps the old value; of
+            a slot, the entries that stay.
 
     Returns:
-        What becomes of the model.
+        The prepared change.
 
     Raises:
         ValueError: A layer or an optimizer can't be rebuilt from its config.
@@ -85,7 +85,7 @@ def prepare(
 def _variables_of_rebuilt(
     rebuilt: Mapping[str, tuple[Any, Any]], values: Updates, slices: Slices
 ) -> Iterator[Replaced]:
-    """Fills the variables of rebuilt layers, which take the places of the old ones."""
+    """Fills the variables of rebuilt layers, which replace the old ones."""
     for path, (old, new) in rebuilt.items():
         _keras.copy_trainable(old, new)
         pairs = zip(_keras.layer_variables(old), _keras.layer_variables(new), strict=True)
@@ -101,7 +101,7 @@ def _variables_with_values(
     values: Updates,
     others: Sequence[tuple[Any, npt.NDArray[Any]]],
 ) -> Iterator[Replaced]:
-    """Makes variables with new values, whose insides those of layers that stay will get."""
+    """Makes new variables for layers that stay; the old variables take over their attributes."""
     pairs = [
         (_keras.layer_variables(layers[path])[number], value)
         for (path, number), value in values.items()
@@ -114,7 +114,7 @@ def _variables_with_values(
 def _new_arguments(
     nodes: Sequence[tuple[Any, Call]], operations: Mapping[str, Written]
 ) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """Keras' records of calls, and the arguments that operations are called with now."""
+    """Keras' nodes of calls, and the new arguments of the operations that they call."""
     for node, call in nodes:
         if call.path not in operations:
             continue
@@ -129,7 +129,7 @@ def _new_arguments(
 def _new_shapes(
     program: Program, tensors: Sequence[tuple[keras.KerasTensor, Ref]], shapes: Sequence[Shape]
 ) -> Iterator[tuple[keras.KerasTensor, Shape]]:
-    """The model's symbolic tensors and their shapes now."""
+    """The model's symbolic tensors and their new shapes."""
     known: dict[int, Shape] = {}
     for symbol, ref in tensors:
         # A model inside the model may leave sizes open that are known where it is called.
@@ -141,7 +141,7 @@ def _new_shapes(
 
 
 def _composites(program: Program) -> list[Any]:
-    """The models in a model, and the layers with a `call` of the user's own."""
+    """The models inside a model, and the layers whose `call` the user wrote."""
     inside = [x for x in _keras.flatten_layers(program.model) if isinstance(x, keras.Model)]
     found = {id(x): x for x in (*inside, *(code.layer for code in program.codes))}
     return [x for x in found.values() if x is not program.model]

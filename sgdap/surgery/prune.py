@@ -1,4 +1,4 @@
-"""Removes channels from a model: what to rebuild, fill and rewrite; decides nothing."""
+"""Removes channels from a model; never decides which."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = No
     An error or an interruption leaves the model as it was.
 
     Args:
-        graph: The model's channels. It describes the model before; trace again afterwards.
-        kept: Which channels stay, `(graph.count,)`.
-        updates: Values for some variables of the slim model (the reconstruction); all others are
-            sliced.
+        graph: The model's channels. It describes the model before the change, so make a new one
+            afterwards.
+        kept: A mask of the model's channels, True for those that stay, `(graph.count,)`.
+        updates: New values for some variables of the slim model (the reconstruction). All other
+            variables are sliced.
 
     Raises:
         ValueError: A layer can't be rebuilt from its config.
@@ -40,15 +41,15 @@ def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = No
 
 
 def pruned(graph: ChannelGraph, kept: Mask, updates: Updates | None = None) -> Change:
-    """Prepares the removal of channels from a model; changes nothing of it.
+    """Prepares the removal of channels from a model, without touching the model.
 
     Args:
         graph: The model's channels.
-        kept: Which channels stay, `(graph.count,)`.
-        updates: Values for some variables of the slim model; all others are sliced.
+        kept: A mask of the model's channels, True for those that stay, `(graph.count,)`.
+        updates: New values for some variables of the slim model. All other variables are sliced.
 
     Returns:
-        What becomes of the model.
+        The prepared change.
 
     Raises:
         ValueError: A layer can't be rebuilt from its config.
@@ -71,15 +72,15 @@ def pruned(graph: ChannelGraph, kept: Mask, updates: Updates | None = None) -> C
 def check_can_be_rebuilt(
     graph: ChannelGraph, groups: Sequence[ChannelGroup], rules: WidthRules
 ) -> None:
-    """Tries whether a model's layers and its optimizer can be made again, one step slimmer.
+    """Checks that a model's layers and optimizer can be rebuilt, by preparing one step of pruning.
 
     Args:
         graph: The model's channels.
         groups: The groups that may shrink.
-        rules: The widths that they may have.
+        rules: The widths that these groups may have.
 
     Raises:
-        ValueError: One of those that surgery would touch can't.
+        ValueError: A layer that shrinks, or the optimizer, can't be rebuilt.
     """
     pruned(graph, _one_slimmer(graph, groups, rules))
     model = graph.program.model
@@ -90,7 +91,7 @@ def check_can_be_rebuilt(
 
 
 def _one_slimmer(graph: ChannelGraph, groups: Sequence[ChannelGroup], rules: WidthRules) -> Mask:
-    """Which channels stay where every group gets the next width that it may have."""
+    """A mask of the channels that stay if every group shrinks to its next allowed width."""
     kept = np.ones(graph.count, bool)
     for group in groups:
         removable = group.channels[group.removable]
@@ -104,7 +105,7 @@ def _one_slimmer(graph: ChannelGraph, groups: Sequence[ChannelGroup], rules: Wid
 
 
 def _new_entries(graph: ChannelGraph, kept: Mask, shrunk: set[str]) -> dict[str, dict[str, Any]]:
-    """The entries of layers' configs that count channels that leave."""
+    """The new values of the config entries, such as `units`, that count removed channels."""
     of_layers: dict[str, list[Resize]] = {}
     for resize in graph.resizes:
         of_layers.setdefault(resize.path, []).append(resize)

@@ -1,4 +1,4 @@
-"""Remembers a model's architecture, weights and optimizer, and brings them back in place."""
+"""Stores a model's architecture, weights and optimizer and restores them; never writes files."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from sgdap.surgery.prepare import prepare
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A model at one moment.
+    """The architecture and state of a model at one moment.
 
     Attributes:
-        configs: The config of every layer by path.
-        operations: How operations that are no layers are written, by path.
+        configs: The config of every layer, by path.
+        operations: The form of every operation that is not a layer, by path.
         variables: The values of all variables of each layer, by path.
         others: The values of the model's variables that are in no layer of its graph.
-        optimizer: The values of the optimizer's variables, or None where it has none.
-        optimizers: The values of the variables of each optimizer that the model holds beside it.
+        optimizer: The values of the optimizer's variables; None without an optimizer.
+        optimizers: The values of the variables of each optimizer that the model holds besides
+            the one of `compile`.
     """
 
     configs: Mapping[str, Mapping[str, Any]]
@@ -44,7 +45,7 @@ def take_snapshot(model: Any, program: Program | None = None) -> Snapshot:
 
     Args:
         model: The model.
-        program: Its calls as they are now; None: they are traced.
+        program: The model's present calls; None: they are traced.
     """
     program = program or trace(model)
     layers = program.layers()
@@ -66,24 +67,24 @@ def take_snapshot(model: Any, program: Program | None = None) -> Snapshot:
 
 
 def _held_beside(model: Any) -> list[Any]:
-    """The optimizers of a model but that of `compile`."""
+    """The optimizers of a model, except the one of `compile`."""
     return [o for o in _keras.optimizers_of(model) if o is not getattr(model, "optimizer", None)]
 
 
 def restore_snapshot(
     model: Any, snapshot: Snapshot, *, counters: bool = False, program: Program | None = None
 ) -> None:
-    """Brings a model back to a snapshot, in place.
+    """Restores a model to a snapshot, in place.
 
     Args:
-        model: The model that the snapshot was taken of, or one that was made alike.
-        snapshot: What to go back to.
-        counters: Whether the optimizer's counters (iterations, learning rate) come back with its
-            slots; else they go on.
-        program: The model's calls as they are now; None: they are traced.
+        model: The model that the snapshot was taken of, or one made in the same way.
+        snapshot: The snapshot to restore.
+        counters: Whether to restore the optimizer's counters (iterations, learning rate) too, not
+            only its slots. Otherwise they keep their present values.
+        program: The model's present calls; None: they are traced.
 
     Raises:
-        ValueError: The snapshot is of another model or optimizer; nothing was changed.
+        ValueError: The snapshot is of another model or optimizer. Nothing was changed.
     """
     program = program or trace(model)
     layers = program.layers()
@@ -109,7 +110,7 @@ def restore_snapshot(
     }
     held = _others(program)
     others = [(held[number], value) for number, value in _changed(held, snapshot.others)]
-    # An optimizer of the model's own that nothing has built yet starts anew.
+    # A further optimizer of the model that is not built yet starts with fresh state.
     beside = zip(_held_beside(model), snapshot.optimizers, strict=False)
     states = [(held, state) for held, state in beside if len(held.variables) == len(state)]
     if snapshot.optimizer is not None:
@@ -127,7 +128,7 @@ def restore_snapshot(
 def _changed(
     variables: Sequence[Any], saved: Sequence[npt.NDArray[Any]]
 ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """The numbers and saved values of variables that have other values or shapes now."""
+    """The indices and saved values of the variables whose value or shape differs now."""
     for number, (variable, value) in enumerate(zip(variables, saved, strict=True)):
         now = variable.numpy()
         if now.shape != value.shape or now.tobytes() != value.tobytes():
@@ -178,7 +179,7 @@ def _written(program: Program) -> dict[str, Written]:
 
 
 def _has_config(operation: Any) -> bool:
-    """Whether an operation can say what it was made with; one that can't never changes."""
+    """Whether an operation has a config; one without never changes."""
     try:
         operation.get_config()
     except NotImplementedError:

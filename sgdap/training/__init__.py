@@ -1,1 +1,1 @@
-"""What a training run adds to the steps: what is watched, judged, sampled, remembered and told."""
+"""The parts of a run that prunes during `fit`: schedule, guard, sampling, backup and messages."""

@@ -1,4 +1,4 @@
-"""The last whole state of a run in a folder, by which the run goes on when it was killed."""
+"""The backup of a run in a folder, from which a killed run goes on; it never judges or prunes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _CLASSES = (RunState, Guard, Round, Snapshot, Written, Ref, Plan, GroupPlan)
 
 
 class Backup:
-    """Keeps a run's model, its optimizer, its state and the default random generators.
+    """Stores a run's model, optimizer and state, and the states of the default random generators.
 
     Args:
-        folder: The folder of the file; it is made when it is first needed.
+        folder: The folder for the backup file. It is made when it is first needed.
 
     Raises:
-        TypeError: `folder` is no path.
+        TypeError: `folder` is not a path.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -49,19 +49,19 @@ class Backup:
     def begin(
         self, graph: ChannelGraph, state: RunState, settings: Mapping[str, str]
     ) -> RunState | None:
-        """Brings the model of a `fit` that begins to the last backup, if any.
+        """Restores the model from the last backup, if there is one, when a `fit` begins.
 
         Args:
-            graph: The channels of the model, which is as its script made it.
-            state: The state of the run, as it is now.
-            settings: What the user set for the run, in words.
+            graph: The channels of the model as the user's script made it.
+            state: The present state of the run.
+            settings: The user's options for the run, as text.
 
         Returns:
-            The state of the run when that backup was written, None where there is none.
+            The state of the run in the backup; None if there is no backup.
 
         Raises:
-            ValueError: The backup is damaged or of a run of another model or with other settings,
-                or such a state can't be kept; nothing was changed.
+            ValueError: The backup is damaged, or belongs to another model or other settings, or
+                the state of this run can't be stored. Nothing was changed.
         """
         self._model = graph.program.model
         self._fingerprint = model_fingerprint(graph)
@@ -106,7 +106,7 @@ class Backup:
         return taken_up
 
     def write(self, epoch: int, state: RunState, program: Program) -> None:
-        """Writes a backup; where that fails the one before stays, and a warning says so.
+        """Writes a backup. If that fails, the one before stays and a warning is issued.
 
         Args:
             epoch: The epoch that begins. At the first one of a `fit` nothing is written.
@@ -129,7 +129,7 @@ class Backup:
             )
 
     def end(self) -> None:
-        """Removes the file, and its folder if it was made for it and nothing else is in it."""
+        """Removes the file, and its folder too if this object made it and it is empty."""
         _keras.begin_at_epoch(self._model, None)
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
@@ -158,8 +158,8 @@ class Backup:
                 write_state_file(Path(folder) / _NAME, content, _CLASSES)
                 read_state_file(Path(folder) / _NAME, _CLASSES)
         except OSError:
-            return  # no room there says nothing about the backup's folder
-        except Exception as error:  # whatever comes from the configs of a user's own layers
+            return  # a full temporary folder says nothing about backup_dir
+        except Exception as error:  # a user's get_config may raise anything
             raise ValueError(
                 f"The state of this run can't be kept in backup_dir: {error} Let the get_config "
                 "of your layers return plain values, or leave backup_dir out."

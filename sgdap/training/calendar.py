@@ -1,4 +1,4 @@
-"""The epochs of a run after which layers may shrink; numbers only, no model."""
+"""The epochs of a run after which layers may shrink; holds numbers, knows no model."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Calendar:
-    """When rounds of pruning may take place.
+    """The epochs after which a round of pruning may take place.
 
     Attributes:
-        epochs: Epochs of the run.
+        epochs: The number of epochs of the run.
         begin: The first epoch (from 0) after which layers may shrink.
-        frequency: Epochs from one round to the next.
-        final: Epochs at the end that are left for fine-tuning.
-        measured: The epochs by which rounds are judged, so that each lies between two of them;
-            None: rounds need not be judged, or any epoch will do.
+        frequency: The number of epochs from one round to the next.
+        final: The number of epochs at the end that are left for fine-tuning.
+        measured: The epochs that have the metric. Rounds are placed so that each has one before
+            and one after it. None: every epoch has it, or rounds are not judged.
     """
 
     epochs: int
@@ -27,7 +27,7 @@ class Calendar:
 
     @property
     def end(self) -> int:
-        """The first epoch after which no layers shrink any more."""
+        """The first epoch after which layers no longer shrink."""
         end = self.epochs - self.final
         return end if self.measured is None else min(end, self.measured[-1])
 
@@ -38,7 +38,7 @@ class Calendar:
             first: The first epoch of the run.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is no such epoch.
         """
         first = max(self.begin, first)
         found: list[int] = []

@@ -1,4 +1,4 @@
-"""Which epochs of a run have a round, and how far each goes; numbers only, no model."""
+"""Which epochs of a run have a round, and how far each goes; holds numbers, knows no model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from sgdap.training.schedule import Schedule, StepSchedule
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """The rounds of a run in advance.
+    """The rounds that are planned for a run.
 
     Attributes:
         calendar: The epochs after which there may be rounds.
-        way: How the budget is approached.
+        way: The schedule by which the budget is approached.
         epochs: The epochs after which rounds are planned.
-        steps: A schedule over steps that says instead when and how far to go; None: there is none.
-        steps_per_epoch: Training steps of an epoch; 0 without such a schedule.
+        steps: A schedule over training steps that replaces `way` and `epochs`; None: there is
+            none.
+        steps_per_epoch: The number of training steps of an epoch; 0 without such a schedule.
     """
 
     calendar: Calendar
@@ -29,10 +30,10 @@ class Course:
     steps_per_epoch: int = 0
 
     def begun_at(self, epoch: int) -> Course:
-        """The course of the same run, where it begins with another epoch than the first.
+        """The course of the same run if it begins at a later epoch.
 
         Args:
-            epoch: The epoch that it begins with.
+            epoch: The epoch at which the run begins.
 
         Raises:
             ValueError: There is no epoch for a round.
@@ -44,15 +45,15 @@ class Course:
         return self.calendar.begin <= epoch < self.calendar.end
 
     def progress(self, epoch: int, last: Round | None, served: int) -> float | None:
-        """How far the model is to be on its way after an epoch, from 0 to 1.
+        """How far on the way to the budget the model should be after an epoch, from 0 to 1.
 
         Args:
-            epoch: The epoch.
-            last: The round before.
-            served: How many steps of a schedule over steps were looked at.
+            epoch: The epoch that ended.
+            last: The last round; None before the first.
+            served: How many steps of the schedule over steps earlier calls have dealt with.
 
         Returns:
-            How far; None where no round is planned now.
+            The progress; None if no round is planned now.
         """
         undone = last is not None and last.decision == "undone"
         if self.steps is not None:
@@ -62,5 +63,5 @@ class Course:
         return self.way.progress(sum(e <= epoch for e in self.epochs) / len(self.epochs))
 
     def steps_until(self, epoch: int) -> int:
-        """How many steps of a schedule over steps are over after an epoch."""
+        """How many steps of a schedule over steps have passed after an epoch."""
         return (epoch + 1) * self.steps_per_epoch

@@ -1,4 +1,4 @@
-"""What a run aims at, and what its model may cost on the way there."""
+"""The goal of a run: its budget, and what the model may cost on the way; never prunes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _FLOPS = MEASURES.index("flops")
 
 @dataclass(frozen=True, eq=False)
 class Goal:
-    """The budget of a run and the way to it.
+    """The budget of a run and the schedule that leads to it.
 
     Attributes:
-        final: What the model may cost in the end.
-        way: How that is approached.
-        full: What the whole model costs, in the order of `sgdap.planning.cost.MEASURES`.
-        shares: What of it the budget allows in the end, from 0 to 1; of the FLOPs also what the
-            latency allows, as far as it was measured.
-        seconds: What a batch may take in the end, infinite without such a limit.
-        open: Whether the user gave no budget, so the model gets as small as it can.
-        fixed: Whether the way is the user's own, so it must lead to the end in a run's epochs.
+        final: The budget of the final model.
+        way: The schedule by which the budget is approached.
+        full: The cost of the whole model, in the order of `sgdap.planning.cost.MEASURES`.
+        shares: The share of each measure that the final model may keep, from 0 to 1. For FLOPs it
+            includes the latency limit, as far as that was measured.
+        seconds: The seconds that the final model may take for a batch, infinite without a limit.
+        open: Whether the user gave no budget, so that the model gets as small as it can.
+        fixed: Whether the user chose the schedule, which must then reach its end within the run.
     """
 
     final: Budget
@@ -45,7 +45,7 @@ class Goal:
 
     @property
     def timed(self) -> bool:
-        """Whether there is a limit of the latency."""
+        """Whether the latency is limited."""
         return math.isfinite(self.seconds)
 
     @property
@@ -60,16 +60,16 @@ class Goal:
             rounds: How many rounds there are epochs for.
 
         Raises:
-            ValueError: The way does not lead to its end in so few rounds.
+            ValueError: The schedule does not reach its end in so few rounds.
         """
         if self.fixed:
             self.way.check(rounds, float(self.shares.min()))
 
     def target(self, progress: float) -> Budget:
-        """What the model may cost on its way, in absolute numbers.
+        """What the model may cost on the way to the budget, in absolute numbers.
 
         Args:
-            progress: How far it is to be on its way, from 0 to 1.
+            progress: How far on the way to the budget the model should be, from 0 to 1.
         """
         limits = {
             name: max(self.way.fraction(progress, float(share)) * full, 1.5)
@@ -79,30 +79,30 @@ class Goal:
         return Budget(**limits) if limits else Budget(flops=1.0)
 
     def measured(self, scope: Scope, curves: Curves, allocation: str) -> Goal:
-        """The same goal with the FLOPs that a model of these curves may have for the latency.
+        """The same goal, with a limit of FLOPs at which the model meets the latency limit.
 
-        Slim copies of the model are run for that. Where even the narrowest one takes too long,
-        the machine is busy: the FLOPs found before stay, and a warning says so.
+        Slim copies of the model are timed to find it. If even the narrowest one takes too long,
+        the machine must be busy: the limit of FLOPs found before stays, and a warning is issued.
 
         Args:
-            scope: The model as it is now.
-            curves: The error curves of its groups by name.
+            scope: The groups that may shrink, of the model as it is now.
+            curves: The error curve of each group, by name.
             allocation: `"global"` or `"layerwise"`.
         """
         if not self.timed:
             return self
         try:
             return _timed(self, scope, curves, allocation)
-        except TooSlowError as error:  # it could be met at the start
+        except TooSlowError as error:  # start_run found that it can be met
             warnings.warn(f"Going by the latency measured before. {error}", stacklevel=2)
             return self
 
     def missed(self, costs: Array, progress: float) -> list[str]:
-        """What a model costs that is above the budget, in words.
+        """Describes the costs of a model that are above the budget, in words.
 
         Args:
-            costs: What it costs, in the order of `sgdap.planning.cost.MEASURES`.
-            progress: How far the rounds led that were kept.
+            costs: The cost of the model, in the order of `sgdap.planning.cost.MEASURES`.
+            progress: How far on the way to the budget the kept rounds led, from 0 to 1.
         """
         if self.open:
             return []
@@ -121,13 +121,13 @@ class Goal:
 def make_goal(
     budget: Budget | None, schedule: Schedule | StepSchedule, scope: Scope, rounds: int
 ) -> Goal:
-    """Makes the goal of a run; a latency is measured for that.
+    """Makes the goal of a run. If the budget limits the latency, models are timed.
 
     Args:
-        budget: What the model may cost in the end; None with a schedule over steps: the share of
-            FLOPs that it leaves; None without: as little as it can.
-        schedule: How the budget is approached, or a schedule over steps.
-        scope: What of the whole model may shrink.
+        budget: What the final model may cost. None: the share of FLOPs that a schedule over steps
+            leaves; with another schedule, as little as possible.
+        schedule: The schedule by which the budget is approached, or a schedule over steps.
+        scope: The groups of the whole model that may shrink.
         rounds: How many rounds there are epochs for.
 
     Raises:
@@ -158,7 +158,7 @@ def make_goal(
 
 
 def _timed(goal: Goal, scope: Scope, curves: Curves, allocation: str) -> Goal:
-    """The goal with the share of FLOPs with which the model is as fast as asked."""
+    """The goal with the share of FLOPs at which the model meets the latency limit."""
     model = cost_model(scope.graph)
     flops_now = model.cost(model.lengths(np.ones(scope.graph.count, bool)))[_FLOPS]
     share = goal.final.latency
@@ -170,7 +170,7 @@ def _timed(goal: Goal, scope: Scope, curves: Curves, allocation: str) -> Goal:
         allocation,
         goal.final,
         goal.seconds,
-        # A share of the whole model's own time, which differs from one measurement to another.
+        # The whole model's time differs between measurements, and the limit is a share of it.
         shrink=isinstance(share, (int, float)) and share < 1 and flops_now >= goal.full[_FLOPS],
     )
     counted = goal.final.targets(goal.full)[_FLOPS]

@@ -1,4 +1,4 @@
-"""Which rounds are kept and how far the next one goes: numbers only, no model."""
+"""Decides which rounds are kept and how far the next one goes; holds numbers, knows no model."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from sgdap.planning.plan import Plan
 Decision = Literal["pending", "kept", "undone"]
 
 SMALLEST_STEP = 1e-3
-"""Rounds that would lead less far on the way to the budget are not worth one."""
+"""The least progress towards the budget that is worth a round."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round of pruning and what came of it.
+    """One round of pruning and its result.
 
     Attributes:
         epoch: The epoch (from 0) after which the layers shrank.
-        progress: How far on the way to the budget it aimed, from 0 to 1.
+        progress: How far on the way to the budget the round aimed, from 0 to 1.
         params: Parameters before and after.
         flops: FLOPs for one sample before and after.
-        widths: Channels of each group after.
+        widths: The number of channels of each group after the round.
         before: The monitored metric of the model that the round started from.
-        after: The monitored metric when it was decided, None while it is not.
+        after: The monitored metric when the round was judged; None until then.
         decision: `"pending"`, `"kept"` or `"undone"`.
-        held: Groups that got no narrower than in the round that was undone before, so that the
-            others, which had cost the most, got channels back.
+        held: The groups whose widths were fixed to those of the undone round before it. The
+            other groups, which had cost the most, got channels back.
     """
 
     epoch: int
@@ -50,14 +50,14 @@ class Guard:
     Attributes:
         drop: The most that the metric may be worse than before the first round; None: every round
             is kept.
-        patience: Epochs that a round has to recover.
-        step: How far the next round may go at most; a round that is undone halves it.
-        sign: 1 where more of the metric is better, -1 where less is.
+        patience: The number of epochs that a round has to recover.
+        step: The most progress that the next round may make. A round that is undone halves it.
+        sign: 1 if a higher metric is better, -1 if a lower one is.
         baseline: The metric before the first round.
-        best: The best metric within the present widths.
-        progress: How far on the way to the budget the last round led that was kept.
-        waited: Epochs in which the last round was not good enough.
-        widths: Widths that groups have in the next round whatever it aims at, by name.
+        best: The best metric with the present widths.
+        progress: How far on the way to the budget the last kept round led, from 0 to 1.
+        waited: The number of epochs in which the last round was not good enough.
+        widths: Fixed widths of groups in the next round, by name.
     """
 
     drop: float | None
@@ -71,7 +71,7 @@ class Guard:
     widths: dict[str, int] = field(default_factory=dict)
 
     def begin(self) -> float | None:
-        """A round begins, from the best model of the present widths, whose metric is returned."""
+        """Begins a round and returns the best metric before it."""
         before = self.best
         if self.baseline is None:
             self.baseline = before
@@ -80,29 +80,29 @@ class Guard:
         return before
 
     def improves(self, value: float | None) -> bool:
-        """Whether a value is better than the best within the present widths."""
+        """Whether a value is better than the best one with the present widths."""
         if value is None or not math.isfinite(value):
             return False
         return self.best is None or self.sign * (value - self.best) > 0
 
     def remember(self, value: float | None) -> None:
-        """Takes a value for the best within the present widths."""
+        """Stores a value as the best one with the present widths."""
         self.best = value
 
     def allowed(self, wanted: float) -> float | None:
-        """How far the next round goes where a schedule wants it to go somewhere.
+        """Limits the progress that a schedule wants from the next round.
 
         Args:
-            wanted: How far on the way to the budget, from 0 to 1.
+            wanted: How far on the way to the budget the schedule wants to go, from 0 to 1.
 
         Returns:
-            How far, no further than one step; None where that is not worth a round.
+            How far the round goes, at most one `step`; None if that is not worth a round.
         """
         far = min(wanted, 1.0, self.progress + self.step)
         return far if far > self.progress + SMALLEST_STEP else None
 
     def good_enough(self, value: float | None) -> bool:
-        """Whether a value is not worse than the one before the first round by more than allowed."""
+        """Whether a value is at most `drop` worse than the baseline."""
         if self.drop is None:
             return True
         if value is None or self.baseline is None or not math.isfinite(value):
@@ -110,12 +110,12 @@ class Guard:
         return self.sign * (value - self.baseline) >= -self.drop - 1e-12
 
     def judge(self, value: float | None, *, retry: bool) -> Decision:
-        """Decides about the last round after another epoch, which counts towards the patience.
+        """Judges the last round after another epoch, which counts towards the patience.
 
         Args:
-            value: The epoch's metric, None where it had none.
-            retry: Whether another round could be tried in its place; where not, it may recover to
-                the end.
+            value: The epoch's metric; None if it had none.
+            retry: Whether another round could still replace it. If not, it may recover until the
+                end.
         """
         if self.good_enough(value):
             return "kept"
@@ -125,19 +125,19 @@ class Guard:
         return "undone" if retry and self.waited >= max(self.patience, 1) else "pending"
 
     def keep(self, last: Round) -> None:
-        """The last round is kept."""
+        """Keeps the last round."""
         self.progress = last.progress
         self.widths = {}
 
     def undo(self, last: Round, costly: Sequence[str]) -> None:
-        """The last round is undone, and the next one goes half as far.
+        """Undoes the last round, so that the next one goes half as far.
 
-        In it all groups keep the widths of the failed round but those that cost the most: what
-        the smaller step leaves over comes back to them.
+        In the next round all groups have the widths of the undone one, except those that cost the
+        most. These get the channels that the smaller step need not remove.
 
         Args:
-            last: The round.
-            costly: Those groups.
+            last: The round to undo.
+            costly: The names of the groups that cost the most.
         """
         self.step = (last.progress - self.progress) / 2
         self.best = last.before

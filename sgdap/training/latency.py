@@ -1,4 +1,4 @@
-"""Measures how long models take for a batch, and how slim they must be for a given time."""
+"""Times models on a batch and finds how slim they must be for a latency; changes no model."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _FLOPS = MEASURES.index("flops")
 
 
 def measure_latency(model: Any, batch_size: int = 1, repeats: int = 50) -> float:
-    """Median seconds that a model takes for a batch, in a compiled function, after a warm-up."""
+    """Median seconds of a model for a batch, in a compiled function, after a warm-up."""
     return compare_latency([model], batch_size, repeats)[0]
 
 
 def compare_latency(models: Sequence[Any], batch_size: int = 1, repeats: int = 50) -> list[float]:
-    """Median seconds that each of several models takes for a batch, measured in turn.
+    """Median seconds of each of several models for a batch, measured in turns.
 
-    Models that take turns see the same machine, busy or not; so their ratio can be trusted where
-    times can't.
+    Other work on the machine slows models that take turns alike. So the ratio of their times is
+    reliable even where the times are not.
 
     Args:
         models: Built models.
-        batch_size: Samples in the batch.
-        repeats: How often each is timed, after a warm-up.
+        batch_size: The number of samples in the batch.
+        repeats: How often each model is timed, after a warm-up.
 
     Returns:
-        Seconds, one number a model.
+        The seconds of each model.
     """
     runs = [_timed(model, batch_size) for model in models]
     times = np.array([[run() for run in runs] for _ in range(repeats + 5)])
@@ -73,12 +73,12 @@ def _timed(model: Any, batch_size: int) -> Callable[[], float]:
 
 
 def slim_latency(graph: ChannelGraph, kept: Mask, batch_size: int = 1) -> float:
-    """Median seconds for a batch of a copy of a model with some of its channels.
+    """Median seconds for a batch of a slim copy of a model.
 
     Args:
-        graph: The model's channels; it is not changed.
-        kept: Which channels stay, `(graph.count,)`.
-        batch_size: Samples in the batch.
+        graph: The model's channels. The model is not changed.
+        kept: A mask of the model's channels, True for those that stay, `(graph.count,)`.
+        batch_size: The number of samples in the batch.
     """
     copy = copied(graph, compiled=False)
     prune_in_place(copy, kept)
@@ -101,22 +101,23 @@ def flops_within_latency(
     *,
     shrink: bool = False,
 ) -> float:
-    """The most FLOPs of a model with which it takes no longer for a batch than asked.
+    """The most FLOPs that a slim model may have to meet a latency limit.
 
-    FLOPs tell little of the time alone, but where channels leave by the same curves, fewer FLOPs
-    take no longer. So slim copies are measured, each time half way (geometrically) between the
-    slowest that is fast enough and the fastest that is not.
+    FLOPs alone do not tell the time. But if channels leave in the order of the same curves, a
+    model with fewer FLOPs takes no longer. So slim copies are timed in a bisection: each time with
+    the geometric mean of the FLOPs of the largest copy that is fast enough and the smallest that
+    is not.
 
     Args:
-        graph: The model's channels; it is not changed.
+        graph: The model's channels. The model is not changed.
         groups: The groups that may shrink.
-        curves: Their error curves by name.
-        rules: Which widths they may have.
+        curves: The error curve of each group, by name.
+        rules: The widths that the groups may have.
         allocation: `"global"` or `"layerwise"`.
-        budget: What is asked: the size of the batch.
-        seconds: What it may take.
-        tries: How many copies are measured between the whole and the narrowest one.
-        shrink: Whether the whole one is too slow, whatever a measurement says.
+        budget: The budget, for the batch size and for messages.
+        seconds: The most seconds that a batch may take.
+        tries: The number of copies to time between the whole and the narrowest one.
+        shrink: Whether to take the whole model as too slow without timing it.
 
     Returns:
         FLOPs for one sample.

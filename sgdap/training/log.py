@@ -1,4 +1,4 @@
-"""What a run writes and says: entries of the logs, TensorBoard summaries, a line a decision."""
+"""What a run reports: entries of the logs, TensorBoard summaries, messages; decides nothing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from sgdap.training.guard import Round
 
 
 class Widths(float):
-    """The channels of a model's groups: a number, their sum, that prints as `20-50-500`.
+    """The widths of a model's groups, as a number: their sum, which prints as `20-50-500`.
 
-    Loggers that take numbers (TensorBoard, the progress bar) get the sum, those that write text
-    (CSVLogger) the widths.
+    So loggers of numbers (TensorBoard, the progress bar) show the sum, and loggers of text
+    (CSVLogger) show the widths.
 
     Attributes:
-        by_group: The width of each group by name.
+        by_group: The width of each group, by name.
     """
 
     by_group: dict[str, int]
 
     def __new__(cls, by_group: Mapping[str, int]) -> Widths:
-        """Makes the sum of some widths."""
+        """Makes the number from the widths."""
         widths = super().__new__(cls, sum(by_group.values()))
         widths.by_group = dict(by_group)
         return widths
@@ -37,10 +37,10 @@ class Widths(float):
 
 
 class Summaries:
-    """Writes beside the summaries of TensorBoard callbacks, in a folder `sgdap` of their own.
+    """Writes TensorBoard summaries, in a folder `sgdap` inside that of each TensorBoard callback.
 
     Args:
-        callbacks: The `keras.callbacks.TensorBoard` of the run; without any, nothing is written.
+        callbacks: The `keras.callbacks.TensorBoard` of the run. Without any, nothing is written.
     """
 
     def __init__(self, callbacks: Sequence[Any]) -> None:
@@ -52,7 +52,7 @@ class Summaries:
         ]
 
     def epoch(self, epoch: int, widths: Mapping[str, int]) -> None:
-        """Writes the width of each group, a scalar `widths/<group>`."""
+        """Writes the width of each group as a scalar `widths/<group>`."""
         import tensorflow as tf
 
         for writer in self._writers:
@@ -61,7 +61,7 @@ class Summaries:
                     tf.summary.scalar(f"widths/{name}", width)
 
     def round(self, epoch: int, curves: Mapping[str, ErrorCurve]) -> None:
-        """Writes what the removal of each channel costs, a histogram `scores/<group>`."""
+        """Writes the costs of removing each group's channels as a histogram `scores/<group>`."""
         import tensorflow as tf
 
         for writer in self._writers:
@@ -70,18 +70,18 @@ class Summaries:
                     tf.summary.histogram(f"scores/{name}", np.diff(curve.errors))
 
     def close(self) -> None:
-        """Ends the files."""
+        """Closes the files."""
         for writer in self._writers:
             writer.close()
 
 
 def round_line(last: Round, full: tuple[float, float], seconds: float) -> str:
-    """What is said when layers shrank.
+    """The message when layers shrank.
 
     Args:
-        last: The round.
+        last: The round that shrank them.
         full: Parameters and FLOPs of the whole model.
-        seconds: How long it took.
+        seconds: The seconds that the round took.
     """
     params, flops = last.params[1] / full[0], last.flops[1] / full[1]
     return (
@@ -93,13 +93,13 @@ def round_line(last: Round, full: tuple[float, float], seconds: float) -> str:
 def decision_line(
     last: Round, metric: str | None, baseline: float | None, costly: Sequence[str]
 ) -> str:
-    """What is said when a round was judged.
+    """The message when a round was judged.
 
     Args:
-        last: The round.
-        metric: The metric that is watched.
-        baseline: Its value before the first round.
-        costly: The groups that get channels back first, where the round was undone.
+        last: The round that was judged.
+        metric: The name of the monitored metric.
+        baseline: The metric before the first round.
+        costly: The groups that get channels back first, if the round was undone.
     """
     found = "was not measured" if last.after is None else f"is {last.after:.4f}"
     kept = last.decision == "kept"
@@ -111,13 +111,13 @@ def decision_line(
 
 
 def why_short(rounds: Sequence[Round], metric: str | None, drop: float | None, seen: bool) -> str:
-    """Why a run did not reach its budget, and what to do.
+    """Explains why a run did not reach its budget, and what to do.
 
     Args:
         rounds: The rounds of the run.
-        metric: The metric that was watched.
-        drop: The most that it may get worse; None: rounds are never undone.
-        seen: Whether it ever was a finite number.
+        metric: The name of the monitored metric.
+        drop: The most that the metric may get worse; None: rounds are never undone.
+        seen: Whether the metric ever was a finite number.
     """
     undone = sum(r.decision == "undone" for r in rounds)
     if drop is not None and not rounds and not seen:

@@ -1,4 +1,4 @@
-"""Which metric of a run is watched, and which way is better; knows nothing of pruning."""
+"""Finds the metric to watch, and whether more or less of it is better; knows nothing of pruning."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ class Monitor:
     """Reads one metric from the logs of epochs.
 
     Args:
-        metric: Its name; `"auto"`: the first accuracy on validation data, else the validation
-            loss, else the same of the training data.
-        mode: `"min"`, `"max"` or `"auto"`: as Keras' own callbacks decide.
-        validated: The epochs (from 0) that the run validates; None: that is not known.
+        metric: The name of the metric. `"auto"`: the first accuracy on validation data, else the
+            validation loss, else the same of the training data.
+        mode: `"min"`, `"max"` or `"auto"`, which decides as Keras' own callbacks do.
+        validated: The epochs (from 0) that the run validates; None: not known.
 
     Attributes:
-        name: The metric, None while none was found.
-        epochs: The epochs that have it, None where all may.
+        name: The name of the metric; None until it is found.
+        epochs: The epochs that have the metric; None: any may have it.
 
     Raises:
-        ValueError: An argument has no meaning, or a metric on validation data will never come.
+        ValueError: An argument has an invalid value, or the metric needs validation data and no
+            epoch is validated.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Monitor:
         check_monitor(metric, mode)
         if metric.startswith("val_") and validated is not None and not validated:
             raise ValueError(
-                f"SGDAPCallback is to watch '{metric}', and no epoch of this run is validated. "
+                f"SGDAPCallback is set to watch '{metric}', and no epoch of this run is validated. "
                 "Pass validation_data to fit (validation_freq may be too large), or another "
                 "monitor."
             )
@@ -43,7 +44,7 @@ class Monitor:
         self._mode = mode
 
     def read(self, logs: Mapping[str, Any]) -> float | None:
-        """The metric in an epoch's logs, None where the epoch had none.
+        """The metric in an epoch's logs; None if the epoch had none.
 
         Raises:
             ValueError: The metric is not among those of the run.
@@ -54,13 +55,13 @@ class Monitor:
         return None if value is None else float(value)
 
     def sign(self, model: Any) -> float:
-        """1 where more of the metric is better, -1 where less is.
+        """1 if a higher metric is better, -1 if a lower one is.
 
         Args:
-            model: The model in training, whose metrics say so.
+            model: The model in training, whose metrics Keras asks for their direction.
 
         Raises:
-            ValueError: Neither Keras nor the metric's name tells.
+            ValueError: Neither Keras nor the metric's name tells which is better.
         """
         name = str(self.name).removeprefix("val_")
         outputs = [f"{output}_" for output in getattr(model, "output_names", [])]
@@ -69,7 +70,7 @@ class Monitor:
                 return 1.0 if _keras.more_is_better(model, candidate, self._mode) else -1.0
             except ValueError:
                 continue
-        if name.endswith(("acc", "accuracy", "loss")):  # what a train step of one's own returns
+        if name.endswith(("acc", "accuracy", "loss")):  # a custom train step's metric
             return -1.0 if name.endswith("loss") else 1.0
         raise ValueError(
             f"SGDAPCallback watches '{self.name}', and Keras can't tell whether more of it is "
@@ -96,10 +97,10 @@ class Monitor:
 
 
 def check_monitor(metric: object, mode: object) -> None:
-    """Checks the two arguments that say which metric is watched, and which way is better.
+    """Checks the arguments `monitor` and `mode`.
 
     Raises:
-        ValueError: One of them has no meaning.
+        ValueError: One of them has an invalid value.
     """
     check_choice("mode", mode, ("auto", "min", "max"))
     if not isinstance(metric, str):

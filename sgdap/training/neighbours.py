@@ -1,4 +1,4 @@
-"""The other callbacks of a run: what they must forget when the model's shapes change."""
+"""Resets the other callbacks of a run when the model's shapes change; never changes the model."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _MEMORY = ("best", "best_weights", "wait")
 class Neighbours:
     """The callbacks beside SGDAPCallback.
 
-    Those that remember the best epoch (Keras' own, their subclasses, and any other with an
-    attribute `best_weights`) begin anew when layers shrink or a round is undone: what they
-    remember is of another architecture.
+    Some remember the best epoch: Keras' own, their subclasses, and any other with an attribute
+    `best_weights`. They start anew when layers shrink or a round is undone, as what they remember
+    belongs to another architecture.
 
     Args:
-        before: The callbacks that stand before SGDAPCallback.
-        after: Those that stand after it.
+        before: The callbacks listed before SGDAPCallback.
+        after: The callbacks listed after it.
 
     Raises:
-        ValueError: One of them can't work where shapes change, or not in this order.
+        ValueError: One of them can't work when shapes change, or must be in another place.
     """
 
     def __init__(self, before: Sequence[Any], after: Sequence[Any]) -> None:
@@ -52,7 +52,7 @@ class Neighbours:
         return [callback for callback in self._all if isinstance(callback, kind)]
 
     def note(self) -> None:
-        """Notes what they remember at the beginning of the run; later calls change nothing."""
+        """Stores the callbacks' memories at the beginning of the run; later calls do nothing."""
         if self._memories is None:
             self._memories = [
                 (callback, {n: getattr(callback, n) for n in _MEMORY if hasattr(callback, n)})
@@ -61,7 +61,7 @@ class Neighbours:
             ]
 
     def begin_anew(self) -> None:
-        """Sets what they remember back to what it was at the beginning of the run."""
+        """Resets the callbacks' memories to those at the beginning of the run."""
         for callback, memory in self._memories or ():
             for name, value in memory.items():
                 setattr(callback, name, value)

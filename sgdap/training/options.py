@@ -1,4 +1,4 @@
-"""When a `fit` prunes, how far, and how rounds are judged: what the user sets."""
+"""The user's options for pruning during `fit`: when, how far and how judged; decides nothing."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from sgdap.training.schedule import Adaptive, Geometric, Schedule, get_schedule
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """The options of a run beside those of pruning; `SGDAPCallback` explains them to users.
+    """The options of a run, apart from those of pruning. `SGDAPCallback` explains them in full.
 
     Attributes:
-        budget: What the slim model may cost; None: as little as the schedule or the guard says.
-        schedule: How the budget is approached, by name or object.
+        budget: What the slim model may cost; None: the schedule or the guard decides.
+        schedule: The schedule by which the budget is approached, by name or as an object.
         max_accuracy_drop: The most that the monitored metric may get worse; None: rounds are never
             undone.
-        monitor: Name of the monitored metric, or `"auto"`.
+        monitor: The name of the monitored metric, or `"auto"`.
         mode: `"min"`, `"max"` or `"auto"`.
-        patience: Epochs that a round has to recover before it is undone.
-        begin_epoch: The first epoch (from 0) after which layers shrink.
-        frequency: Epochs from one round to the next.
-        final_finetune_epochs: Epochs at the end in which nothing is removed.
+        patience: The number of epochs that a round has to recover before it is undone.
+        begin_epoch: The first epoch (from 0) after which layers may shrink.
+        frequency: The number of epochs from one round to the next.
+        final_finetune_epochs: The number of epochs at the end in which nothing is removed.
         jit_compile: `"auto"`, True, False or None.
 
     Raises:
         TypeError: An option is of the wrong type.
-        ValueError: An option has no meaning.
+        ValueError: An option has an invalid value.
     """
 
     budget: Budget | None = None
@@ -77,9 +77,9 @@ class TrainingOptions:
 
 
 def settings(pruning: PruningOptions, training: TrainingOptions) -> dict[str, str]:
-    """What decides where a run leads, in words; where objects lie in memory is left out."""
+    """The options that decide a run's result, as text without the memory addresses of objects."""
     words = {f.name: repr(getattr(o, f.name)) for o in (pruning, training) for f in fields(o)}
-    del words["jit_compile"]  # it may be another one when a run is taken up again
+    del words["jit_compile"]  # may differ when a run is resumed
     if not isinstance(training.schedule, Schedule):
         schedule = training.schedule
         words["schedule"] = f"{type(schedule).__name__} {schedule.get_config()}"

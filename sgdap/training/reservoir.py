@@ -1,6 +1,6 @@
-"""A random sample of the inputs that a training run sees, bounded in bytes, kept by its train step.
+"""A random sample of the inputs of a training run, bounded in bytes.
 
-It knows no model; `sampler.py` lets the batches of a model's train step pass.
+It knows no model; `sampler.py` feeds it the batches of a model's train step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 LIMIT = 2**28
-"""Most bytes of a sample: 256 MB."""
+"""The most bytes of all samples together: 256 MB."""
 
 HOST = "CPU:0"
 
@@ -20,17 +20,17 @@ HOST = "CPU:0"
 class Reservoir:
     """A uniform random sample of a stream of inputs, bounded in number and in bytes.
 
-    `update` runs inside the compiled train step; each input replaces a random earlier one with
+    `update` runs inside the compiled train step. Each input replaces a random earlier one with
     the probability that keeps the sample uniform (Vitter 1985, algorithm R).
 
     Args:
-        capacity: Most samples that are kept; None: as many as fit into `limit`.
-        seed: Seed for the choice; the process's global random state is not touched.
-        limit: Most bytes of all samples together. Where they are too large, fewer are kept.
-        least: Fewest samples that are of use.
+        capacity: The most samples to keep; None: as many as fit into `limit`.
+        seed: Seed for the choice. The process's global random state is not touched.
+        limit: The most bytes of all samples together. Fewer samples are kept if they are large.
+        least: The fewest samples that are useful.
 
     Attributes:
-        kept: How many samples are kept at most; 0 before the first batch, which tells their size.
+        kept: The most samples that fit; 0 before the first batch, which tells their size.
     """
 
     def __init__(
@@ -48,18 +48,18 @@ class Reservoir:
 
     @property
     def seen(self) -> int:
-        """How many samples went by."""
+        """The number of samples seen so far."""
         return 0 if self._seen is None else int(self._seen.numpy())
 
     def update(self, x: Any, device: str | None = HOST) -> None:
-        """Takes a batch of inputs into account; callable in a `tf.function`.
+        """Offers a batch of inputs to the sample; callable in a `tf.function`.
 
-        Where several replicas call it, the batch is what all of them have.
+        If several replicas call it, their inputs together are the batch.
 
         Args:
             x: Tensor, or nested structure of tensors, with a leading batch axis.
-            device: Where the sample lies; None, or under a distribution strategy: where TensorFlow
-                puts it. What was kept moves when this changes.
+            device: The device that holds the sample. None, or a distribution strategy, leaves the
+                choice to TensorFlow. If it changes, the sample moves.
 
         Raises:
             ValueError: The shape of a sample is not known, or too few samples fit into the limit.
@@ -99,7 +99,7 @@ class Reservoir:
             self._seen.assign_add(count)
 
     def sample(self) -> Any:
-        """The sample, in the structure of the inputs, as arrays.
+        """The sample as arrays, in the structure of the inputs.
 
         Raises:
             ValueError: No batch was seen yet.
@@ -110,7 +110,7 @@ class Reservoir:
         return keras.tree.pack_sequence_as(self._structure, state["samples"])
 
     def state(self) -> dict[str, Any] | None:
-        """What a reservoir of another process goes on from; None before the first batch."""
+        """The state from which a reservoir in another process can go on; None before any batch."""
         if self._seen is None:
             return None
         kept = min(self.seen, self.kept)
@@ -124,8 +124,8 @@ class Reservoir:
         """Goes on from the state of a reservoir with the same arguments.
 
         Args:
-            state: What its `state` returned.
-            device: Where the sample lies from now on, as for `update`.
+            state: The state that the other reservoir's `state` returned.
+            device: The device that holds the sample from now on, as for `update`.
         """
         import tensorflow as tf
 
@@ -179,16 +179,16 @@ class Reservoir:
 
 
 def last_of_each(slots: Any, nowhere: int) -> Any:
-    """Lets one sample have each slot: the last one that drew it, as if they came one by one.
+    """Gives each slot to the last sample that drew it, as if the samples came one by one.
 
-    Devices that write in parallel would leave any of them.
+    Without this, devices that write in parallel could store any of them.
 
     Args:
         slots: The slot that each sample of a batch drew, up to `nowhere`, `(batch,)`.
-        nowhere: The slot of samples that are not kept, which several may have.
+        nowhere: The slot of samples that are not kept; several samples may have it.
 
     Returns:
-        The slots, `nowhere` for samples whose slot a later one drew, `(batch,)`.
+        The slots, with `nowhere` for samples whose slot a later one drew, `(batch,)`.
     """
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""One `fit` that prunes: what is decided between its epochs, one method a decision."""
+"""A run: one `fit` that prunes, with a method for each decision; it starts no epoch itself."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ class Run:
 
     Attributes:
         model: The model in training.
-        pruning: How it is looked at and planned.
-        training: When it is pruned, and how rounds are judged.
-        params: What Keras tells callbacks of the run.
-        scope: What of the model may shrink, with its channels as they are now.
-        course: Which epochs have a round.
-        goal: What the run aims at.
-        monitor: The metric that is watched.
+        pruning: The options of calibration, scoring and planning.
+        training: The options of the rounds and of judging them.
+        params: The `params` that Keras gives to callbacks.
+        scope: The groups that may shrink, of the model as it is now.
+        course: The epochs that have a round.
+        goal: The budget of the run and the way to it.
+        monitor: The metric to watch.
         neighbours: The other callbacks of the run.
-        summaries: What is written beside TensorBoard callbacks.
-        state: What the run remembers.
-        say: Tells the user a line.
-        data: Calibration inputs; None where they are sampled.
-        sampler: Samples the training data; None where there are calibration inputs.
+        summaries: The writer of summaries for TensorBoard callbacks.
+        state: What the run remembers from one epoch to the next.
+        say: A function that shows the user a line.
+        data: Calibration inputs; None if the training data are sampled.
+        sampler: The sampler of the training data; None if there are calibration inputs.
         by_xla: Whether the user compiled the model with XLA.
-        costs: What the model costs now, in the order of `sgdap.planning.cost.MEASURES`.
+        costs: The present cost of the model, in the order of `sgdap.planning.cost.MEASURES`.
         widths: The width of each group that may shrink, by name.
     """
 
@@ -79,14 +79,14 @@ class Run:
     # Hooks
 
     def begin_at(self, epoch: int) -> None:
-        """Lets the way to the budget begin with the first epoch of the run."""
+        """Plans the rounds anew when the first epoch of the run is known."""
         if self.state.first is None:
             self.state.first = epoch
             self.course = self.course.begun_at(epoch)
             self.goal.check(len(self.course.calendar.rounds(epoch)))
 
     def note_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
-        """Reads the metric, and adds to the logs what the model costs that it is of."""
+        """Reads the metric and adds the cost of the model to the logs."""
         value = self.monitor.read(logs)
         if self.state.guard.drop is not None and value is not None:
             self.state.guard.sign = self.monitor.sign(self.model)
@@ -95,10 +95,10 @@ class Run:
         logs["widths"] = Widths(self.widths)
         self.summaries.epoch(epoch, self.widths)
         if epoch == self.params["epochs"] - 1 or self.model.stop_training:
-            self._remember(value)  # at the end others may load weights of their own
+            self._remember(value)  # now, as other callbacks may load weights when fit ends
 
     def between_epochs(self, go_on: bool = True) -> None:
-        """Judges the last round, then starts the next one where it is time.
+        """Judges the last round, then starts the next one if it is due.
 
         Args:
             go_on: Whether another round may follow.
@@ -116,7 +116,7 @@ class Run:
                 self._prune(epoch, progress, value)
 
     def end(self) -> None:
-        """Leaves the best model within the last widths; undoes a round that never recovered."""
+        """Undoes a round that never recovered, and restores the best weights of the last widths."""
         state = self.state
         if state.ended is not None:
             self.between_epochs(go_on=state.ended[0] == self.params["epochs"] - 1)
@@ -137,10 +137,10 @@ class Run:
             self.sampler.remove()
             self.sampler = None
 
-    # What a backup keeps
+    # State for a backup
 
     def kept(self) -> RunState:
-        """The state, with what other parts of the run remember."""
+        """The state of the run, including that of its course, goal, monitor and sampler."""
         return replace(
             self.state,
             epochs=self.course.epochs,
@@ -150,7 +150,7 @@ class Run:
         )
 
     def take_up(self, state: RunState) -> None:
-        """Goes on from the state of a run that was interrupted; the model is as it was then."""
+        """Goes on from the state of an interrupted run; the model is restored already."""
         self.state = replace(state, reservoir=None)
         self.monitor.name = state.metric
         self.goal = replace(self.goal, seconds=state.seconds)
@@ -162,29 +162,29 @@ class Run:
     # Decisions
 
     def _remember(self, value: float | None) -> None:
-        """Keeps the best model within the present widths, for the guard."""
+        """Stores the model if it is the best one with the present widths and rounds are judged."""
         guard = self.state.guard
         if guard.drop is not None and guard.improves(value):
             guard.remember(value)
             self.state.best = take_snapshot(self.model, self.scope.graph.program)
 
     def _next_progress(self, epoch: int) -> float | None:
-        """How far to go after this epoch; None: no round now."""
+        """How far on the way to the budget to go after this epoch; None: no round now."""
         state = self.state
         if not (self.course.allows(epoch) and self.scope.groups):
-            return None  # where channels are protected, all others may be gone before the end
+            return None  # no group is left that could shrink
         if state.guard.drop is not None and state.guard.best is None:
-            return None  # there is nothing yet that a round could be compared with
+            return None  # there is no metric yet to compare a round with
         last = state.rounds[-1] if state.rounds else None
         wanted = self.course.progress(epoch, last, state.served)
         state.served = self.course.steps_until(epoch)
         return None if wanted is None else state.guard.allowed(wanted)
 
     def _prune(self, epoch: int, progress: float, value: float | None) -> None:
-        """Makes a plan and the model slim by it."""
+        """Makes a plan and prunes the model by it."""
         began = time.perf_counter()
         state, scope = self.state, self.scope
-        if state.best is not None:  # of the present widths, so the channels are the same
+        if state.best is not None:  # has the present widths: the graph still fits
             restore_snapshot(self.model, state.best, program=scope.graph.program)
         data = self._calibration_inputs()
         held = replace(scope.rules, fixed={**state.guard.widths, **scope.rules.fixed})
@@ -197,7 +197,7 @@ class Run:
         plan, curves = make_plan(replace(scope, rules=held), data, options, limits)
         state.plan = plan
         if all(len(group.kept) == group.size for group in plan.groups):
-            state.guard.progress = progress  # the model is that small already
+            state.guard.progress = progress  # the model is small enough already
             return
         prune_by_plan(scope.graph, plan)
         state.good, state.best = state.best, None
@@ -231,7 +231,7 @@ class Run:
         return (reservoir.sample(),)  # x alone, whatever its structure
 
     def _decide(self, decision: Decision, value: float | None) -> None:
-        """Keeps the last round or undoes it, where that is decided."""
+        """Keeps or undoes the last round, unless the decision is pending."""
         if decision == "pending":
             return
         state = self.state
@@ -284,7 +284,7 @@ class Run:
         self._note_widths(channel_graph(self.model))
 
     def _note_widths(self, graph: ChannelGraph) -> None:
-        """Keeps the model's channels as they are now, and for the logs its costs and widths."""
+        """Updates the scope, costs and widths to the model as it is now."""
         self.scope = self.scope.moved_to(graph)
         model = cost_model(graph)
         self.costs = model.cost(model.lengths(np.ones(graph.count, bool)))

@@ -1,4 +1,4 @@
-"""Keeps a random sample of what passes through a model's train step, which trains as before."""
+"""Feeds the training batches of a model to a reservoir; never changes how the model trains."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sgdap.training.reservoir import HOST, Reservoir
 
 
 class TrainStepSampler:
-    """Lets each training batch pass through a reservoir on its way to the train step.
+    """Wraps a model's train step, so that each batch is offered to a reservoir first.
 
-    The sample lies in the host's memory. A train step that XLA compiles can't reach that from an
-    accelerator, so there the sample lies beside the model.
+    The sample is in the host's memory. A train step that XLA compiles for an accelerator can't
+    reach that memory; then the sample is on the model's device.
 
     Args:
         graph: The channels of the compiled model.
-        reservoir: What keeps the samples.
+        reservoir: The reservoir that keeps the samples.
     """
 
     def __init__(self, graph: ChannelGraph, reservoir: Reservoir) -> None:
@@ -31,10 +31,10 @@ class TrainStepSampler:
         self._checked = False
 
     def install(self) -> None:
-        """Gives the model a train step that keeps samples."""
+        """Replaces the model's train step by one that samples the batches."""
         model = self._model
         own = vars(model).get("train_step")
-        if own is not None:  # a user's, or that of a run that was interrupted
+        if own is not None:  # set by the user, or left by an interrupted run
             del model.train_step
             own = getattr(own, "own_train_step", own)
             if own is not None:
@@ -59,7 +59,7 @@ class TrainStepSampler:
         remake_functions(self._model)
 
     def _inputs_of(self, data: Any) -> Any:
-        """The inputs of a batch; those of the first one must be such that the model takes them."""
+        """The inputs of a batch. Those of the first batch are checked to fit the model."""
         try:
             x = keras.utils.unpack_x_y_sample_weight(data)[0]
             if not self._checked:

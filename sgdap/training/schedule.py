@@ -1,4 +1,4 @@
-"""How the budget is approached over the rounds of a training run."""
+"""Schedules: how the budget is approached over the rounds of a run; they know no model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sgdap._arguments import check_integer, is_number
 
 @dataclass(frozen=True)
 class Schedule:
-    """A way from the whole model to the budget; subclass it for one of your own.
+    """A way from the whole model to the budget. Subclass it for a custom one.
 
     Attributes:
-        rounds: In how many rounds; None: as many as there are epochs for.
+        rounds: The number of rounds; None: as many as there are epochs for.
 
     Raises:
-        ValueError: `rounds` is no positive integer.
+        ValueError: `rounds` is not a positive integer.
     """
 
     rounds: int | None = None
@@ -31,7 +31,7 @@ class Schedule:
             check_integer("rounds", self.rounds, 1)
 
     def progress(self, done: float) -> float:
-        """How far the model is to be on its way to the budget, from 0 to 1.
+        """How far on the way to the budget the model should be, from 0 to 1.
 
         Args:
             done: The share of the rounds that are done or due, from 0 to 1.
@@ -39,31 +39,31 @@ class Schedule:
         return done
 
     def fraction(self, progress: float, final: float) -> float:
-        """What the model may cost on its way, as a fraction of the whole model's cost.
+        """What the model may cost at some progress, as a fraction of the whole model's cost.
 
         Args:
-            progress: How far it is on its way, from 0 to 1.
+            progress: How far on the way to the budget the model is, from 0 to 1.
             final: The fraction that the budget allows.
         """
         return 1 - (1 - final) * progress
 
     def step(self, final: float) -> float:
-        """How far one round may go at most, from 0 to 1.
+        """The most progress of one round, from 0 to 1.
 
         Args:
-            final: The fraction that the budget allows, of whatever it limits most.
+            final: The fraction that the budget allows, of the measure that it limits most.
         """
         return 1.0
 
     def check(self, rounds: int, final: float) -> None:
-        """Says whether the schedule can reach its end.
+        """Checks that the schedule can reach its end.
 
         Args:
             rounds: How many rounds there are epochs for.
-            final: The fraction that the budget allows, of whatever it limits most.
+            final: The fraction that the budget allows, of the measure that it limits most.
 
         Raises:
-            ValueError: It can't.
+            ValueError: It can't reach its end in so few rounds.
         """
         if self.rounds is not None and self.rounds > rounds:
             raise ValueError(
@@ -86,7 +86,7 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class Cubic(Schedule):
-    """Large rounds first, small ones at the end: `1 − (1 − t)³` of the way after the share t.
+    """Large rounds first, small ones at the end: `1 − (1 − t)³` of the way after a share t of them.
 
     Reference:
         Zhu & Gupta 2017, arXiv 1710.01878, equation 1.
@@ -112,7 +112,7 @@ class Geometric(Schedule):
 
 @dataclass(frozen=True)
 class OneShot(Geometric):
-    """All the way in one round; where the guard undoes it, in smaller ones."""
+    """Goes all the way in one round, and in smaller ones if that is undone."""
 
     rounds: int | None = field(default=1, init=False, repr=False)
 
@@ -125,12 +125,12 @@ class OneShot(Geometric):
 
 @dataclass(frozen=True)
 class Adaptive(Geometric):
-    """Goes on by the same step while the guard holds; each round that is undone halves the step.
+    """Goes on in equal steps; each round that is undone halves the step.
 
-    It belongs to `max_accuracy_drop`.
+    Use it with `max_accuracy_drop`.
 
     Attributes:
-        cut: The share of what is left that a round removes until one is undone.
+        cut: The share of the remaining cost that each round removes, until one is undone.
 
     Raises:
         ValueError: `cut` is not between 0 and 1.
@@ -146,7 +146,7 @@ class Adaptive(Geometric):
             raise ValueError(f"cut must be a number between 0 and 1. Received: cut={self.cut!r}")
 
     def progress(self, done: float) -> float:
-        """How far the model is to be on its way to the budget: all the way, step by step."""
+        """Always 1, all the way to the budget; `step` limits each round."""
         return 1.0
 
     def step(self, final: float) -> float:
@@ -154,10 +154,10 @@ class Adaptive(Geometric):
         return min(1.0, math.log(1 - self.cut) / math.log(final)) if final < 1 else 1.0
 
     def check(self, rounds: int, final: float) -> None:
-        """Says whether the schedule can reach its end.
+        """Checks that the schedule can reach its end.
 
         Raises:
-            ValueError: It can't, even where no round is undone.
+            ValueError: It can't reach its end, even if no round is undone.
         """
         if rounds * self.step(final) < 1 - 1e-9:
             raise ValueError(
@@ -178,16 +178,16 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
 class StepSchedule:
     """A `tfmot.sparsity.keras.PruningSchedule` read as a way to the budget.
 
-    Its sparsity is the share of the cost (FLOPs or parameters, whatever the budget limits) that is
-    removed; relative to the sparsity it ends with, it says how far to go towards the budget.
+    Its sparsity is read as the share of the cost that is removed, in the measure that the budget
+    limits. The sparsity divided by the final one is the progress towards the budget.
 
     Args:
-        schedule: The schedule: called with a step, it returns whether to prune in that step and
-            the sparsity.
-        steps: Steps of the run in which it may prune.
+        schedule: The tfmot schedule. Called with a step, it returns whether to prune in that step
+            and the sparsity.
+        steps: The number of steps of the run in which it may prune.
 
     Raises:
-        ValueError: It does not prune within the run, or ends after it.
+        ValueError: The schedule does not prune within the run, or ends after it.
     """
 
     def __init__(self, schedule: Any, steps: int) -> None:
@@ -216,7 +216,7 @@ class StepSchedule:
             )
 
     def progress(self, begin: int, end: int) -> float | None:
-        """How far to go after the steps from `begin` to `end`; None: no pruning among them."""
+        """The progress to reach after the steps `begin` to `end`; None: no step of them prunes."""
         step = self._last_pruning_step(begin, end)
         return None if step is None else self._sparsity(step) / self.final
 
@@ -232,7 +232,7 @@ def get_schedule(identifier: Any) -> Any:
 
     Raises:
         ValueError: No schedule has that name.
-        TypeError: It is neither a name, a `Schedule` nor a tfmot `PruningSchedule`.
+        TypeError: `identifier` is not a name, a `Schedule` or a tfmot `PruningSchedule`.
     """
     if isinstance(identifier, Schedule):
         return identifier

@@ -1,4 +1,4 @@
-"""The start of a run: everything is checked before anything of the model is changed."""
+"""Starts a run: checks everything and never changes the model."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def start_run(
     calibration_data: Any,
     say: Callable[[str], None],
 ) -> Run:
-    """Checks that a run can work, and makes it; a latency is measured for that.
+    """Checks that a run can work and makes it. If the budget limits the latency, models are timed.
 
     Args:
         model: The model in training.
-        pruning: How it is looked at and planned.
-        training: When it is pruned, and how rounds are judged.
-        params: What Keras tells callbacks of the run.
+        pruning: The options of calibration, scoring and planning.
+        training: The options of the rounds and of judging them.
+        params: The `params` that Keras gives to callbacks.
         neighbours: The other callbacks of the run.
         calibration_data: Calibration inputs; None: the training data are sampled.
-        say: Tells the user a line.
+        say: A function that shows the user a line.
 
     Raises:
         RuntimeError: Keras uses another backend than TensorFlow.
-        ValueError: Something can't work. Nothing was changed.
-        TypeError: The calibration data are of an unknown kind.
+        ValueError: The run can't work with this model or these options. Nothing was changed.
+        TypeError: The calibration data are of a kind that can't be read.
     """
     check_backend("sgdap.SGDAPCallback")
     graph = channel_graph(model)

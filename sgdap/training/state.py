@@ -1,4 +1,4 @@
-"""What a run remembers from one epoch to the next; plain data."""
+"""What a run remembers from one epoch to the next, as plain data; decides nothing."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from sgdap.training.guard import Guard, Round
 
 @dataclass(eq=False)
 class RunState:
-    """All that a run remembers, and that a backup keeps beside the model.
+    """All that a run remembers. A backup stores it beside the model.
 
     Attributes:
-        guard: How rounds are judged, and what they are compared with.
-        rounds: What was done.
+        guard: The guard, which judges rounds, with its baseline.
+        rounds: The rounds so far.
         plan: The plan of the last round.
         first: The first epoch of the run; None before it began.
         epochs: The epochs after which rounds are planned.
-        ended: An epoch that is not judged yet, and its metric.
-        served: How many steps of a schedule over steps were looked at.
+        ended: The last epoch and its metric, if it is not judged yet.
+        served: How many steps of a schedule over steps are dealt with.
         good: The model before the last round.
-        best: The best model within the present widths.
-        said_jit: The choice of `jit_compile` that the user was told last.
-        metric: The metric that is watched; None while none was found.
-        seconds: What a batch may take in the end, infinite without such a limit.
+        best: The best model with the present widths.
+        said_jit: The choice of `jit_compile` that the user was last told.
+        metric: The name of the monitored metric; None until it is found.
+        seconds: The seconds that the final model may take for a batch, infinite without a limit.
         reservoir: The sample of the training data.
     """
 
@@ -48,5 +48,5 @@ class RunState:
 
     @property
     def pending(self) -> bool:
-        """Whether the last round is not decided yet."""
+        """Whether the last round is still to be judged."""
         return bool(self.rounds) and self.rounds[-1].decision == "pending"

@@ -1,8 +1,8 @@
 """A file of plain data and arrays, written whole or not at all.
 
-Reading it runs no code that is in the file: only Keras' own objects and those that the user
-registered are made. (safetensors would do the arrays alone: it knows no checksum, no nesting and
-no half-written files.)
+Reading it never runs code from the file: it makes only Keras' own objects and those that the user
+registered. (safetensors stores only arrays, without checksum or nesting, and does not protect
+against half-written files.)
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ import numpy.typing as npt
 _VERSION = 2
 _MAGIC = b"SGDAP record "
 _DIGEST = 32
-_TAG = "<>"  # of an entry that stands for what JSON has no word for
+_TAG = "<>"  # key that marks values which JSON can't express
 
 
 def write_state_file(path: Path, value: Any, classes: Sequence[type] = ()) -> None:
-    """Writes a value to a file; until that is whole, what was there stays.
+    """Writes a value to a file. The old file is replaced only when the new one is complete.
 
     Args:
-        path: The file. What is not whole yet is beside it, with `.partial` after its name.
+        path: The file. The new one is written beside it, with `.partial` after its name.
         value: Numbers, strings, arrays, containers of them, dataclasses among `classes` and
             whatever `keras.saving.serialize_keras_object` takes.
-        classes: Dataclasses that may occur.
+        classes: The dataclasses that may occur in the value.
 
     Raises:
-        TypeError: There is something else in the value, or what could not be read again: a lambda,
-            or an object of a class that is not registered.
-        OSError: It can't be written; what was there is still whole.
+        TypeError: The value holds something else, or an object that could not be read again: a
+            lambda, or an object of a class that is not registered.
+        OSError: The file can't be written. The old file is still whole.
     """
     arrays: list[npt.NDArray[Any]] = []
     text = json.dumps(_encoded(value, arrays, classes)).encode()
@@ -68,16 +68,16 @@ def write_state_file(path: Path, value: Any, classes: Sequence[type] = ()) -> No
 
 
 def read_state_file(path: Path, classes: Sequence[type] = ()) -> Any:
-    """Reads what `write_state_file` wrote.
+    """Reads a file that `write_state_file` wrote.
 
     Args:
-        path: The file.
-        classes: Dataclasses that may occur.
+        path: The file to read.
+        classes: The dataclasses that may occur in it.
 
     Raises:
-        ValueError: The file is torn, damaged, of another version or no such file at all, or names
-            what is neither Keras' own nor registered.
-        OSError: It can't be read.
+        ValueError: The file is torn, damaged, of another version or not such a file, or it names
+            an object that is neither Keras' own nor registered.
+        OSError: The file can't be read.
     """
     content = path.read_bytes()
     head, _, _ = content[:64].partition(b"\n")
@@ -137,7 +137,7 @@ def _encoded(value: Any, arrays: list[npt.NDArray[Any]], classes: Sequence[type]
         raise TypeError(NO_LAMBDA)  # Keras would warn first
     try:
         config = keras.saving.serialize_keras_object(value)
-    except Exception as error:  # what Keras raises depends on the object
+    except Exception as error:  # the kind of error depends on the object
         raise TypeError(f"{value!r} (of type {type(value).__name__}) can't be written.") from error
     return {_TAG: "keras", "config": inner(config)}
 
@@ -154,10 +154,10 @@ def is_lambda(value: object) -> bool:
 
 
 def _check_names(entry: Mapping[Any, Any]) -> None:
-    """Raises if a config, as Keras writes objects, names one that Keras must not make from a file.
+    """Raises if a serialised Keras object must not be made again from a file.
 
     Raises:
-        TypeError: It is a lambda, or neither Keras' own nor registered.
+        TypeError: The object is a lambda, or neither Keras' own nor registered.
     """
     kind, module = entry.get("class_name"), entry.get("module")
     if kind == "__lambda__":
@@ -179,10 +179,10 @@ def _check_names(entry: Mapping[Any, Any]) -> None:
 
 
 _TRUSTED = ("keras", "keras_hub")
-"""Packages of which Keras makes layers and functions without a registration."""
+"""Packages whose layers and functions may be made from a file without registration."""
 
 _HOMES_OF_FUNCTIONS = ("activations", "initializers", "losses", "metrics", "regularizers")
-"""Where Keras looks for functions that are told by their name alone."""
+"""The modules in which Keras looks up functions that are given by name alone."""
 
 
 def _encoded_array(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
@@ -200,7 +200,7 @@ def _encoded_array(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
 
 
 class _Reader:
-    """Turns the JSON of a state file back into values; arrays are taken in their order."""
+    """Turns the JSON of a state file back into values. Arrays are read in the order of writing."""
 
     def __init__(self, data: bytes, classes: Mapping[str, type]) -> None:
         self._data = data

@@ -1,4 +1,4 @@
-"""Finds out by measuring whether compiling the train step with XLA pays for itself."""
+"""Measures whether compiling the train step with XLA saves time; never changes the model."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from sgdap.model.program import Program
 def choose_jit_compile(
     program: Program, inputs: Any, steps: int, compiles: int, *, batch_size: int = 128
 ) -> tuple[bool, str]:
-    """Times gradients of the model on a batch with and without XLA.
+    """Decides whether to use XLA, by timing the model's gradients on a batch with and without it.
 
     Args:
-        program: The calls of a compiled model; its weights are not changed.
-        inputs: Model inputs; the first batch is used.
-        steps: Training steps that are left.
+        program: The calls of a compiled model. Its weights are not changed.
+        inputs: Model inputs, of which the first batch is used.
+        steps: The number of training steps that are left.
         compiles: How often the step will be compiled for new shapes.
-        batch_size: Samples in a batch.
+        batch_size: The number of samples in a batch.
 
     Returns:
-        Whether to use XLA, and why in words. Where the steps left take less than a minute without
-        it, nothing is compiled.
+        Whether to use XLA, and the reason in words. If the remaining steps take less than a minute
+        without XLA, XLA is not tried.
     """
     import tensorflow as tf
 
@@ -51,7 +51,7 @@ def choose_jit_compile(
             return False, "the steps left are too few for a compile to pay"
         try:
             first, compiled = _seconds(tf.function(gradients, jit_compile=True))
-        except Exception as error:  # an operation that XLA does not know
+        except Exception as error:  # XLA does not support some operation
             return False, f"XLA can't compile this model: {type(error).__name__}"
     gain = (plain - compiled) * steps - first * compiles
     ratio = compiled / plain
@@ -59,7 +59,7 @@ def choose_jit_compile(
 
 
 def _seconds(function: Any, repeats: int = 5) -> tuple[float, float]:
-    """Seconds of the first call and the fastest of some more, fewer where they take a second."""
+    """Seconds of the first call and of the fastest later one; slow functions are called less."""
     times: list[float] = []
     while len(times) < 2 or (len(times) <= repeats and sum(times[1:]) < 1):
         began = time.perf_counter()
