@@ -18,8 +18,8 @@ def check_integer(name: str, value: Any, least: int) -> int:
     """Returns an argument as an `int`.
 
     Args:
-        name: Of the argument.
-        value: What was received.
+        name: The name of the argument.
+        value: The value that was received.
         least: The smallest value that has a meaning.
 
     Raises:
@@ -37,11 +37,11 @@ def check_integer(name: str, value: Any, least: int) -> int:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Says what an argument may be.
+    """Raises if an argument is none of its choices.
 
     Args:
-        name: Of the argument.
-        value: What was received.
+        name: The name of the argument.
+        value: The value that was received.
         choices: What has a meaning.
 
     Raises:
@@ -54,11 +54,11 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 
 def check_share(name: str, value: Any) -> None:
-    """Says that an argument is a share.
+    """Raises if an argument is no share.
 
     Args:
-        name: Of the argument.
-        value: What was received.
+        name: The name of the argument.
+        value: The value that was received.
 
     Raises:
         ValueError: It is no number between 0 and 1.

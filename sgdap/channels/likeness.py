@@ -142,7 +142,7 @@ class Likeness:
         )
 
     def fault(self) -> str | None:
-        """Says in words what is wrong where halves of the channels are left out, or None.
+        """Describes what is wrong when half of the channels are left out; None if nothing is.
 
         A slim layer must compute what the likeness computes when the channels that leave are
         zeroed in its inputs and variables. Nothing of this stays in Keras' global state.

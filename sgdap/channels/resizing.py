@@ -105,7 +105,7 @@ def called(layer: Any, path: str, args: Any, kwargs: Any) -> Any:
 
 
 def check_variables(path: str, old: Any, new: Any, shapes: Mapping[int, Sequence[int]]) -> None:
-    """Says where a resized layer has other variables than its rule tells.
+    """Raises if a resized layer has other variables than its rule tells.
 
     Args:
         path: The layer's path.

@@ -233,7 +233,7 @@ class RuleCall:
         return self.fixed(size)
 
     def weight(self, variable: Any, *axes: Labels | None) -> None:
-        """Says which channels lie along the axes of one of the layer's variables.
+        """States which channels lie along the axes of one of the layer's variables.
 
         Args:
             variable: The variable. None, for a bias that is not used, says nothing.
@@ -276,7 +276,7 @@ class RuleCall:
         return number
 
     def scale(self, variable: Any, power: float, channels: Labels) -> None:
-        """Says that a variable is multiplied with `(kept / all) ** power` of these channels.
+        """States that a variable is multiplied with `(kept / all) ** power` of these channels.
 
         Raises:
             TypeError: `channels` are no channels, or `power` is no number.
@@ -289,7 +289,7 @@ class RuleCall:
             self._statements.scales[(path, number)] = fact
 
     def resize(self, key: Key, channels: Labels) -> None:
-        """Says that an entry of the layer's config counts these channels.
+        """States that an entry of the layer's config counts these channels.
 
         Args:
             key: Name of the entry, or the names and positions that lead to a nested one.
@@ -306,7 +306,7 @@ class RuleCall:
         self._same(self._statements.resizes.setdefault((path, key), fact), channels)
 
     def rewrite(self, outputs: Sequence[Symbol]) -> None:
-        """Says that the operation's sizes, bounds and indices follow its inputs and outputs."""
+        """States that the operation's sizes, bounds and indices follow its inputs and outputs."""
         path = self._call.path
         if self._subject.names:
             operation = self._subject.layer
@@ -327,7 +327,7 @@ class RuleCall:
     def linear(
         self, kernel: Any, bias: Any, patches: Patches, features: Labels, outputs: Labels
     ) -> None:
-        """Says that the layer multiplies patches of its first input with a kernel.
+        """States that the layer multiplies patches of its first input with a kernel.
 
         Args:
             kernel: The variable whose last axis is the outputs.
@@ -353,7 +353,7 @@ class RuleCall:
         self._statements.places.append(Unsettled((features, outputs), fact))
 
     def reading(self, part: Any, axis: int, channels: Labels, *, made: bool = False) -> None:
-        """Says where channels inside the layer are seen, so that their use can be measured.
+        """States where channels inside the layer can be observed.
 
         Args:
             part: The inner layer that is called on the channels, or that makes them.
@@ -373,7 +373,7 @@ class RuleCall:
         return next(number for number, part in enumerate(parts) if part is layer)
 
     def work(self, factor: float, *axes: Labels) -> None:
-        """Says what the layer computes for one sample: `factor` times the number of channels.
+        """States what the layer computes for one sample: `factor` times the number of channels.
 
         Args:
             factor: FLOPs for one channel of each axis; one multiply-add counts as 2.

@@ -29,7 +29,7 @@ def affordable_batch(graph: ChannelGraph, memory: int) -> int:
 
 
 def check_calibration_data(graph: ChannelGraph, data: Any) -> None:
-    """Says whether a model can take calibration data, by their first batch.
+    """Raises if a model can't take the first batch of calibration data.
 
     Args:
         graph: The model's channels.

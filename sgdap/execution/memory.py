@@ -154,7 +154,7 @@ _WORDS = {
 
 
 def storage_notes(chosen: Mapping[str, Storage], limit: int) -> tuple[str, ...]:
-    """Says in words what was given up to stay under the limit; nothing where nothing was."""
+    """Describes what was given up to stay under the limit, a sentence each."""
     notes = []
     for kind, words in _WORDS.items():
         paths = [p for p, own in chosen.items() if kind in (own.level, own.sensitivity)]

@@ -62,7 +62,7 @@ class SideBySide:
         positions: Output positions of a convolution that are read of each sample at most.
         batch_size: Samples in a batch, where `data` does not come in batches.
         most: Batches of more samples are cut into several.
-        seed: Of the sampled positions.
+        seed: Seed for sampled positions.
         room: Bytes that may be kept of a sample.
     """
 

@@ -54,7 +54,7 @@ class Guidance:
     """Share of the remaining channels among which elimination may choose the next one to leave."""
 
     def check(self, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> None:
-        """Says, before anything is looked at or changed, whether groups can be scored.
+        """Raises if the groups can't be scored; called before anything is looked at or changed.
 
         Raises:
             ValueError: The model lacks what the criterion looks at.

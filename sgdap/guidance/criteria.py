@@ -308,7 +308,7 @@ class RandomGuidance(Guidance):
     """A random order: the yardstick for all others.
 
     Args:
-        seed: Of the order.
+        seed: Seed for the order.
     """
 
     name: ClassVar[str] = "random"

@@ -36,7 +36,7 @@ class GrowthGuidance(Guidance):
         self.refinement = refinement
 
     def check(self, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> None:
-        """Says whether every group has growth rates.
+        """Raises if a group has no growth rates.
 
         Raises:
             ValueError: One has none.

@@ -109,7 +109,7 @@ def _working_memory(group: ChannelGroup, statistics: CalibrationStatistics, chan
 
 
 def scoring_notes(graph: ChannelGraph, statistics: CalibrationStatistics) -> tuple[str, ...]:
-    """Says which prunable groups can't be scored by what their consumers need, and why."""
+    """Names the prunable groups that can't be scored by what their consumers need, and why."""
     read = np.zeros(graph.count, bool)
     alone = np.zeros(graph.count, bool)
     for own in statistics.consumers.values():

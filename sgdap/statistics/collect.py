@@ -138,7 +138,7 @@ def collect_statistics(
         batch_size: Samples in a batch at most; fewer where what a batch computes would take more
             than `memory_limit` leaves for it. A model built for a batch size of its own gets that,
             and what does not fill a batch is left out.
-        seed: Of the sampled positions and targets.
+        seed: Seed for sampled positions and targets.
         memory_limit: Bytes for all that is gathered, beyond the model and one sample; None: a
             quarter of the machine's memory, or half of what is free where that is less. What is
             given up for it stands in the result's `notes`, with the limit, and is logged.

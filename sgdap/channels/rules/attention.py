@@ -147,7 +147,7 @@ def _own_attention(layer: Any) -> str | None:
 def _with_heads(
     layer: Any, call: RuleCall, heads: Labels, shared: Labels, keys: Labels, values: Labels
 ) -> list[Symbol]:
-    """Says what all attention layers with heads have in common.
+    """States what all attention layers with heads have in common.
 
     The layer divides by the root of the number of key dimensions, so the query projection is
     scaled when that number falls.
