@@ -15,6 +15,7 @@ from tests.oracles import masked_outputs, random_removal
 pytestmark = [
     pytest.mark.compiled,  # grouped convolutions need XLA on CPUs
     pytest.mark.filterwarnings("ignore:Layer .* does not support masking:UserWarning"),
+    pytest.mark.filterwarnings("ignore:You are using a softmax over axis:UserWarning"),
 ]
 
 RECIPES = st.lists(

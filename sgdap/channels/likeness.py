@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from types import FunctionType
@@ -147,7 +148,8 @@ class Likeness:
         A slim layer must compute what the likeness computes when the channels that leave are
         zeroed in its inputs and variables. Nothing of this stays in Keras' global state.
         """
-        with global_state_kept():
+        with global_state_kept(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they would be about random numbers
             try:
                 return self._fault()
             except Exception as error:
@@ -155,7 +157,8 @@ class Likeness:
 
     def can_run(self) -> bool:
         """Whether the likeness can be run with all its channels."""
-        with global_state_kept():
+        with global_state_kept(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             try:
                 inputs, values = self._drawn_inputs(), self._drawn_values(signed=True)
                 self._run(self._made(self.present), self.present, inputs, values)

@@ -1,6 +1,7 @@
 """Whatever a rule says: what does not compute the same with fewer channels keeps them."""
 
 import random
+import warnings
 
 import keras
 import numpy as np
@@ -322,3 +323,20 @@ def test_trying_protects_nothing_that_may_leave(name, spatial, number):
     graph = sgdap.channel_graph(assemble(spatial, [(name, number)]))
     removable = sum(int(group.removable.sum()) for group in graph.groups)
     assert removable == REMOVABLE[(name, spatial, number)]
+
+
+class Warns(layers.Layer):
+    """Warns whenever it is called on numbers."""
+
+    def call(self, inputs):
+        if hasattr(inputs, "numpy"):
+            warnings.warn("This layer is old.", stacklevel=2)
+        return inputs
+
+
+def test_warnings_of_a_rehearsed_layer_are_not_for_the_user():
+    sgdap.register_rule(Warns)(lambda layer, call: call.input)
+    inputs = keras.Input((4,))
+    hidden = layers.Dense(6, name="hidden")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(Warns()(hidden)))
+    assert sgdap.channel_graph(model).group("hidden").prunable

@@ -33,6 +33,8 @@ def own(shape: tuple[int, ...] = (6,)) -> keras.Model:
     return randomise(model)
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not support masking:UserWarning")
+@pytest.mark.filterwarnings("ignore:You are using a softmax over axis:UserWarning")
 @pytest.mark.compiled
 @given(st.integers(0, 3), RECIPES)
 def test_random_models_in_a_call_are_pruned_in_place_and_as_functional_models(spatial, recipe):
