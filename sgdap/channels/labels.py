@@ -306,3 +306,8 @@ def concatenate(
             ledger.protect(channels, "concatenated from a tensor whose channels can't be removed")
         parts.append(channels)
     return others.with_axis(axis, np.concatenate(parts))
+
+
+def positions(shape: Sequence[int | None]) -> float:
+    """The number of places in some axes, unknown sizes counted as 1."""
+    return float(np.prod([size or 1 for size in shape])) if shape else 1.0

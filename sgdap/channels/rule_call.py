@@ -22,7 +22,7 @@ from sgdap.channels.facts import (
     Unsettled,
     Work,
 )
-from sgdap.channels.labels import Labels, Ledger, Symbol, plain
+from sgdap.channels.labels import Labels, Ledger, Symbol, plain, positions
 from sgdap.channels.patches import Patches
 from sgdap.channels.registry import apply_rule
 from sgdap.channels.rewriting import is_written_with_sizes
@@ -447,8 +447,3 @@ class RuleCall:
         for symbol in self.inputs:
             if all(symbol is not one for one in given):
                 self.keep(symbol, f"'{self._subject.layer.name}' reads them as a mask")
-
-
-def positions(shape: Sequence[int | None]) -> float:
-    """The number of places in some axes, unknown sizes counted as 1."""
-    return float(np.prod([size or 1 for size in shape])) if shape else 1.0

@@ -10,9 +10,9 @@ import numpy as np
 from keras import layers
 
 from sgdap import _keras
-from sgdap.channels.labels import Labels, Symbol
+from sgdap.channels.labels import Labels, Symbol, positions
 from sgdap.channels.registry import register_rule
-from sgdap.channels.rule_call import RuleCall, positions
+from sgdap.channels.rule_call import RuleCall
 
 
 @register_rule(layers.MultiHeadAttention)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from keras import layers
 
-from sgdap.channels.labels import Labels, Symbol
+from sgdap.channels.labels import Labels, Symbol, positions
 from sgdap.channels.patches import Patches
 from sgdap.channels.registry import register_rule
-from sgdap.channels.rule_call import RuleCall, positions
+from sgdap.channels.rule_call import RuleCall
 from sgdap.channels.rules.activation import keep_unless_elementwise
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.channels.labels import Labels, Symbol, plain
+from sgdap.channels.labels import Labels, Symbol, plain, positions
 from sgdap.channels.probing import Array, line_of, random_inputs, sources
 from sgdap.channels.registry import register_default, register_rule
 from sgdap.channels.remembering import Remembered, key_of, key_of_arguments
 from sgdap.channels.rewriting import Written
-from sgdap.channels.rule_call import RuleCall, positions
+from sgdap.channels.rule_call import RuleCall
 from sgdap.model.program import Ref
 
 _MIXES = "mixes them"

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 from keras import layers
 
-from sgdap.channels.labels import Labels, Symbol, concatenate, merge
+from sgdap.channels.labels import Labels, Symbol, concatenate, merge, positions
 from sgdap.channels.registry import register_rule
-from sgdap.channels.rule_call import RuleCall, positions
+from sgdap.channels.rule_call import RuleCall
 from sgdap.channels.rules.activation import is_elementwise
 
 _CELLS = (layers.SimpleRNNCell, layers.LSTMCell, layers.GRUCell)

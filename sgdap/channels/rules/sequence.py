@@ -7,10 +7,10 @@ from typing import Any
 
 from keras import layers
 
-from sgdap.channels.labels import Symbol
+from sgdap.channels.labels import Symbol, positions
 from sgdap.channels.patches import Patches
 from sgdap.channels.registry import register_rule
-from sgdap.channels.rule_call import RuleCall, positions
+from sgdap.channels.rule_call import RuleCall
 from sgdap.channels.rules.activation import is_elementwise
 
 
