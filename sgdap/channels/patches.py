@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -33,10 +33,6 @@ class Patches:
     channels_first: bool = False
     depthwise: Any = None
     steps: int = 0
-
-    def after(self, layer: Any) -> Patches:
-        """Rows of what the depthwise part of a separable convolution makes of the input."""
-        return replace(self, depthwise=layer)
 
     def geometry(self, spatial: list[int]) -> tuple[list[tuple[int, int]], list[int]]:
         """Returns how a tensor is padded and how many positions it has, for each spatial axis.

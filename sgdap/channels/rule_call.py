@@ -12,16 +12,7 @@ import numpy as np
 
 from sgdap import _keras
 from sgdap.channels.checks import check_axes, check_channels, check_number, checked_key
-from sgdap.channels.facts import (
-    Axis,
-    Key,
-    Place,
-    Resize,
-    Scale,
-    Statements,
-    Unsettled,
-    Work,
-)
+from sgdap.channels.facts import Axis, Key, Place, Resize, Scale, Statements, Unsettled, Work
 from sgdap.channels.labels import Labels, Ledger, Symbol, plain, positions
 from sgdap.channels.patches import Patches
 from sgdap.channels.registry import apply_rule
@@ -159,9 +150,9 @@ class RuleCall:
         Returns:
             The channels of the inner layer's outputs.
         """
-        subject = self._subject.inside(attribute, entry)
-        if each_step:
-            subject = subject.repeated(positions(self.input.shape[1:2]))
+        layer = getattr(self._subject.layer, attribute)
+        steps = [positions(self.input.shape[1:2])] if each_step else []
+        subject = self._subject.inside(layer, layer.name, (entry, "config"), steps)
         call = replace(self._call, args=(), kwargs=arguments or {})
         return self._at(subject, call, inputs, output_shapes)
 
@@ -185,7 +176,8 @@ class RuleCall:
         Returns:
             The channels of its outputs.
         """
-        subject = self._subject.inside_model(inner.operation, inner.path, way)
+        subject = self._subject.inside(inner.operation, inner.path, way)
+        subject = replace(subject, measured=False)
         call = replace(self._call, args=inner.args, kwargs=inner.kwargs)
         return self._at(subject, call, inputs, output_shapes, input_dtypes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,8 @@ def separable(layer: Any, call: RuleCall) -> Symbol:
     spatial = [None] * len(layer.kernel_size)
     call.weight(layer.depthwise_kernel, *spatial, channels, None)
     call.weight(layer.pointwise_kernel, *spatial, between, filters)
-    call.linear(layer.pointwise_kernel, layer.bias, _patches(layer).after(layer), between, filters)
+    patches = replace(_patches(layer), depthwise=layer)
+    call.linear(layer.pointwise_kernel, layer.bias, patches, between, filters)
     places = _places(layer, call.output_shape)
     call.work(2 * places * math.prod(layer.kernel_size), between)
     call.work(2 * places, between, filters)

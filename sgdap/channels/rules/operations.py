@@ -16,9 +16,8 @@ from sgdap.channels.labels import Labels, Symbol, plain, positions
 from sgdap.channels.probing import Array, line_of, random_inputs, sources
 from sgdap.channels.registry import register_default, register_rule
 from sgdap.channels.remembering import Remembered, key_of, key_of_arguments
-from sgdap.channels.rewriting import Written
 from sgdap.channels.rule_call import RuleCall
-from sgdap.model.program import Ref
+from sgdap.model.program import OperationCall, Ref
 
 _MIXES = "mixes them"
 _FIXED = "can't do without some of them"
@@ -93,7 +92,7 @@ def _movement(
 ) -> Movement | None:
     """Tries an operation out, or remembers what came of it."""
     try:
-        written = Written(operation.get_config(), call.args, call.kwargs)
+        written = OperationCall(operation.get_config(), call.args, call.kwargs)
     except NotImplementedError:
         return None
     key = (
@@ -117,7 +116,7 @@ def _movement(
 def _try_out(
     operation: Any,
     call: RuleCall,
-    written: Written,
+    written: OperationCall,
     labels: dict[tuple[int, int], Numbers],
     count: int,
 ) -> Movement:
@@ -154,7 +153,7 @@ def _try_out(
     return Movement(ties, tuple(kept), tuple(map(tuple, lines)))
 
 
-def _run(operation_class: Any, written: Written, inputs: Sequence[Array]) -> list[Array]:
+def _run(operation_class: Any, written: OperationCall, inputs: Sequence[Array]) -> list[Array]:
     operation = operation_class.from_config(dict(written.config))
     rest = list(inputs)
 
