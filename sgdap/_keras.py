@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -264,7 +265,7 @@ def build_optimizer(
 
 
 def adopt_inner_optimizers(old: Any, new: Any) -> None:
-    """Gives `new` the inner optimizers of `old`, which get the insides of its own elsewhere."""
+    """Lets an optimizer hold the inner optimizer objects of the one whose place it takes."""
     if isinstance(new, keras.optimizers.MultiOptimizer):
         new._inner_optimizers = list(old.optimizers)
         new._optimizer_map = old._optimizer_map
@@ -382,14 +383,11 @@ def callbacks_beside(callback: Any) -> tuple[list[Any], list[Any]]:
     Keras does not tell a callback of its list, but the list stands on the stack of calls. Both
     are empty where no list is calling.
     """
-    frame = inspect.currentframe()
-    while frame is not None:
+    for frame, _ in traceback.walk_stack(inspect.currentframe()):
         owner = frame.f_locals.get("self")
-        if isinstance(owner, keras.callbacks.CallbackList):
-            place = next((i for i, one in enumerate(owner.callbacks) if one is callback), None)
-            if place is not None:
-                return owner.callbacks[:place], owner.callbacks[place + 1 :]
-        frame = frame.f_back
+        if isinstance(owner, keras.callbacks.CallbackList) and callback in owner.callbacks:
+            place = owner.callbacks.index(callback)
+            return owner.callbacks[:place], owner.callbacks[place + 1 :]
     return [], []
 
 
@@ -398,8 +396,7 @@ def validated_epochs(model: Any) -> list[int] | None:
 
     Keras does not tell callbacks, but its `fit` stands on the stack of calls.
     """
-    frame = inspect.currentframe()
-    while frame is not None:
+    for frame, _ in traceback.walk_stack(inspect.currentframe()):
         fit = frame.f_locals
         told = fit.keys() >= {"self", "epochs", "validation_data", "validation_freq"}
         if told and fit["self"] is model:
@@ -407,7 +404,6 @@ def validated_epochs(model: Any) -> list[int] | None:
                 return []
             often = fit["validation_freq"]
             return [e for e in range(fit["epochs"]) if model._should_eval(e, often)]
-        frame = frame.f_back
     return None
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import linecache
+import traceback
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,17 +30,14 @@ def has_code(layer: Any) -> bool:
     return not own and leaf_class(layer) is None
 
 
-def user_line(traceback: TracebackType | None) -> str:
+def user_line(stopped: TracebackType | None) -> str:
     """The innermost line of the user's own code: of a traceback, or of the current stack."""
-    if traceback is not None:
-        frames = [(f.filename, f.lineno) for f in inspect.getinnerframes(traceback)][::-1]
+    if stopped is None:
+        frames = traceback.walk_stack(inspect.currentframe())
     else:
-        frames = []
-        frame = inspect.currentframe()
-        while frame is not None:
-            frames.append((frame.f_code.co_filename, frame.f_lineno))
-            frame = frame.f_back
-    for name, line in frames:
+        frames = reversed(list(traceback.walk_tb(stopped)))
+    for frame, line in frames:
+        name = frame.f_code.co_filename
         if not _is_of_a_library(name):
             return f"{name}:{line} (`{linecache.getline(name, line).strip()}`)"
     return "an unknown line"
