@@ -20,10 +20,10 @@ from rich.table import Table
 from sgdap.callback import SGDAPCallback
 from sgdap.channels import channel_graph
 from sgdap.datasets import load_mnist
+from sgdap.execution.latency import compare_latency
 from sgdap.planning import Budget
 from sgdap.report.profile import Profile, profile
 from sgdap.surgery.apply import copy_model
-from sgdap.training.latency import compare_latency
 
 Array = npt.NDArray[Any]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sgdap.channels.grouping import channel_graph
@@ -101,8 +102,11 @@ def plan(
     goal = make_goal(budget, OneShot(), scope, rounds=1)
 
     def limits(curves: Curves) -> Budget:
-        return goal.measured(scope, curves, allocation).target(1.0) if goal.timed else budget
+        nonlocal goal
+        goal = goal.measured(scope, curves, allocation)
+        return goal.target(1.0) if goal.timed else budget
 
     data = reusable(data, samples)
     with Progress(verbose) as progress:
-        return make_plan(scope, data, options, limits, progress)[0]
+        made = make_plan(scope, data, options, limits, progress)[0]
+    return replace(made, notes=(*made.notes, *goal.notes))

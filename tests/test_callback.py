@@ -14,8 +14,8 @@ from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, Polyn
 
 import sgdap
 from sgdap import pipeline
-from sgdap.training import latency, xla
 from sgdap.training import run as run_module
+from sgdap.training import xla
 from tests.models import convnet, digits_like, outputs
 
 HALF = sgdap.Budget(flops=0.5)
@@ -151,48 +151,47 @@ def test_bytes_and_parameters_are_limits_too():
     assert sum(weight.numpy().nbytes for weight in model.weights) <= 0.4 * saved
 
 
-def test_a_latency_is_a_limit(monkeypatch):
+def test_a_latency_is_a_limit():
     """On a machine that takes a nanosecond for each FLOP."""
 
-    def measured(model, batch_size):
-        return cost(model)[1] * batch_size * 1e-9
+    def measured(model):
+        return cost(model)[1] * 1e-9
 
-    monkeypatch.setattr(latency, "measure_latency", measured)
     model = network()
-    seconds = 0.5 * measured(model, 8)
-    budget = sgdap.Budget(latency=f"{seconds * 1e6:.3f}us", batch_size=8)
+    seconds = 0.5 * measured(model)
+    budget = sgdap.Budget(latency=f"{seconds * 1e6:.3f}us", runtime=measured)
     callback = pruner(budget, schedule="linear")
     fit(model, callback, epochs=3)
-    assert 0.3 * seconds < measured(model, 8) <= seconds
+    assert 0.8 * seconds < measured(model) <= seconds
     assert len(callback.rounds) == 2
     with pytest.raises(ValueError, match="cannot be met: the narrowest model still takes"):
-        fit(network(), pruner(sgdap.Budget(latency="0.001us")))
+        fit(network(), pruner(sgdap.Budget(latency="0.001us", runtime=measured)))
 
 
-def test_a_share_of_the_latency_shrinks_the_model_though_it_is_measured_faster_now(monkeypatch):
+def test_a_share_of_the_latency_shrinks_the_model_though_it_is_measured_faster_now():
     times = []
 
-    def measured(model, batch_size):
+    def measured(model):
         times.append(1.0 if not times else 0.3)  # the machine was busy at the start
         return times[-1] * cost(model)[1] * 1e-9
 
-    monkeypatch.setattr(latency, "measure_latency", measured)
     model = network()
-    fit(model, pruner(sgdap.Budget(latency=0.8), schedule="one_shot"), epochs=2)
+    budget = sgdap.Budget(latency=0.8, runtime=measured)
+    fit(model, pruner(budget, schedule="one_shot"), epochs=2)
     assert cost(model)[1] < cost(network())[1]
 
 
-def test_a_machine_that_gets_busy_does_not_end_the_run(monkeypatch):
+def test_a_machine_that_gets_busy_does_not_end_the_run():
     slow = []
 
-    def measured(model, batch_size):
+    def measured(model):
         return cost(model)[1] * 1e-9 * (1000 if slow else 1)
 
-    monkeypatch.setattr(latency, "measure_latency", measured)
+    budget = sgdap.Budget(latency=0.5, runtime=measured)
     note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: slow.append(epoch))
     model = network()
     with warned("Going by the latency measured before.*narrowest"):
-        fit(model, [note, pruner(sgdap.Budget(latency=0.5), schedule="one_shot")], epochs=2)
+        fit(model, [note, pruner(budget, schedule="one_shot")], epochs=2)
     assert cost(model)[1] <= 0.5 * cost(network())[1]
 
 

@@ -11,7 +11,6 @@ from keras import layers
 
 import sgdap
 from sgdap import pipeline
-from sgdap.training import latency
 from tests.models import convnet, digits_like, mlp, outputs, randomise, samples
 
 HALF = sgdap.Budget(flops=0.5)
@@ -298,9 +297,9 @@ WRONG = {
         r"cannot be met.*A limit above 1 is absolute \(flops=101\).$",
     ),
     "a latency that cannot be met": (
-        lambda: (convnet(), x, sgdap.Budget(latency="0.001us")),
+        lambda: (convnet(), x, sgdap.Budget(latency="1us", runtime=lambda model: 1.0)),
         ValueError,
-        r"Budget\(latency='0.001us'\) cannot be met: the narrowest model still takes",
+        r"Budget\(latency='1us', runtime=.*\) cannot be met: the narrowest model still takes",
     ),
     "a budget that cannot be met": (
         lambda: (convnet(), x, sgdap.Budget(flops=0.001)),
@@ -310,19 +309,22 @@ WRONG = {
 }
 
 
-def test_a_latency_is_measured_on_slim_copies(monkeypatch):
+def test_a_latency_is_measured_on_slim_copies():
     """On a machine that takes a nanosecond for each FLOP."""
 
-    def measured(model, batch_size):
-        return sgdap.profile(model, latency=False).flops * batch_size * 1e-9
+    def measured(model):
+        return sgdap.profile(model, latency=False).flops * 1e-9
 
-    monkeypatch.setattr(latency, "measure_latency", measured)
     model = convnet()
-    seconds = 0.5 * measured(model, 8)
-    budget = sgdap.Budget(latency=f"{seconds * 1e6:.3f}us", batch_size=8)
-    slim = sgdap.apply(model, sgdap.plan(model, x, budget))
-    assert 0.3 * seconds < measured(slim, 8) <= seconds
-    both = sgdap.Budget(latency=0.5, params=0.2)
+    seconds = 0.5 * measured(model)
+    budget = sgdap.Budget(latency=f"{seconds * 1e6:.3f}us", runtime=measured)
+    plan = sgdap.plan(model, x, budget)
+    slim = sgdap.apply(model, plan)
+    assert 0.8 * seconds < measured(slim) <= seconds
+    (note,) = (note for note in plan.notes if note.startswith("Latency"))
+    assert f"{measured(slim) * 1e3:.3g} ms of {seconds * 1e3:.3g} ms allowed" in note
+    assert f"({measured(model) * 1e3:.3g} ms before" in note
+    both = sgdap.Budget(latency=0.5, params=0.2, runtime=measured)
     slim = sgdap.apply(model, sgdap.plan(model, x, both))
     assert slim.count_params() <= 0.2 * model.count_params()
 

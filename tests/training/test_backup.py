@@ -13,7 +13,6 @@ import pytest
 from keras import layers
 
 import sgdap
-from sgdap.training import latency
 from tests.training.killed_run import SCORES
 
 ROOT = Path(__file__).parents[2]
@@ -133,15 +132,13 @@ def test_a_run_that_was_interrupted_goes_on_after_the_last_whole_epoch(tmp_path,
     assert_equal(state(model), state(whole))
 
 
-def test_a_latency_stays_a_fraction_of_what_was_measured_at_the_start(tmp_path, monkeypatch):
+def test_a_latency_stays_a_fraction_of_what_was_measured_at_the_start(tmp_path):
     busy = []
 
-    def measured(model, batch_size):
-        flops = sgdap.profile(model, latency=False).flops
-        return flops * batch_size * 1e-9 * (busy.pop() if busy else 1)
+    def measured(model):
+        return sgdap.profile(model, latency=False).flops * 1e-9 * (busy.pop() if busy else 1)
 
-    monkeypatch.setattr(latency, "measure_latency", measured)
-    budget = sgdap.Budget(latency=0.5)
+    budget = sgdap.Budget(latency=0.5, runtime=measured)
     whole, model = net(), net()
     fit(whole, None, budget=budget)
     interrupted(tmp_path, budget=budget)
