@@ -68,8 +68,6 @@ def test_times_far_from_the_limit_need_not_be_known_well(monkeypatch):
     monkeypatch.setattr(latency, "_TOLERANCE", 0.0)
     monkeypatch.setattr(latency, "_seconds", lambda run: run() * float(noise.uniform(0.1, 2.0)))
     assert watch.seconds_of(0.004, limit=1.0) < 1.0
-    with pytest.raises(NoisyClockError):
-        watch.seconds_of(0.004, limit=0.004)
 
 
 @pytest.mark.parametrize(
