@@ -246,7 +246,8 @@ class _Recorder:
             try:
                 return self._entered(layer, path, args, kwargs)
             except Exception:
-                if _keras.functional_of(layer) is not None:
+                # A second run stops where it differs from the first.
+                if self._program or _keras.functional_of(layer) is not None:
                     raise
                 # What can't be traced is one layer without a rule.
                 del self.calls[calls:], self.unrolled[unrolled:]

@@ -62,7 +62,7 @@ def test_inputs_and_outputs_of_the_model_stay():
     graph = functional(build)
     assert not any(group.prunable for group in graph.groups)
     assert graph.group("end").reasons == ("model output",)
-    assert "combined with a tensor whose channels can't be removed" in graph.group("hidden").reasons
+    assert FIXED in graph.group("hidden").reasons
 
 
 def test_an_intermediate_output_is_protected():
@@ -142,6 +142,83 @@ def test_code_that_writes_a_number_keeps_the_channels_wherever_they_are_counted(
             "before"
         )
         assert "does not follow their number" in " ".join(group.reasons)
+
+
+class Residual(layers.Layer):
+    """Adds what its dense layer makes, and may count the sum by a number."""
+
+    def __init__(self, width: int | None = None):
+        super().__init__()
+        self.own = layers.Dense(6, name="own")
+        self.width = width
+
+    def call(self, x):
+        y = x + self.own(x)
+        return y if self.width is None else keras.ops.reshape(y, (-1, self.width // 2, 2))
+
+
+class OfCode(keras.Model):
+    """Dense layers around some layer, in a `call` of its own; the first may be left out."""
+
+    def __init__(self, inside, begins: bool = True):
+        super().__init__()
+        self.parts = [layers.Dense(6, name="before")] if begins else []
+        self.parts += [inside, layers.Dense(4, name="after"), layers.Dense(2, name="end")]
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+FIXED = "combined with a tensor whose channels can't be removed"
+
+
+def test_a_sum_with_an_input_keeps_its_channels_and_no_others():
+    inputs = keras.Input((6,))
+    summed = inputs + layers.Dense(6, name="own")(layers.Dense(5, name="before")(inputs))
+    graph = sgdap.channel_graph(keras.Model(inputs, layers.Dense(2)(summed)))
+    assert graph.group("own").reasons == (FIXED,)
+    assert graph.group("before").removable.all()
+
+    model = OfCode(Residual(), begins=False)
+    model(np.ones((2, 6), "float32"))
+    graph = sgdap.channel_graph(model)
+    assert graph.group("residual/own").reasons == (FIXED,)
+    assert graph.group("after").removable.all()
+
+
+@pytest.mark.parametrize(
+    "combined",
+    [
+        lambda x, y: keras.ops.where(y > 0, x, y),
+        lambda x, y: keras.ops.stack([x, y], 1),
+        lambda x, y: keras.ops.maximum(x[:, None], keras.ops.repeat(y[:, None], 3, 1)),
+        lambda x, y: keras.ops.concatenate([x * 2, y], -1) + keras.ops.concatenate([x, x], -1),
+    ],
+)
+def test_operations_that_meet_an_input_keep_what_meets_it(combined):
+    inputs = keras.Input((6,))
+    y = combined(inputs, layers.Dense(6, name="own")(inputs))
+    graph = sgdap.channel_graph(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(y))))
+    assert graph.group("own").reasons == (FIXED,)
+
+
+def test_channels_beside_an_input_may_leave():
+    inputs = keras.Input((6,))
+    y = keras.ops.concatenate([inputs, layers.Dense(6, name="own")(inputs)], -1)
+    graph = sgdap.channel_graph(keras.Model(inputs, layers.Dense(2)(y)))
+    assert graph.group("own").removable.all()
+
+
+def test_code_of_a_layer_inside_that_stops_keeps_only_what_it_counts():
+    model = OfCode(Residual(6))
+    model(np.ones((2, 3), "float32"))
+    graph = sgdap.channel_graph(model)
+    (reason,) = graph.group("before").reasons
+    assert "does not follow their number" in reason
+    assert "keras.ops.reshape(y" in reason
+    assert graph.group("after").removable.all()
 
 
 def test_a_group_may_be_removable_in_part():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.channels.labels import Labels, Symbol, plain, positions
+from sgdap.channels.labels import MEETS_FIXED, Labels, Symbol, plain, positions
 from sgdap.channels.probing import Array, line_of, random_inputs, sources
 from sgdap.channels.registry import register_default, register_rule
 from sgdap.channels.remembering import Remembered, key_of, key_of_arguments
@@ -34,11 +34,13 @@ class Movement:
     Attributes:
         pairs: Numbers that leave together, `(pairs, 2)`.
         kept: Numbers that stay, and why.
+        met: Numbers that stay because the output has indices of another input there too.
         lines: For each output and axis the labels along it (-1: none), or None.
     """
 
     pairs: Numbers
     kept: tuple[tuple[Numbers, str], ...]
+    met: Numbers
     lines: tuple[tuple[Numbers | None, ...], ...]
 
 
@@ -76,6 +78,7 @@ def tried(operation: Any, call: RuleCall) -> list[Symbol]:
         call.tie(channels[[first]], channels[[second]])
     for stay, reason in movement.kept:
         call.keep(channels[stay], f"'{operation.name}' {reason}")
+    call.keep(channels[movement.met], MEETS_FIXED)
     for number, lines in enumerate(movement.lines):
         for axis, line in enumerate(lines):
             if line is None:
@@ -150,8 +153,37 @@ def _try_out(
                 pairs.append(np.stack([known[both], line[both]], -1))
                 line = np.where(known >= 0, known, line)
             lines[part][place] = line
-    ties = np.concatenate(pairs)
-    return Movement(ties, tuple(kept), tuple(map(tuple, lines)))
+    met = [np.zeros(0, np.int64)]
+    for number, axis in _fixed_axes(shapes, labels, lines):
+        own = np.arange(len(values[number].swapaxes(0, axis)))
+        for part, source in enumerate(sources(run, values, others, number, axis, own) or ()):
+            placed = line_of(source)
+            known = None if placed is None else lines[part][placed[0]]
+            if placed is not None and known is not None:
+                met.append(known[(known >= 0) & (placed[1] >= 0)])
+    return Movement(
+        np.concatenate(pairs), tuple(kept), np.concatenate(met), tuple(map(tuple, lines))
+    )
+
+
+def _fixed_axes(
+    shapes: Sequence[Sequence[int | None]],
+    labels: Mapping[tuple[int, int], Numbers],
+    lines: Sequence[Sequence[Numbers | None]],
+) -> list[tuple[int, int]]:
+    """Inputs and axes of theirs without labels that may meet labels of another input.
+
+    What meets index by index is equally long.
+    """
+    if len(shapes) == 1:
+        return []
+    widths = {len(line) for part in lines for line in part if line is not None and len(line) > 1}
+    return [
+        (number, axis)
+        for number, shape in enumerate(shapes)
+        for axis, size in enumerate(shape)
+        if size in widths and (number, axis) not in labels
+    ]
 
 
 def _run(operation_class: Any, written: Written, inputs: Sequence[Array]) -> list[Array]:
