@@ -12,16 +12,7 @@ import numpy as np
 
 from sgdap import _keras
 from sgdap.channels.checks import check_axes, check_channels, check_number, checked_key
-from sgdap.channels.facts import (
-    Axis,
-    Key,
-    Place,
-    Resize,
-    Scale,
-    Statements,
-    Unsettled,
-    Work,
-)
+from sgdap.channels.facts import Axis, Key, Place, Resize, Scale, Statements, Unsettled, Work
 from sgdap.channels.labels import Labels, Ledger, Symbol, plain, positions
 from sgdap.channels.patches import Patches
 from sgdap.channels.registry import apply_rule
@@ -39,6 +30,7 @@ class RuleCall:
         input_dtypes: The dtypes of the input tensors.
         args: The call's positional arguments (a `Ref` for each tensor).
         kwargs: The call's keyword arguments, likewise.
+        untraced: Why the layer's code was not followed; empty where it was, or there is none.
     """
 
     def __init__(
@@ -56,6 +48,7 @@ class RuleCall:
         self.input_dtypes = tuple(input_dtypes)
         self.args = call.args
         self.kwargs = call.kwargs
+        self.untraced = call.untraced
         self._statements = statements
         self._call = call
         self._number = number

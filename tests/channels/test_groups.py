@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import sgdap
@@ -127,6 +128,100 @@ def test_a_layer_of_operations_alone_is_looked_into(layer, reason):
     group = functional(build).group("before")
     assert group.prunable == (reason is None)
     assert (reason or "") in " ".join(group.reasons)
+
+
+class OfFunction(layers.Layer):
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("layer", [layers.Lambda, OfFunction])
+@pytest.mark.parametrize(
+    ("function", "removable", "reason"),
+    [
+        (tf.nn.relu, 8, None),
+        (lambda x: tf.pad(x, [[0, 0], [1, 1], [0, 0], [0, 0]]), 8, None),
+        (lambda x: tf.image.resize(x, (5, 5)), 8, None),
+        (lambda x: tf.nn.depth_to_space(x, 2), 2, None),
+        (lambda x: tf.concat(tf.split(x, 2, -1), 1), 4, None),
+        (lambda x: tf.concat(tf.split(x, [3, 5], -1), -1), 0, "keras.ops.split for tf.split"),
+        (lambda x: tf.reshape(x, (-1, 128, 4)), 0, "keras.ops.reshape for tf.reshape"),
+        (lambda x: tf.nn.softmax(x), 0, "'own' mixes them; the code at"),
+        (
+            lambda x: x + tf.random.normal(tf.shape(x)),
+            0,
+            "keras.random.normal for tf.random.normal",
+        ),
+        (lambda x: tf.nn.l2_normalize(x, -1), 0, "write it with keras.ops in a layer of your own"),
+    ],
+)
+def test_code_of_tensorflow_without_weights_is_tried_as_a_whole(layer, function, removable, reason):
+    def build(x):
+        x = layers.Conv2D(8, 1, name="before")(x)
+        return layers.Dense(2)(layer(function, name="own")(x))
+
+    group = functional(build).group("before")
+    assert group.removable.sum() == removable
+    assert (reason is None) == (not group.reasons)
+    assert (reason or "") in " ".join(group.reasons)
+
+
+class Behind(layers.Layer):
+    """Calls TensorFlow after a layer of its own that has weights."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4)
+
+    def call(self, x):
+        return tf.nn.leaky_relu(self.dense(x))
+
+
+def test_a_layer_that_cannot_be_followed_names_the_call_and_what_can():
+    def build(x):
+        return layers.Dense(2)(Behind(name="own")(layers.Dense(4, name="before")(x)))
+
+    (reason,) = functional(build).group("before").reasons
+    assert reason.startswith("no rule for Behind (the code at ")
+    assert "`return tf.nn.leaky_relu(self.dense(x))`" in reason
+    assert "keras.ops.leaky_relu for tf.nn.leaky_relu" in reason
+
+
+class Marking(layers.Layer):
+    """Makes a mask that depends on the channels, in code that can't be followed."""
+
+    def call(self, x):
+        return tf.nn.relu(x)
+
+    def compute_mask(self, x, mask=None):
+        return keras.ops.any(x > 0, -1)
+
+
+class Reading(layers.Layer):
+    def call(self, x, mask=None):
+        return tf.nn.relu(x) if mask is None else x
+
+
+class Fixing(layers.Layer):
+    """Tells Keras a size that it does not have with fewer channels."""
+
+    def call(self, x):
+        return tf.nn.relu(x)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 4)
+
+
+@pytest.mark.parametrize("layer", [Marking, Reading, Fixing])
+def test_what_a_trial_does_not_show_keeps_the_channels(layer):
+    inputs = keras.Input((5, 3))
+    x = layer(name="own")(layers.Dense(4, name="before")(inputs))
+    graph = sgdap.channel_graph(keras.Model(inputs, layers.Dense(2)(x)))
+    assert not graph.group("before").prunable
 
 
 class Pairs(layers.Layer):
