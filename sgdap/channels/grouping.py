@@ -27,6 +27,7 @@ from sgdap.channels.replay import what_code_does_not_follow
 from sgdap.channels.rule_call import RuleCall
 from sgdap.model.functional import saves_by_its_graph
 from sgdap.model.program import Program
+from sgdap.model.sample_sizes import repeats, sizes_of_a_sample
 from sgdap.model.tracing import trace
 
 
@@ -56,12 +57,13 @@ def channel_graph(model: Any) -> ChannelGraph:
     symbols: dict[int, Symbol] = {
         ref.index: plain(program.shapes[ref.index]) for ref in program.inputs
     }
-    shared = _sharing_weights(program)
+    shared, sizes = _sharing_weights(program), sizes_of_a_sample(program)
     for number, call in enumerate(program.calls):
         inputs = [symbols[ref.index] for ref in call.inputs]
         shapes = [program.shapes[ref.index] for ref in call.outputs]
         dtypes = [program.dtypes[ref.index] for ref in call.inputs]
-        rule_call = RuleCall(statements, call, number, inputs, shapes, dtypes)
+        times = repeats(call, program, sizes)
+        rule_call = RuleCall(statements, call, number, inputs, shapes, dtypes, times)
         if call.path in shared:
             made = rule_call.keep_all(f"shares weights with '{shared[call.path]}'")
         else:
