@@ -33,6 +33,8 @@ class Call:
         made: The tensors it makes, structured as it returns them.
         in_graph: Whether the graph of a functional model holds the call and its arguments.
         line: The place in the user's own code that made the call; empty where there is none.
+        untraced: Why the layer's own code was not followed, and what would be; empty where it
+            was, or there is none.
     """
 
     operation: Any
@@ -43,6 +45,7 @@ class Call:
     made: Any = None
     in_graph: bool = False
     line: str = ""
+    untraced: str = ""
 
     @property
     def inputs(self) -> tuple[Ref, ...]:

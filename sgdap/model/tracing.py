@@ -15,7 +15,7 @@ from sgdap.model.arguments import symbolic_arguments, symbolic_like
 from sgdap.model.interception import originals, replaced
 from sgdap.model.open_sizes import Origins, UnknownSize, output_spec, size_functions, sizes_asked
 from sgdap.model.program import Call, Program, Ref, Shape, Unrolled, leaves_of, refs_of
-from sgdap.model.user_code import has_code, untraceable, user_line
+from sgdap.model.user_code import has_code, untraceable, untraced, user_line
 
 
 def trace(model: Any) -> Program:
@@ -241,14 +241,16 @@ class _Recorder:
         node = place.node(layer)
         kwargs = {k: v for k, v in kwargs.items() if k != "training" or v is not None}
         path = self._paths.setdefault(id(layer), place.prefix + layer.name)
+        error: Exception | None = None
         if self._is_unrolled(layer, args, kwargs):
             calls, tensors, unrolled = len(self.calls), len(self.shapes), len(self.unrolled)
             try:
                 return self._entered(layer, path, args, kwargs)
-            except Exception:
-                if _keras.functional_of(layer) is not None:
+            except Exception as stopped:
+                # A second run stops where it differs from the first.
+                if self._program or _keras.functional_of(layer) is not None:
                     raise
-                # What can't be traced is one layer without a rule.
+                error = stopped  # what can't be traced is one layer without a rule
                 del self.calls[calls:], self.unrolled[unrolled:]
                 del self.shapes[tensors:], self.dtypes[tensors:]
                 self._masked = {ref for ref in self._masked if ref.index < tensors}
@@ -258,7 +260,8 @@ class _Recorder:
                 f"Layer '{path}' is not built. Make layers in `__init__`, and call the model "
                 "once on a batch of data."
             )
-        return self._take_down(layer, path, args, kwargs, node)
+        why = untraced(layer, error)
+        return self._take_down(layer, path, args, kwargs, node, why=why)
 
     def _operation_called(self, _: Any, operation: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Takes down the call of an operation of `keras.ops`, which leaves no node on it."""
@@ -281,6 +284,7 @@ class _Recorder:
         kwargs: Any,
         node: Any = None,
         specs: Any = None,
+        why: str = "",
     ) -> Any:
         """Takes down one call; returns new symbolic tensors, like `specs` where they are given."""
         given, named = self._numbers((args, dict(kwargs)))
@@ -293,7 +297,8 @@ class _Recorder:
         outputs = tuple(self.numbered(leaf) for leaf in leaves_of(made) if _is_symbolic(leaf))
         line = user_line(None) if self._places[-1].is_code else ""
         structure, in_graph = self._numbers(made), node is not None
-        self.calls.append(Call(operation, path, given, named, outputs, structure, in_graph, line))
+        made_of = (operation, path, given, named, outputs, structure, in_graph, line, why)
+        self.calls.append(Call(*made_of))
         makes_masks = isinstance(operation, keras.layers.Masking)
         if makes_masks or getattr(operation, "mask_zero", False) or self._masked & {*taken}:
             self._masked.update(outputs)
