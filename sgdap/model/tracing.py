@@ -13,7 +13,7 @@ import keras
 from sgdap import _keras
 from sgdap.model.arguments import symbolic_arguments, symbolic_like
 from sgdap.model.interception import originals, replaced
-from sgdap.model.open_sizes import Origins, UnknownSize, output_spec, size_functions, sizes_asked
+from sgdap.model.open_sizes import output_spec, size_functions, sizes_asked
 from sgdap.model.program import Call, Program, Ref, Shape, Unrolled, leaves_of, refs_of
 from sgdap.model.user_code import has_code, untraceable, untraced, user_line
 
@@ -39,7 +39,7 @@ def trace(model: Any) -> Program:
         )
     args, kwargs = symbolic_arguments(model)
     recorder = _Recorder()
-    inputs = recorder.inputs(leaves_of((args, kwargs)))
+    inputs = tuple(map(recorder.numbered, leaves_of((args, kwargs))))
     outputs = recorder.run(model, "", args, kwargs)
     leaves = leaves_of(outputs)
     made = [leaf for leaf in leaves if _is_symbolic(leaf)]
@@ -131,14 +131,13 @@ class _Recorder:
         self._masked: set[Ref] = set()
         self._paths: dict[int, str] = {}
         self._counts: Counter[str] = Counter()
-        self._origins = Origins(program.inputs if program else ())
 
     def run(self, layer: Any, path: str, args: tuple[Any, ...], kwargs: Any) -> Any:
         """Runs a model or layer and takes down what it calls; returns what it makes."""
         functions = {
             (keras.Layer, "__call__"): self._layer_called,
             (keras.Operation, "symbolic_call"): self._operation_called,
-            **size_functions(self._counted, self._reshaped),
+            **size_functions(self._reshaped),
         }
         with replaced(functions):
             try:
@@ -149,11 +148,6 @@ class _Recorder:
                 raise untraceable(layer, path, error) from error
 
     # Tensors and their numbers
-
-    def inputs(self, tensors: Sequence[Any]) -> tuple[Ref, ...]:
-        """Numbers the tensors that the whole model begins with."""
-        self._origins = Origins(tuple(map(self.numbered, tensors)))
-        return self._origins.inputs
 
     def numbered(self, tensor: Any) -> Ref:
         """Numbers a new symbolic tensor."""
@@ -254,7 +248,6 @@ class _Recorder:
                 del self.calls[calls:], self.unrolled[unrolled:]
                 del self.shapes[tensors:], self.dtypes[tensors:]
                 self._masked = {ref for ref in self._masked if ref.index < tensors}
-                self._origins = Origins(self._origins.inputs)
         if not layer.built and not _has_nothing_to_build(layer):
             raise ValueError(
                 f"Layer '{path}' is not built. Make layers in `__init__`, and call the model "
@@ -345,17 +338,6 @@ class _Recorder:
         return base if self._counts[base] == 1 else f"{base}_{self._counts[base] - 1}"
 
     # Sizes that aren't known
-
-    def _counted(self, size: UnknownSize) -> Any:
-        """Zeros, as many as a size that isn't known, made from one of the model's inputs."""
-        if size.tensor is None:
-            raise ValueError("it is computed from another one")
-        place = (self.ref(size.tensor).index, size.axis)
-        with originals():
-            index, axis = self._origins.of(place, self.calls, self.shapes, self.dtypes)
-        x = self._tensor(Ref(index))
-        zeros = keras.ops.cast(keras.ops.zeros_like(x), "int32")
-        return keras.ops.sum(zeros, [other for other in range(len(x.shape)) if other != axis])
 
     def _reshaped(self, x: Any, target: tuple[int, ...]) -> Any:
         """A Reshape layer's output; no operation takes two sizes that aren't known."""
