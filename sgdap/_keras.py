@@ -121,18 +121,6 @@ def _recurrent_states(layer: Any) -> list[Any]:
     ]
 
 
-@contextlib.contextmanager
-def recurrent_states_kept(model: Any) -> Iterator[None]:
-    """Within, a model can be run without leaving a trace in its stateful recurrent layers."""
-    states = _recurrent_states(model)
-    before = [state.numpy() for state in states]
-    try:
-        yield
-    finally:
-        for state, value in zip(states, before, strict=True):
-            state.assign(value)
-
-
 def copy_trainable(old: Any, new: Any) -> None:
     """Freezes in `new` the inner layers that are frozen in `old`; configs do not tell of all."""
     before, after = list(old._flatten_layers()), list(new._flatten_layers())
