@@ -161,6 +161,23 @@ def test_a_finished_run_leaves_no_backup_and_the_next_fit_begins_anew(tmp_path):
     assert history.epoch == [0]
 
 
+def sharing_out() -> keras.Model:
+    model = net()
+    by_rank = {1: keras.optimizers.SGD(0.01, momentum=0.9), 2: keras.optimizers.Adam(0.01)}
+    shared = keras.optimizers.MultiOptimizer(lambda variable: by_rank[len(variable.shape)])
+    model.compile(shared, "mse")
+    return model
+
+
+def test_an_optimizer_that_shares_out_by_a_lambda_is_taken_up_as_any_other(tmp_path):
+    whole, model = sharing_out(), sharing_out()
+    fit(whole, None)
+    with pytest.raises(InterruptionError):
+        fit(sharing_out(), tmp_path, interrupt_at(2))
+    fit(model, tmp_path)
+    assert_equal(state(model), state(whole))
+
+
 def test_a_folder_that_was_there_stays(tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
