@@ -81,8 +81,8 @@ class SGDAPCallback(keras.callbacks.Callback):
             `sgdap.plan`. The sample of the training inputs is held to this limit too.
         seed: Seed for every random choice.
         backup_dir: A folder for a backup of the run, written at each epoch. If the process is
-            killed and the same script is run again, `fit` goes on after the last whole epoch. The
-            backup is removed when `fit` ends.
+            killed and the same script is run again, `fit` goes on after the last whole epoch, up
+            to its `epochs`. The backup is removed when `fit` ends.
         verbose: 0: silent, 1: a line for each decision.
 
     Attributes:
@@ -194,7 +194,9 @@ class SGDAPCallback(keras.callbacks.Callback):
                 run.sampler.install()
             if self._backup is not None:
                 words = settings(self.pruning, self.training)
-                state = self._backup.begin(run.scope.graph, run.kept(), words)
+                state = self._backup.begin(
+                    run.scope.graph, run.kept(), words, int(self.params["epochs"])
+                )
                 if state is not None:
                     run.take_up(state)
                     self._say(f"SGDAP goes on where the run was interrupted: {self.backup_dir}")
