@@ -203,6 +203,12 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
     return []
 
 
+def is_around_others(optimizer: Any) -> bool:
+    """Whether an optimizer wraps others; a MultiOptimizer may learn of them in `build` only."""
+    around = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+    return isinstance(optimizer, around)
+
+
 class _SharedOut:
     """Stands for a MultiOptimizer's map from variables to optimizers."""
 

@@ -1,10 +1,14 @@
 """Inside `fit` the budget is met, failed rounds are undone, and nothing is left behind."""
 
 import contextlib
+import copy
 import csv
+import io
+import pickle
 import re
 import warnings
 
+import joblib
 import keras
 import numpy as np
 import pytest
@@ -84,11 +88,12 @@ def test_the_model_that_went_in_meets_the_budget_when_fit_returns(schedule):
     assert int(optimizer.iterations) == 3 * 2
 
 
-def test_each_epoch_logs_parameters_flops_and_widths(tmp_path):
+def test_each_epoch_logs_parameters_and_flops_and_widths_are_beside(tmp_path):
     model, log = network(), tmp_path / "log.csv"
     history = keras.callbacks.History()
+    callback = pruner()
     callbacks = [
-        pruner(),
+        callback,
         keras.callbacks.CSVLogger(log),
         keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"),
         history,
@@ -99,10 +104,14 @@ def test_each_epoch_logs_parameters_flops_and_widths(tmp_path):
     assert logs["params"][0] == whole[0], "the model that the first epoch's metrics are of"
     assert (logs["params"][-1], logs["flops"][-1]) == cost(model)
     first, second = (model.get_layer(name).units for name in ("hidden_1", "hidden_2"))
-    assert str(logs["widths"][-1]) == f"{first}-{second}"
-    assert logs["widths"][-1] == first + second
+    assert callback.widths[0] == {"hidden_1": 12, "hidden_2": 10}
+    assert callback.widths[-1] == {"hidden_1": first, "hidden_2": second}
+    assert len(callback.widths) == 3
     with log.open() as file:
-        assert [row["widths"] for row in csv.DictReader(file)] == list(map(str, logs["widths"]))
+        assert [float(row["flops"]) for row in csv.DictReader(file)] == logs["flops"]
+    shown = {name for name in logs if not name.startswith("val_")}
+    assert shown == {"loss", "accuracy", "params", "flops"}
+    assert all(type(value) is float for name in ("params", "flops") for value in logs[name])
     loaded = keras.models.load_model(tmp_path / "3.keras")
     assert np.array_equal(outputs(loaded, X), outputs(model, X))
 
@@ -228,6 +237,48 @@ def test_a_callback_serves_a_second_fit():
     fit(model, callback, epochs=2)
     assert cost(model)[1] <= 0.6 * flops
     assert len(callback.rounds) == 1
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda held: pickle.loads(pickle.dumps(held)),
+    "joblib": lambda held: joblib.load(dumped(held)),
+}
+
+
+def dumped(held) -> io.BytesIO:
+    file = io.BytesIO()
+    joblib.dump(held, file)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_what_a_run_leaves_can_be_copied_and_stored(copied):
+    callback = pruner(max_accuracy_drop=1.0)
+    history = fit(network(), callback, epochs=3)
+    again, found = copied(callback), copied(history)
+    assert found.history == copied(history.history) == history.history
+    assert callback.rounds and callback.plan is not None
+    for name in ("rounds", "plan", "widths"):
+        assert getattr(again, name) == getattr(callback, name)
+    model = network()
+    fit(model, again, epochs=3)
+    assert cost(model)[1] <= 0.33 * cost(network())[1]
+
+
+def test_the_callback_of_an_interrupted_run_can_be_stored_too():
+    def interrupt(epoch, logs):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    callback = pruner()
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), [callback, keras.callbacks.LambdaCallback(on_epoch_begin=interrupt)])
+    again = pickle.loads(pickle.dumps(callback))
+    assert again.rounds == callback.rounds != []
+    assert again.widths == callback.widths
+    assert callback.model.predict(X, verbose=0).shape == (128, 3)
 
 
 # Calibration data

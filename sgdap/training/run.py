@@ -24,7 +24,7 @@ from sgdap.training.course import Course
 from sgdap.training.goal import Goal
 from sgdap.training.guard import Decision, Round, costliest_groups
 from sgdap.training.latency import TooSlowError
-from sgdap.training.log import Summaries, Widths, decision_line, round_line, why_short
+from sgdap.training.log import Summaries, decision_line, round_line, why_short
 from sgdap.training.monitor import Monitor
 from sgdap.training.neighbours import Neighbours
 from sgdap.training.options import TrainingOptions
@@ -94,7 +94,7 @@ class Run:
             self.state.guard.sign = self.monitor.sign(self.model)
         self.state.ended = (epoch, value)
         logs["params"], logs["flops"] = (float(cost) for cost in self.costs[:2])
-        logs["widths"] = Widths(self.widths)
+        self.state.widths.append(self.widths)
         self.summaries.epoch(epoch, self.widths)
         if epoch == self.params["epochs"] - 1 or self.model.stop_training:
             self._remember(value)  # now, as other callbacks may load weights when fit ends
