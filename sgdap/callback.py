@@ -34,6 +34,8 @@ class SGDAPCallback(keras.callbacks.Callback):
     the smaller model. A round that costs too much accuracy is undone and tried again in a smaller
     step. When `fit` returns, the model that was passed to it is slim, and an ordinary Keras model.
 
+    What channels are worth is the expected rise of the compiled loss, with its `loss_weights`.
+
     Layers shrink when an epoch begins. So the metrics of an epoch belong to the model at its end.
     Each epoch adds the cost of the model to the logs: `params` and `flops`. If there is a
     `keras.callbacks.TensorBoard`, the width of each group and the scores of its channels are
@@ -63,7 +65,8 @@ class SGDAPCallback(keras.callbacks.Callback):
         frequency: The number of epochs from one round to the next.
         final_finetune_epochs: The number of epochs at the end in which nothing is removed.
         calibration_data: Inputs for the statistics, in any form that `fit` takes. None: the train
-            step keeps a random sample of the training inputs, of 256 MB at most.
+            step keeps a random sample of the training inputs, of 256 MB at most, with their targets
+            where the curvature of a loss is not known without.
         samples: The number of samples to use; None: all, or as many as are kept.
         allocation: `"global"` or `"layerwise"`, as in `sgdap.plan`.
         reconstruction: Whether to refit the weights of the next layers, as in `sgdap.plan`.

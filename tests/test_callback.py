@@ -308,6 +308,30 @@ def test_without_calibration_data_training_batches_are_sampled(monkeypatch, jit_
     assert model.jit_compile is jit_compile, "a model compiled with XLA stays so"
 
 
+@pytest.mark.parametrize("jit_compile", [False, XLA])
+def test_targets_are_sampled_with_their_inputs_where_the_loss_needs_them(monkeypatch, jit_compile):
+    seen = seen_by_statistics(monkeypatch)
+    x = np.random.default_rng(0).normal(size=(96, 4)).astype("float32")
+    y = x[:, :1] + [[0.0, 1.0]]
+
+    def own(y, p):
+        return keras.ops.mean(keras.ops.square(y - p), axis=-1)
+
+    for loss in (own, "mse"):
+        model = mlp_of_two_outputs()
+        model.compile("sgd", loss, jit_compile=jit_compile)
+        model.fit(x, y, epochs=2, verbose=0, callbacks=[pruner(samples=50)])
+    (inputs, targets), alone = seen[0], seen[-1]
+    np.testing.assert_allclose(targets, inputs[:, :1] + [[0.0, 1.0]], rtol=1e-6)
+    assert len(inputs) == 50
+    assert len(alone) == 1, "the squared error needs none"
+
+
+def mlp_of_two_outputs() -> keras.Model:
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Dense(2)(layers.Dense(8, "relu")(inputs)))
+
+
 def test_calibration_data_are_used_where_given_and_the_train_step_is_left_alone(monkeypatch):
     seen = seen_by_statistics(monkeypatch)
     model, calibration = network(), X[:50]

@@ -386,3 +386,31 @@ def test_keras_tells_which_way_a_metric_is_better(metric, mode, better):
     assert _keras.more_is_better(model, metric, mode) is better
     with pytest.raises(ValueError, match="maximized or minimized"):
         _keras.more_is_better(model, "own", "auto")
+
+
+def test_compiled_losses_are_read_with_their_weights_before_and_after_the_first_step():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, {n: layers.Dense(2, name=n)(inputs) for n in ("b", "a")})
+    assert _keras.compiled_losses(model, model.output) == []
+    own = keras.losses.Huber(2.0)
+    model.compile("sgd", {"a": own, "b": "mse"}, loss_weights={"a": 3.0, "b": 4.0})
+    targets = {name: np.zeros((4, 2)) for name in ("a", "b")}
+    for _ in range(2):
+        terms = {number: rest for number, *rest in _keras.compiled_losses(model, model.output)}
+        flat = [id(tensor) for tensor in keras.tree.flatten(model.output)]
+        of = {name: terms[flat.index(id(model.output[name]))] for name in ("a", "b")}
+        assert {name: weight for name, (_, weight) in of.items()} == {"a": 3.0, "b": 4.0}
+        assert of["a"][0] is own
+        model.fit(np.zeros((4, 3)), targets, verbose=0)
+
+
+def test_a_loss_that_only_wraps_a_function_tells_it_and_its_arguments():
+    function, options = _keras.loss_function(keras.losses.Huber(2.0))
+    assert function is keras.losses.huber
+    assert options["delta"] == 2.0
+
+    class Own(keras.losses.MeanSquaredError):
+        def call(self, y_true, y_pred):
+            return y_pred
+
+    assert _keras.loss_function(Own()) == (None, {})

@@ -236,7 +236,7 @@ class Run:
                 f"SGDAP keeps {reservoir.kept} training inputs for its statistics, not {asked}: "
                 "as many as the memory for them holds. Pass calibration_data for more."
             )
-        return (reservoir.sample(),)  # x alone, whatever its structure
+        return self.sampler.sample()
 
     def _decide(self, decision: Decision, value: float | None) -> None:
         """Keeps or undoes the last round, unless the decision is pending."""
