@@ -45,7 +45,10 @@ def what_fails_rehearsal(graph: ChannelGraph, removable: Mask) -> list[tuple[Cha
     axes, resizes, scales = _by_path(graph.axes), _by_path(graph.resizes), _by_path(graph.scales)
     rewrites = {rewrite.path for rewrite in graph.rewrites}
     stays: list[tuple[Channels, str]] = []
-    for call in graph.program.calls:
+    only_for_losses = graph.program.only_for_losses()
+    for number, call in enumerate(graph.program.calls):
+        if number in only_for_losses and not isinstance(call.operation, keras.Layer):
+            continue  # a loss of fewer channels is another one
         path = call.path
         refs = (*call.inputs, *call.outputs)
         tensors = [Tensor(graph.program.shapes[r.index], graph.tensors[r.index]) for r in refs]
