@@ -59,17 +59,25 @@ def channel_graph(model: Any) -> ChannelGraph:
         ref.index: plain(program.shapes[ref.index]) for ref in program.inputs
     }
     shared, sizes = _sharing_weights(program), sizes_of_a_sample(program)
+    only_for_losses = program.only_for_losses()
     for number, call in enumerate(program.calls):
         inputs = [symbols[ref.index] for ref in call.inputs]
         shapes = [program.shapes[ref.index] for ref in call.outputs]
         dtypes = [program.dtypes[ref.index] for ref in call.inputs]
         times = repeats(call, program, sizes)
         rule_call = RuleCall(statements, call, number, inputs, shapes, dtypes, times)
+        in_layer = isinstance(call.operation, keras.Layer)
+        # One of several tensors (classes and logits) may count the channels of another.
+        of_one = not in_layer and len(call.inputs) == 1
+        rule_call.mixes_for_a_loss = number in only_for_losses and of_one
         if call.path in shared:
             made = rule_call.keep_all(f"shares weights with '{shared[call.path]}'")
         else:
             made = apply_rule(call.operation, rule_call)
         symbols.update({ref.index: symbol for ref, symbol in zip(call.outputs, made, strict=True)})
+        if number in only_for_losses and in_layer:
+            for labels in (own for symbol in made for own in symbol.all_channels()):
+                statements.ledger.protect(labels, f"'{call.path}' makes them for a loss alone")
     for ref in program.outputs:
         for labels in symbols[ref.index].all_channels():
             statements.ledger.protect(labels, "model output")

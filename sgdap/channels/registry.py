@@ -11,6 +11,7 @@ from sgdap import _keras
 from sgdap.channels.checks import checked_outputs
 from sgdap.channels.labels import Symbol
 from sgdap.model.leaves import add_leaves, leaf_class
+from sgdap.model.user_code import user_line
 
 if TYPE_CHECKING:
     from sgdap.channels.rule_call import RuleCall
@@ -101,8 +102,15 @@ def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
         try:
             return checked_outputs(call.title, rule(operation, call), call.output_shapes)
         except Exception as error:
-            error.add_note(call.title)
-            raise
+            of_ours = getattr(rule, "__module__", "").startswith("sgdap.")
+            if of_ours or call.title in str(error):
+                error.add_note(call.title)
+                raise
+            raise ValueError(
+                f"{call.title}, {getattr(rule, '__qualname__', rule)}, stopped at "
+                f"{user_line(error.__traceback__)} with {type(error).__name__}: "
+                f"{str(error).rstrip('.')}. Correct it, or let it return call.keep_all(reason)."
+            ) from error
     return call.keep_all(reason)
 
 

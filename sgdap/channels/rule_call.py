@@ -31,7 +31,10 @@ class RuleCall:
         args: The call's positional arguments (a `Ref` for each tensor).
         kwargs: The call's keyword arguments, likewise.
         untraced: Why the layer's code was not followed; empty where it was, or there is none.
+        mixes_for_a_loss: Whether an operation may mix channels: only an `add_loss` needs it.
     """
+
+    mixes_for_a_loss = False
 
     def __init__(
         self,

@@ -91,6 +91,7 @@ class Program:
         dtypes: The dtype of each tensor.
         unrolled: The models and layers that were unrolled, each after those in it; the whole model
             is the last one.
+        losses: The tensors that a `call` of the user's own gives to `add_loss`.
     """
 
     model: Any
@@ -100,6 +101,7 @@ class Program:
     shapes: tuple[Shape, ...]
     dtypes: tuple[str, ...]
     unrolled: tuple[Unrolled, ...]
+    losses: tuple[Ref, ...] = ()
 
     @property
     def functional(self) -> Any:
@@ -115,6 +117,20 @@ class Program:
             if outside and _keras.functional_of(part.layer) is None:
                 found.append(part)
         return tuple(reversed(found))
+
+    def only_for_losses(self) -> frozenset[int]:
+        """The numbers of the calls that losses need and outputs do not."""
+        return frozenset(self._behind(self.losses) - self._behind(self.outputs))
+
+    def _behind(self, refs: tuple[Ref, ...]) -> set[int]:
+        """The numbers of the calls that some tensors need."""
+        wanted, found = set(refs), set[int]()
+        for number in range(len(self.calls) - 1, -1, -1):
+            call = self.calls[number]
+            if not wanted.isdisjoint(call.outputs):
+                found.add(number)
+                wanted.update(call.inputs)
+        return found
 
     def layers(self) -> dict[str, Any]:
         """The layers and operations by path, each once, in order of their first call."""

@@ -61,6 +61,7 @@ def trace(model: Any) -> Program:
         shapes=tuple(recorder.shapes),
         dtypes=tuple(recorder.dtypes),
         unrolled=tuple(recorder.unrolled),
+        losses=tuple(recorder.losses),
     )
 
 
@@ -126,6 +127,7 @@ class _Recorder:
         self.shapes: list[Shape] = list(slim[:known])
         self.dtypes: list[str] = list(program.dtypes[:known]) if program else []
         self.unrolled: list[Unrolled] = []
+        self.losses: list[Ref] = []
         self._places: list[_Place] = []
         self._refs: dict[int, tuple[Any, Ref]] = {}
         self._masked: set[Ref] = set()
@@ -136,6 +138,7 @@ class _Recorder:
         """Runs a model or layer and takes down what it calls; returns what it makes."""
         functions = {
             (keras.Layer, "__call__"): self._layer_called,
+            (keras.Layer, "add_loss"): self._loss_added,
             (keras.Operation, "symbolic_call"): self._operation_called,
             **size_functions(self._reshaped),
         }
@@ -238,6 +241,7 @@ class _Recorder:
         error: Exception | None = None
         if self._is_unrolled(layer, args, kwargs):
             calls, tensors, unrolled = len(self.calls), len(self.shapes), len(self.unrolled)
+            losses = len(self.losses)
             try:
                 return self._entered(layer, path, args, kwargs)
             except Exception as stopped:
@@ -245,7 +249,7 @@ class _Recorder:
                 if self._program or _keras.functional_of(layer) is not None:
                     raise
                 error = stopped  # what can't be traced is one layer without a rule
-                del self.calls[calls:], self.unrolled[unrolled:]
+                del self.calls[calls:], self.unrolled[unrolled:], self.losses[losses:]
                 del self.shapes[tensors:], self.dtypes[tensors:]
                 self._masked = {ref for ref in self._masked if ref.index < tensors}
         if not layer.built and not _has_nothing_to_build(layer):
@@ -255,6 +259,10 @@ class _Recorder:
             )
         why = untraced(layer, error)
         return self._take_down(layer, path, args, kwargs, node, why=why)
+
+    def _loss_added(self, _: Any, layer: Any, /, loss: Any) -> None:
+        """Takes down what a layer adds to the losses; one of numbers alone is not of this run."""
+        self.losses += [self.ref(leaf) for leaf in leaves_of(loss) if _is_symbolic(leaf)]
 
     def _operation_called(self, _: Any, operation: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Takes down the call of an operation of `keras.ops`, which leaves no node on it."""

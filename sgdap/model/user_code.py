@@ -143,6 +143,11 @@ def _remedy(error: Exception) -> str:
             "The size of a batch is None there: make a tensor of that size from another one, "
             "with ops.zeros_like(x[:, :1]) or x * 0, say."
         )
+    if "UnknownSize" in str(error):
+        return (
+            "A size stands there that is known only when the model runs. Draw random numbers of "
+            "that size in a keras.layers.Layer of its own, say."
+        )
     if "is not built" in str(error):
         return "Make layers in `__init__`, and call the model once on a batch of data."
     return (

@@ -15,7 +15,7 @@ from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_slices
 from sgdap.model.copying import copied_operation, copy_state
-from sgdap.model.functional import functional_program, saves_by_its_graph
+from sgdap.model.functional import functional_program, saves_by_its_graph, warn_of_losses
 from sgdap.planning.plan import Plan, kept_mask
 from sgdap.surgery.prune import prune_in_place
 
@@ -118,6 +118,8 @@ def copied(graph: ChannelGraph, *, compiled: bool = True) -> ChannelGraph:
     graphs = filter(_keras.functional_of, filter(_is_model, _keras.flatten_layers(model)))
     if graph.program.functional is not None and all(map(saves_by_its_graph, graphs)):
         return channel_graph(copy_model(model, compiled=compiled))
+    if compiled:
+        warn_of_losses(graph.program)
     program = functional_program(graph.program)
     if model.compiled and compiled:
         compile_alike(program.model, model)

@@ -256,6 +256,11 @@ class WithBatchSize(Traced):
         return x + ops.zeros((x.shape[0], 6))
 
 
+class WithRandomNumbers(Traced):
+    def behind(self, x):
+        return x + keras.random.normal(ops.shape(x))
+
+
 class WithNewLayer(Traced):
     def behind(self, x):
         return layers.Dense(4)(x)
@@ -269,6 +274,7 @@ class WithNewLayer(Traced):
         (WithPython, "tf.py_function", "a keras.layers.Layer of its own"),
         (WithRawOperation, "tf.raw_ops", "Use keras.layers and keras.ops there"),
         (WithBatchSize, "ops.zeros", r"with ops.zeros_like\("),
+        (WithRandomNumbers, "keras.random", "Draw random numbers of that size in a keras.layers"),
         (WithNewLayer, "layers.Dense", "Make layers in `__init__`"),
     ],
 )

@@ -85,6 +85,8 @@ def tried(operation: Any, call: RuleCall) -> list[Symbol]:
         call.tie(channels[[first]], channels[[second]])
     instead = f"; {call.untraced}" if call.untraced else ""
     for stay, reason in movement.kept:
+        if reason == MIXES and call.mixes_for_a_loss:
+            continue
         call.keep(channels[stay], f"'{operation.name}' {reason}{instead}")
     call.keep(channels[movement.met], MEETS_FIXED)
     for number, lines in enumerate(movement.lines):
