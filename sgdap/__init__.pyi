@@ -34,7 +34,6 @@ from .statistics import activation_statistics as activation_statistics
 from .statistics import collect_statistics as collect_statistics
 from .surgery import apply as apply
 from .training.guard import Round as Round
-from .training.log import Widths as Widths
 from .training.schedule import Adaptive as Adaptive
 from .training.schedule import Cubic as Cubic
 from .training.schedule import Geometric as Geometric
@@ -70,7 +69,6 @@ __all__ = [
     "Schedule",
     "SecondOrderGuidance",
     "TaylorGuidance",
-    "Widths",
     "activation_statistics",
     "apply",
     "channel_graph",

@@ -89,6 +89,47 @@ NOT_BUILT_WITH_SHAPES = {"_build_shapes_dict": None}
 """Attributes by which a model is saved without the shapes that it was built with, which changed."""
 
 
+def compiled_losses(model: Any, outputs: Any) -> list[tuple[Any, Any, float]]:
+    """Returns the terms of the loss that a model was compiled with; none where there is none.
+
+    Args:
+        model: The model; nothing of it is changed.
+        outputs: Symbolic tensors of its outputs, in their structure.
+
+    Returns:
+        For each term the number of its output, flattened (or a structure of several), the `Loss`,
+        and its weight.
+    """
+    compiled = getattr(model, "_compile_loss", None)
+    if compiled is None:
+        return []
+    with name_counters_kept():
+        fresh = type(compiled)(
+            compiled._user_loss, compiled._user_loss_weights, output_names=compiled.output_names
+        )
+        fresh.build(outputs, outputs)
+    built = fresh._y_pred_build_structure
+    numbers = keras.tree.pack_sequence_as(built, range(len(keras.tree.flatten(built))))
+    terms = []
+    for term in fresh._flat_losses:
+        of_term = numbers
+        for part in term.path:
+            of_term = of_term[part]
+        terms.append(
+            (of_term, term.loss, 1.0 if term.loss_weights is None else float(term.loss_weights))
+        )
+    return terms
+
+
+def loss_function(loss: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns the function of a `Loss` that only wraps one, and its arguments; else None and {}."""
+    from keras.src.losses.losses import LossFunctionWrapper
+
+    if isinstance(loss, LossFunctionWrapper) and type(loss).call is LossFunctionWrapper.call:
+        return loss.fn, dict(loss._fn_kwargs)
+    return None, {}
+
+
 def scope_of(model: Any) -> contextlib.AbstractContextManager[Any]:
     """The scope of the distribution strategy that a model was made under."""
     scope: contextlib.AbstractContextManager[Any] = model.distribute_strategy.scope()
@@ -119,18 +160,6 @@ def _recurrent_states(layer: Any) -> list[Any]:
         for state in keras.tree.flatten(inner.states)
         if state is not None
     ]
-
-
-@contextlib.contextmanager
-def recurrent_states_kept(model: Any) -> Iterator[None]:
-    """Within, a model can be run without leaving a trace in its stateful recurrent layers."""
-    states = _recurrent_states(model)
-    before = [state.numpy() for state in states]
-    try:
-        yield
-    finally:
-        for state, value in zip(states, before, strict=True):
-            state.assign(value)
 
 
 def copy_trainable(old: Any, new: Any) -> None:
@@ -213,6 +242,12 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
     if isinstance(optimizer, keras.optimizers.MultiOptimizer):
         return list(optimizer.optimizers)
     return []
+
+
+def is_around_others(optimizer: Any) -> bool:
+    """Whether an optimizer wraps others; a MultiOptimizer may learn of them in `build` only."""
+    around = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+    return isinstance(optimizer, around)
 
 
 class _SharedOut:

@@ -34,9 +34,11 @@ class SGDAPCallback(keras.callbacks.Callback):
     the smaller model. A round that costs too much accuracy is undone and tried again in a smaller
     step. When `fit` returns, the model that was passed to it is slim, and an ordinary Keras model.
 
+    What channels are worth is the expected rise of the compiled loss, with its `loss_weights`.
+
     Layers shrink when an epoch begins. So the metrics of an epoch belong to the model at its end.
-    Each epoch adds the cost of the model to the logs: `params`, `flops` and `widths`. If there is
-    a `keras.callbacks.TensorBoard`, the width of each group and the scores of its channels are
+    Each epoch adds the cost of the model to the logs: `params` and `flops`. If there is a
+    `keras.callbacks.TensorBoard`, the width of each group and the scores of its channels are
     written too. Other callbacks that remember the best epoch (`EarlyStopping`, `ModelCheckpoint`,
     `ReduceLROnPlateau`, any with an attribute `best_weights`) start anew with each architecture.
 
@@ -64,7 +66,8 @@ class SGDAPCallback(keras.callbacks.Callback):
         frequency: The number of epochs from one round to the next.
         final_finetune_epochs: The number of epochs at the end in which nothing is removed.
         calibration_data: Inputs for the statistics, in any form that `fit` takes. None: the train
-            step keeps a random sample of the training inputs, of 256 MB at most.
+            step keeps a random sample of the training inputs, of 256 MB at most, with their targets
+            where the curvature of a loss is not known without.
         samples: The number of samples to use; None: all, or as many as are kept.
         allocation: `"global"` or `"layerwise"`, as in `sgdap.plan`.
         reconstruction: Whether to refit the weights of the next layers, as in `sgdap.plan`.
@@ -82,13 +85,15 @@ class SGDAPCallback(keras.callbacks.Callback):
             `sgdap.plan`. The sample of the training inputs is held to this limit too.
         seed: Seed for every random choice.
         backup_dir: A folder for a backup of the run, written at each epoch. If the process is
-            killed and the same script is run again, `fit` goes on after the last whole epoch. The
-            backup is removed when `fit` ends.
+            killed and the same script is run again, `fit` goes on after the last whole epoch, up
+            to its `epochs`. The backup is removed when `fit` ends.
         verbose: 0: silent, 1: a line for each decision.
 
     Attributes:
         rounds: A `Round` for each round so far.
         plan: The `Plan` of the last round.
+        widths: The widths at the end of each epoch: a dict from each group that may shrink to its
+            number of channels.
         pruning: The options of pruning, the same as those of `sgdap.plan`.
         training: The options of the rounds and of judging them.
 
@@ -170,6 +175,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         self.verbose = verbose
         self.rounds: list[Round] = []
         self.plan: Plan | None = None
+        self.widths: list[dict[str, int]] = []
         self._backup = None if backup_dir is None else Backup(backup_dir)
         self._run: Run | None = None
 
@@ -192,7 +198,9 @@ class SGDAPCallback(keras.callbacks.Callback):
                 run.sampler.install()
             if self._backup is not None:
                 words = settings(self.pruning, self.training)
-                state = self._backup.begin(run.scope.graph, run.kept(), words)
+                state = self._backup.begin(
+                    run.scope.graph, run.kept(), words, int(self.params["epochs"])
+                )
                 if state is not None:
                     run.take_up(state)
                     self._say(f"SGDAP goes on where the run was interrupted: {self.backup_dir}")
@@ -234,7 +242,12 @@ class SGDAPCallback(keras.callbacks.Callback):
             self._run.untap()
             raise
         finally:
-            self.rounds, self.plan = self._run.state.rounds, self._run.state.plan
+            state = self._run.state
+            self.rounds, self.plan, self.widths = state.rounds, state.plan, state.widths
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: all but a run that was interrupted."""
+        return {**vars(self), "_run": None}
 
     def _say(self, text: str) -> None:
         if self.verbose:

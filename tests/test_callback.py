@@ -1,10 +1,14 @@
 """Inside `fit` the budget is met, failed rounds are undone, and nothing is left behind."""
 
 import contextlib
+import copy
 import csv
+import io
+import pickle
 import re
 import warnings
 
+import joblib
 import keras
 import numpy as np
 import pytest
@@ -14,8 +18,8 @@ from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, Polyn
 
 import sgdap
 from sgdap import pipeline
-from sgdap.training import latency, xla
 from sgdap.training import run as run_module
+from sgdap.training import xla
 from tests.models import convnet, digits_like, outputs
 
 HALF = sgdap.Budget(flops=0.5)
@@ -84,11 +88,12 @@ def test_the_model_that_went_in_meets_the_budget_when_fit_returns(schedule):
     assert int(optimizer.iterations) == 3 * 2
 
 
-def test_each_epoch_logs_parameters_flops_and_widths(tmp_path):
+def test_each_epoch_logs_parameters_and_flops_and_widths_are_beside(tmp_path):
     model, log = network(), tmp_path / "log.csv"
     history = keras.callbacks.History()
+    callback = pruner()
     callbacks = [
-        pruner(),
+        callback,
         keras.callbacks.CSVLogger(log),
         keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"),
         history,
@@ -99,10 +104,14 @@ def test_each_epoch_logs_parameters_flops_and_widths(tmp_path):
     assert logs["params"][0] == whole[0], "the model that the first epoch's metrics are of"
     assert (logs["params"][-1], logs["flops"][-1]) == cost(model)
     first, second = (model.get_layer(name).units for name in ("hidden_1", "hidden_2"))
-    assert str(logs["widths"][-1]) == f"{first}-{second}"
-    assert logs["widths"][-1] == first + second
+    assert callback.widths[0] == {"hidden_1": 12, "hidden_2": 10}
+    assert callback.widths[-1] == {"hidden_1": first, "hidden_2": second}
+    assert len(callback.widths) == 3
     with log.open() as file:
-        assert [row["widths"] for row in csv.DictReader(file)] == list(map(str, logs["widths"]))
+        assert [float(row["flops"]) for row in csv.DictReader(file)] == logs["flops"]
+    shown = {name for name in logs if not name.startswith("val_")}
+    assert shown == {"loss", "accuracy", "params", "flops"}
+    assert all(type(value) is float for name in ("params", "flops") for value in logs[name])
     loaded = keras.models.load_model(tmp_path / "3.keras")
     assert np.array_equal(outputs(loaded, X), outputs(model, X))
 
@@ -151,48 +160,47 @@ def test_bytes_and_parameters_are_limits_too():
     assert sum(weight.numpy().nbytes for weight in model.weights) <= 0.4 * saved
 
 
-def test_a_latency_is_a_limit(monkeypatch):
+def test_a_latency_is_a_limit():
     """On a machine that takes a nanosecond for each FLOP."""
 
-    def measured(model, batch_size):
-        return cost(model)[1] * batch_size * 1e-9
+    def measured(model):
+        return cost(model)[1] * 1e-9
 
-    monkeypatch.setattr(latency, "measure_latency", measured)
     model = network()
-    seconds = 0.5 * measured(model, 8)
-    budget = sgdap.Budget(latency=f"{seconds * 1e6:.3f}us", batch_size=8)
+    seconds = 0.5 * measured(model)
+    budget = sgdap.Budget(latency=f"{seconds * 1e6:.3f}us", runtime=measured)
     callback = pruner(budget, schedule="linear")
     fit(model, callback, epochs=3)
-    assert 0.3 * seconds < measured(model, 8) <= seconds
+    assert 0.8 * seconds < measured(model) <= seconds
     assert len(callback.rounds) == 2
     with pytest.raises(ValueError, match="cannot be met: the narrowest model still takes"):
-        fit(network(), pruner(sgdap.Budget(latency="0.001us")))
+        fit(network(), pruner(sgdap.Budget(latency="0.001us", runtime=measured)))
 
 
-def test_a_share_of_the_latency_shrinks_the_model_though_it_is_measured_faster_now(monkeypatch):
+def test_a_share_of_the_latency_shrinks_the_model_though_it_is_measured_faster_now():
     times = []
 
-    def measured(model, batch_size):
+    def measured(model):
         times.append(1.0 if not times else 0.3)  # the machine was busy at the start
         return times[-1] * cost(model)[1] * 1e-9
 
-    monkeypatch.setattr(latency, "measure_latency", measured)
     model = network()
-    fit(model, pruner(sgdap.Budget(latency=0.8), schedule="one_shot"), epochs=2)
+    budget = sgdap.Budget(latency=0.8, runtime=measured)
+    fit(model, pruner(budget, schedule="one_shot"), epochs=2)
     assert cost(model)[1] < cost(network())[1]
 
 
-def test_a_machine_that_gets_busy_does_not_end_the_run(monkeypatch):
+def test_a_machine_that_gets_busy_does_not_end_the_run():
     slow = []
 
-    def measured(model, batch_size):
+    def measured(model):
         return cost(model)[1] * 1e-9 * (1000 if slow else 1)
 
-    monkeypatch.setattr(latency, "measure_latency", measured)
+    budget = sgdap.Budget(latency=0.5, runtime=measured)
     note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: slow.append(epoch))
     model = network()
     with warned("Going by the latency measured before.*narrowest"):
-        fit(model, [note, pruner(sgdap.Budget(latency=0.5), schedule="one_shot")], epochs=2)
+        fit(model, [note, pruner(budget, schedule="one_shot")], epochs=2)
     assert cost(model)[1] <= 0.5 * cost(network())[1]
 
 
@@ -231,6 +239,48 @@ def test_a_callback_serves_a_second_fit():
     assert len(callback.rounds) == 1
 
 
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda held: pickle.loads(pickle.dumps(held)),
+    "joblib": lambda held: joblib.load(dumped(held)),
+}
+
+
+def dumped(held) -> io.BytesIO:
+    file = io.BytesIO()
+    joblib.dump(held, file)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_what_a_run_leaves_can_be_copied_and_stored(copied):
+    callback = pruner(max_accuracy_drop=0.99)
+    history = fit(network(), callback, epochs=3)
+    again, found = copied(callback), copied(history)
+    assert found.history == copied(history.history) == history.history
+    assert callback.rounds and callback.plan is not None
+    for name in ("rounds", "plan", "widths"):
+        assert getattr(again, name) == getattr(callback, name)
+    model = network()
+    fit(model, again, epochs=3)
+    assert cost(model)[1] <= 0.33 * cost(network())[1]
+
+
+def test_the_callback_of_an_interrupted_run_can_be_stored_too():
+    def interrupt(epoch, logs):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    callback = pruner()
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), [callback, keras.callbacks.LambdaCallback(on_epoch_begin=interrupt)])
+    again = pickle.loads(pickle.dumps(callback))
+    assert again.rounds == callback.rounds != []
+    assert again.widths == callback.widths
+    assert callback.model.predict(X, verbose=0).shape == (128, 3)
+
+
 # Calibration data
 
 
@@ -256,6 +306,30 @@ def test_without_calibration_data_training_batches_are_sampled(monkeypatch, jit_
     assert len(sample) == 100
     assert {x.tobytes() for x in sample} <= known
     assert model.jit_compile is jit_compile, "a model compiled with XLA stays so"
+
+
+@pytest.mark.parametrize("jit_compile", [False, XLA])
+def test_targets_are_sampled_with_their_inputs_where_the_loss_needs_them(monkeypatch, jit_compile):
+    seen = seen_by_statistics(monkeypatch)
+    x = np.random.default_rng(0).normal(size=(96, 4)).astype("float32")
+    y = x[:, :1] + [[0.0, 1.0]]
+
+    def own(y, p):
+        return keras.ops.mean(keras.ops.square(y - p), axis=-1)
+
+    for loss in (own, "mse"):
+        model = mlp_of_two_outputs()
+        model.compile("sgd", loss, jit_compile=jit_compile)
+        model.fit(x, y, epochs=2, verbose=0, callbacks=[pruner(samples=50)])
+    (inputs, targets), alone = seen[0], seen[-1]
+    np.testing.assert_allclose(targets, inputs[:, :1] + [[0.0, 1.0]], rtol=1e-6)
+    assert len(inputs) == 50
+    assert len(alone) == 1, "the squared error needs none"
+
+
+def mlp_of_two_outputs() -> keras.Model:
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Dense(2)(layers.Dense(8, "relu")(inputs)))
 
 
 def test_calibration_data_are_used_where_given_and_the_train_step_is_left_alone(monkeypatch):

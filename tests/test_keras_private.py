@@ -152,15 +152,11 @@ def test_masks_travel_with_tensors_and_a_frozen_inner_layer_is_copied():
     assert new.trainable
 
 
-def test_states_of_recurrent_layers_are_found_and_kept():
+def test_states_of_recurrent_layers_are_found():
     x = keras.Input(batch_shape=(2, 3, 4))
     model = keras.Model(x, layers.LSTM(5, stateful=True)(x))
     layer = model.layers[1]
     assert _keras.layer_variables(layer)[-2:] == list(layer.states)
-    with _keras.recurrent_states_kept(model):
-        model(np.ones((2, 3, 4), "float32"))
-        assert np.any(layer.states[0])
-    assert not np.any(layer.states[0])
 
 
 @pytest.mark.compiled
@@ -390,3 +386,31 @@ def test_keras_tells_which_way_a_metric_is_better(metric, mode, better):
     assert _keras.more_is_better(model, metric, mode) is better
     with pytest.raises(ValueError, match="maximized or minimized"):
         _keras.more_is_better(model, "own", "auto")
+
+
+def test_compiled_losses_are_read_with_their_weights_before_and_after_the_first_step():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, {n: layers.Dense(2, name=n)(inputs) for n in ("b", "a")})
+    assert _keras.compiled_losses(model, model.output) == []
+    own = keras.losses.Huber(2.0)
+    model.compile("sgd", {"a": own, "b": "mse"}, loss_weights={"a": 3.0, "b": 4.0})
+    targets = {name: np.zeros((4, 2)) for name in ("a", "b")}
+    for _ in range(2):
+        terms = {number: rest for number, *rest in _keras.compiled_losses(model, model.output)}
+        flat = [id(tensor) for tensor in keras.tree.flatten(model.output)]
+        of = {name: terms[flat.index(id(model.output[name]))] for name in ("a", "b")}
+        assert {name: weight for name, (_, weight) in of.items()} == {"a": 3.0, "b": 4.0}
+        assert of["a"][0] is own
+        model.fit(np.zeros((4, 3)), targets, verbose=0)
+
+
+def test_a_loss_that_only_wraps_a_function_tells_it_and_its_arguments():
+    function, options = _keras.loss_function(keras.losses.Huber(2.0))
+    assert function is keras.losses.huber
+    assert options["delta"] == 2.0
+
+    class Own(keras.losses.MeanSquaredError):
+        def call(self, y_true, y_pred):
+            return y_pred
+
+    assert _keras.loss_function(Own()) == (None, {})

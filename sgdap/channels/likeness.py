@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import FunctionType
 from typing import Any
 
@@ -16,32 +17,15 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap.channels.facts import Axis, Resize, Scale
 from sgdap.channels.labels import Channels, TensorChannels
-from sgdap.channels.probing import Array, agree, halves, taken
+from sgdap.channels.probing import Array, agree, fits, halves, taken
 from sgdap.channels.remembering import key_of, key_of_arguments
 from sgdap.channels.resizing import called, check_variables, new_entries, resized
 from sgdap.channels.rewriting import Masks, Written, rewritten
 from sgdap.model.generators import global_state_kept
+from sgdap.model.leaves import leaf_class
 from sgdap.model.program import Call, Shape, fill, leaves_of
 
 Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
-class Tensor:
-    """An input or output of a call.
-
-    Attributes:
-        shape: Batch axis first; None where unknown.
-        axes: The channels along each axis.
-    """
-
-    shape: Shape
-    axes: TensorChannels
-
-    @property
-    def lines(self) -> list[Channels]:
-        """The channels along every axis that has any."""
-        return [channels for channels in self.axes if channels is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,27 +34,27 @@ class Part:
 
     Attributes:
         call: The call.
-        inputs: Its inputs; the channels of all that is here are numbered from 0.
-        outputs: Its outputs.
+        shapes: The shapes of its inputs.
         dtypes: The dtypes of its inputs.
+        inputs: The channels along the axes of its inputs.
+        outputs: The channels along the axes of its outputs.
         axes: The axes of its layer's variables that have channels.
         resizes: The entries of its layer's config that count channels.
         scales: The variables of its layer that change their size with the number of channels.
         follows: Whether the operation's sizes, bounds and indices follow the channels.
-        blocks: The channels that may leave; those that first lie along one axis are a block.
-        count: The number of channels.
+        removable: Which of the model's channels may leave, `(channels,)`.
     """
 
     call: Call
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    shapes: tuple[Shape, ...]
     dtypes: tuple[str, ...]
+    inputs: tuple[TensorChannels, ...]
+    outputs: tuple[TensorChannels, ...]
     axes: tuple[Axis, ...]
     resizes: tuple[Resize, ...]
     scales: tuple[Scale, ...]
     follows: bool
-    blocks: tuple[Channels, ...]
-    count: int
+    removable: Mask
 
     @property
     def is_layer(self) -> bool:
@@ -79,14 +63,40 @@ class Part:
 
     @property
     def is_of_keras(self) -> bool:
-        """Whether the layer or operation is one of Keras' or of this package."""
-        return type(self.call.operation).__module__.split(".")[0] in ("keras", "sgdap")
+        """Whether all code of the layer or operation is Keras' or of this package."""
+        operation = self.call.operation
+        made_by = type(operation).__module__.split(".")[0]
+        return made_by in ("keras", "sgdap") and not isinstance(operation, keras.layers.Lambda)
 
-    @property
+    @cached_property
     def lines(self) -> list[Channels]:
-        """The channels along each axis of its tensors and variables."""
-        tensors = (*self.inputs, *self.outputs)
-        return [*(c for x in tensors for c in x.lines), *(a.channels for a in self.axes)]
+        """The channels of each axis, entry and scale that has any, those of its tensors first."""
+        facts: tuple[Axis | Resize | Scale, ...] = (*self.axes, *self.resizes, *self.scales)
+        of_tensors = [c for tensor in (*self.inputs, *self.outputs) for c in tensor]
+        return [c for c in (*of_tensors, *(fact.channels for fact in facts)) if c is not None]
+
+    @cached_property
+    def blocks(self) -> tuple[Channels, ...]:
+        """The channels that may leave; those that first lie in one line are a block."""
+        left = self.removable.copy()
+        blocks = []
+        for line in self.lines:
+            blocks.append(np.unique(line[left[line]]))
+            left[blocks[-1]] = False
+        return tuple(block for block in blocks if len(block))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a likeness.
+
+    Attributes:
+        why: The reason, for people.
+        can_run: Whether it can be run at all, with all its channels.
+    """
+
+    why: str
+    can_run: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +105,7 @@ class Likeness:
 
     Attributes:
         part: The call.
-        present: Which channels it has, `(count,)`.
+        present: Which of the model's channels it has, `(channels,)`.
         leaving: Those of them that are left out by halves, in blocks.
         shapes: The shapes of its inputs.
     """
@@ -108,20 +118,23 @@ class Likeness:
     @property
     def numbers(self) -> int:
         """How many numbers its inputs and variables hold."""
-        variables = [self._shape(number, self.present) for number in range(len(self._variables))]
+        variables = [self._shape(number) for number in range(len(self._variables))]
         return sum(map(math.prod, (*self.shapes, *variables)))
 
     def key(self) -> Hashable:
-        """A key that is equal for likenesses of which the same holds.
+        """A key that is equal for likenesses that compute the same and lose the same channels.
 
         Raises:
             ValueError: Its layer can't be made.
         """
         part, present = self.part, self.present
-        numbers = np.cumsum(present) - 1
+        numbers = np.unique(np.concatenate([c[present[c]] for c in part.lines]))
 
         def shown(channels: Channels | None) -> Any:
-            return None if channels is None else numbers[channels[present[channels]]]
+            """The channels that it has, numbered from 0."""
+            if channels is None:
+                return None
+            return np.searchsorted(numbers, channels[present[channels]])
 
         written = self._written(present)
         return key_of_arguments(written.args, written.kwargs), key_of(
@@ -130,72 +143,71 @@ class Likeness:
                 {**written.config, **self._entries(present), "name": None},
                 part.dtypes,
                 self.shapes,
-                [[shown(c) for c in tensor.axes] for tensor in (*part.inputs, *part.outputs)],
+                [list(map(shown, tensor)) for tensor in (*part.inputs, *part.outputs)],
                 [(axis.variable, axis.axis, shown(axis.channels)) for axis in part.axes],
-                [
-                    (self._shape(number, present), variable.dtype)
-                    for number, variable in enumerate(self._variables)
-                ],
+                [(self._shape(n), variable.dtype) for n, variable in enumerate(self._variables)],
                 [(resize.key, shown(resize.channels)) for resize in part.resizes],
                 [(scale.variable, scale.power, shown(scale.channels)) for scale in part.scales],
-                [shown(block) for block in self.leaving],
+                list(map(shown, self.leaving)),
             ]
         )
 
-    def fault(self) -> str | None:
-        """Describes what is wrong when half of the channels are left out; None if nothing is.
+    def fault(self) -> Fault | None:
+        """Leaves out one half of the channels after another and describes the first fault.
 
         A slim layer must compute what the likeness computes when the channels that leave are
         zeroed in its inputs and variables. Nothing of this stays in Keras' global state.
+
+        Returns:
+            The fault; None if there is none.
         """
+        can_run = False
         with global_state_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they would be about random numbers
             try:
-                return self._fault()
-            except Exception as error:
-                return str(error) if self.part.is_layer else self._not_without()
+                whole, inputs = self._made(self.present), self._drawn_inputs()
+                values = self._drawn_values(signed=True)
+                made = self._run(whole, self.present, inputs, values)
+                can_run = True
+                if not any(np.isfinite(np.asarray(x, np.float64)).any() for x in made):
+                    values = self._drawn_values(signed=False)
+                why = self._difference(whole, inputs, values)
+            except Exception as error:  # whatever the layer or its device raises
+                has_rule = leaf_class(self.part.call.operation) is not None
+                why = str(error) if has_rule else self._not_without()
+        return None if why is None else Fault(why, can_run)
 
-    def can_run(self) -> bool:
-        """Whether the likeness can be run with all its channels."""
-        with global_state_kept(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                inputs, values = self._drawn_inputs(), self._drawn_values(signed=True)
-                self._run(self._made(self.present), self.present, inputs, values)
-            except Exception:  # whatever the layer or its device raises
-                return False
-        return True
-
-    def _fault(self) -> str | None:
-        whole, inputs = self._made(self.present), self._drawn_inputs()
-        values = self._drawn_values(signed=True)
-        if not _any_finite(self._run(whole, self.present, inputs, values)):
-            values = self._drawn_values(signed=False)
-        made: dict[Hashable, Any] = {}
-        leaving = np.concatenate(self.leaving)
-        choices = [self._kept(leaving[~h]) for h in halves([len(b) for b in self.leaving])]
-        for kept in np.unique(choices, axis=0):
-            of_inputs = [self._stays(x.axes, kept) for x in self.part.inputs]
+    def _difference(
+        self, whole: Any, inputs: Sequence[Array], values: Sequence[Array]
+    ) -> str | None:
+        """What is wrong with the first slim one that computes something else."""
+        layers: dict[Hashable, Any] = {}
+        gone = np.concatenate(self.leaving)
+        choices = [self._kept(gone[~half]) for half in halves([len(b) for b in self.leaving])]
+        for kept in {choice.tobytes(): choice for choice in choices}.values():
+            of_inputs = [self._stays(tensor, kept) for tensor in self.part.inputs]
             of_values = [self._stays(self._lines_of(n), kept) for n in range(len(values))]
-            masked = (
-                list(map(_zeroed, inputs, of_inputs)),
-                list(map(_zeroed, values, of_values)),
-            )
-            expected = self._run(whole, self.present, *masked)
+            zeroed = list(map(_zeroed, inputs, of_inputs))
+            expected = self._run(whole, self.present, zeroed, list(map(_zeroed, values, of_values)))
             widths = tuple(int(kept[line].sum()) for line in self.part.lines)
-            slim = made[widths] = made.get(widths) or self._made(kept)
+            key = widths if self.part.is_layer else kept.tobytes()  # bounds are not widths alone
+            slim = layers[key] = layers.get(key) or self._made(kept)
             scaled = self._scaled(list(map(taken, values, of_values)), kept)
-            found = self._run(slim, kept, list(map(taken, inputs, of_inputs)), scaled)
-            of_outputs = [self._stays(x.axes, kept) for x in self.part.outputs]
+            given = list(map(taken, inputs, of_inputs))
+            found = self._run(slim, kept, given, scaled)
+            if not self._knows_shapes(slim, given, found):
+                return self._not_without()
+            of_outputs = [self._stays(tensor, kept) for tensor in self.part.outputs]
             if not agree(found, list(map(taken, expected, of_outputs))):
-                again = self._run(whole, self.present, masked[0], None)
+                again = self._run(whole, self.present, zeroed, None)
                 return self._not_without() if agree(again, expected) else self._draws()
         return None
 
     def _not_without(self) -> str:
-        name = self.part.call.operation.name
-        if not self.part.is_layer:
-            return f"'{name}' can't do without some of them"
+        call = self.part.call
+        if leaf_class(call.operation) is None:
+            instead = f"; {call.untraced}" if call.untraced else ""
+            return f"'{call.operation.name}' can't do without some of them{instead}"
         return f"{self._title} computes something else without some of them, {_BY_ITS_RULE}"
 
     def _draws(self) -> str:
@@ -219,28 +231,22 @@ class Likeness:
                 lines[axis.axis] = axis.channels
         return lines
 
-    def _shape(self, number: int, kept: Mask) -> tuple[int, ...]:
-        """The shape of a variable of which only some channels are kept."""
+    def _shape(self, number: int) -> tuple[int, ...]:
+        """The shape of a variable."""
         sizes = zip(self._variables[number].shape, self._lines_of(number), strict=True)
-        return tuple(int(size) if c is None else int(kept[c].sum()) for size, c in sizes)
+        return tuple(int(size if c is None else self.present[c].sum()) for size, c in sizes)
 
     def _entries(self, kept: Mask) -> dict[str, Any]:
-        lines = [axis.channels for axis in self.part.axes]
-        shrunk = not all(kept[line].all() for line in lines)
+        shrunk = not all(kept[axis.channels].all() for axis in self.part.axes)
         return new_entries(self.part.call.operation, self.part.resizes, kept, shrunk=shrunk)
 
     def _written(self, kept: Mask) -> Written:
         """How the operation is written, and called, when some channels are kept."""
-        call = self.part.call
-        config = _config_of(call.operation)
-        written = Written(config, call.args, call.kwargs)
-        if not self.part.follows:
+        call, part = self.part.call, self.part
+        written = Written(_config_of(call.operation), call.args, call.kwargs)
+        if not part.follows:
             return written
-        inputs, outputs = (
-            [[None if c is None else kept[c] for c in tensor.axes] for tensor in tensors]
-            for tensors in (self.part.inputs, self.part.outputs)
-        )
-        return rewritten(call.operation, written, inputs, outputs)
+        return rewritten(call.operation, written, kept, part.inputs, part.outputs)
 
     def _made(self, kept: Mask) -> Any:
         """The layer or operation with the channels that are kept; a layer is not built yet."""
@@ -260,32 +266,35 @@ class Likeness:
             inputs: Its inputs.
             values: What its variables are set to before; None: they stay as they are.
         """
-        written = self._written(kept)
+        written, path = self._written(kept), self.part.call.path
         call = replace(self.part.call, args=written.args, kwargs=written.kwargs)
-        tensors = {
-            ref.index: keras.ops.convert_to_tensor(array)
-            for ref, array in zip(call.inputs, inputs, strict=True)
-        }
-        args, kwargs = fill(call, tensors)
+        tensors = map(keras.ops.convert_to_tensor, inputs)
+        args, kwargs = fill(call, dict(zip((r.index for r in call.inputs), tensors, strict=True)))
         if not self.part.is_layer:
             return list(map(_numpy, leaves_of(operation(*args, **kwargs))))
         if "training" not in kwargs and "training" in operation.call_signature_parameters:
             kwargs["training"] = False
         if values is not None:
-            self._set_values(operation, values, args, kwargs)
-        return list(map(_numpy, leaves_of(called(operation, call.path, args, kwargs))))
+            if len(_keras.layer_variables(operation)) != len(values) or not operation.built:
+                called(operation, path, args, kwargs)  # its first call makes its variables
+            shapes = {number: value.shape for number, value in enumerate(values)}
+            check_variables(path, call.operation, operation, shapes)
+            for variable, value in zip(_keras.layer_variables(operation), values, strict=True):
+                variable.assign(value)
+        return list(map(_numpy, leaves_of(called(operation, path, args, kwargs))))
 
-    def _set_values(
-        self, layer: Any, values: Sequence[Array], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """Gives a layer's variables some values; its first call makes them."""
-        call = self.part.call
-        if len(_keras.layer_variables(layer)) != len(values) or not layer.built:
-            called(layer, call.path, args, kwargs)
-        shapes = {number: value.shape for number, value in enumerate(values)}
-        check_variables(call.path, call.operation, layer, shapes)
-        for variable, value in zip(_keras.layer_variables(layer), values, strict=True):
-            variable.assign(value)
+    def _knows_shapes(self, slim: Any, given: Sequence[Array], found: Sequence[Array]) -> bool:
+        """Whether Keras knows the shapes of what a slim layer of the user's own made."""
+        if self.part.is_of_keras or not self.part.is_layer:
+            return True
+        call, dtypes = self.part.call, self.part.dtypes
+        tensors = {
+            ref.index: keras.KerasTensor(array.shape, dtype=dtype)
+            for ref, array, dtype in zip(call.inputs, given, dtypes, strict=True)
+        }
+        args, kwargs = fill(call, tensors)
+        specs = leaves_of(slim.compute_output_spec(*args, **kwargs))
+        return fits([array.shape for array in found], [spec.shape for spec in specs])
 
     def _drawn_inputs(self) -> list[Array]:
         """Random numbers for the inputs; zeros and ones where there are no channels.
@@ -293,21 +302,22 @@ class Likeness:
         Those may be numbers of rows, positions or masks.
         """
         random = np.random.default_rng(0)
+        part = self.part
         drawn: dict[int, Array] = {}
         for ref, tensor, shape, dtype in zip(
-            self.part.call.inputs, self.part.inputs, self.shapes, self.part.dtypes, strict=True
+            part.call.inputs, part.inputs, self.shapes, part.dtypes, strict=True
         ):
-            whole = "float" not in dtype or not tensor.lines
+            whole = "float" not in dtype or all(channels is None for channels in tensor)
             values = random.integers(2, size=shape) if whole else random.normal(0, 2, shape)
             drawn.setdefault(ref.index, _numpy(keras.ops.cast(values, dtype)))
-        return [drawn[ref.index] for ref in self.part.call.inputs]
+        return [drawn[ref.index] for ref in part.call.inputs]
 
     def _drawn_values(self, *, signed: bool) -> list[Array]:
         """Random numbers for the variables; those that are no floats keep their values."""
         random = np.random.default_rng(1)
         drawn: list[Array] = []
         for number, variable in enumerate(self._variables):
-            shape = self._shape(number, self.present)
+            shape = self._shape(number)
             if not keras.backend.is_float_dtype(variable.dtype):
                 masks = [None if c is None else self.present[c] for c in self._lines_of(number)]
                 drawn.append(taken(_numpy(variable), masks))
@@ -346,20 +356,15 @@ _BY_ITS_RULE = (
 
 def _zeroed(array: Array, masks: Masks) -> Array:
     """An array with zeros at the indices that are not kept."""
+    array = array.copy()
     for axis, mask in enumerate(masks):
         if mask is not None:
-            along = [1] * array.ndim
-            along[axis] = -1
-            array = np.where(mask.reshape(along), array, np.zeros((), array.dtype))
+            np.moveaxis(array, axis, 0)[~mask] = 0
     return array
 
 
 def _numpy(tensor: Any) -> Array:
     return np.asarray(keras.ops.convert_to_numpy(tensor))
-
-
-def _any_finite(arrays: Sequence[Array]) -> bool:
-    return any(bool(np.isfinite(np.asarray(array, np.float64)).any()) for array in arrays)
 
 
 def _config_of(operation: Any) -> dict[str, Any]:
@@ -375,14 +380,21 @@ def _makers_of(operation: Any) -> list[Any]:
     Attributes that the config of a class of the user's own may not tell count too.
     """
     parts = _keras.flatten_layers(operation) if isinstance(operation, keras.Layer) else [operation]
-    found: list[Any] = []
-    for part in parts:
-        made_by_keras = type(part).__module__.split(".")[0] == "keras"
-        kinds = (FunctionType,) if made_by_keras else (FunctionType, bool, int, float, str)
-        told = {
-            name: value
-            for name, value in vars(part).items()
-            if isinstance(value, kinds) and name[0] != "_" and not hasattr(type(part), name)
-        }
-        found.append([type(part), {**told, "name": None}])
-    return found
+    return [[type(part), {**_told_outside_of_configs(part), "name": None}] for part in parts]
+
+
+def _told_outside_of_configs(part: Any) -> dict[str, Any]:
+    """The attributes of a layer or operation that its config may not tell."""
+    of_keras = type(part).__module__.split(".")[0] == "keras"
+    kinds = (FunctionType,) if of_keras else (FunctionType, bool, int, float, str, list, tuple)
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if name[0] != "_"
+        and not hasattr(type(part), name)
+        and (isinstance(value, kinds) or (not of_keras and _is_array(value)))
+    }
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and not isinstance(value, keras.Variable)

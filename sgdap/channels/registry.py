@@ -65,18 +65,21 @@ def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
 
 
 def register_default(rule: _Decorated) -> _Decorated:
-    """Registers the rule for all operations that are no layers and have no rule of their own."""
+    """Registers the rule for operations, and layers without variables, that have no other one."""
     _DEFAULT[:] = [rule]
     return rule
 
 
 def find_rule(operation: Any) -> Rule | None:
-    """Returns the rule of a layer, or None where there is none that holds for its class."""
+    """Returns the rule of a layer, or None where there is none that holds for it."""
     registered = leaf_class(operation)
     if registered is not None:
         return _RULES[registered]
-    is_plain = not isinstance(operation, keras.Layer) and not _registered_base(operation)
-    return _DEFAULT[0] if is_plain else None
+    if isinstance(operation, keras.Layer):
+        holds = operation.built and not _keras.layer_variables(operation)
+    else:
+        holds = not _registered_base(operation)
+    return _DEFAULT[0] if holds else None
 
 
 def _registered_base(operation: Any) -> bool:
@@ -92,8 +95,7 @@ def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
     rule = find_rule(operation)
     reason = _unlike_its_config(operation)
     if rule is None:
-        name = type(operation).__name__
-        reason = f"no rule for {name}; register one with sgdap.register_rule"
+        reason = without_rule(operation, call.untraced)
     if reason is None:
         assert rule is not None
         try:
@@ -102,6 +104,17 @@ def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
             error.add_note(call.title)
             raise
     return call.keep_all(reason)
+
+
+def without_rule(operation: Any, untraced: str) -> str:
+    """The reason why channels stay that meet a layer without a rule.
+
+    Args:
+        operation: The layer or operation.
+        untraced: Why its code was not followed, if it has any.
+    """
+    why = f" ({untraced})" if untraced else ""
+    return f"no rule for {type(operation).__name__}{why}; register one with sgdap.register_rule"
 
 
 def _unlike_its_config(operation: Any) -> str | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import keras
@@ -13,7 +12,7 @@ from sgdap import _keras
 from sgdap.channels.facts import Axis, Resize, Scale
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.labels import Channels
-from sgdap.channels.likeness import Likeness, Mask, Part, Tensor
+from sgdap.channels.likeness import Fault, Likeness, Mask, Part
 from sgdap.channels.remembering import Remembered
 
 _STAGES = ((4, 8), (4, None), (None, None))
@@ -28,7 +27,7 @@ _OPEN = 32
 _LARGEST = 2**25
 """How many numbers the inputs and variables of a likeness may hold."""
 
-_known: Remembered[str | None] = Remembered(4096)
+_known: Remembered[Fault | None] = Remembered(4096)
 _Fact = TypeVar("_Fact", Axis, Resize, Scale)
 
 
@@ -46,30 +45,20 @@ def what_fails_rehearsal(graph: ChannelGraph, removable: Mask) -> list[tuple[Cha
     rewrites = {rewrite.path for rewrite in graph.rewrites}
     stays: list[tuple[Channels, str]] = []
     for call in graph.program.calls:
-        path = call.path
-        refs = (*call.inputs, *call.outputs)
-        tensors = [Tensor(graph.program.shapes[r.index], graph.tensors[r.index]) for r in refs]
-        lines = [channels for tensor in tensors for channels in tensor.lines]
-        lines += [
-            fact.channels for facts in (axes, resizes, scales) for fact in facts.get(path, [])
-        ]
-        if not any(removable[line].any() for line in lines) or _waits_to_be_built(call.operation):
-            continue
-        classes = np.unique(np.concatenate(lines))
-        local = [_local(tensor, classes) for tensor in tensors]
         part = Part(
             call=call,
-            inputs=tuple(local[: len(call.inputs)]),
-            outputs=tuple(local[len(call.inputs) :]),
+            shapes=tuple(graph.program.shapes[ref.index] for ref in call.inputs),
             dtypes=tuple(graph.program.dtypes[ref.index] for ref in call.inputs),
-            axes=tuple(_numbered(fact, classes) for fact in axes.get(path, [])),
-            resizes=tuple(_numbered(fact, classes) for fact in resizes.get(path, [])),
-            scales=tuple(_numbered(fact, classes) for fact in scales.get(path, [])),
-            follows=path in rewrites,
-            blocks=_blocks([np.searchsorted(classes, line) for line in lines], removable[classes]),
-            count=len(classes),
+            inputs=tuple(graph.tensors[ref.index] for ref in call.inputs),
+            outputs=tuple(graph.tensors[ref.index] for ref in call.outputs),
+            axes=tuple(axes.get(call.path, ())),
+            resizes=tuple(resizes.get(call.path, ())),
+            scales=tuple(scales.get(call.path, ())),
+            follows=call.path in rewrites,
+            removable=removable,
         )
-        stays += [(classes[channels], why) for channels, why in _faults(part)]
+        if part.blocks and not _waits_to_be_built(call.operation):
+            stays += _faults(part)
     return stays
 
 
@@ -84,26 +73,6 @@ def _by_path(facts: Iterable[_Fact]) -> dict[str, list[_Fact]]:
     for fact in facts:
         found.setdefault(fact.path, []).append(fact)
     return found
-
-
-def _numbered(fact: _Fact, classes: Channels) -> _Fact:
-    return replace(fact, channels=np.searchsorted(classes, fact.channels))
-
-
-def _local(tensor: Tensor, classes: Channels) -> Tensor:
-    axes = (None if c is None else np.searchsorted(classes, c) for c in tensor.axes)
-    return Tensor(tensor.shape, tuple(axes))
-
-
-def _blocks(lines: Sequence[Channels], removable: Mask) -> tuple[Channels, ...]:
-    """The channels that may leave; those that first lie along one axis are a block."""
-    left = removable.copy()
-    blocks = []
-    for line in lines:
-        new = np.unique(line[left[line]])
-        left[new] = False
-        blocks.append(new)
-    return tuple(block for block in blocks if len(block))
 
 
 def _faults(part: Part) -> list[tuple[Channels, str]]:
@@ -135,14 +104,15 @@ def _fault(part: Part, leaving: Sequence[Channels]) -> str | None:
         if why is not None and likeness.numbers > _LARGEST:
             break
         try:
-            key: Hashable = likeness.key()
+            key = likeness.key()
         except ValueError as error:
             why = str(error)
             continue
         if _known.get(key, likeness.fault) is None:
             return None
-        why = _known.get((key, part.call.path), likeness.fault)
-        can_run = can_run or likeness.can_run()
+        fault = _known.get((key, part.call.path), likeness.fault)  # it names the path
+        assert fault is not None
+        why, can_run = fault.why, can_run or fault.can_run
     return why if can_run else None
 
 
@@ -157,14 +127,16 @@ def _likeness(
         channels: How many channels of each block it has; None: all of them.
         length: The length of the longest of its axes that have no channels; None: as they are.
     """
-    present = np.ones(part.count, bool)
+    present = np.zeros(len(part.removable), bool)
+    for line in part.lines:
+        present[line] = True
     for block in part.blocks:
         few = min(len(block), channels or len(block))
         present[block] = False
         present[block[np.linspace(0, len(block) - 1, few).round().astype(int)]] = True
 
     # A size that the model leaves open may stand on any axis of another input, even the first.
-    samples = (length or _OPEN) if any(None in x.shape[1:] for x in part.inputs) else 2
+    samples = (length or _OPEN) if any(None in shape[1:] for shape in part.shapes) else 2
 
     def size(axis: int, whole: int | None, own: Channels | None) -> int:
         if own is not None:
@@ -174,7 +146,7 @@ def _likeness(
         return min(whole or length or _OPEN, length or whole or _OPEN)
 
     shapes = tuple(
-        tuple(size(axis, *both) for axis, both in enumerate(zip(x.shape, x.axes, strict=True)))
-        for x in part.inputs
+        tuple(size(axis, *both) for axis, both in enumerate(zip(shape, channels, strict=True)))
+        for shape, channels in zip(part.shapes, part.inputs, strict=True)
     )
     return Likeness(part, present, tuple(block[present[block]] for block in leaving), shapes)

@@ -37,14 +37,8 @@ def rewritten_operations(
     for entry in rewrites:
         call = program.calls[entry.call]
         before = Written(call.operation.get_config(), call.args, call.kwargs)
-        inputs, outputs = (
-            [[None if c is None else kept[c] for c in tensor] for tensor in tensors]
-            for tensors in (entry.inputs, entry.outputs)
-        )
-        if all(m is None or m.all() for masks in (*inputs, *outputs) for m in masks):
-            continue
-        after = rewritten(call.operation, before, inputs, outputs)
-        if after is not before:
+        after = rewritten(call.operation, before, kept, entry.inputs, entry.outputs)
+        if not after.same_as(before):
             operations[entry.path] = after
     return operations
 

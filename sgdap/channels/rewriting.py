@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap.channels.labels import TensorChannels
 
 Mask = npt.NDArray[np.bool_]
 Masks = Sequence["Mask | None"]
@@ -50,21 +51,29 @@ Rewriter = Callable[[Written, Sequence[Masks], Sequence[Masks]], Written]
 
 
 def rewritten(
-    operation: Any, written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]
+    operation: Any,
+    written: Written,
+    kept: Mask,
+    inputs: Sequence[TensorChannels],
+    outputs: Sequence[TensorChannels],
 ) -> Written:
     """Returns the config and arguments of an operation after a removal.
 
     Args:
         operation: The operation before the removal.
         written: Its config and arguments before.
-        inputs: For each input tensor the indices that stay.
-        outputs: For each output tensor the indices that stay.
+        kept: Which channels stay.
+        inputs: The channels of its input tensors.
+        outputs: The channels of its output tensors.
 
     Returns:
         The same with sizes, bounds and indices that count only what stays.
     """
     rewrite = _REWRITERS.get(type(operation))
-    return written if rewrite is None else rewrite(written, inputs, outputs)
+    if rewrite is None:
+        return written
+    stays = [[None if c is None else kept[c] for c in tensor] for tensor in (*inputs, *outputs)]
+    return rewrite(written, stays[: len(inputs)], stays[len(inputs) :])
 
 
 def is_written_with_sizes(operation: Any) -> bool:

@@ -12,16 +12,7 @@ import numpy as np
 
 from sgdap import _keras
 from sgdap.channels.checks import check_axes, check_channels, check_number, checked_key
-from sgdap.channels.facts import (
-    Axis,
-    Key,
-    Place,
-    Resize,
-    Scale,
-    Statements,
-    Unsettled,
-    Work,
-)
+from sgdap.channels.facts import Axis, Key, Place, Resize, Scale, Statements, Unsettled, Work
 from sgdap.channels.labels import Labels, Ledger, Symbol, plain, positions
 from sgdap.channels.patches import Patches
 from sgdap.channels.registry import apply_rule
@@ -39,6 +30,7 @@ class RuleCall:
         input_dtypes: The dtypes of the input tensors.
         args: The call's positional arguments (a `Ref` for each tensor).
         kwargs: The call's keyword arguments, likewise.
+        untraced: Why the layer's code was not followed; empty where it was, or there is none.
     """
 
     def __init__(
@@ -49,6 +41,7 @@ class RuleCall:
         inputs: Sequence[Symbol],
         output_shapes: Sequence[Shape],
         input_dtypes: Sequence[str] = (),
+        repeats: float = 1.0,
         subject: Subject | None = None,
     ) -> None:
         self.inputs = tuple(inputs)
@@ -56,9 +49,11 @@ class RuleCall:
         self.input_dtypes = tuple(input_dtypes)
         self.args = call.args
         self.kwargs = call.kwargs
+        self.untraced = call.untraced
         self._statements = statements
         self._call = call
         self._number = number
+        self._repeats = repeats
         self._subject = subject or Subject(call.operation)
         refs = call.inputs
         self._symbols = {ref.index: x for ref, x in zip(refs, inputs, strict=bool(refs))}
@@ -193,11 +188,8 @@ class RuleCall:
         self, subject: Subject, call: Call, inputs: Any, output_shapes: Any, input_dtypes: Any = ()
     ) -> list[Symbol]:
         """The channels of an inner layer's outputs, as its own rule says."""
-        number = self._number
-        inner = RuleCall(
-            self._statements, call, number, inputs, output_shapes, input_dtypes, subject
-        )
-        return apply_rule(subject.layer, inner)
+        told = (self._statements, call, self._number, inputs, output_shapes, input_dtypes)
+        return apply_rule(subject.layer, RuleCall(*told, self._repeats, subject))
 
     def fixed(self, count: int) -> Labels:
         """Channels that can't be removed, to stand for an axis that has none."""
@@ -375,6 +367,8 @@ class RuleCall:
     def work(self, factor: float, *axes: Labels) -> None:
         """States what the layer computes for one sample: `factor` times the number of channels.
 
+        Where operations folded other axes into the first one, a layer computes it for each row.
+
         Args:
             factor: FLOPs for one channel of each axis; one multiply-add counts as 2.
             *axes: The channels of each axis; their numbers are multiplied.
@@ -384,7 +378,8 @@ class RuleCall:
         """
         check_channels(self.title, "work", *axes)
         check_number(self.title, "a factor", factor)
-        path, factor = self._call.path, float(factor) * float(np.prod(self._subject.steps))
+        factor = float(factor) * self._repeats * float(np.prod(self._subject.steps))
+        path = self._call.path
         self._statements.work.append(Unsettled(axes, lambda *axes: Work(path, factor, axes)))
 
     def tie(self, first: Labels, second: Labels) -> None:

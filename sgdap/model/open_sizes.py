@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
-from sgdap.model.program import Call, Ref, Shape
-
-Counted = Callable[["UnknownSize"], Any]
-"""Makes a symbolic int32 tensor of zeros, as long as a size, from the model's inputs."""
+from sgdap.model.program import Shape
 
 Reshaped = Callable[[Any, tuple[int, ...]], Any]
 """Reshapes a symbolic tensor to a shape without the batch axis, an unknown size in it as -1."""
-
-Place = tuple[int, int]
-"""The number of a tensor, and one of its axes."""
 
 
 class UnknownSize:
@@ -47,14 +41,13 @@ class UnknownSize:
         return False
 
 
-def size_functions(counted: Counted, reshaped: Reshaped) -> dict[tuple[Any, str], Any]:
+def size_functions(reshaped: Reshaped) -> dict[tuple[Any, str], Any]:
     """Functions of `keras.ops` that tell of sizes that aren't known, and that take them.
 
     Plain operations stand in for those that Keras can make only of numbers: `ops.arange(size)`
-    counts along one of the model's inputs, `ops.broadcast_to(x, (size, 3))` adds zeros.
+    counts along the tensor that has the size, `ops.broadcast_to(x, (size, 3))` adds zeros.
 
     Args:
-        counted: Makes zeros, as many as a size.
         reshaped: Reshapes where two sizes aren't known, that of the batch and another one.
 
     Returns:
@@ -85,7 +78,7 @@ def size_functions(counted: Counted, reshaped: Reshaped) -> dict[tuple[Any, str]
             return original(start, stop, step, dtype)
         if (start not in (0, size)) or step not in (None, 1):
             raise ValueError("ops.arange takes an unknown size only without `start` and `step`")
-        numbers = ops.cumsum(ops.ones_like(counted(size))) - 1
+        numbers = ops.cumsum(ops.ones_like(_counted(size))) - 1
         return ops.cast(numbers, dtype or "int32")
 
     def broadcast_to(original: Any, x: Any, shape: Any) -> Any:
@@ -99,7 +92,7 @@ def size_functions(counted: Counted, reshaped: Reshaped) -> dict[tuple[Any, str]
         for axis, size in enumerate(shape):
             if _is_unknown(size) and not (given[axis] and sizes[axis] is None):
                 along = [-1 if other == axis else 1 for other in range(len(shape))]
-                zeros = zeros + ops.reshape(counted(size), along)
+                zeros = zeros + ops.reshape(_counted(size), along)
         dtype = keras.backend.standardize_dtype(x.dtype)
         combined = ops.logical_or if dtype == "bool" else ops.add
         return combined(x, ops.cast(zeros, dtype))
@@ -131,6 +124,14 @@ def size_functions(counted: Counted, reshaped: Reshaped) -> dict[tuple[Any, str]
     for function in (shape, reshape, arange, broadcast_to, tile, repeat):
         functions[function.__name__] = function
     return {(ops, name): function for name, function in functions.items()}
+
+
+def _counted(size: UnknownSize) -> Any:
+    """As many zeros as a size, made from the tensor that has it."""
+    if size.tensor is None:
+        raise ValueError("it is computed from another one")
+    others = [axis for axis in range(len(size.tensor.shape)) if axis != size.axis]
+    return ops.sum(ops.zeros_like(size.tensor, "int32"), others)
 
 
 def _is_unknown(size: Any) -> bool:
@@ -200,99 +201,3 @@ def output_spec(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         for letter, size in zip(made, spec.shape, strict=True)
     ]
     return keras.KerasTensor(shape, dtype=spec.dtype)
-
-
-class Origins:
-    """Which axis of the model's inputs is as long as an axis of another tensor.
-
-    Each call is told sizes that stand for those of its inputs; what its outputs are as long as
-    tells which of them it is.
-
-    Args:
-        inputs: The model's inputs.
-    """
-
-    def __init__(self, inputs: tuple[Ref, ...]) -> None:
-        self.inputs = inputs
-        self._known: dict[Place, Place] = {}
-        self._followed = 0
-
-    def of(
-        self,
-        place: Place,
-        calls: Sequence[Call],
-        shapes: Sequence[Shape],
-        dtypes: Sequence[str],
-    ) -> Place:
-        """The number and axis of the input that is as long as an axis of a tensor.
-
-        Args:
-            place: The number of the tensor and the axis.
-            calls: The calls up to the one that made the tensor.
-            shapes: The shape of each tensor.
-            dtypes: The dtype of each tensor.
-
-        Raises:
-            ValueError: There is none.
-        """
-        for ref in self.inputs:
-            for axis in range(len(shapes[ref.index])):
-                own = (ref.index, axis)
-                self._known.setdefault(own, (self.inputs[0].index, 0) if axis == 0 else own)
-        for call in calls[self._followed :]:
-            self._follow(call, shapes, dtypes)
-        self._followed = len(calls)
-        if place not in self._known:
-            raise ValueError("no input of the model has an axis that is as long")
-        return self._known[place]
-
-    def _follow(
-        self, call: Call, shapes: Sequence[Shape], dtypes: Sequence[str], alike: bool = False
-    ) -> None:
-        """Finds out about a call's outputs; `alike`: all its unknown sizes but batches are one."""
-        marks: dict[Place, int] = {}
-
-        def mark(origin: Place) -> int:
-            first = next((m for place, m in marks.items() if place[1] and origin[1]), None)
-            new = first if alike and first is not None else _MARKS[len(marks)]
-            return marks.setdefault(origin, new)
-
-        def marked(leaf: Any) -> Any:
-            if not isinstance(leaf, Ref):
-                return leaf
-            places = [(leaf.index, axis) for axis in range(len(shapes[leaf.index]))]
-            origins = [self._known.get(place, place) for place in places]
-            sizes = [
-                mark(origin) if size is None else size
-                for size, origin in zip(shapes[leaf.index], origins, strict=True)
-            ]
-            return keras.KerasTensor(sizes, dtype=dtypes[leaf.index])
-
-        try:
-            args, kwargs = keras.tree.map_structure(marked, (call.args, dict(call.kwargs)))
-            made = keras.tree.flatten(output_spec(call.operation, args, kwargs))
-            made = [part for part in made if isinstance(part, keras.KerasTensor)]
-        except Exception:  # it takes no tensors of these sizes
-            if alike or isinstance(call.operation, keras.Layer):
-                self._follow_batches(call, shapes)
-            else:  # two inputs are equally long, to all appearance
-                self._follow(call, shapes, dtypes, alike=True)
-            return
-        origins = {size: origin for origin, size in reversed(marks.items())}
-        for ref, tensor in zip(call.outputs, made, strict=True):
-            for axis, size in enumerate(tensor.shape):
-                if size in origins:
-                    self._known[ref.index, axis] = origins[size]
-
-    def _follow_batches(self, call: Call, shapes: Sequence[Shape]) -> None:
-        """A layer makes as many samples as it is given."""
-        given = [self._known.get((ref.index, 0)) for ref in call.inputs]
-        batch = next((place for place in given if place is not None), None)
-        if batch is not None and isinstance(call.operation, keras.Layer):
-            for ref in call.outputs:
-                if shapes[ref.index][:1] == (None,):
-                    self._known[ref.index, 0] = batch
-
-
-_MARKS = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091)
-"""Sizes that stand for unknown ones; primes, so that no product of others is one."""

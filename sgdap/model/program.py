@@ -33,6 +33,8 @@ class Call:
         made: The tensors it makes, structured as it returns them.
         in_graph: Whether the graph of a functional model holds the call and its arguments.
         line: The place in the user's own code that made the call; empty where there is none.
+        untraced: Why the layer's own code was not followed, and what would be; empty where it
+            was, or there is none.
     """
 
     operation: Any
@@ -43,6 +45,7 @@ class Call:
     made: Any = None
     in_graph: bool = False
     line: str = ""
+    untraced: str = ""
 
     @property
     def inputs(self) -> tuple[Ref, ...]:
@@ -125,7 +128,7 @@ class Program:
         inputs: Any,
         taps: Mapping[int, Callable[[Call, Callable[[], Any], list[Any]], Any]] | None = None,
     ) -> list[Any]:
-        """Runs the program on data, in inference mode.
+        """Runs the program on data as `predict` does. No variable of the model changes.
 
         Args:
             inputs: What the model takes: an array or tensor, or a list or dict of them.
@@ -158,7 +161,8 @@ class Program:
             stop: How many calls are run, the others' outputs are None; None: all.
         """
         values = dict(zip((ref.index for ref in self.inputs), inputs, strict=True))
-        self.advance(values, taps, 0, stop)
+        with keras.StatelessScope():
+            self.advance(values, taps, 0, stop)
         return [values.get(ref.index) for ref in self.outputs]
 
     def advance(
@@ -168,7 +172,10 @@ class Program:
         start: int,
         stop: int | None = None,
     ) -> None:
-        """Runs some of the calls, in inference mode.
+        """Runs some of the calls in inference mode, in a `keras.StatelessScope` of the caller's.
+
+        Layers that write variables, as `BatchNormalization` does in a call that was given
+        `training=True`, write to that scope.
 
         Args:
             values: The tensors made before, by number; those that the calls make are added.
@@ -176,11 +183,12 @@ class Program:
             start: Number of the first call that is run.
             stop: Number after the last one; None: all.
         """
+        in_code = {number for code in self.codes for number in range(code.start, code.stop)}
         for number, call in enumerate(self.calls[start:stop], start):
             args, kwargs = fill(call, values)
-            if "training" not in kwargs and "training" in getattr(
-                call.operation, "call_signature_parameters", ()
-            ):
+            takes_training = "training" in getattr(call.operation, "call_signature_parameters", ())
+            # A graph hands its own `training` on to all calls, one of the user's own only says it.
+            if takes_training and ("training" not in kwargs or number not in in_code):
                 kwargs["training"] = False
 
             def compute(call: Call = call, args: Any = args, kwargs: Any = kwargs) -> Any:

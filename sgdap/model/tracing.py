@@ -13,9 +13,9 @@ import keras
 from sgdap import _keras
 from sgdap.model.arguments import symbolic_arguments, symbolic_like
 from sgdap.model.interception import originals, replaced
-from sgdap.model.open_sizes import Origins, UnknownSize, output_spec, size_functions, sizes_asked
+from sgdap.model.open_sizes import output_spec, size_functions, sizes_asked
 from sgdap.model.program import Call, Program, Ref, Shape, Unrolled, leaves_of, refs_of
-from sgdap.model.user_code import has_code, untraceable, user_line
+from sgdap.model.user_code import has_code, untraceable, untraced, user_line
 
 
 def trace(model: Any) -> Program:
@@ -39,7 +39,7 @@ def trace(model: Any) -> Program:
         )
     args, kwargs = symbolic_arguments(model)
     recorder = _Recorder()
-    inputs = recorder.inputs(leaves_of((args, kwargs)))
+    inputs = tuple(map(recorder.numbered, leaves_of((args, kwargs))))
     outputs = recorder.run(model, "", args, kwargs)
     leaves = leaves_of(outputs)
     made = [leaf for leaf in leaves if _is_symbolic(leaf)]
@@ -131,14 +131,13 @@ class _Recorder:
         self._masked: set[Ref] = set()
         self._paths: dict[int, str] = {}
         self._counts: Counter[str] = Counter()
-        self._origins = Origins(program.inputs if program else ())
 
     def run(self, layer: Any, path: str, args: tuple[Any, ...], kwargs: Any) -> Any:
         """Runs a model or layer and takes down what it calls; returns what it makes."""
         functions = {
             (keras.Layer, "__call__"): self._layer_called,
             (keras.Operation, "symbolic_call"): self._operation_called,
-            **size_functions(self._counted, self._reshaped),
+            **size_functions(self._reshaped),
         }
         with replaced(functions):
             try:
@@ -149,11 +148,6 @@ class _Recorder:
                 raise untraceable(layer, path, error) from error
 
     # Tensors and their numbers
-
-    def inputs(self, tensors: Sequence[Any]) -> tuple[Ref, ...]:
-        """Numbers the tensors that the whole model begins with."""
-        self._origins = Origins(tuple(map(self.numbered, tensors)))
-        return self._origins.inputs
 
     def numbered(self, tensor: Any) -> Ref:
         """Numbers a new symbolic tensor."""
@@ -241,24 +235,26 @@ class _Recorder:
         node = place.node(layer)
         kwargs = {k: v for k, v in kwargs.items() if k != "training" or v is not None}
         path = self._paths.setdefault(id(layer), place.prefix + layer.name)
+        error: Exception | None = None
         if self._is_unrolled(layer, args, kwargs):
             calls, tensors, unrolled = len(self.calls), len(self.shapes), len(self.unrolled)
             try:
                 return self._entered(layer, path, args, kwargs)
-            except Exception:
-                if _keras.functional_of(layer) is not None:
+            except Exception as stopped:
+                # A second run stops where it differs from the first.
+                if self._program or _keras.functional_of(layer) is not None:
                     raise
-                # What can't be traced is one layer without a rule.
+                error = stopped  # what can't be traced is one layer without a rule
                 del self.calls[calls:], self.unrolled[unrolled:]
                 del self.shapes[tensors:], self.dtypes[tensors:]
                 self._masked = {ref for ref in self._masked if ref.index < tensors}
-                self._origins = Origins(self._origins.inputs)
         if not layer.built and not _has_nothing_to_build(layer):
             raise ValueError(
                 f"Layer '{path}' is not built. Make layers in `__init__`, and call the model "
                 "once on a batch of data."
             )
-        return self._take_down(layer, path, args, kwargs, node)
+        why = untraced(layer, error)
+        return self._take_down(layer, path, args, kwargs, node, why=why)
 
     def _operation_called(self, _: Any, operation: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Takes down the call of an operation of `keras.ops`, which leaves no node on it."""
@@ -281,6 +277,7 @@ class _Recorder:
         kwargs: Any,
         node: Any = None,
         specs: Any = None,
+        why: str = "",
     ) -> Any:
         """Takes down one call; returns new symbolic tensors, like `specs` where they are given."""
         given, named = self._numbers((args, dict(kwargs)))
@@ -293,7 +290,8 @@ class _Recorder:
         outputs = tuple(self.numbered(leaf) for leaf in leaves_of(made) if _is_symbolic(leaf))
         line = user_line(None) if self._places[-1].is_code else ""
         structure, in_graph = self._numbers(made), node is not None
-        self.calls.append(Call(operation, path, given, named, outputs, structure, in_graph, line))
+        made_of = (operation, path, given, named, outputs, structure, in_graph, line, why)
+        self.calls.append(Call(*made_of))
         makes_masks = isinstance(operation, keras.layers.Masking)
         if makes_masks or getattr(operation, "mask_zero", False) or self._masked & {*taken}:
             self._masked.update(outputs)
@@ -340,17 +338,6 @@ class _Recorder:
         return base if self._counts[base] == 1 else f"{base}_{self._counts[base] - 1}"
 
     # Sizes that aren't known
-
-    def _counted(self, size: UnknownSize) -> Any:
-        """Zeros, as many as a size that isn't known, made from one of the model's inputs."""
-        if size.tensor is None:
-            raise ValueError("it is computed from another one")
-        place = (self.ref(size.tensor).index, size.axis)
-        with originals():
-            index, axis = self._origins.of(place, self.calls, self.shapes, self.dtypes)
-        x = self._tensor(Ref(index))
-        zeros = keras.ops.cast(keras.ops.zeros_like(x), "int32")
-        return keras.ops.sum(zeros, [other for other in range(len(x.shape)) if other != axis])
 
     def _reshaped(self, x: Any, target: tuple[int, ...]) -> Any:
         """A Reshape layer's output; no operation takes two sizes that aren't known."""

@@ -6,8 +6,10 @@ import contextlib
 import functools
 import inspect
 import linecache
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, FunctionType, TracebackType
 from typing import Any
 
 import keras
@@ -31,18 +33,69 @@ def has_code(layer: Any) -> bool:
 
 def user_line(traceback: TracebackType | None) -> str:
     """The innermost line of the user's own code: of a traceback, or of the current stack."""
+    place = _user_place(traceback)
+    return "an unknown line" if place is None else _shown(*place[1:])
+
+
+def _user_place(traceback: TracebackType | None) -> tuple[FrameType, str, int] | None:
+    """The innermost frame of the user's own code, with its file and line."""
     if traceback is not None:
-        frames = [(f.filename, f.lineno) for f in inspect.getinnerframes(traceback)][::-1]
+        frames = [(f.frame, f.filename, f.lineno) for f in inspect.getinnerframes(traceback)][::-1]
     else:
         frames = []
         frame = inspect.currentframe()
         while frame is not None:
-            frames.append((frame.f_code.co_filename, frame.f_lineno))
+            frames.append((frame, frame.f_code.co_filename, frame.f_lineno))
             frame = frame.f_back
-    for name, line in frames:
-        if not _is_of_a_library(name):
-            return f"{name}:{line} (`{linecache.getline(name, line).strip()}`)"
-    return "an unknown line"
+    return next((place for place in frames if not _is_of_a_library(place[1])), None)
+
+
+def _shown(file: str, line: int) -> str:
+    return f"{file}:{line} (`{linecache.getline(file, line).strip()}`)"
+
+
+def untraced(layer: Any, error: Exception | None) -> str:
+    """Why a layer's own code was not followed, and what would be; empty where there is none.
+
+    Args:
+        layer: The layer.
+        error: What stopped its `call`; None: it was not followed at all.
+    """
+    place = None if error is None else _user_place(error.__traceback__)
+    if place is not None:
+        frame, file, line = place
+        known = {**frame.f_globals, **frame.f_locals}
+    elif isinstance(layer, keras.layers.Lambda) and isinstance(layer.function, FunctionType):
+        code, known = layer.function.__code__, layer.function.__globals__
+        file, line = code.co_filename, code.co_firstlineno
+    else:
+        return ""
+    twins = _twins(linecache.getline(file, line), known)
+    return (
+        f"the code at {_shown(file, line)} is not looked into; write it with keras.ops in a layer "
+        f"of your own{': ' if twins else ''}{twins}"
+    )
+
+
+def _twins(line: str, known: Mapping[str, Any]) -> str:
+    """Keras' own functions for those of other packages that a line calls."""
+    found = []
+    for called in re.findall(r"[A-Za-z_][\w.]*(?=\()", line):
+        root, _, rest = called.partition(".")
+        package = getattr(known.get(root), "__name__", "").split(".")[0]
+        name = rest.rpartition(".")[2].removeprefix("reduce_")
+        if package in ("tensorflow", "numpy", "jax", "torch"):
+            twins = [f"keras.{m}.{name}" for m, ops in _OPERATIONS.items() if hasattr(ops, name)]
+            found += [f"{twin} for {called}" for twin in twins[:1]]
+    return ", ".join(dict.fromkeys(found))
+
+
+_OPERATIONS = {
+    "ops": keras.ops,
+    "ops.image": keras.ops.image,
+    "ops.linalg": keras.ops.linalg,
+    "random": keras.random,
+}
 
 
 @functools.cache
@@ -94,6 +147,6 @@ def _remedy(error: Exception) -> str:
         return "Make layers in `__init__`, and call the model once on a batch of data."
     return (
         "Use keras.layers and keras.ops there, and no `if` or loop on the values of tensors. What "
-        "TensorFlow or NumPy must do belongs into a keras.layers.Layer of its own, which is then "
-        "left as it is."
+        "TensorFlow or NumPy must do belongs into a keras.layers.Layer of its own without weights, "
+        "which is then tried as a whole."
     )

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap._arguments import check_integer
+from sgdap.execution.latency import Runtime, check_runtime
 from sgdap.planning.cost import MEASURES
 
 _NAMES = ("flops", "params", "bytes")
@@ -28,12 +29,16 @@ class Budget:
         params: Number of parameters, as a fraction or absolute like `flops`.
         bytes: Bytes of all saved weights, as a fraction or absolute like `flops`.
         latency: The time for one batch on this machine: `"5ms"`, or a fraction of the whole
-            model's time. It is the median of repeated runs of slim copies, in a compiled function.
+            model's time. Slim copies are run until their median is known to 3 %.
         batch_size: Number of samples in the batch that `latency` is measured on.
+        runtime: What `latency` is measured in: `"keras"` (a compiled function), `"litert"` or
+            `"onnx"` (a file, in the runtime's default settings), or a function that takes a Keras
+            model and returns seconds.
 
     Raises:
-        TypeError: A limit is not a number.
-        ValueError: A limit is not positive, or none is given.
+        TypeError: A limit is not a number, or `runtime` neither a name nor a function.
+        ValueError: A limit is not positive, none is given, or no runtime has that name.
+        ImportError: The runtime's package is not installed.
 
     Example:
         >>> sgdap.Budget(flops=0.3)
@@ -45,6 +50,7 @@ class Budget:
     bytes: float | None = None
     latency: str | float | None = None
     batch_size: int = 1
+    runtime: Runtime = "keras"
 
     def __post_init__(self) -> None:
         for name, limit in self.limits().items():
@@ -52,6 +58,7 @@ class Budget:
         if self.latency is not None:
             self.latency_target(1.0)
         check_integer("batch_size", self.batch_size, 1)
+        check_runtime(self.runtime)
         if not self.limits() and self.latency is None:
             raise ValueError(
                 "Budget needs a limit: Budget(flops=0.5), Budget(params=0.5), Budget(bytes=0.5) "
@@ -114,6 +121,7 @@ class Budget:
         if self.latency is not None:
             given.append(f"latency={self.latency!r}")
             given += [f"batch_size={self.batch_size}"] if self.batch_size != 1 else []
+            given += [f"runtime={self.runtime!r}"] if self.runtime != "keras" else []
         return f"Budget({', '.join(given)})"
 
     __repr__ = __str__

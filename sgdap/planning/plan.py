@@ -153,6 +153,13 @@ class Plan:
                 f"This is not a plan written by Plan.to_json (format {_FORMAT}): {error!r}"
             ) from error
 
+    def __eq__(self, other: object) -> bool:
+        """Whether two plans say the same in all that `to_json` stores, weights bit by bit."""
+        return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.model, self.guidance, self.params, self.flops, self.fitted_to))
+
     def __str__(self) -> str:
         from rich.console import Console
         from rich.table import Table
@@ -214,7 +221,8 @@ def kept_mask(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
     """A mask of a model's channels, True for those that stay by a plan, `(channels,)`.
 
     Raises:
-        ValueError: The plan was made for another model, or was edited and is no longer valid.
+        ValueError: The plan was made for another model or for other weights, or was edited and is
+            no longer valid.
     """
     known = {group.name: group for group in graph.groups}
     if plan.model != model_fingerprint(graph):
@@ -250,6 +258,12 @@ def kept_mask(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
     empty = {axis.path for axis in graph.axes if not mask[axis.channels].any()}
     if empty:
         raise ValueError(f"The plan leaves no channel of {', '.join(sorted(empty))}.")
+    if plan.weights and plan.fitted_to != reconstruction_fingerprint(graph, mask):
+        raise ValueError(
+            f"The weights of model '{graph.program.model.name}' or the plan's channels changed "
+            "since this plan was made, and its reconstruction was fitted to the old ones. Make a "
+            "new plan with sgdap.plan, or one with reconstruction=False."
+        )
     return mask
 
 

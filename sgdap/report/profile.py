@@ -8,9 +8,9 @@ from typing import Any
 
 from sgdap._arguments import check_integer
 from sgdap.channels.grouping import channel_graph
+from sgdap.execution.latency import measure_latency
 from sgdap.planning.cost import input_shapes, parameters_by_layer
 from sgdap.planning.work import untold_work, work_by_layer, work_notes
-from sgdap.training.latency import measure_latency
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_slices
 from sgdap.model.copying import copied_operation, copy_state
 from sgdap.model.functional import functional_program, saves_by_its_graph
-from sgdap.planning.plan import Plan, kept_mask, reconstruction_fingerprint
+from sgdap.planning.plan import Plan, kept_mask
 from sgdap.surgery.prune import prune_in_place
 
 Key = tuple[str, int]
@@ -47,14 +47,8 @@ def apply(model: Any, plan: Plan, *, in_place: bool = False) -> Any:
             f"plan must be a sgdap.Plan. Received: {plan!r} (of type {type(plan).__name__})"
         )
     graph = channel_graph(model)
-    kept = kept_mask(graph, plan)
-    if plan.weights and plan.fitted_to != reconstruction_fingerprint(graph, kept):
-        raise ValueError(
-            f"The weights of model '{model.name}' or the plan's channels changed since this plan "
-            "was made, and its reconstruction was fitted to the old ones. Make a new plan with "
-            "sgdap.plan, or one with reconstruction=False."
-        )
     if not in_place:
+        kept_mask(graph, plan)  # refuses before anything is copied
         graph = copied(graph)
         model = graph.program.model
     prune_by_plan(graph, plan)
@@ -66,10 +60,11 @@ def prune_by_plan(graph: ChannelGraph, plan: Plan) -> None:
 
     Args:
         graph: The model's channels.
-        plan: A plan for this model. Its `fitted_to` is not checked.
+        plan: A plan for this model.
 
     Raises:
-        ValueError: The plan was made for another model, or a layer can't be rebuilt.
+        ValueError: The plan was made for another model or for other weights, or a layer can't be
+            rebuilt.
     """
     kept = kept_mask(graph, plan)
     prune_in_place(graph, kept, _refitted(graph, kept, plan))

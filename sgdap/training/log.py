@@ -12,30 +12,6 @@ from sgdap.guidance.elimination import ErrorCurve
 from sgdap.training.guard import Round
 
 
-class Widths(float):
-    """The widths of a model's groups, as a number: their sum, which prints as `20-50-500`.
-
-    So loggers of numbers (TensorBoard, the progress bar) show the sum, and loggers of text
-    (CSVLogger) show the widths.
-
-    Attributes:
-        by_group: The width of each group, by name.
-    """
-
-    by_group: dict[str, int]
-
-    def __new__(cls, by_group: Mapping[str, int]) -> Widths:
-        """Makes the number from the widths."""
-        widths = super().__new__(cls, sum(by_group.values()))
-        widths.by_group = dict(by_group)
-        return widths
-
-    def __repr__(self) -> str:
-        return "-".join(str(width) for width in self.by_group.values())
-
-    __str__ = __repr__
-
-
 class Summaries:
     """Writes TensorBoard summaries, in a folder `sgdap` inside that of each TensorBoard callback.
 
@@ -75,6 +51,11 @@ class Summaries:
             writer.close()
 
 
+def joined(widths: Mapping[str, int]) -> str:
+    """The widths of a model's groups as `20-50-500`."""
+    return "-".join(map(str, widths.values()))
+
+
 def round_line(last: Round, full: tuple[float, float], seconds: float) -> str:
     """The message when layers shrank.
 
@@ -86,7 +67,7 @@ def round_line(last: Round, full: tuple[float, float], seconds: float) -> str:
     params, flops = last.params[1] / full[0], last.flops[1] / full[1]
     return (
         f"\nEpoch {last.epoch + 1}: SGDAP keeps {flops:.1%} of the FLOPs, {params:.1%} of the "
-        f"parameters, widths {Widths(last.widths)} ({seconds:.1f}s)"
+        f"parameters, widths {joined(last.widths)} ({seconds:.1f}s)"
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from sgdap import _keras
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
+from sgdap.execution.latency import NoisyClockError
 from sgdap.pipeline import Curves, PruningOptions, Scope, make_plan
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import cost_model
@@ -22,7 +23,8 @@ from sgdap.surgery.snapshot import restore_snapshot, take_snapshot
 from sgdap.training.course import Course
 from sgdap.training.goal import Goal
 from sgdap.training.guard import Decision, Round, costliest_groups
-from sgdap.training.log import Summaries, Widths, decision_line, round_line, why_short
+from sgdap.training.latency import TooSlowError
+from sgdap.training.log import Summaries, decision_line, round_line, why_short
 from sgdap.training.monitor import Monitor
 from sgdap.training.neighbours import Neighbours
 from sgdap.training.options import TrainingOptions
@@ -93,7 +95,7 @@ class Run:
             self.state.guard.sign = self.monitor.sign(self.model)
         self.state.ended = (epoch, value)
         logs["params"], logs["flops"] = (float(cost) for cost in self.costs[:2])
-        logs["widths"] = Widths(self.widths)
+        self.state.widths.append(self.widths)
         self.summaries.epoch(epoch, self.widths)
         if epoch == self.params["epochs"] - 1 or self.model.stop_training:
             self._remember(value)  # now, as other callbacks may load weights when fit ends
@@ -191,12 +193,16 @@ class Run:
         held = replace(scope.rules, fixed={**state.guard.widths, **scope.rules.fixed})
 
         def limits(curves: Curves) -> Budget:
-            self.goal = self.goal.measured(scope, curves, self.pruning.allocation)
+            try:
+                self.goal = self.goal.measured(scope, curves, self.pruning.allocation)
+            except (TooSlowError, NoisyClockError) as error:  # when the run began it was possible
+                warnings.warn(f"Going by the latency measured before. {error}", stacklevel=2)
+                self.goal = replace(self.goal, latency=None)
             return self.goal.target(progress)
 
         options = replace(self.pruning, seed=self.pruning.seed + epoch)
         plan, curves = make_plan(replace(scope, rules=held), data, options, limits)
-        state.plan = plan
+        state.plan = plan = replace(plan, notes=(*plan.notes, *self.goal.notes))
         if all(len(group.kept) == group.size for group in plan.groups):
             state.guard.progress = progress  # the model is small enough already
             return
@@ -218,6 +224,8 @@ class Run:
         )
         full = (self.goal.full[0], self.goal.full[1])
         self.say(round_line(state.rounds[-1], full, time.perf_counter() - began))
+        for note in self.goal.notes:
+            self.say(note)
         self._choose_jit(epoch, data)
 
     def _calibration_inputs(self) -> Any:
@@ -229,7 +237,7 @@ class Run:
                 f"SGDAP keeps {reservoir.kept} training inputs for its statistics, not {asked}: "
                 "as many as the memory for them holds. Pass calibration_data for more."
             )
-        return (reservoir.sample(),)  # x alone, whatever its structure
+        return self.sampler.sample()
 
     def _decide(self, decision: Decision, value: float | None) -> None:
         """Keeps or undoes the last round, unless the decision is pending."""

@@ -12,6 +12,7 @@ from sgdap.channels.grouping import channel_graph
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import reusable
 from sgdap.execution.inputs import check_calibration_data
+from sgdap.execution.losses import model_loss
 from sgdap.pipeline import PruningOptions, pruning_scope
 from sgdap.surgery.prune import check_can_be_rebuilt
 from sgdap.training.calendar import Calendar
@@ -81,7 +82,7 @@ def start_run(
     else:
         limit = min(LIMIT, pruning.memory_limit or LIMIT)
         reservoir = Reservoir(pruning.samples, pruning.seed, limit, least=pruning.folds)
-        sampler = TrainStepSampler(graph, reservoir)
+        sampler = TrainStepSampler(graph, reservoir, model_loss(graph).needs_targets)
     summaries = Summaries(neighbours.of_class(keras.callbacks.TensorBoard))
     return Run(
         model,

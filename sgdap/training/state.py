@@ -20,6 +20,7 @@ class RunState:
         guard: The guard, which judges rounds, with its baseline.
         rounds: The rounds so far.
         plan: The plan of the last round.
+        widths: The width of each group that may shrink at the end of each epoch, by name.
         first: The first epoch of the run; None before it began.
         epochs: The epochs after which rounds are planned.
         ended: The last epoch and its metric, if it is not judged yet.
@@ -35,6 +36,7 @@ class RunState:
     guard: Guard
     rounds: list[Round] = field(default_factory=list)
     plan: Plan | None = None
+    widths: list[dict[str, int]] = field(default_factory=list)
     first: int | None = None
     epochs: Sequence[int] = ()
     ended: tuple[int, float | None] | None = None

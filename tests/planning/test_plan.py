@@ -33,8 +33,20 @@ def test_json_keeps_a_plan_to_the_bit(model, plan):
         assert again.weights[key].dtype == np.float32
         assert np.array_equal(again.weights[key], value)
     assert again.to_json() == plan.to_json()
+    assert again == plan and hash(again) == hash(plan)
     slim, other = sgdap.apply(model, plan), sgdap.apply(model, again)
     assert all(map(np.array_equal, slim.get_weights(), other.get_weights()))
+
+
+def test_plans_are_equal_where_all_they_say_is_equal(plan):
+    key, value = next(iter(plan.weights.items()))
+    others = [
+        replace(plan, samples=plan.samples + 1),
+        replace(plan, weights={**plan.weights, key: np.nextafter(value, np.float32(9))}),
+        replace(plan, groups=plan.groups[1:]),
+    ]
+    assert replace(plan, weights=dict(plan.weights)) == plan
+    assert not any(other == plan for other in [*others, plan.to_json(), None])
 
 
 def test_a_plan_prints_as_a_table_of_groups_with_widths_and_costs(model, plan):

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import layers
 
+from sgdap import _keras
 from sgdap.channels.labels import Labels, Symbol
 from sgdap.channels.probing import Array, treats_each_alone
 from sgdap.channels.registry import register_rule
@@ -29,6 +30,7 @@ _known: Remembered[bool] = Remembered(1024)
     layers.AlphaDropout,
     layers.ActivityRegularization,
     layers.Identity,
+    _keras.operation_class(keras.ops.zeros_like, keras.KerasTensor((1,))),
 )
 def pass_through(layer: Any, call: RuleCall) -> Symbol:
     """The output's channels are the input's."""
