@@ -51,7 +51,8 @@ class SGDAPCallback(keras.callbacks.Callback):
             `"one_shot"`, `"adaptive"`, an object such as `sgdap.Cubic(rounds=5)`, or a
             `tfmot.sparsity.keras.PruningSchedule` over training steps.
         max_accuracy_drop: The most that the monitored metric may fall below its value before the
-            first round (or rise above it, for a loss): `0.005` is half a point of accuracy. A
+            first round (or rise above it, for a loss): `0.005` is half a point of accuracy, and
+            1 or more is refused for an accuracy. A
             round that costs more is undone and tried again half as far, where groups with the
             most expected loss get channels back first. `fit` ends with the best weights of the
             last widths. None: rounds are never undone, and `fit` ends with the last weights.

@@ -255,7 +255,7 @@ def dumped(held) -> io.BytesIO:
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 def test_what_a_run_leaves_can_be_copied_and_stored(copied):
-    callback = pruner(max_accuracy_drop=1.0)
+    callback = pruner(max_accuracy_drop=0.99)
     history = fit(network(), callback, epochs=3)
     again, found = copied(callback), copied(history)
     assert found.history == copied(history.history) == history.history
@@ -482,7 +482,7 @@ def test_a_round_that_removes_nothing_is_none(drop):
 
 
 def test_each_decision_is_a_line_and_what_was_chosen_is_said_once(capsys):
-    fit(network(), pruner(max_accuracy_drop=1.0, verbose=1))
+    fit(network(), pruner(max_accuracy_drop=0.99, verbose=1))
     lines = capsys.readouterr().out.splitlines()
     rounds = [line for line in lines if "SGDAP keeps" in line and "FLOPs" in line]
     kept = [line for line in lines if "SGDAP keeps the round after epoch" in line]
@@ -572,7 +572,7 @@ def test_mode_says_which_way_is_better(settled, mode, decision):
 
 def test_the_best_weights_within_the_last_widths_are_left():
     model = network(optimizer=keras.optimizers.SGD(3.0))  # so wild that epochs differ
-    callback = pruner(max_accuracy_drop=1.0, schedule="one_shot", monitor="val_accuracy")
+    callback = pruner(max_accuracy_drop=0.99, schedule="one_shot", monitor="val_accuracy")
     history = fit(model, callback, epochs=6)
     best = max(history.history["val_accuracy"][1:])
     assert model.evaluate(X[:64], Y[:64], verbose=0)[1] == pytest.approx(best)
@@ -782,7 +782,7 @@ def test_embeddings_shrink_in_fit():
 def test_a_model_that_shrank_in_fit_exports_with_its_optimizer(tmp_path):
     rate = keras.optimizers.schedules.CosineDecay(1e-3, 30)
     model, (x, y) = convnet(optimizer=keras.optimizers.Adam(rate)), digits_like(48)
-    callbacks = [sgdap.SGDAPCallback(HALF, verbose=0, max_accuracy_drop=1.0)]
+    callbacks = [sgdap.SGDAPCallback(HALF, verbose=0, max_accuracy_drop=0.99)]
     model.fit(x, y, epochs=4, verbose=0, validation_data=(x, y), callbacks=callbacks)
     model.export(tmp_path, verbose=False)
     loaded = tf.saved_model.load(tmp_path)

@@ -24,7 +24,8 @@ class Budget:
 
     Attributes:
         flops: FLOPs for one sample (one multiply-add = 2). A value up to 1 is a fraction of the
-            whole model's FLOPs, a value above 1 is absolute.
+            whole model's FLOPs, a value above 1 is absolute. One that can only be meant as a
+            percentage (up to 100, and less than 1 % of the model) is refused.
         params: Number of parameters, as a fraction or absolute like `flops`.
         bytes: Bytes of all saved weights, as a fraction or absolute like `flops`.
         latency: The time for one batch on this machine: `"5ms"`, or a fraction of the whole

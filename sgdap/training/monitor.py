@@ -77,13 +77,32 @@ class Monitor:
             "better. Pass mode='max' or mode='min'."
         )
 
+    def check_drop(self, drop: float | None) -> None:
+        """Checks that the metric can fall as far as `max_accuracy_drop` says.
+
+        Args:
+            drop: The most that the metric may get worse; None: no limit.
+
+        Raises:
+            ValueError: The metric is an accuracy, which is from 0 to 1, and `drop` is 1 or more.
+        """
+        name = self.name or self._metric
+        if drop is not None and drop >= 1 and _is_accuracy(name):
+            meant = drop / 100 if drop <= 100 else 0.01
+            raise ValueError(
+                f"max_accuracy_drop={drop} lets '{name}' fall as far as it likes: an accuracy is "
+                f"from 0 to 1. Did you mean max_accuracy_drop={meant:.4g}, that is "
+                f"{100 * meant:.4g} percentage points? For rounds that are never undone, leave it "
+                "out."
+            )
+
     def _find(self, logs: Mapping[str, Any]) -> str | None:
         validated = [name for name in logs if name.startswith("val_")]
         if self._metric == "auto":
             if self.epochs is not None and not validated:
                 return None
             names = validated or list(logs)
-            accuracies = [name for name in names if name.endswith(("acc", "accuracy"))]
+            accuracies = [name for name in names if _is_accuracy(name)]
             losses = [name for name in names if name in ("loss", "val_loss")]
             return next(iter(accuracies + losses), None)
         if self._metric in logs:
@@ -94,6 +113,10 @@ class Monitor:
             f"SGDAPCallback watches '{self._metric}', which is not among the metrics of this run: "
             f"{', '.join(sorted(logs))}. Pass one of them as monitor."
         )
+
+
+def _is_accuracy(name: str) -> bool:
+    return name.endswith(("acc", "accuracy"))
 
 
 def check_monitor(metric: object, mode: object) -> None:

@@ -91,6 +91,7 @@ class Run:
         """Reads the metric and adds the cost of the model to the logs."""
         value = self.monitor.read(logs)
         if self.state.guard.drop is not None and value is not None:
+            self.monitor.check_drop(self.state.guard.drop)
             self.state.guard.sign = self.monitor.sign(self.model)
         self.state.ended = (epoch, value)
         logs["params"], logs["flops"] = (float(cost) for cost in self.costs[:2])

@@ -60,6 +60,7 @@ def start_run(
     scope = pruning_scope(graph, pruning)
     check_can_be_rebuilt(graph, scope.groups, scope.rules)
     monitor = Monitor(training.monitor, training.mode, _keras.validated_epochs(model))
+    monitor.check_drop(training.max_accuracy_drop)
     calendar = Calendar(
         int(params["epochs"]),
         training.begin_epoch,
