@@ -82,5 +82,4 @@ def kernel_matrix(place: Place, operation: Any) -> npt.NDArray[np.float64]:
     if place.kernel is None:
         return np.eye(len(place.features))
     kernel = _keras.layer_variables(operation)[place.kernel].numpy()
-    matrix: npt.NDArray[np.float64] = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
-    return matrix
+    return place.patches.kernel_matrix(np.asarray(kernel, np.float64))

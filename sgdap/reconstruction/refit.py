@@ -117,8 +117,9 @@ def refitted_weights(
             for number, delta in ((place.kernel, change), (place.bias, offset)):
                 if number is not None:
                     before = _slim(graph, kept, fitted, (path, number))
-                    after = before + delta.reshape(before.shape)
-                    fitted[(path, number)] = after.astype(np.float32)
+                    if number == place.kernel:
+                        delta = place.patches.kernel_of(delta, before.shape[:-2])
+                    fitted[(path, number)] = (before + delta).astype(np.float32)
     return fitted
 
 
