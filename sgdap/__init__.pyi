@@ -40,6 +40,7 @@ from .training.schedule import Geometric as Geometric
 from .training.schedule import Linear as Linear
 from .training.schedule import OneShot as OneShot
 from .training.schedule import Schedule as Schedule
+from .training.summary import RunSummary as RunSummary
 
 __all__ = [
     "ActivationGuidance",
@@ -65,6 +66,7 @@ __all__ = [
     "Profile",
     "RandomGuidance",
     "Round",
+    "RunSummary",
     "SGDAPCallback",
     "Schedule",
     "SecondOrderGuidance",

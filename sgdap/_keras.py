@@ -428,22 +428,54 @@ def callbacks_beside(callback: Any) -> tuple[list[Any], list[Any]]:
     return [], []
 
 
-def validated_epochs(model: Any) -> list[int] | None:
-    """Returns the epochs (from 0) that the `fit` of a model validates, or None where none is there.
+def _fit_of(model: Any) -> dict[str, Any] | None:
+    """Returns the local variables of the `fit` of a model, or None where none is there.
 
-    Keras does not tell callbacks, but its `fit` stands on the stack of calls.
+    Keras does not tell callbacks of its validation, but `fit` stands on the stack of calls.
     """
     frame = inspect.currentframe()
     while frame is not None:
         fit = frame.f_locals
         told = fit.keys() >= {"self", "epochs", "validation_data", "validation_freq"}
         if told and fit["self"] is model:
-            if fit["validation_data"] is None:
-                return []
-            often = fit["validation_freq"]
-            return [e for e in range(fit["epochs"]) if model._should_eval(e, often)]
+            return dict(fit)
         frame = frame.f_back
     return None
+
+
+def validated_epochs(model: Any) -> list[int] | None:
+    """Returns the epochs (from 0) that the `fit` of a model validates, or None where none is there.
+
+    A `fit` of the user's own may call Keras' one.
+    """
+    fit = _fit_of(model)
+    if fit is None:
+        return None
+    if fit["validation_data"] is None:
+        return []
+    often = fit["validation_freq"]
+    return [e for e in range(fit["epochs"]) if model._should_eval(e, often)]
+
+
+def validation_arguments(model: Any) -> dict[str, Any] | None:
+    """Returns what the `fit` of a model gives to `evaluate`: data, batch size and steps.
+
+    It is empty without validation data, and None where there is no such `fit`.
+    """
+    fit = _fit_of(model)
+    if fit is None:
+        return None
+    if fit["validation_data"] is None:
+        return {}
+    if not fit.keys() >= {"val_x", "val_y", "val_sample_weight"}:
+        return None
+    return {
+        "x": fit["val_x"],
+        "y": fit["val_y"],
+        "sample_weight": fit["val_sample_weight"],
+        "batch_size": fit.get("validation_batch_size") or fit.get("batch_size"),
+        "steps": fit.get("validation_steps"),
+    }
 
 
 def more_is_better(model: Any, metric: str, mode: str) -> bool:

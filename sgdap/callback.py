@@ -23,6 +23,7 @@ from sgdap.training.neighbours import Neighbours
 from sgdap.training.options import TrainingOptions, settings
 from sgdap.training.run import Run
 from sgdap.training.start import start_run
+from sgdap.training.summary import RunSummary
 
 
 class SGDAPCallback(keras.callbacks.Callback):
@@ -50,15 +51,19 @@ class SGDAPCallback(keras.callbacks.Callback):
         schedule: How the budget is approached: `"geometric"`, `"cubic"`, `"linear"`,
             `"one_shot"`, `"adaptive"`, an object such as `sgdap.Cubic(rounds=5)`, or a
             `tfmot.sparsity.keras.PruningSchedule` over training steps.
-        max_accuracy_drop: The most that the monitored metric may fall below its value before the
-            first round (or rise above it, for a loss): `0.005` is half a point of accuracy, and
-            1 or more is refused for an accuracy. A
-            round that costs more is undone and tried again half as far, where groups with the
-            most expected loss get channels back first. `fit` ends with the best weights of the
-            last widths. None: rounds are never undone, and `fit` ends with the last weights.
+        max_accuracy_drop: The most that the monitored metric may fall below the `baseline` (or
+            rise above it, for a loss): `0.005` is half a point of accuracy; 1 or more is refused
+            for an accuracy. A round that costs more is undone and tried again half as far, where
+            groups with the most expected loss get channels back first. `fit` ends with the best
+            weights of the last widths. None: rounds are never undone, and `fit` ends with the last
+            weights.
         monitor: The name of the metric to watch. `"auto"`: the first accuracy on validation data,
             else the validation loss; if `fit` never validates, the same of the training data.
         mode: `"min"`, `"max"` or `"auto"`, which decides as Keras' own callbacks do.
+        baseline: What rounds are compared with. `"evaluate"`: the model that `fit` was given, which
+            is evaluated on the validation data before it trains, or the best epoch before the first
+            round if that is better. `"first_epoch"`: that best epoch alone; so too, with a line
+            that says why, where the model can't be evaluated. A number: that value of the metric.
         patience: The number of epochs that a round has to recover before it is undone. The last
             round has all epochs that are left. Epochs without the metric (`validation_freq`) do
             not count.
@@ -94,6 +99,8 @@ class SGDAPCallback(keras.callbacks.Callback):
         plan: The `Plan` of the last round.
         widths: The widths at the end of each epoch: a dict from each group that may shrink to its
             number of channels.
+        summary: The `RunSummary` of the whole run, from the model that `fit` was given to the slim
+            one; None until `fit` ends. `print` it.
         pruning: The options of pruning, the same as those of `sgdap.plan`.
         training: The options of the rounds and of judging them.
 
@@ -123,6 +130,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         *,
         monitor: str = "auto",
         mode: str = "auto",
+        baseline: str | float = "evaluate",
         patience: int = 2,
         begin_epoch: int = 0,
         frequency: int = 1,
@@ -150,6 +158,7 @@ class SGDAPCallback(keras.callbacks.Callback):
             max_accuracy_drop=max_accuracy_drop,
             monitor=monitor,
             mode=mode,
+            baseline=baseline,
             patience=patience,
             begin_epoch=begin_epoch,
             frequency=frequency,
@@ -176,11 +185,13 @@ class SGDAPCallback(keras.callbacks.Callback):
         self.rounds: list[Round] = []
         self.plan: Plan | None = None
         self.widths: list[dict[str, int]] = []
+        self.summary: RunSummary | None = None
         self._backup = None if backup_dir is None else Backup(backup_dir)
         self._run: Run | None = None
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Checks everything before anything is changed, and takes up a backup if there is one."""
+        self.summary = None
         neighbours = Neighbours(*_keras.callbacks_beside(self))
         if neighbours.of_class(SGDAPCallback):
             raise ValueError("A fit takes one SGDAPCallback. Received: more than one.")
@@ -204,6 +215,8 @@ class SGDAPCallback(keras.callbacks.Callback):
                 if state is not None:
                     run.take_up(state)
                     self._say(f"SGDAP goes on where the run was interrupted: {self.backup_dir}")
+                    return
+            run.measure_baseline()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Judges the last round, then starts the next one if it is due.
@@ -226,7 +239,7 @@ class SGDAPCallback(keras.callbacks.Callback):
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         """Undoes a round that never recovered, and restores the best weights of the last widths."""
         with self._running() as run:
-            run.end()
+            self.summary = run.end()
             if self._backup is not None:
                 self._backup.end()
             run.untap()

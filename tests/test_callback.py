@@ -44,7 +44,7 @@ def network(**compile_arguments) -> keras.Model:
     return model
 
 
-def fit(model: keras.Model, callback: sgdap.SGDAPCallback, epochs: int = 4, **arguments):
+def fit(model: keras.Model, callback, epochs: int = 4, **arguments):
     arguments = {"validation_data": (X[:64], Y[:64]), "batch_size": 64} | arguments
     return model.fit(X, Y, epochs=epochs, verbose=0, callbacks=[callback], **arguments)
 
@@ -219,6 +219,40 @@ def test_overrides_hold_for_the_whole_run():
     fit(model, pruner(sgdap.Budget(flops=0.5), overrides={"hidden_2": 0.5}, round_to=5))
     assert model.get_layer("hidden_2").units == 5
     assert model.get_layer("hidden_1").units % 5 == 0
+
+
+def test_a_summary_tells_of_the_whole_run_in_the_end(capsys):
+    model, callback = network(), pruner(max_accuracy_drop=1.0, verbose=1)
+    before = cost(model)
+    assert callback.summary is None
+    scored = model.evaluate(X[:64], Y[:64], batch_size=64, verbose=0)[1]
+    fit(model, callback)
+    found = callback.summary
+    assert (found.params, found.flops) == tuple(zip(before, cost(model), strict=True))
+    assert found.widths == {
+        name: (width, model.get_layer(name).units)
+        for name, width in (("hidden_1", 12), ("hidden_2", 10))
+    }
+    assert (found.metric, found.rounds, found.undone) == ("val_accuracy", 3, 0)
+    left = model.evaluate(X[:64], Y[:64], verbose=0)[1]
+    assert found.score == (pytest.approx(scored), pytest.approx(left))
+    assert capsys.readouterr().out.splitlines()[-1] == f"SGDAP: {found.line}"
+
+
+def test_the_summary_of_a_run_whose_rounds_are_undone_is_of_the_model_that_is_left(settled):
+    brought = settled.evaluate(X[:64], Y[:64], verbose=0)[1]
+    callback = careless(max_accuracy_drop=0.0, patience=1, schedule="one_shot")
+    with stopping_short():
+        fit(settled, callback, epochs=2)
+    assert callback.summary.params[0] == callback.summary.params[1] == settled.count_params()
+    assert callback.summary.score == (pytest.approx(brought), pytest.approx(brought))
+    assert (callback.summary.rounds, callback.summary.undone) == (0, 1)
+
+
+def test_without_a_guard_the_summary_holds_the_metric_before_the_rounds_and_of_the_last_epoch():
+    callback = pruner(sgdap.Budget(flops=0.6), schedule="one_shot")
+    logs = fit(network(), callback, epochs=3).history["val_accuracy"]
+    assert callback.summary.score == (logs[0], logs[-1])
 
 
 def test_fit_needs_no_validation_data():
@@ -481,13 +515,14 @@ def test_a_round_that_removes_nothing_is_none(drop):
     assert [w.shape for w in model.get_weights()] == [w.shape for w in weights]
 
 
-def test_each_decision_is_a_line_and_what_was_chosen_is_said_once(capsys):
+def test_each_decision_is_a_line_and_a_setting_that_stays_is_none(capsys):
     fit(network(), pruner(max_accuracy_drop=0.99, verbose=1))
     lines = capsys.readouterr().out.splitlines()
     rounds = [line for line in lines if "SGDAP keeps" in line and "FLOPs" in line]
     kept = [line for line in lines if "SGDAP keeps the round after epoch" in line]
     assert len(rounds) == len(kept) == 3
-    assert sum("jit_compile=" in line for line in lines) == 1
+    assert not any("jit_compile=" in line for line in lines)
+    assert sum("SGDAP compares rounds with" in line for line in lines) == 1
 
 
 def test_what_xla_gains_is_measured_after_each_round_and_the_gain_decides(monkeypatch, capsys):
@@ -533,6 +568,71 @@ def test_rounds_tell_the_metric_before_and_after_without_a_guard_too():
     history = fit(network(), callback).history["val_accuracy"]
     assert [r.before for r in callback.rounds] == history[:3]
     assert [r.after for r in callback.rounds] == history[1:]
+
+
+def spoil(model: keras.Model) -> keras.callbacks.Callback:
+    """Lets the first epoch ruin what a model has learnt."""
+    kernel = model.get_layer("end").kernel
+    return keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: epoch or kernel.assign(-kernel)
+    )
+
+
+def baseline_of(capsys) -> str:
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("SGDAP compares rounds with"))
+    return line.removeprefix("SGDAP compares rounds with val_accuracy ")
+
+
+SPOILED = {"max_accuracy_drop": 0.02, "patience": 1, "schedule": "one_shot", "verbose": 1}
+
+
+def test_rounds_are_compared_with_the_model_that_fit_was_given(settled, capsys):
+    brought = settled.evaluate(X[:64], Y[:64], verbose=0)[1]
+    callback = pruner(**SPOILED)
+    with stopping_short(f"already, and the baseline is {brought:.4f}: lower the learning rate"):
+        history = fit(settled, [callback, spoil(settled)])
+    first = history.history["val_accuracy"][0]
+    assert first < brought - 0.02 and callback.rounds[0].before == first
+    assert callback.rounds[0].decision == "undone"
+    assert baseline_of(capsys) == (
+        f"{brought:.4f}, of the model that fit was given; before the first round it is {first:.4f}."
+    )
+
+
+def test_they_can_be_compared_with_the_epochs_before_alone(settled, capsys):
+    callback = pruner(baseline="first_epoch", **(SPOILED | {"max_accuracy_drop": 1.0}))
+    history = fit(settled, [callback, spoil(settled)], epochs=2)
+    assert callback.rounds[0].decision == "kept"
+    first = history.history["val_accuracy"][0]
+    assert baseline_of(capsys) == f"{first:.4f}, the best before the first round."
+
+
+def test_they_can_be_compared_with_a_number(settled, capsys):
+    fit(settled, careless(baseline=0.0, **SPOILED), epochs=2)
+    assert baseline_of(capsys).startswith("0.0000, the baseline that was given; before the first")
+
+
+def test_a_model_that_is_first_trained_is_compared_with_what_it_learnt(capsys):
+    model = network()
+    model.get_layer("end").kernel.assign(0 * model.get_layer("end").kernel)
+    callback = pruner(max_accuracy_drop=1.0, begin_epoch=3, verbose=1)
+    history = fit(model, callback, epochs=6)
+    best = max(history.history["val_accuracy"][:4])
+    assert baseline_of(capsys).startswith(f"{best:.4f}, the best before the first round; the model")
+
+
+def test_without_an_evaluation_the_line_says_why(capsys):
+    own = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: logs.update(val_accuracy=0.5, own=0.5)
+    )
+    arguments = {"max_accuracy_drop": 1.0, "verbose": 1, "mode": "max"}
+    fit(network(), [own, pruner(monitor="own", **arguments)], epochs=2)
+    assert "best before the first round: evaluate gives no finite value of it." in baseline_of(
+        capsys
+    )
+    fit(network(), [own, pruner(**arguments)], epochs=2, validation_data=None)
+    assert baseline_of(capsys).endswith("before the first round: fit has no validation data.")
 
 
 def test_undoing_brings_the_weights_back_exactly(settled):

@@ -376,6 +376,25 @@ def test_the_epochs_that_a_fit_validates_are_known_when_it_begins(arguments, epo
     assert _keras.validated_epochs(model) is None, validation_freq
 
 
+def test_what_a_fit_validates_with_is_known_when_it_begins():
+    found = []
+    finder = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: found.append(_keras.validation_arguments(model))
+    )
+    model = convnet(optimizer="sgd")
+    x, y = digits_like(8)
+    arguments = {"callbacks": [finder], "verbose": 0, "batch_size": 4}
+    model.fit(x, y, **arguments)
+    model.fit(x, y, validation_data=(x, y), validation_steps=1, **arguments)
+    model.fit(x, y, validation_split=0.25, validation_batch_size=2, **arguments)
+    nothing, given, split = found
+    assert nothing == {} and _keras.validation_arguments(model) is None
+    assert given["x"] is x and given["y"] is y and given["sample_weight"] is None
+    assert (given["batch_size"], given["steps"]) == (4, 1)
+    assert np.array_equal(split["x"], x[6:]) and split["batch_size"] == 2
+    model.evaluate(**split, verbose=0)  # takes them by these names
+
+
 @pytest.mark.parametrize(
     ("metric", "mode", "better"),
     [("val_accuracy", "auto", True), ("loss", "auto", False), ("own", "max", True)],

@@ -48,12 +48,12 @@ class Guard:
     """Judges rounds by the monitored metric.
 
     Attributes:
-        drop: The most that the metric may be worse than before the first round; None: every round
-            is kept.
+        drop: The most that the metric may be worse than the baseline; None: every round is kept.
         patience: The number of epochs that a round has to recover.
         step: The most progress that the next round may make. A round that is undone halves it.
         sign: 1 if a higher metric is better, -1 if a lower one is.
-        baseline: The metric before the first round.
+        baseline: The value of the metric that rounds are compared with; None before the first.
+        brought: The metric of the model before it was trained; None: it was not measured.
         best: The best metric with the present widths.
         progress: How far on the way to the budget the last kept round led, from 0 to 1.
         waited: The number of epochs in which the last round was not good enough.
@@ -65,6 +65,7 @@ class Guard:
     step: float = 1.0
     sign: float = 1.0
     baseline: float | None = None
+    brought: float | None = None
     best: float | None = None
     progress: float = 0.0
     waited: int = 0
@@ -73,8 +74,8 @@ class Guard:
     def begin(self) -> float | None:
         """Begins a round and returns the best metric before it."""
         before = self.best
-        if self.baseline is None:
-            self.baseline = before
+        if self.baseline is None:  # of the two values the one that allows less
+            self.baseline = self.brought if self.improves(self.brought) else before
         self.best = None
         self.waited = 0
         return before

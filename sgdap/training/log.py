@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sgdap.guidance.elimination import ErrorCurve
-from sgdap.training.guard import Round
+from sgdap.training.guard import Guard, Round
 
 
 class Summaries:
@@ -71,6 +71,36 @@ def round_line(last: Round, full: tuple[float, float], seconds: float) -> str:
     )
 
 
+def baseline_line(
+    metric: str | None, guard: Guard, before: float, option: str | float, unmeasured: str
+) -> str:
+    """The message at the first round that says what rounds are compared with.
+
+    Args:
+        metric: The name of the monitored metric.
+        guard: The guard, which has begun its first round.
+        before: The metric before the first round.
+        option: The user's option `baseline`.
+        unmeasured: Why the model was not evaluated before it was trained, in words.
+    """
+    line = f"SGDAP compares rounds with {metric} {guard.baseline:.4f}, "
+    if not isinstance(option, str):
+        return f"{line}the baseline that was given; before the first round it is {before:.4f}."
+    if guard.brought is None:
+        why = (
+            f": {unmeasured or 'evaluate gives no finite value of it'}"
+            if option == "evaluate"
+            else ""
+        )
+        return f"{line}the best before the first round{why}."
+    if guard.baseline == guard.brought:
+        return f"{line}of the model that fit was given; before the first round it is {before:.4f}."
+    return (
+        f"{line}the best before the first round; the model that fit was given had "
+        f"{guard.brought:.4f}."
+    )
+
+
 def decision_line(
     last: Round, metric: str | None, baseline: float | None, costly: Sequence[str]
 ) -> str:
@@ -79,33 +109,42 @@ def decision_line(
     Args:
         last: The round that was judged.
         metric: The name of the monitored metric.
-        baseline: The metric before the first round.
+        baseline: The value that it is compared with.
         costly: The groups that get channels back first, if the round was undone.
     """
     found = "was not measured" if last.after is None else f"is {last.after:.4f}"
     kept = last.decision == "kept"
     return (
         f"\nSGDAP {'keeps' if kept else 'undoes'} the round after epoch {last.epoch + 1}: "
-        f"{metric} {found}, {baseline:.4f} before the first round."
+        f"{metric} {found}, compared with {baseline:.4f}."
         + ("" if kept else f" Channels come back to {', '.join(costly)} first.")
     )
 
 
-def why_short(rounds: Sequence[Round], metric: str | None, drop: float | None, seen: bool) -> str:
+def why_short(rounds: Sequence[Round], metric: str | None, guard: Guard) -> str:
     """Explains why a run did not reach its budget, and what to do.
 
     Args:
         rounds: The rounds of the run.
         metric: The name of the monitored metric.
-        drop: The most that the metric may get worse; None: rounds are never undone.
-        seen: Whether the metric ever was a finite number.
+        guard: The guard of the run.
     """
     undone = sum(r.decision == "undone" for r in rounds)
-    if drop is not None and not rounds and not seen:
+    if guard.drop is not None and not rounds and guard.best is None:
         return f"{metric or 'The metric'} was never a finite number to compare with."
     if not undone:
         return "The run ended before its last round. Train for more epochs."
+    before = rounds[0].before
+    own = (
+        ""
+        if guard.good_enough(before)
+        else (
+            f"Before any round it was {before:.4f} already, and the baseline is "
+            f"{guard.baseline:.4f}: lower the learning rate, or pass baseline='first_epoch'. "
+        )
+    )
     return (
         f"{undone} of {len(rounds)} rounds were undone, because {metric} got worse by more than "
-        f"{drop}. Train for more epochs, allow a larger max_accuracy_drop or raise the budget."
+        f"{guard.drop}. {own}Train for more epochs, allow a larger max_accuracy_drop or raise the "
+        "budget."
     )

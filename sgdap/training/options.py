@@ -24,6 +24,7 @@ class TrainingOptions:
             undone.
         monitor: The name of the monitored metric, or `"auto"`.
         mode: `"min"`, `"max"` or `"auto"`.
+        baseline: `"evaluate"`, `"first_epoch"` or a value of the metric.
         patience: The number of epochs that a round has to recover before it is undone.
         begin_epoch: The first epoch (from 0) after which layers may shrink.
         frequency: The number of epochs from one round to the next.
@@ -40,6 +41,7 @@ class TrainingOptions:
     max_accuracy_drop: float | None = None
     monitor: str = "auto"
     mode: str = "auto"
+    baseline: str | float = "evaluate"
     patience: int = 2
     begin_epoch: int = 0
     frequency: int = 1
@@ -68,6 +70,11 @@ class TrainingOptions:
             check_integer(name, getattr(self, name), 0)
         check_integer("frequency", self.frequency, 1)
         check_monitor(self.monitor, self.mode)
+        if not is_number(self.baseline) and self.baseline not in ("evaluate", "first_epoch"):
+            raise ValueError(
+                "baseline must be 'evaluate', 'first_epoch' or a finite number. "
+                f"Received: baseline={self.baseline!r}"
+            )
         if drop is not None and self.final_finetune_epochs == 0:
             raise ValueError(
                 "max_accuracy_drop needs an epoch after the last round to judge it by. Set "

@@ -95,12 +95,17 @@ def start_run(
         monitor,
         neighbours,
         summaries,
-        RunState(Guard(training.max_accuracy_drop, training.patience, goal.step)),
+        RunState(_guard(training, goal.step)),
         say,
         data,
         sampler,
         by_xla=bool(model.jit_compile),
     )
+
+
+def _guard(training: TrainingOptions, step: float) -> Guard:
+    baseline = None if isinstance(training.baseline, str) else float(training.baseline)
+    return Guard(training.max_accuracy_drop, training.patience, step, baseline=baseline)
 
 
 def _steps_per_epoch(params: Mapping[str, Any]) -> int:

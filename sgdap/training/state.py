@@ -27,8 +27,9 @@ class RunState:
         served: How many steps of a schedule over steps are dealt with.
         good: The model before the last round.
         best: The best model with the present widths.
-        said_jit: The choice of `jit_compile` that the user was last told.
         metric: The name of the monitored metric; None until it is found.
+        brought: The validation metrics of the model before it was trained, by name.
+        unmeasured: Why there are none, in words.
         seconds: The seconds that the final model may take for a batch, infinite without a limit.
         reservoir: The sample of the training data.
     """
@@ -43,8 +44,9 @@ class RunState:
     served: int = 0
     good: Snapshot | None = None
     best: Snapshot | None = None
-    said_jit: bool | None = None
     metric: str | None = None
+    brought: Mapping[str, float] = field(default_factory=dict)
+    unmeasured: str = ""
     seconds: float = math.inf
     reservoir: Mapping[str, Any] | None = None
 

@@ -13,6 +13,7 @@ import pytest
 from keras import layers
 
 import sgdap
+from sgdap.training import run
 from tests.training.killed_run import SCORES
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,7 @@ def fit(
     epochs: int = 4,
     budget=HALF,
     guidance="activation",
+    validate: bool = False,
     **arguments,
 ):
     callback = sgdap.SGDAPCallback(
@@ -71,7 +73,13 @@ def fit(
         verbose=0,
         **arguments,
     )
-    history = model.fit(*data(), epochs=epochs, verbose=0, callbacks=[callback, *others])
+    history = model.fit(
+        *data(),
+        epochs=epochs,
+        verbose=0,
+        callbacks=[callback, *others],
+        validation_data=data() if validate else None,
+    )
     return callback, history
 
 
@@ -183,6 +191,24 @@ def test_a_folder_that_was_there_stays(tmp_path):
     interrupted(tmp_path / "made")
     fit(net(), tmp_path / "made")
     assert not (tmp_path / "made").exists()
+
+
+def test_what_the_brought_model_scored_is_kept_and_not_measured_again(tmp_path, monkeypatch):
+    evaluated = []
+    measure = run.validation_metrics
+    monkeypatch.setattr(
+        run, "validation_metrics", lambda model: evaluated.append(model) or measure(model)
+    )
+    arguments = {"max_accuracy_drop": 9.0, "begin_epoch": 2, "validate": True, "epochs": 5}
+    whole, model = net(), net()
+    expected, _ = fit(whole, None, **arguments)
+    with pytest.raises(InterruptionError):
+        fit(net(), tmp_path, interrupt_at(1), **arguments)
+    callback, _ = fit(model, tmp_path, **arguments)
+    assert evaluated[-1] is not model and len(evaluated) == 2
+    assert callback.summary == expected.summary
+    assert callback.summary.score[0] == net().evaluate(*data(), verbose=0)
+    assert_equal(state(model), state(whole))
 
 
 def test_generators_that_the_process_draws_from_go_on(tmp_path):

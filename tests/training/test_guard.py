@@ -74,6 +74,33 @@ def test_the_first_round_sets_what_all_others_are_compared_with():
     assert guard.best is None
 
 
+@pytest.mark.parametrize(
+    ("sign", "brought", "baseline"),
+    [
+        (1, 0.95, 0.95),
+        (1, 0.1, 0.9),
+        (-1, 0.95, 0.9),
+        (-1, 0.1, 0.1),
+        (1, None, 0.9),
+        (1, math.nan, 0.9),
+        (-1, -math.inf, 0.9),
+    ],
+)
+def test_of_the_model_brought_and_the_epochs_before_the_better_is_the_baseline(
+    sign, brought, baseline
+):
+    guard = started(sign=sign, brought=brought)
+    assert guard.baseline == baseline
+    assert guard.begin() is None and guard.baseline == baseline
+
+
+def test_a_baseline_that_is_given_stays():
+    guard = Guard(0.02, brought=0.99, baseline=0.7)
+    improved(guard, 0.9)
+    assert guard.begin() == 0.9
+    assert guard.baseline == 0.7
+
+
 def test_only_finite_and_better_values_are_the_best():
     guard = Guard(0.1)
     seen = [improved(guard, v) for v in (None, math.nan, 0.5, 0.5, 0.4, 0.6)]
