@@ -14,6 +14,7 @@ import keras
 
 from sgdap import _keras
 from sgdap.guidance.base import Guidance
+from sgdap.model.tracing import check_is_no_tf_keras
 from sgdap.pipeline import PruningOptions
 from sgdap.planning.budget import Budget
 from sgdap.planning.plan import Plan
@@ -178,6 +179,11 @@ class SGDAPCallback(keras.callbacks.Callback):
         self.widths: list[dict[str, int]] = []
         self._backup = None if backup_dir is None else Backup(backup_dir)
         self._run: Run | None = None
+
+    def set_model(self, model: Any) -> None:
+        """Takes the model that Keras trains; refuses one of Keras 2, which has other callbacks."""
+        check_is_no_tf_keras(model)
+        super().set_model(model)
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Checks everything before anything is changed, and takes up a backup if there is one."""

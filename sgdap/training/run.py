@@ -232,7 +232,8 @@ class Run:
         if self.sampler is None:
             return self.data
         reservoir, asked = self.sampler.reservoir, self.pruning.samples
-        if asked is not None and reservoir.kept < asked and not self.state.rounds:
+        full = reservoir.seen > reservoir.kept  # else there are no more training inputs
+        if full and asked is not None and reservoir.kept < asked and not self.state.rounds:
             self.say(
                 f"SGDAP keeps {reservoir.kept} training inputs for its statistics, not {asked}: "
                 "as many as the memory for them holds. Pass calibration_data for more."
