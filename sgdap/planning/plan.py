@@ -51,7 +51,8 @@ class Plan:
         groups: The plan for each channel group, protected ones too.
         unknown: The layers and operations that no rule covers: path and reason of each.
         params: Parameters before and after.
-        flops: FLOPs for one sample before and after, one multiply-add = 2.
+        flops: FLOPs for one sample before and after, one multiply-add = 2. Where inputs leave sizes
+            open these count as 1, so that the numbers are no measure of the model, and not shown.
         samples: The number of calibration samples that were used.
         weights: The reconstruction: new values of consumers' variables, by
             `"path:number of the variable"`; empty without reconstruction.
@@ -59,6 +60,7 @@ class Plan:
             fitted to.
         notes: Sentences on FLOPs that are not counted, on what was given up to save memory, and
             on groups that are not scored by what the next layer needs.
+        open_inputs: The shapes of the inputs that leave sizes open, as text.
     """
 
     model: str
@@ -71,6 +73,7 @@ class Plan:
     weights: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     fitted_to: str = ""
     notes: tuple[str, ...] = ()
+    open_inputs: tuple[str, ...] = ()
 
     @property
     def widths(self) -> dict[str, int]:
@@ -107,6 +110,7 @@ class Plan:
             },
             "fitted_to": self.fitted_to,
             "notes": list(self.notes),
+            "open_inputs": list(self.open_inputs),
         }
         return json.dumps(content, indent=1)
 
@@ -147,6 +151,7 @@ class Plan:
                 },
                 fitted_to=str(content["fitted_to"]),
                 notes=tuple(str(note) for note in content.get("notes", ())),
+                open_inputs=tuple(str(shape) for shape in content.get("open_inputs", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ValueError(
@@ -188,7 +193,11 @@ class Plan:
         console = Console(file=out, width=100, color_system=None, markup=False)
         console.print(table)
         for name, (before, after) in (("parameters", self.params), ("FLOPs", self.flops)):
-            console.print(f"{name}: {before:,} → {after:,} ({after / max(before, 1):.1%})")
+            if name == "FLOPs" and self.open_inputs:
+                shapes = ", ".join(self.open_inputs)
+                console.print(f"FLOPs: not known, they depend on the sizes left open in {shapes}")
+            else:
+                console.print(f"{name}: {before:,} → {after:,} ({after / max(before, 1):.1%})")
         for note in self.notes:
             console.print(note, highlight=False)
         return out.getvalue().rstrip()

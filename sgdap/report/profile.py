@@ -9,7 +9,7 @@ from typing import Any
 from sgdap._arguments import check_integer
 from sgdap.channels.grouping import channel_graph
 from sgdap.execution.latency import measure_latency
-from sgdap.planning.cost import input_shapes, parameters_by_layer
+from sgdap.planning.cost import open_inputs, parameters_by_layer
 from sgdap.planning.work import untold_work, work_by_layer, work_notes
 
 
@@ -107,12 +107,11 @@ def profile(model: Any, *, latency: bool = True, batch_size: int = 1, repeats: i
     check_integer("batch_size", batch_size, 1)
     check_integer("repeats", repeats, 1)
     graph = channel_graph(model)
-    for shape in input_shapes(graph):
-        if None in shape[1:]:
-            raise ValueError(
-                f"Model '{model.name}' has an input of shape {shape}: what it computes depends on "
-                "the sizes left open. Build it with a fixed keras.Input shape to profile it."
-            )
+    for shape in open_inputs(graph):
+        raise ValueError(
+            f"Model '{model.name}' has an input of shape {shape}: what it computes depends on "
+            "the sizes left open. Build it with a fixed keras.Input shape to profile it."
+        )
     flops = work_by_layer(graph)
     params = parameters_by_layer(graph)
     told = {work.path for work in graph.work}
