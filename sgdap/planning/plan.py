@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import operator
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap._table import Row, table_text, terminal_width
 from sgdap.channels.groups import ChannelGraph
 
 _FORMAT = 1
@@ -166,41 +166,40 @@ class Plan:
         return hash((self.model, self.guidance, self.params, self.flops, self.fitted_to))
 
     def __str__(self) -> str:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(title="Pruning plan", title_justify="left")
-        for heading, justify in (
-            ("group", "left"),
-            ("layers", "left"),
-            ("channels", "right"),
-            ("expected loss", "right"),
-            ("kept because", "left"),
-        ):
-            table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        width = terminal_width(100)
+        wide = width >= 100  # else the layers alone: the first one gives the group its name
+        rows: list[Row] = []
         for group in self.groups:
             after = len(group.kept)
-            table.add_row(
-                group.name,
-                ", ".join(group.layers),
-                f"{group.size} → {after}" if after < group.size else f"{group.size}",
-                f"{group.error:.2g}" if after < group.size else "",
-                group.note,
-            )
+            shrinks = after < group.size
+            made_by = group.layers or (group.name,)
+            names = [(group.name,), made_by] if wide else [made_by]
+            numbers = [
+                f"{group.size} → {after}" if shrinks else f"{group.size}",
+                f"{group.error:.2g}" if shrinks else "",
+            ]
+            rows.append((names, numbers, group.note))
         for path, reason in self.unknown:
-            table.add_row(path, path, "", "", reason)
-        out = io.StringIO()
-        console = Console(file=out, width=100, color_system=None, markup=False)
-        console.print(table)
-        for name, (before, after) in (("parameters", self.params), ("FLOPs", self.flops)):
-            if name == "FLOPs" and self.open_inputs:
-                shapes = ", ".join(self.open_inputs)
-                console.print(f"FLOPs: not known, they depend on the sizes left open in {shapes}")
-            else:
-                console.print(f"{name}: {before:,} → {after:,} ({after / max(before, 1):.1%})")
-        for note in self.notes:
-            console.print(note, highlight=False)
-        return out.getvalue().rstrip()
+            rows.append(([[path]] * (2 if wide else 1), ["", ""], reason))
+        return table_text(
+            "Pruning plan",
+            ["group", "layers"] if wide else ["layers"],
+            ["channels", "expected loss"],
+            "kept because",
+            rows,
+            [*self._costs(), *self.notes],
+            width,
+        )
+
+    def _costs(self) -> list[str]:
+        words = {
+            name: f"{name}: {before:,} → {after:,} ({after / max(before, 1):.1%})"
+            for name, (before, after) in (("parameters", self.params), ("FLOPs", self.flops))
+        }
+        if self.open_inputs:
+            shapes = ", ".join(self.open_inputs)
+            words["FLOPs"] = f"FLOPs: not known, they depend on the sizes left open in {shapes}"
+        return list(words.values())
 
     def __repr__(self) -> str:
         widths = ", ".join(f"{g.name}: {g.size} → {len(g.kept)}" for g in self.groups)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgdap._arguments import check_integer
+from sgdap._table import short_name
 from sgdap.channels.grouping import channel_graph
 from sgdap.execution.latency import measure_latency
 from sgdap.planning.cost import open_inputs, parameters_by_layer
@@ -66,7 +67,7 @@ class Profile:
         table.add_column("FLOPs", justify="right")
         for layer in self.layers:
             table.add_row(
-                f"{layer.name} ({layer.kind})",
+                f"{short_name(layer.name, 38)} ({short_name(layer.kind, 24)})",
                 "×".join(str(s) for s in layer.output_shape[1:]),
                 f"{layer.params:,}",
                 "not counted" if layer.flops is None else f"{layer.flops:,}",
