@@ -14,6 +14,7 @@ import keras
 
 from sgdap import _keras
 from sgdap.guidance.base import Guidance
+from sgdap.model.tracing import check_is_no_tf_keras
 from sgdap.pipeline import PruningOptions
 from sgdap.planning.budget import Budget
 from sgdap.planning.plan import Plan
@@ -38,10 +39,11 @@ class SGDAPCallback(keras.callbacks.Callback):
     What channels are worth is the expected rise of the compiled loss, with its `loss_weights`.
 
     Layers shrink when an epoch begins. So the metrics of an epoch belong to the model at its end.
-    Each epoch adds the cost of the model to the logs: `params` and `flops`. If there is a
-    `keras.callbacks.TensorBoard`, the width of each group and the scores of its channels are
-    written too. Other callbacks that remember the best epoch (`EarlyStopping`, `ModelCheckpoint`,
-    `ReduceLROnPlateau`, any with an attribute `best_weights`) start anew with each architecture.
+    Each epoch adds the cost of the model to the logs: `params` and `flops` (not where inputs
+    leave sizes open). If there is a `keras.callbacks.TensorBoard`, the width of each group and the
+    scores of its channels are written too. Other callbacks that remember the best epoch
+    (`EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`, any with an attribute `best_weights`)
+    start anew with each architecture.
 
     Args:
         budget: What the slim model may cost. It may be left out in two cases. With a tfmot
@@ -188,6 +190,11 @@ class SGDAPCallback(keras.callbacks.Callback):
         self.summary: RunSummary | None = None
         self._backup = None if backup_dir is None else Backup(backup_dir)
         self._run: Run | None = None
+
+    def set_model(self, model: Any) -> None:
+        """Takes the model that Keras trains; refuses one of Keras 2, which has other callbacks."""
+        check_is_no_tf_keras(model)
+        super().set_model(model)
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Checks everything before anything is changed, and takes up a backup if there is one."""

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from sgdap._arguments import shown
 from sgdap.callback import SGDAPCallback
 from sgdap.channels import channel_graph
 from sgdap.datasets import load_mnist
@@ -100,7 +101,7 @@ def lenet5(arch: str = "lenet5") -> Any:
             layers.Dense(500, activation="relu", name="dense1"),
         ]
     else:
-        raise ValueError(f"arch must be 'lenet5' or 'caffe'. Received: arch={arch!r}")
+        raise ValueError(f"arch must be 'lenet5' or 'caffe'. Received: arch={shown(arch)}")
     return keras.Sequential(
         [keras.Input((28, 28, 1)), *body, layers.Dense(10, activation="softmax", name="logits")],
         name=arch,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sgdap._arguments import shown
 from sgdap.channels.grouping import channel_graph
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import reusable
@@ -87,6 +88,11 @@ def plan(
         True
     """
     check_backend("sgdap.plan")
+    if isinstance(data, Budget):
+        raise TypeError(
+            "The data come before the budget: sgdap.plan(model, data, budget). Received: "
+            f"sgdap.plan(model, {shown(data)}, {shown(budget)})"
+        )
     check_budget(budget)
     options = PruningOptions(
         guidance=guidance,

@@ -369,7 +369,7 @@ OPTIONS = {
     "overrides against the budget": (
         {"overrides": {"*": 1.0}},
         ValueError,
-        "cannot be met: with .* and the widths that overrides sets the model still needs 1 of its",
+        "cannot be met: with .* and the widths that overrides sets the model still needs all of",
     ),
     "an unknown allocation": ({"allocation": "best"}, ValueError, "allocation must be 'global'"),
     "one fold": ({"folds": 1}, ValueError, "folds must be an integer of at least 2"),
@@ -621,3 +621,32 @@ def test_a_plan_says_how_outputs_count_whose_loss_is_not_known():
     y = [np.zeros(100), np.zeros((100, 1))]
     assert "have no targets" in " ".join(sgdap.plan(model, x, HALF).notes)
     assert not sgdap.plan(model, (x, y), HALF).notes
+
+
+def test_arguments_in_another_order_are_told_without_printing_the_data():
+    x = np.zeros((8, 28, 28, 1))
+    with pytest.raises(TypeError, match=r"data come before the budget.*shape \(8, 28, 28, 1\)>"):
+        sgdap.plan(convnet(), sgdap.Budget(flops=0.5), x)
+    with pytest.raises(TypeError, match="Calibration data must be an array.*Received: 'abc'"):
+        sgdap.plan(convnet(), "abc", sgdap.Budget(flops=0.5))
+
+
+def test_layers_inside_a_model_are_found_by_the_end_of_their_path():
+    inner = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(8, name="block5a"), layers.Dense(8, name="block6a")],
+        name="backbone",
+    )
+    model = keras.Sequential([keras.Input((4,)), inner, layers.Dense(2, name="end")])
+    x = np.random.default_rng(0).normal(size=(32, 4))
+    plan = sgdap.plan(model, x, sgdap.Budget(params=0.9), layers=["block5*"])
+    assert plan.widths["backbone/block5a"] < 8 == plan.widths["backbone/block6a"]
+    whole = sgdap.plan(model, x, sgdap.Budget(params=0.9), layers=["backbone/block5*"])
+    assert whole.widths == plan.widths
+    with pytest.raises(ValueError, match="Did you mean 'backbone/block5a'"):
+        sgdap.plan(model, x, sgdap.Budget(params=0.9), layers=["blok5a"])
+
+
+def test_the_scale_of_batch_normalisations_is_no_criterion_where_there_are_none():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(2)])
+    with pytest.raises(ValueError, match="needs a BatchNormalization .* has none. Take"):
+        sgdap.plan(model, np.ones((8, 4)), sgdap.Budget(params=0.5), guidance="batch_norm_scale")

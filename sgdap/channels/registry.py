@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import keras
 
 from sgdap import _keras
+from sgdap._arguments import shown
 from sgdap.channels.checks import checked_outputs
 from sgdap.channels.labels import Symbol
 from sgdap.model.leaves import add_leaves, leaf_class
@@ -51,12 +52,12 @@ def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
         if not isinstance(layer_class, type) or not issubclass(layer_class, keras.Operation):
             raise TypeError(
                 "register_rule takes layer classes: @sgdap.register_rule(MyLayer). "
-                f"Received: {layer_class!r}"
+                f"Received: {shown(layer_class)}"
             )
 
     def decorate(rule: _Decorated) -> _Decorated:
         if not callable(rule):
-            raise TypeError(f"A rule must be a function (layer, call). Received: {rule!r}")
+            raise TypeError(f"A rule must be a function (layer, call). Received: {shown(rule)}")
         add_leaves(*layer_classes)
         for layer_class in layer_classes:
             _RULES[layer_class] = rule

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from sgdap import _keras
+from sgdap._arguments import shown
 from sgdap.channels.checks import check_axes, check_channels, check_number, checked_key
 from sgdap.channels.facts import Axis, Key, Place, Resize, Scale, Statements, Unsettled, Work
 from sgdap.channels.labels import Labels, Ledger, Symbol, plain, positions
@@ -127,7 +128,7 @@ class RuleCall:
             ValueError: `count` is no integer that is not negative.
         """
         if not isinstance(count, (int, np.integer)) or count < 0:
-            raise ValueError(f"{self.title} must make 0 channels or more. Received: {count!r}")
+            raise ValueError(f"{self.title} must make 0 channels or more. Received: {shown(count)}")
         made, key = self._statements.made, (self.path, name)
         if key not in made:
             made[key] = self.ledger.new(f"{self.path}:{name}" if name else self.path, count)
@@ -267,7 +268,9 @@ class RuleCall:
         """The number of one of the layer's variables."""
         number = self._variables.get(id(variable))
         if number is None:
-            raise ValueError(f"{self.title} must speak of its variables. Received: {variable!r}")
+            raise ValueError(
+                f"{self.title} must speak of its variables. Received: {shown(variable)}"
+            )
         return number
 
     def scale(self, variable: Any, power: float, channels: Labels) -> None:
@@ -408,7 +411,7 @@ class RuleCall:
         kept = what.all_channels() if isinstance(what, Symbol) else [what]
         check_channels(self.title, "keep", *kept)
         if not isinstance(reason, str):
-            raise TypeError(f"{self.title} must give a reason in words. Received: {reason!r}")
+            raise TypeError(f"{self.title} must give a reason in words. Received: {shown(reason)}")
         for channels in kept:
             self.ledger.protect(channels, reason)
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from sgdap._arguments import is_number
+from sgdap._arguments import is_number, shown
 from sgdap.model.tracing import trace
 
 Runtime = str | Callable[[Any], float]
@@ -52,7 +52,7 @@ def check_runtime(runtime: object) -> None:
     if not isinstance(runtime, str):
         raise TypeError(
             f"runtime must be one of {', '.join(map(repr, _PACKAGES))} or a function that takes a "
-            f"model and returns seconds. Received: runtime={runtime!r}"
+            f"model and returns seconds. Received: runtime={shown(runtime)}"
         )
     if runtime not in _PACKAGES:
         raise ValueError(
@@ -139,7 +139,7 @@ def _told(runtime: Callable[[Any], float], model: Any) -> float:
     if not is_number(seconds) or not seconds > 0:
         raise ValueError(
             "A function given as runtime must return the seconds that a model takes for a batch, "
-            f"a number above 0. Received: {seconds!r}"
+            f"a number above 0. Received: {shown(seconds)}"
         )
     return float(seconds)
 

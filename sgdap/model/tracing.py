@@ -11,11 +11,25 @@ from typing import Any
 import keras
 
 from sgdap import _keras
+from sgdap._arguments import shown
 from sgdap.model.arguments import symbolic_arguments, symbolic_like
 from sgdap.model.interception import originals, replaced
 from sgdap.model.open_sizes import output_spec, size_functions, sizes_asked
 from sgdap.model.program import Call, Program, Ref, Shape, Unrolled, leaves_of, refs_of
 from sgdap.model.user_code import has_code, untraceable, untraced, user_line
+
+
+def check_is_no_tf_keras(model: Any) -> None:
+    """Raises if a model is one of Keras 2, which is another package today.
+
+    Raises:
+        TypeError: It is.
+    """
+    if any(base.__module__.split(".")[0] == "tf_keras" for base in type(model).__mro__):
+        raise TypeError(
+            f"'{model.name}' is a model of tf_keras (Keras 2), and sgdap needs one of Keras 3. "
+            "Build it with `import keras`, without TF_USE_LEGACY_KERAS, and load its weights."
+        )
 
 
 def trace(model: Any) -> Program:
@@ -33,9 +47,10 @@ def trace(model: Any) -> Program:
         TypeError: `model` is no Keras model.
         ValueError: It is not built, or its `call` can't be run on symbolic tensors.
     """
+    check_is_no_tf_keras(model)
     if not isinstance(model, keras.Model):
         raise TypeError(
-            f"Expected a keras.Model. Received: {model!r} (of type {type(model).__name__})."
+            f"Expected a keras.Model. Received: {shown(model)} (of type {type(model).__name__})."
         )
     args, kwargs = symbolic_arguments(model)
     recorder = _Recorder()
@@ -51,7 +66,7 @@ def trace(model: Any) -> Program:
     if not made:
         raise ValueError(
             f"The `call` of model '{model.name}' (of class {type(model).__name__}) returns no "
-            f"tensor that depends on its inputs. Received: {outputs!r}. Return its outputs."
+            f"tensor that depends on its inputs. Received: {shown(outputs)}. Return its outputs."
         )
     return Program(
         model=model,

@@ -127,7 +127,7 @@ def untraceable(layer: Any, path: str, error: Exception) -> ValueError:
     return ValueError(
         f"The `call` of {what} (of class {type(layer).__name__}) can't be traced with symbolic "
         f"tensors: it stopped at {user_line(error.__traceback__)} with {type(error).__name__}: "
-        f"{_first_sentence(error)}. {_remedy(error)}"
+        f"{_first_sentence(error)}. {_remedy(layer, error)}"
     )
 
 
@@ -137,7 +137,9 @@ def _first_sentence(error: Exception) -> str:
     return lines[0].split(". ")[0].rstrip(". ") if lines else "no message"
 
 
-def _remedy(error: Exception) -> str:
+def _remedy(layer: Any, error: Exception) -> str:
+    if hasattr(type(layer).call, "python_function"):
+        return "Take `@tf.function` off `call`: Keras compiles what fit and predict run by itself."
     if "NoneType" in str(error):
         return (
             "The size of a batch is None there: make a tensor of that size from another one, "

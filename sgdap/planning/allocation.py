@@ -15,7 +15,7 @@ from sgdap.planning.cost import (
     MEASURES,
     CostModel,
     cost_model,
-    input_shapes,
+    open_inputs,
 )
 from sgdap.planning.widths import Step, WidthRules, WidthSearch
 from sgdap.planning.work import warn_of_uncounted
@@ -126,12 +126,12 @@ def check_budget_can_be_met(
         ValueError: Even the narrowest model costs more, a limit must be meant as a percentage, or
             the budget limits FLOPs and an input shape has an open (None) size.
     """
-    open_sizes = [shape for shape in input_shapes(graph) if None in shape[1:]]
-    if budget.flops is not None and open_sizes:
+    open_shapes = open_inputs(graph)
+    if budget.flops is not None and open_shapes:
         raise ValueError(
             f"{budget} can't be checked: an input of model '{graph.program.model.name}' has the "
-            f"shape {open_sizes[0]}, and FLOPs depend on the sizes left open. Build the model with "
-            "a fixed keras.Input shape, or limit its parameters: Budget(params=0.5)."
+            f"shape {open_shapes[0]}, and FLOPs depend on the sizes left open. Build the model "
+            "with a fixed keras.Input shape, or limit its parameters: Budget(params=0.5)."
         )
     if budget.flops is not None:
         warn_of_uncounted(graph)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sgdap._arguments import check_integer
+from sgdap._arguments import check_integer, shown
 from sgdap.execution.latency import Runtime, check_runtime
 from sgdap.planning.cost import MEASURES
 
@@ -105,14 +105,14 @@ class Budget:
             if seconds <= 0:
                 raise ValueError(
                     "Budget: latency must be a time such as '5ms', '800us' or '0.1s', or a "
-                    f"fraction of the model's. Received: latency={self.latency!r}"
+                    f"fraction of the model's. Received: latency={shown(self.latency)}"
                 )
             return seconds
         _check_limit("latency", self.latency)
         if self.latency > 1:
             raise ValueError(
                 "Budget: latency as a number is a fraction of the model's, up to 1; write a time "
-                f"with its unit: latency='5ms'. Received: latency={self.latency!r}"
+                f"with its unit: latency='5ms'. Received: latency={shown(self.latency)}"
             )
         return float(self.latency) * whole
 
@@ -131,11 +131,13 @@ def _check_limit(name: str, limit: object) -> None:
     if isinstance(limit, bool) or not isinstance(limit, (int, float, np.number)):
         raise TypeError(
             f"Budget: {name} must be a number, a fraction of the model's up to 1 or an "
-            f"absolute one above. Received: {name}={limit!r} (of type "
+            f"absolute one above. Received: {name}={shown(limit)} (of type "
             f"{type(limit).__name__})"
         )
     if not limit > 0 or math.isinf(limit):
-        raise ValueError(f"Budget: {name} must be positive and finite. Received: {name}={limit!r}")
+        raise ValueError(
+            f"Budget: {name} must be positive and finite. Received: {name}={shown(limit)}"
+        )
 
 
 def check_budget(budget: object) -> Budget:
@@ -148,6 +150,6 @@ def check_budget(budget: object) -> Budget:
         raise TypeError(
             "budget must be a sgdap.Budget, for example sgdap.Budget(flops=0.5) (in SGDAPCallback "
             "it may be left out where max_accuracy_drop is given). "
-            f"Received: {budget!r} (of type {type(budget).__name__})"
+            f"Received: {shown(budget)} (of type {type(budget).__name__})"
         )
     return budget

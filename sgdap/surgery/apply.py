@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap._arguments import shown
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_slices
@@ -44,7 +45,7 @@ def apply(model: Any, plan: Plan, *, in_place: bool = False) -> Any:
     """
     if not isinstance(plan, Plan):
         raise TypeError(
-            f"plan must be a sgdap.Plan. Received: {plan!r} (of type {type(plan).__name__})"
+            f"plan must be a sgdap.Plan. Received: {shown(plan)} (of type {type(plan).__name__})"
         )
     graph = channel_graph(model)
     if not in_place:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sgdap import _keras
+from sgdap._arguments import shown
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.rewriting import Written
 from sgdap.model.generators import random_state, set_random_state
@@ -38,8 +39,8 @@ class Backup:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         if not isinstance(folder, (str, os.PathLike)) or not str(folder):
             raise TypeError(
-                f"backup_dir must be the path of a folder, or None. Received: {folder!r} (of type "
-                f"{type(folder).__name__})"
+                f"backup_dir must be the path of a folder, or None. Received: {shown(folder)} "
+                f"(of type {type(folder).__name__})"
             )
         self._folder = Path(folder)
         self._is_own = False

@@ -56,17 +56,17 @@ def joined(widths: Mapping[str, int]) -> str:
     return "-".join(map(str, widths.values()))
 
 
-def round_line(last: Round, full: tuple[float, float], seconds: float) -> str:
+def round_line(last: Round, full: tuple[float, float | None], seconds: float) -> str:
     """The message when layers shrank.
 
     Args:
         last: The round that shrank them.
-        full: Parameters and FLOPs of the whole model.
+        full: Parameters and FLOPs of the whole model; None where FLOPs depend on sizes left open.
         seconds: The seconds that the round took.
     """
-    params, flops = last.params[1] / full[0], last.flops[1] / full[1]
+    flops = "" if full[1] is None else f"{last.flops[1] / full[1]:.1%} of the FLOPs, "
     return (
-        f"\nEpoch {last.epoch + 1}: SGDAP keeps {flops:.1%} of the FLOPs, {params:.1%} of the "
+        f"\nEpoch {last.epoch + 1}: SGDAP keeps {flops}{last.params[1] / full[0]:.1%} of the "
         f"parameters, widths {joined(last.widths)} ({seconds:.1f}s)"
     )
 

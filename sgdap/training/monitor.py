@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgdap import _keras
-from sgdap._arguments import check_choice
+from sgdap._arguments import check_choice, shown
 
 
 class Monitor:
@@ -128,5 +128,5 @@ def check_monitor(metric: object, mode: object) -> None:
     check_choice("mode", mode, ("auto", "min", "max"))
     if not isinstance(metric, str):
         raise ValueError(
-            f"monitor must be the name of a metric, or 'auto'. Received: monitor={metric!r}"
+            f"monitor must be the name of a metric, or 'auto'. Received: monitor={shown(metric)}"
         )

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sgdap._arguments import check_choice, check_integer, is_number
+from sgdap._arguments import check_choice, check_integer, is_number, shown
 from sgdap.pipeline import PruningOptions
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.training.monitor import check_monitor
@@ -58,13 +58,13 @@ class TrainingOptions:
             raise ValueError(
                 "With max_accuracy_drop and no budget, the model gets as small as it can in "
                 "rounds of sgdap.Adaptive. Leave the schedule out, or give a budget. "
-                f"Received: schedule={given!r}"
+                f"Received: schedule={shown(given)}"
             )
         drop = self.max_accuracy_drop
         if drop is not None and (not is_number(drop) or drop < 0):
             raise ValueError(
                 "max_accuracy_drop must be a finite number that is not negative, or None. "
-                f"Received: max_accuracy_drop={drop!r}"
+                f"Received: max_accuracy_drop={shown(drop)}"
             )
         for name in ("patience", "begin_epoch", "final_finetune_epochs"):
             check_integer(name, getattr(self, name), 0)

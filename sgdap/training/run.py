@@ -16,7 +16,7 @@ from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.latency import NoisyClockError
 from sgdap.pipeline import Curves, PruningOptions, Scope, make_plan
 from sgdap.planning.budget import Budget
-from sgdap.planning.cost import cost_model
+from sgdap.planning.cost import cost_model, open_inputs
 from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.apply import prune_by_plan
 from sgdap.surgery.snapshot import restore_snapshot, take_snapshot
@@ -105,7 +105,9 @@ class Run:
             self.monitor.check_drop(self.state.guard.drop)
             self.state.guard.sign = self.monitor.sign(self.model)
         self.state.ended = (epoch, value)
-        logs["params"], logs["flops"] = (float(cost) for cost in self.costs[:2])
+        logs["params"] = float(self.costs[0])
+        if not open_inputs(self.scope.graph):
+            logs["flops"] = float(self.costs[1])
         self.state.widths.append(self.widths)
         self.summaries.epoch(epoch, self.widths)
         if epoch == self.params["epochs"] - 1 or self.model.stop_training:
@@ -245,7 +247,7 @@ class Run:
                 held=tuple(state.guard.widths),
             )
         )
-        full = (self.goal.full[0], self.goal.full[1])
+        full = (self.goal.full[0], None if open_inputs(scope.graph) else self.goal.full[1])
         self.say(round_line(state.rounds[-1], full, time.perf_counter() - began))
         for note in self.goal.notes:
             self.say(note)
@@ -255,7 +257,8 @@ class Run:
         if self.sampler is None:
             return self.data
         reservoir, asked = self.sampler.reservoir, self.pruning.samples
-        if asked is not None and reservoir.kept < asked and not self.state.rounds:
+        full = reservoir.seen > reservoir.kept  # else there are no more training inputs
+        if full and asked is not None and reservoir.kept < asked and not self.state.rounds:
             self.say(
                 f"SGDAP keeps {reservoir.kept} training inputs for its statistics, not {asked}: "
                 "as many as the memory for them holds. Pass calibration_data for more."

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from sgdap._arguments import check_integer, is_number
+from sgdap._arguments import check_integer, is_number, shown
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,9 @@ class Adaptive(Geometric):
 
     def __post_init__(self) -> None:
         if not is_number(self.cut) or not 0 < self.cut < 1:
-            raise ValueError(f"cut must be a number between 0 and 1. Received: cut={self.cut!r}")
+            raise ValueError(
+                f"cut must be a number between 0 and 1. Received: cut={shown(self.cut)}"
+            )
 
     def progress(self, done: float) -> float:
         """Always 1, all the way to the budget; `step` limits each round."""
@@ -247,5 +249,5 @@ def get_schedule(identifier: Any) -> Any:
     raise TypeError(
         "schedule must be a name, a sgdap.Schedule (sgdap.Geometric()) or a "
         "tfmot.sparsity.keras.PruningSchedule. "
-        f"Received: {identifier!r} (of type {type(identifier).__name__})"
+        f"Received: {shown(identifier)} (of type {type(identifier).__name__})"
     )

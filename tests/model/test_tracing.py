@@ -449,3 +449,30 @@ def test_keras_own_functions_come_back_after_an_error():
         trace(model)
     assert [getattr(owner, name) for owner, name in KERAS_FUNCTIONS] == before
     assert list(trace(convnet()).layers())
+
+
+def test_a_model_of_keras_2_is_refused_by_its_name():
+    tf_keras = pytest.importorskip("tf_keras")
+    model = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))])
+    with pytest.raises(TypeError, match="is a model of tf_keras .*needs one of Keras 3"):
+        trace(model)
+    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5))
+    model.compile("sgd", "mse")
+    with pytest.raises(TypeError, match="is a model of tf_keras .*needs one of Keras 3"):
+        model.fit(np.ones((4, 3)), np.ones((4, 2)), callbacks=[callback], verbose=0)
+
+
+def test_a_call_compiled_by_hand_is_told_to_leave_that_to_keras():
+    class Compiled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(2)
+
+        @tf.function
+        def call(self, x):
+            return tf.nn.relu(self.dense(x))
+
+    model = Compiled()
+    model(np.ones((2, 3)))
+    with pytest.raises(ValueError, match="Take `@tf.function` off `call`"):
+        trace(model)

@@ -24,7 +24,7 @@ from sgdap.model.generators import global_state_kept
 from sgdap.model.program import Ref
 
 MIXES = "mixes them"
-_FIXED = "can't do without some of them"
+_FIXED = "can't do without some of them: a constant or a size in the code counts them all"
 
 Numbers = npt.NDArray[np.int64]
 """The channels of one call, numbered from 0 for a trial."""
