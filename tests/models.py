@@ -411,11 +411,11 @@ class OfTensorFlow(layers.Layer):
 TENSORFLOW = {
     "relu": tf.nn.relu,
     "pad": lambda x: tf.pad(x, [[0, 0], *[[1, 0]] * (len(x.shape) - 1)]),
-    "swap": lambda x: tf.concat(tf.split(x, 2, -1)[::-1], -1) if x.shape[-1] % 2 == 0 else x,
-    "normalize": lambda x: tf.nn.l2_normalize(x, -1),
     "flip": lambda x: tf.reverse(x, [1]),
     "blocks": lambda x: tf.nn.depth_to_space(x, 2),
     "resize": lambda x: tf.image.resize(x, (3, 4)),
+    "swap": lambda x: tf.concat(tf.split(x, 2, -1)[::-1], -1) if x.shape[-1] % 2 == 0 else x,
+    "normalize": lambda x: tf.nn.l2_normalize(x, -1),
 }
 
 
@@ -475,11 +475,17 @@ def composite(tensors, n):
 @step
 def tensorflow(tensors, n):
     x = tensors[-1]
-    names = list(TENSORFLOW)[: 7 if spatial_rank(x) == 2 and x.shape[-1] % 4 == 0 else 5]
-    name = pick(names, n)
-    if n % 2:
-        return layers.Lambda(TENSORFLOW[name])(x)
-    return OfTensorFlow(name)(x)
+    names = list(TENSORFLOW)[: 5 if spatial_rank(x) == 2 and x.shape[-1] % 4 == 0 else 3]
+    return _of_tensorflow(pick(names, n), n)(x)
+
+
+@step
+def tensorflow_mixing(tensors, n):
+    return _of_tensorflow(pick(("swap", "normalize"), n // 2), n)(tensors[-1])
+
+
+def _of_tensorflow(name: str, n: int) -> layers.Layer:
+    return layers.Lambda(TENSORFLOW[name]) if n % 2 else OfTensorFlow(name)
 
 
 @step
