@@ -1,12 +1,13 @@
 """Compares ways to spread the rounds of pruning over a run: accuracy after `fit`, by network.
 
-Run it: python benchmarks/rounds.py --epochs 4 8 16 --shares 0.5 0.3 0.1 --seeds 2 --time-limit 3600
+Run it: python benchmarks/rounds.py --epochs 4 8 16 --shares 0.3 0.1 --seeds 0 1
 
-For each seed a network is trained on Fashion-MNIST, or read from the folder if it was trained
-before. Each run then trains a copy of it on, with a learning rate that decays to zero, and prunes
-it on the way: "cubic 3 2" in three rounds of the schedule "cubic", after epochs 0, 2 and 4;
-"before" in one shot before the run, which is plain fine-tuning; "default" with nothing but a
-budget. An epoch is short, so that the ways differ: it draws a few thousand of the 60 000 images.
+Each network is trained on Fashion-MNIST once, or read from the folder if it was trained before.
+Each run trains a copy of it on, with a learning rate that decays to zero, and prunes it on the
+way; its seed decides the order of the images. The way "cubic 3 2" prunes in three rounds of the
+schedule "cubic", after epochs 0, 2 and 4; "before" in one shot before the run, which is then plain
+fine-tuning; "default" with nothing but a budget. An epoch is short, so that the ways differ: it
+draws a few thousand of the 60 000 images.
 Results are written as they come: an interrupted run goes on where it was, and runs with other
 options add to earlier ones. The table (rounds.md) shows all results in the folder.
 """
@@ -101,14 +102,14 @@ def fit(model, x, y, seed, epochs, images, rate, decays, callbacks=()):
     model.fit(Batches(), epochs=epochs, verbose=0, shuffle=False, callbacks=list(callbacks))
 
 
-def trained(arch, seed, folder, x, y):
-    """The network of a seed, read from the folder, or trained and saved there."""
-    path = folder / f"{arch}-{seed}.keras"
+def trained(arch, folder, x, y):
+    """A network, read from the folder, or trained and saved there."""
+    path = folder / f"{arch}.keras"
     if path.exists():
         return keras.models.load_model(path)
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(0)
     model = NETWORKS[arch].make()
-    fit(model, x, y, seed, NETWORKS[arch].trained_epochs, len(x), 2e-3, True)
+    fit(model, x, y, 0, NETWORKS[arch].trained_epochs, len(x), 2e-3, True)
     unfinished = path.with_suffix(".part.keras")
     model.save(unfinished)
     unfinished.rename(path)
@@ -147,16 +148,15 @@ def table(rows):
     """Markdown: for each network, rate and length of the run a table of ways by share."""
     text = []
     cells = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    dense = defaultdict(dict)
+    dense = {}
     for row in rows:
         head = row["arch"], row["rate"], int(row["epochs"])
         cells[head][row["way"]][float(row["share"])].append(100 * float(row["accuracy"]))
-        dense[row["arch"]][row["seed"]] = 100 * float(row["dense"])
+        dense[row["arch"]] = 100 * float(row["dense"])
     for head in sorted(cells):
         arch, rate, epochs = head
         shares = sorted({share for by_share in cells[head].values() for share in by_share})
-        mean = np.mean(list(dense[arch].values()))
-        text.append(f"\n### {arch}, {epochs} epochs, {rate} (dense {mean:.2f})\n")
+        text.append(f"\n### {arch}, {epochs} epochs, {rate} (dense {dense[arch]:.2f})\n")
         text.append("| way | " + " | ".join(f"{s:.0%}" for s in reversed(shares)) + " |")
         text.append("| --- |" + " --- |" * len(shares))
         for way in sorted(cells[head], key=lambda w: (rounds_of(w), w)):
@@ -183,11 +183,10 @@ def main():
     options = parser.parse_args()
 
     began = time.perf_counter()
-    load = keras.datasets.fashion_mnist.load_data
     if options.data:
         (x, y), (x_test, y_test) = sgdap.datasets.load_mnist(options.data)
     else:
-        (x, y), (x_test, y_test) = load()
+        (x, y), (x_test, y_test) = keras.datasets.fashion_mnist.load_data()
     x, x_test = scaled(x), scaled(x_test)
     options.out.mkdir(parents=True, exist_ok=True)
     results = Results(options.out / RESULTS, COLUMNS)
@@ -208,9 +207,9 @@ def main():
             break
         if results.has(*run):
             continue
-        model = trained(arch, seed, options.out, x, y)
-        if (arch, seed) not in dense:
-            dense[arch, seed] = accuracy(predictions(model, x_test), y_test)
+        model = trained(arch, options.out, x, y)
+        if arch not in dense:
+            dense[arch] = accuracy(predictions(model, x_test), y_test)
         keras.utils.set_random_seed(seed)
         start = time.perf_counter()
         whole = sgdap.profile(model, latency=False).flops
@@ -222,7 +221,7 @@ def main():
         found = accuracy(predictions(model, x_test), y_test)
         flops = sgdap.profile(model, latency=False).flops / whole
         epochs_of_rounds = "-".join(map(str, shrank))
-        known = dense[arch, seed]
+        known = dense[arch]
         results.add(*run, found, known, epochs_of_rounds, f"{flops:.4f}", f"{seconds:.1f}")
         print(*run, f"{found:.4f} {seconds:.1f} s", flush=True)
         keras.backend.clear_session()

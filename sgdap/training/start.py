@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -59,20 +60,25 @@ def start_run(
     scope = pruning_scope(graph, pruning)
     check_can_be_rebuilt(graph, scope.groups, scope.rules)
     monitor = Monitor(training.monitor, training.mode, _keras.validated_epochs(model))
+    final, patience = training.final_finetune_epochs, training.patience
     calendar = Calendar(
         int(params["epochs"]),
         training.begin_epoch,
         training.frequency,
-        training.final_finetune_epochs,
+        None if isinstance(final, str) else final,
         None if training.max_accuracy_drop is None else monitor.epochs,
+        least=int(params["epochs"]),
     )
     steps, steps_per_epoch = None, 0
     if not isinstance(training.schedule, Schedule):
         steps_per_epoch = _steps_per_epoch(params)
         steps = StepSchedule(training.schedule, calendar.end * steps_per_epoch)
-    epochs = calendar.rounds()
-    goal = make_goal(training.budget, steps or training.schedule, scope, len(epochs))
-    course = Course(calendar, goal.way, epochs[: goal.way.rounds], steps, steps_per_epoch)
+    goal = make_goal(training.budget, steps or training.schedule, scope, len(calendar.rounds()))
+    if steps is None:
+        share = float(goal.shares.min())
+        most = goal.way.rounds if calendar.final is not None else goal.way.enough(share)
+        calendar = replace(calendar, least=goal.way.least(share), most=most)
+    course = Course(calendar, goal.way, calendar.rounds(), steps, steps_per_epoch)
     data, sampler = None, None
     if calibration_data is not None:
         data = reusable(calibration_data, pruning.samples)
@@ -93,7 +99,13 @@ def start_run(
         monitor,
         neighbours,
         summaries,
-        RunState(Guard(training.max_accuracy_drop, training.patience, goal.step)),
+        RunState(
+            Guard(
+                training.max_accuracy_drop,
+                None if isinstance(patience, str) else patience,
+                goal.step,
+            )
+        ),
         say,
         data,
         sampler,
