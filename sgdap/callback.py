@@ -66,12 +66,20 @@ class SGDAPCallback(keras.callbacks.Callback):
             is evaluated on the validation data before it trains, or the best epoch before the first
             round if that is better. `"first_epoch"`: that best epoch alone; so too, with a line
             that says why, where the model can't be evaluated. A number: that value of the metric.
-        patience: The number of epochs that a round has to recover before it is undone. The last
-            round has all epochs that are left. Epochs without the metric (`validation_freq`) do
-            not count.
+        patience: The number of epochs that a round has to recover before it is undone. `"auto"`:
+            half of those that are left after it, or all if these are fewer than four. A round that
+            no other could follow has all epochs that are left. Epochs without the metric
+            (`validation_freq`) do not count.
         begin_epoch: The first epoch (from 0) after which layers may shrink.
         frequency: The number of epochs from one round to the next.
         final_finetune_epochs: The number of epochs at the end in which nothing is removed.
+            `"auto"`: rounds lie in the first half of the run, counted from `begin_epoch`, unless
+            the schedule asks for more of them; a schedule without a number of rounds takes one for
+            each 70 % that are removed. In a run of 8 epochs `Budget(flops=0.3)` is met in one round
+            after the first epoch, and seven epochs are left to recover; `Budget(flops=0.1)` in two
+            rounds, after the first and the second epoch, and six are left. Only a round that was
+            undone, or had to wait for the one before, may come later. A tfmot schedule has its own
+            end.
         calibration_data: Inputs for the statistics, in any form that `fit` takes. None: the train
             step keeps a random sample of the training inputs, of 256 MB at most, with their targets
             where the curvature of a loss is not known without.
@@ -133,10 +141,10 @@ class SGDAPCallback(keras.callbacks.Callback):
         monitor: str = "auto",
         mode: str = "auto",
         baseline: str | float = "evaluate",
-        patience: int = 2,
+        patience: int | str = "auto",
         begin_epoch: int = 0,
         frequency: int = 1,
-        final_finetune_epochs: int = 1,
+        final_finetune_epochs: int | str = "auto",
         calibration_data: Any = None,
         samples: int | None = 4096,
         allocation: str = "global",

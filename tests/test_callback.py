@@ -76,7 +76,7 @@ def cost(model: keras.Model) -> tuple[int, int]:
 def test_the_model_that_went_in_meets_the_budget_when_fit_returns(schedule):
     model = convnet(optimizer=keras.optimizers.Adam(0.01), metrics=["accuracy"])
     optimizer, (_, flops) = model.optimizer, cost(model)
-    callback = pruner(schedule=schedule)
+    callback = pruner(schedule=schedule, final_finetune_epochs=1)
     fit(model, callback, epochs=3)
     assert cost(model)[1] <= 0.33 * flops
     assert len(callback.rounds) == (1 if schedule == "one_shot" else 2)
@@ -169,7 +169,7 @@ def test_a_latency_is_a_limit():
     model = network()
     seconds = 0.5 * measured(model)
     budget = sgdap.Budget(latency=f"{seconds * 1e6:.3f}us", runtime=measured)
-    callback = pruner(budget, schedule="linear")
+    callback = pruner(budget, schedule="linear", final_finetune_epochs=1)
     fit(model, callback, epochs=3)
     assert 0.8 * seconds < measured(model) <= seconds
     assert len(callback.rounds) == 2
@@ -315,6 +315,57 @@ def test_the_callback_of_an_interrupted_run_can_be_stored_too():
     assert callback.model.predict(X, verbose=0).shape == (128, 3)
 
 
+# The default places of rounds
+
+
+@pytest.mark.parametrize(
+    ("flops", "epochs", "rounds"),
+    [(0.3, 8, [0]), (0.1, 8, [0, 1]), (0.1, 4, [0, 1]), (0.1, 3, [0]), (0.1, 2, [0])],
+)
+def test_rounds_lie_at_the_beginning_and_the_budget_is_met(flops, epochs, rounds):
+    model = network(metrics=[])
+    whole = cost(model)[1]
+    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=flops), jit_compile=None, verbose=0)
+    fit(model, callback, epochs=epochs, validation_data=None)
+    assert [r.epoch for r in callback.rounds] == rounds
+    assert cost(model)[1] <= flops * whole
+
+
+def test_a_schedule_that_needs_more_rounds_than_lie_in_the_first_half_gets_them():
+    for schedule, rounds in ((sgdap.Linear(5), 5), (sgdap.Adaptive(cut=0.25), 4)):
+        callback = pruner(schedule=schedule, jit_compile=None)
+        fit(network(metrics=[]), callback, epochs=6, validation_data=None)
+        assert [r.epoch for r in callback.rounds] == list(range(rounds))
+
+
+def test_a_schedule_over_steps_keeps_its_own_end():
+    schedule = PolynomialDecay(0.0, 0.6, begin_step=0, end_step=9, frequency=1)
+    callback = pruner(None, schedule=schedule, jit_compile=None)
+    fit(network(metrics=[]), callback, epochs=6, validation_data=None)  # two steps an epoch
+    assert callback.rounds[-1].epoch == 4
+
+
+@pytest.mark.parametrize(
+    ("scores", "rounds"),
+    [
+        ([1, 0, 0, 1, 1, 1, 1, 1], [(0, "kept"), (3, "kept")]),
+        ([1, 0, 0, 0, 0, 0, 0, 1], [(0, "undone"), (3, "undone"), (5, "kept")]),
+        ([1, 1, 0, 0, 0, 1, 1, 1], [(0, "kept"), (1, "undone"), (4, "kept"), (5, "kept")]),
+    ],
+    ids=["a round waits for the one before", "two are undone", "the last one is undone"],
+)
+@pytest.mark.filterwarnings("ignore:SGDAPCallback stopped short")
+def test_a_round_has_half_of_the_epochs_left_to_recover_and_others_may_follow(scores, rounds):
+    score = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: logs.update(own=float(scores[epoch]))
+    )
+    callback = pruner(
+        sgdap.Budget(flops=0.1), max_accuracy_drop=0.1, monitor="own", mode="max", jit_compile=None
+    )
+    fit(network(metrics=[]), [score, callback], epochs=8, validation_data=None)
+    assert [(r.epoch, r.decision) for r in callback.rounds] == rounds
+
+
 # Calibration data
 
 
@@ -383,7 +434,7 @@ def test_an_iterator_as_calibration_data_serves_every_round():
     model = network()
     flops = cost(model)[1]
     iterator = ((X[i : i + 20], Y[i : i + 20]) for i in range(0, 120, 20))
-    callback = pruner(calibration_data=iterator, samples=64)
+    callback = pruner(calibration_data=iterator, samples=64, final_finetune_epochs=1)
     fit(model, callback)
     assert len(callback.rounds) == 3
     assert cost(model)[1] <= 0.33 * flops
@@ -395,7 +446,7 @@ def test_a_run_that_ends_early_says_that_the_budget_is_not_met():
         on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", epoch == 1)
     )
     with stopping_short("The run ended before its last round"):
-        model.fit(X, Y, epochs=9, verbose=0, callbacks=[pruner(), stop])
+        model.fit(X, Y, epochs=9, verbose=0, callbacks=[pruner(final_finetune_epochs=1), stop])
 
 
 def test_the_train_step_is_restored_after_fit():
@@ -516,7 +567,7 @@ def test_a_round_that_removes_nothing_is_none(drop):
 
 
 def test_each_decision_is_a_line_and_a_setting_that_stays_is_none(capsys):
-    fit(network(), pruner(max_accuracy_drop=0.99, verbose=1))
+    fit(network(), pruner(max_accuracy_drop=0.99, final_finetune_epochs=1, verbose=1))
     lines = capsys.readouterr().out.splitlines()
     rounds = [line for line in lines if "SGDAP keeps" in line and "FLOPs" in line]
     kept = [line for line in lines if "SGDAP keeps the round after epoch" in line]
@@ -538,7 +589,7 @@ def test_what_xla_gains_is_measured_after_each_round_and_the_gain_decides(monkey
         on_epoch_end=lambda epoch, logs: chosen.append(model.jit_compile)
     )
     model = network(jit_compile=False)
-    fit(model, [pruner(verbose=1), note])
+    fit(model, [pruner(verbose=1, final_finetune_epochs=1), note])
     assert len(set(shapes)) == 3
     assert chosen == [False, True, True, False]
     lines = [line for line in capsys.readouterr().out.splitlines() if "jit_compile=" in line]
@@ -564,7 +615,7 @@ def test_steps_that_are_timed_train_nothing(monkeypatch):
 
 
 def test_rounds_tell_the_metric_before_and_after_without_a_guard_too():
-    callback = pruner()
+    callback = pruner(final_finetune_epochs=1)
     history = fit(network(), callback).history["val_accuracy"]
     assert [r.before for r in callback.rounds] == history[:3]
     assert [r.after for r in callback.rounds] == history[1:]
@@ -752,6 +803,11 @@ ARGUMENTS = {
     "an endless drop": ({"max_accuracy_drop": float("inf")}, ValueError, "Received: .*=inf"),
     "drop of a wrong type": ({"max_accuracy_drop": "1%"}, ValueError, "Received: .*'1%'"),
     "patience": ({"patience": -1}, ValueError, "patience must be an integer of at least 0"),
+    "final epochs": (
+        {"final_finetune_epochs": "half"},
+        ValueError,
+        "final_finetune_epochs must be an integer of at least 0. Received: .*='half'",
+    ),
     "frequency": ({"frequency": 0}, ValueError, "frequency must be an integer of at least 1"),
     "samples": ({"samples": 2.5}, ValueError, "samples must be an integer of at least 5"),
     "mode": ({"mode": "up"}, ValueError, "mode must be 'auto', 'min' or 'max'"),
@@ -799,7 +855,9 @@ def test_it_prints_only_where_asked(verbose, capsys):
 def test_a_run_that_begins_later_goes_the_whole_way_from_there():
     model, (x, y) = convnet(optimizer="adam"), digits_like(48)
     full = sgdap.profile(model, latency=False).flops
-    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.3), schedule="linear", verbose=0)
+    callback = sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.3), schedule="linear", final_finetune_epochs=1, verbose=0
+    )
     model.fit(x, y, epochs=10, initial_epoch=6, verbose=0, callbacks=[callback])
     assert [r.epoch for r in callback.rounds] == [6, 7, 8]
     assert callback.rounds[0].flops[1] > 0.6 * full

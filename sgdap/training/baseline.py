@@ -55,11 +55,10 @@ def _can_be_read_again(x: Any) -> bool:
 def _state_kept(model: Any) -> Iterator[None]:
     """A context that leaves no trace in a model or in what the process draws by default."""
     drawn = random_state()
-    held = [*model.variables, *model.metrics_variables]
+    held = [*_keras.layer_variables(model), *model.metrics_variables]
     before = {id(variable): (variable, variable.numpy()) for variable in held}
     try:
-        with _keras.recurrent_states_kept(model):
-            yield
+        yield
     finally:
         model.reset_metrics()  # those that were made meanwhile
         for variable, value in before.values():

@@ -25,10 +25,11 @@ class TrainingOptions:
         monitor: The name of the monitored metric, or `"auto"`.
         mode: `"min"`, `"max"` or `"auto"`.
         baseline: `"evaluate"`, `"first_epoch"` or a value of the metric.
-        patience: The number of epochs that a round has to recover before it is undone.
+        patience: The number of epochs that a round has to recover before it is undone, or `"auto"`.
         begin_epoch: The first epoch (from 0) after which layers may shrink.
         frequency: The number of epochs from one round to the next.
-        final_finetune_epochs: The number of epochs at the end in which nothing is removed.
+        final_finetune_epochs: The number of epochs at the end in which nothing is removed, or
+            `"auto"`.
         jit_compile: `"auto"`, True, False or None.
 
     Raises:
@@ -42,10 +43,10 @@ class TrainingOptions:
     monitor: str = "auto"
     mode: str = "auto"
     baseline: str | float = "evaluate"
-    patience: int = 2
+    patience: int | str = "auto"
     begin_epoch: int = 0
     frequency: int = 1
-    final_finetune_epochs: int = 1
+    final_finetune_epochs: int | str = "auto"
     jit_compile: str | bool | None = "auto"
 
     def __post_init__(self) -> None:
@@ -66,8 +67,10 @@ class TrainingOptions:
                 "max_accuracy_drop must be a finite number that is not negative, or None. "
                 f"Received: max_accuracy_drop={shown(drop)}"
             )
-        for name in ("patience", "begin_epoch", "final_finetune_epochs"):
-            check_integer(name, getattr(self, name), 0)
+        check_integer("begin_epoch", self.begin_epoch, 0)
+        for name in ("patience", "final_finetune_epochs"):
+            if getattr(self, name) != "auto":
+                check_integer(name, getattr(self, name), 0)
         check_integer("frequency", self.frequency, 1)
         check_monitor(self.monitor, self.mode)
         if not is_number(self.baseline) and self.baseline not in ("evaluate", "first_epoch"):

@@ -96,7 +96,7 @@ class Run:
         if self.state.first is None:
             self.state.first = epoch
             self.course = self.course.begun_at(epoch)
-            self.goal.check(len(self.course.calendar.rounds(epoch)))
+            self.goal.check(len(self.course.epochs))
 
     def note_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
         """Reads the metric and adds the cost of the model to the logs."""
@@ -175,7 +175,7 @@ class Run:
         self.state = replace(state, reservoir=None)
         self.monitor.name = state.metric
         self.goal = replace(self.goal, seconds=state.seconds)
-        self.course = replace(self.course, epochs=state.epochs)
+        self.course = replace(self.course.begun_at(state.first or 0), epochs=state.epochs)
         if self.sampler is not None and state.reservoir is not None:
             self.sampler.reservoir.set_state(dict(state.reservoir))
         self._note_widths(channel_graph(self.model))
@@ -228,7 +228,7 @@ class Run:
         state.good, state.best = state.best, None
         if not state.rounds:
             state.guard.brought = state.brought.get(str(self.monitor.name))
-        before = state.guard.begin()
+        before = state.guard.begin(self.course.calendar.left(epoch))
         if before is not None and not state.rounds:
             option = self.training.baseline
             self.say(

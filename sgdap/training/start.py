@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -61,20 +62,25 @@ def start_run(
     check_can_be_rebuilt(graph, scope.groups, scope.rules)
     monitor = Monitor(training.monitor, training.mode, _keras.validated_epochs(model))
     monitor.check_drop(training.max_accuracy_drop)
+    final = training.final_finetune_epochs
     calendar = Calendar(
         int(params["epochs"]),
         training.begin_epoch,
         training.frequency,
-        training.final_finetune_epochs,
+        None if isinstance(final, str) else final,
         None if training.max_accuracy_drop is None else monitor.epochs,
+        least=int(params["epochs"]),
     )
     steps, steps_per_epoch = None, 0
     if not isinstance(training.schedule, Schedule):
         steps_per_epoch = _steps_per_epoch(params)
         steps = StepSchedule(training.schedule, calendar.end * steps_per_epoch)
-    epochs = calendar.rounds()
-    goal = make_goal(training.budget, steps or training.schedule, scope, len(epochs))
-    course = Course(calendar, goal.way, epochs[: goal.way.rounds], steps, steps_per_epoch)
+    goal = make_goal(training.budget, steps or training.schedule, scope, len(calendar.rounds()))
+    if steps is None:
+        share = float(goal.shares.min())
+        most = goal.way.rounds if calendar.final is not None else goal.way.enough(share)
+        calendar = replace(calendar, least=goal.way.least(share), most=most)
+    course = Course(calendar, goal.way, calendar.rounds(), steps, steps_per_epoch)
     data, sampler = None, None
     if calibration_data is not None:
         data = reusable(calibration_data, pruning.samples)
@@ -105,7 +111,8 @@ def start_run(
 
 def _guard(training: TrainingOptions, step: float) -> Guard:
     baseline = None if isinstance(training.baseline, str) else float(training.baseline)
-    return Guard(training.max_accuracy_drop, training.patience, step, baseline=baseline)
+    patience = None if isinstance(training.patience, str) else training.patience
+    return Guard(training.max_accuracy_drop, patience, step, baseline=baseline)
 
 
 def _steps_per_epoch(params: Mapping[str, Any]) -> int:

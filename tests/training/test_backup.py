@@ -71,7 +71,7 @@ def fit(
         reconstruction=False,
         jit_compile=None,
         verbose=0,
-        **arguments,
+        **({"final_finetune_epochs": 1} | arguments),
     )
     history = model.fit(
         *data(),
@@ -138,6 +138,16 @@ def test_a_run_that_was_interrupted_goes_on_after_the_last_whole_epoch(tmp_path,
     assert callback.rounds == expected.rounds
     assert callback.plan.to_json() == expected.plan.to_json()
     assert_equal(state(model), state(whole))
+
+
+def test_a_run_that_is_taken_up_keeps_to_the_rounds_that_were_planned(tmp_path):
+    arguments = {"budget": sgdap.Budget(flops=0.15), "epochs": 5, "final_finetune_epochs": "auto"}
+    expected, _ = fit(net(), None, **arguments)
+    interrupted(tmp_path, **arguments)
+    callback, rest = fit(net(), tmp_path, **arguments)
+    assert rest.epoch == [2, 3, 4]
+    assert callback.rounds == expected.rounds
+    assert [r.epoch for r in callback.rounds] == [0, 1]
 
 
 def test_a_latency_stays_a_fraction_of_what_was_measured_at_the_start(tmp_path):
