@@ -34,13 +34,13 @@ from .statistics import activation_statistics as activation_statistics
 from .statistics import collect_statistics as collect_statistics
 from .surgery import apply as apply
 from .training.guard import Round as Round
-from .training.log import Widths as Widths
 from .training.schedule import Adaptive as Adaptive
 from .training.schedule import Cubic as Cubic
 from .training.schedule import Geometric as Geometric
 from .training.schedule import Linear as Linear
 from .training.schedule import OneShot as OneShot
 from .training.schedule import Schedule as Schedule
+from .training.summary import RunSummary as RunSummary
 
 __all__ = [
     "ActivationGuidance",
@@ -66,11 +66,11 @@ __all__ = [
     "Profile",
     "RandomGuidance",
     "Round",
+    "RunSummary",
     "SGDAPCallback",
     "Schedule",
     "SecondOrderGuidance",
     "TaylorGuidance",
-    "Widths",
     "activation_statistics",
     "apply",
     "channel_graph",

@@ -90,6 +90,47 @@ NOT_BUILT_WITH_SHAPES = {"_build_shapes_dict": None}
 """Attributes by which a model is saved without the shapes that it was built with, which changed."""
 
 
+def compiled_losses(model: Any, outputs: Any) -> list[tuple[Any, Any, float]]:
+    """Returns the terms of the loss that a model was compiled with; none where there is none.
+
+    Args:
+        model: The model; nothing of it is changed.
+        outputs: Symbolic tensors of its outputs, in their structure.
+
+    Returns:
+        For each term the number of its output, flattened (or a structure of several), the `Loss`,
+        and its weight.
+    """
+    compiled = getattr(model, "_compile_loss", None)
+    if compiled is None:
+        return []
+    with name_counters_kept():
+        fresh = type(compiled)(
+            compiled._user_loss, compiled._user_loss_weights, output_names=compiled.output_names
+        )
+        fresh.build(outputs, outputs)
+    built = fresh._y_pred_build_structure
+    numbers = keras.tree.pack_sequence_as(built, range(len(keras.tree.flatten(built))))
+    terms = []
+    for term in fresh._flat_losses:
+        of_term = numbers
+        for part in term.path:
+            of_term = of_term[part]
+        terms.append(
+            (of_term, term.loss, 1.0 if term.loss_weights is None else float(term.loss_weights))
+        )
+    return terms
+
+
+def loss_function(loss: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns the function of a `Loss` that only wraps one, and its arguments; else None and {}."""
+    from keras.src.losses.losses import LossFunctionWrapper
+
+    if isinstance(loss, LossFunctionWrapper) and type(loss).call is LossFunctionWrapper.call:
+        return loss.fn, dict(loss._fn_kwargs)
+    return None, {}
+
+
 def scope_of(model: Any) -> contextlib.AbstractContextManager[Any]:
     """The scope of the distribution strategy that a model was made under."""
     scope: contextlib.AbstractContextManager[Any] = model.distribute_strategy.scope()
@@ -120,18 +161,6 @@ def _recurrent_states(layer: Any) -> list[Any]:
         for state in keras.tree.flatten(inner.states)
         if state is not None
     ]
-
-
-@contextlib.contextmanager
-def recurrent_states_kept(model: Any) -> Iterator[None]:
-    """Within, a model can be run without leaving a trace in its stateful recurrent layers."""
-    states = _recurrent_states(model)
-    before = [state.numpy() for state in states]
-    try:
-        yield
-    finally:
-        for state, value in zip(states, before, strict=True):
-            state.assign(value)
 
 
 def copy_trainable(old: Any, new: Any) -> None:
@@ -214,6 +243,12 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
     if isinstance(optimizer, keras.optimizers.MultiOptimizer):
         return list(optimizer.optimizers)
     return []
+
+
+def is_around_others(optimizer: Any) -> bool:
+    """Whether an optimizer wraps others; a MultiOptimizer may learn of them in `build` only."""
+    around = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+    return isinstance(optimizer, around)
 
 
 class _SharedOut:
@@ -391,20 +426,52 @@ def callbacks_beside(callback: Any) -> tuple[list[Any], list[Any]]:
     return [], []
 
 
-def validated_epochs(model: Any) -> list[int] | None:
-    """Returns the epochs (from 0) that the `fit` of a model validates, or None where none is there.
+def _fit_of(model: Any) -> dict[str, Any] | None:
+    """Returns the local variables of the `fit` of a model, or None where none is there.
 
-    Keras does not tell callbacks, but its `fit` stands on the stack of calls.
+    Keras does not tell callbacks of its validation, but `fit` stands on the stack of calls.
     """
     for frame, _ in traceback.walk_stack(inspect.currentframe()):
         fit = frame.f_locals
         told = fit.keys() >= {"self", "epochs", "validation_data", "validation_freq"}
         if told and fit["self"] is model:
-            if fit["validation_data"] is None:
-                return []
-            often = fit["validation_freq"]
-            return [e for e in range(fit["epochs"]) if model._should_eval(e, often)]
+            return dict(fit)
     return None
+
+
+def validated_epochs(model: Any) -> list[int] | None:
+    """Returns the epochs (from 0) that the `fit` of a model validates, or None where none is there.
+
+    A `fit` of the user's own may call Keras' one.
+    """
+    fit = _fit_of(model)
+    if fit is None:
+        return None
+    if fit["validation_data"] is None:
+        return []
+    often = fit["validation_freq"]
+    return [e for e in range(fit["epochs"]) if model._should_eval(e, often)]
+
+
+def validation_arguments(model: Any) -> dict[str, Any] | None:
+    """Returns what the `fit` of a model gives to `evaluate`: data, batch size and steps.
+
+    It is empty without validation data, and None where there is no such `fit`.
+    """
+    fit = _fit_of(model)
+    if fit is None:
+        return None
+    if fit["validation_data"] is None:
+        return {}
+    if not fit.keys() >= {"val_x", "val_y", "val_sample_weight"}:
+        return None
+    return {
+        "x": fit["val_x"],
+        "y": fit["val_y"],
+        "sample_weight": fit["val_sample_weight"],
+        "batch_size": fit.get("validation_batch_size") or fit.get("batch_size"),
+        "steps": fit.get("validation_steps"),
+    }
 
 
 def more_is_better(model: Any, metric: str, mode: str) -> bool:

@@ -14,6 +14,7 @@ import keras
 
 from sgdap import _keras
 from sgdap.guidance.base import Guidance
+from sgdap.model.tracing import check_is_no_tf_keras
 from sgdap.pipeline import PruningOptions
 from sgdap.planning.budget import Budget
 from sgdap.planning.plan import Plan
@@ -23,6 +24,7 @@ from sgdap.training.neighbours import Neighbours
 from sgdap.training.options import TrainingOptions, settings
 from sgdap.training.run import Run
 from sgdap.training.start import start_run
+from sgdap.training.summary import RunSummary
 
 
 class SGDAPCallback(keras.callbacks.Callback):
@@ -34,11 +36,14 @@ class SGDAPCallback(keras.callbacks.Callback):
     the smaller model. A round that costs too much accuracy is undone and tried again in a smaller
     step. When `fit` returns, the model that was passed to it is slim, and an ordinary Keras model.
 
+    What channels are worth is the expected rise of the compiled loss, with its `loss_weights`.
+
     Layers shrink when an epoch begins. So the metrics of an epoch belong to the model at its end.
-    Each epoch adds the cost of the model to the logs: `params`, `flops` and `widths`. If there is
-    a `keras.callbacks.TensorBoard`, the width of each group and the scores of its channels are
-    written too. Other callbacks that remember the best epoch (`EarlyStopping`, `ModelCheckpoint`,
-    `ReduceLROnPlateau`, any with an attribute `best_weights`) start anew with each architecture.
+    Each epoch adds the cost of the model to the logs: `params` and `flops` (not where inputs
+    leave sizes open). If there is a `keras.callbacks.TensorBoard`, the width of each group and the
+    scores of its channels are written too. Other callbacks that remember the best epoch
+    (`EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`, any with an attribute `best_weights`)
+    start anew with each architecture.
 
     Args:
         budget: What the slim model may cost. It may be left out in two cases. With a tfmot
@@ -48,22 +53,36 @@ class SGDAPCallback(keras.callbacks.Callback):
         schedule: How the budget is approached: `"geometric"`, `"cubic"`, `"linear"`,
             `"one_shot"`, `"adaptive"`, an object such as `sgdap.Cubic(rounds=5)`, or a
             `tfmot.sparsity.keras.PruningSchedule` over training steps.
-        max_accuracy_drop: The most that the monitored metric may fall below its value before the
-            first round (or rise above it, for a loss): `0.005` is half a point of accuracy. A
-            round that costs more is undone and tried again half as far, where groups with the
-            most expected loss get channels back first. `fit` ends with the best weights of the
-            last widths. None: rounds are never undone, and `fit` ends with the last weights.
+        max_accuracy_drop: The most that the monitored metric may fall below the `baseline` (or
+            rise above it, for a loss): `0.005` is half a point of accuracy; 1 or more is refused
+            for an accuracy. A round that costs more is undone and tried again half as far, where
+            groups with the most expected loss get channels back first. `fit` ends with the best
+            weights of the last widths. None: rounds are never undone, and `fit` ends with the last
+            weights.
         monitor: The name of the metric to watch. `"auto"`: the first accuracy on validation data,
             else the validation loss; if `fit` never validates, the same of the training data.
         mode: `"min"`, `"max"` or `"auto"`, which decides as Keras' own callbacks do.
-        patience: The number of epochs that a round has to recover before it is undone. The last
-            round has all epochs that are left. Epochs without the metric (`validation_freq`) do
-            not count.
+        baseline: What rounds are compared with. `"evaluate"`: the model that `fit` was given, which
+            is evaluated on the validation data before it trains, or the best epoch before the first
+            round if that is better. `"first_epoch"`: that best epoch alone; so too, with a line
+            that says why, where the model can't be evaluated. A number: that value of the metric.
+        patience: The number of epochs that a round has to recover before it is undone. `"auto"`:
+            half of those that are left after it, or all if these are fewer than four. A round that
+            no other could follow has all epochs that are left. Epochs without the metric
+            (`validation_freq`) do not count.
         begin_epoch: The first epoch (from 0) after which layers may shrink.
         frequency: The number of epochs from one round to the next.
         final_finetune_epochs: The number of epochs at the end in which nothing is removed.
+            `"auto"`: rounds lie in the first half of the run, counted from `begin_epoch`, unless
+            the schedule asks for more of them; a schedule without a number of rounds takes one for
+            each 70 % that are removed. In a run of 8 epochs `Budget(flops=0.3)` is met in one round
+            after the first epoch, and seven epochs are left to recover; `Budget(flops=0.1)` in two
+            rounds, after the first and the second epoch, and six are left. Only a round that was
+            undone, or had to wait for the one before, may come later. A tfmot schedule has its own
+            end.
         calibration_data: Inputs for the statistics, in any form that `fit` takes. None: the train
-            step keeps a random sample of the training inputs, of 256 MB at most.
+            step keeps a random sample of the training inputs, of 256 MB at most, with their targets
+            where the curvature of a loss is not known without.
         samples: The number of samples to use; None: all, or as many as are kept.
         allocation: `"global"` or `"layerwise"`, as in `sgdap.plan`.
         reconstruction: Whether to refit the weights of the next layers, as in `sgdap.plan`.
@@ -81,13 +100,17 @@ class SGDAPCallback(keras.callbacks.Callback):
             `sgdap.plan`. The sample of the training inputs is held to this limit too.
         seed: Seed for every random choice.
         backup_dir: A folder for a backup of the run, written at each epoch. If the process is
-            killed and the same script is run again, `fit` goes on after the last whole epoch. The
-            backup is removed when `fit` ends.
+            killed and the same script is run again, `fit` goes on after the last whole epoch, up
+            to its `epochs`. The backup is removed when `fit` ends.
         verbose: 0: silent, 1: a line for each decision.
 
     Attributes:
         rounds: A `Round` for each round so far.
         plan: The `Plan` of the last round.
+        widths: The widths at the end of each epoch: a dict from each group that may shrink to its
+            number of channels.
+        summary: The `RunSummary` of the whole run, from the model that `fit` was given to the slim
+            one; None until `fit` ends. `print` it.
         pruning: The options of pruning, the same as those of `sgdap.plan`.
         training: The options of the rounds and of judging them.
 
@@ -117,10 +140,11 @@ class SGDAPCallback(keras.callbacks.Callback):
         *,
         monitor: str = "auto",
         mode: str = "auto",
-        patience: int = 2,
+        baseline: str | float = "evaluate",
+        patience: int | str = "auto",
         begin_epoch: int = 0,
         frequency: int = 1,
-        final_finetune_epochs: int = 1,
+        final_finetune_epochs: int | str = "auto",
         calibration_data: Any = None,
         samples: int | None = 4096,
         allocation: str = "global",
@@ -144,6 +168,7 @@ class SGDAPCallback(keras.callbacks.Callback):
             max_accuracy_drop=max_accuracy_drop,
             monitor=monitor,
             mode=mode,
+            baseline=baseline,
             patience=patience,
             begin_epoch=begin_epoch,
             frequency=frequency,
@@ -169,11 +194,19 @@ class SGDAPCallback(keras.callbacks.Callback):
         self.verbose = verbose
         self.rounds: list[Round] = []
         self.plan: Plan | None = None
+        self.widths: list[dict[str, int]] = []
+        self.summary: RunSummary | None = None
         self._backup = None if backup_dir is None else Backup(backup_dir)
         self._run: Run | None = None
 
+    def set_model(self, model: Any) -> None:
+        """Takes the model that Keras trains; refuses one of Keras 2, which has other callbacks."""
+        check_is_no_tf_keras(model)
+        super().set_model(model)
+
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Checks everything before anything is changed, and takes up a backup if there is one."""
+        self.summary = None
         neighbours = Neighbours(*_keras.callbacks_beside(self))
         if neighbours.of_class(SGDAPCallback):
             raise ValueError("A fit takes one SGDAPCallback. Received: more than one.")
@@ -191,10 +224,14 @@ class SGDAPCallback(keras.callbacks.Callback):
                 run.sampler.install()
             if self._backup is not None:
                 words = settings(self.pruning, self.training)
-                state = self._backup.begin(run.scope.graph, run.kept(), words)
+                state = self._backup.begin(
+                    run.scope.graph, run.kept(), words, int(self.params["epochs"])
+                )
                 if state is not None:
                     run.take_up(state)
                     self._say(f"SGDAP goes on where the run was interrupted: {self.backup_dir}")
+                    return
+            run.measure_baseline()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Judges the last round, then starts the next one if it is due.
@@ -217,7 +254,7 @@ class SGDAPCallback(keras.callbacks.Callback):
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         """Undoes a round that never recovered, and restores the best weights of the last widths."""
         with self._running() as run:
-            run.end()
+            self.summary = run.end()
             if self._backup is not None:
                 self._backup.end()
             run.untap()
@@ -233,7 +270,12 @@ class SGDAPCallback(keras.callbacks.Callback):
             self._run.untap()
             raise
         finally:
-            self.rounds, self.plan = self._run.state.rounds, self._run.state.plan
+            state = self._run.state
+            self.rounds, self.plan, self.widths = state.rounds, state.plan, state.widths
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: all but a run that was interrupted."""
+        return {**vars(self), "_run": None}
 
     def _say(self, text: str) -> None:
         if self.verbose:

@@ -17,13 +17,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from sgdap._arguments import shown
 from sgdap.callback import SGDAPCallback
 from sgdap.channels import channel_graph
 from sgdap.datasets import load_mnist
+from sgdap.execution.latency import compare_latency
 from sgdap.planning import Budget
 from sgdap.report.profile import Profile, profile
 from sgdap.surgery.apply import copy_model
-from sgdap.training.latency import compare_latency
+from sgdap.training.log import joined
 
 Array = npt.NDArray[Any]
 
@@ -99,7 +101,7 @@ def lenet5(arch: str = "lenet5") -> Any:
             layers.Dense(500, activation="relu", name="dense1"),
         ]
     else:
-        raise ValueError(f"arch must be 'lenet5' or 'caffe'. Received: arch={arch!r}")
+        raise ValueError(f"arch must be 'lenet5' or 'caffe'. Received: arch={shown(arch)}")
     return keras.Sequential(
         [keras.Input((28, 28, 1)), *body, layers.Dense(10, activation="softmax", name="logits")],
         name=arch,
@@ -159,7 +161,7 @@ def run_demo(
     model = lenet5(arch)
     _compile(model, 2e-3, epochs * steps)
     console.print(f"\n[bold]1. Train {arch}[/] ({len(x):,} digits, {epochs} epochs)")
-    _fit(model, (x, y), validation, epochs, [], console)
+    _fit(model, (x, y), validation, epochs, None, console)
     dense = profile(model, latency=False)
     dense_model = _plain(model)
     dense_accuracy = _accuracy(model, x_test, y_test)
@@ -179,7 +181,7 @@ def run_demo(
         seed=seed,
     )
     dense_validation = _accuracy(model, *validation)
-    history = _fit(model, (x, y), validation, prune_epochs, [callback], console)
+    history = _fit(model, (x, y), validation, prune_epochs, callback, console)
     slim = profile(model, latency=False)
     slim_accuracy = _accuracy(model, x_test, y_test)
 
@@ -217,9 +219,10 @@ def run_demo(
 class _Progress(keras.callbacks.Callback):
     """Shows a training run: a progress bar, and a line for each epoch."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, pruner: SGDAPCallback | None) -> None:
         super().__init__()
         self._console = console
+        self._pruner = pruner
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -240,8 +243,9 @@ class _Progress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         logs = logs or {}
         state = f"epoch {epoch + 1:2}: validation accuracy {logs.get('val_accuracy', 0):.2%}"
-        if "widths" in logs:
-            state += f", {logs['flops'] / 1e3:,.0f}k FLOPs, widths {logs['widths']}"
+        if self._pruner is not None:
+            widths = joined(self._pruner.widths[-1])
+            state += f", {logs['flops'] / 1e3:,.0f}k FLOPs, widths {widths}"
         self._bar.update(self._task, state=state)
         self._console.print(state)
 
@@ -250,9 +254,14 @@ class _Progress(keras.callbacks.Callback):
 
 
 def _fit(
-    model: Any, data: Any, validation: Any, epochs: int, callbacks: list[Any], console: Console
+    model: Any,
+    data: Any,
+    validation: Any,
+    epochs: int,
+    pruner: SGDAPCallback | None,
+    console: Console,
 ) -> Mapping[str, list[float]]:
-    progress = _Progress(console)
+    progress = _Progress(console, pruner)
     try:
         history = model.fit(
             *data,
@@ -260,7 +269,7 @@ def _fit(
             epochs=epochs,
             validation_data=validation,
             verbose=0,
-            callbacks=[*callbacks, progress],
+            callbacks=[progress] if pruner is None else [pruner, progress],
         )
     finally:
         progress.on_train_end()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from sgdap._arguments import shown
 from sgdap.channels.grouping import channel_graph
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import reusable
@@ -38,10 +40,14 @@ def plan(
 ) -> Plan:
     """Chooses the channels of a model that stay, to meet a budget at the least expected loss.
 
+    The loss is that of `compile`, with its `loss_weights`. Outputs of a model that is not compiled
+    count by their own scale, whatever their unit.
+
     Args:
         model: A built `keras.Sequential` or functional `keras.Model`; it is not changed.
         data: Calibration inputs: an array, a list or dict of arrays, a tuple `(x, y)`, a
-            `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator. Targets are not needed.
+            `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator. Targets are used for losses
+            whose curvature is not known without, such as functions of your own.
         budget: What the slim model may cost.
         guidance: The criterion, by name or as an object. Names: `"lasso"`, `"second_order"`,
             `"magnitude"`, `"activation"`, `"taylor"`, `"fpgm"`, `"batch_norm_scale"`,
@@ -82,6 +88,11 @@ def plan(
         True
     """
     check_backend("sgdap.plan")
+    if isinstance(data, Budget):
+        raise TypeError(
+            "The data come before the budget: sgdap.plan(model, data, budget). Received: "
+            f"sgdap.plan(model, {shown(data)}, {shown(budget)})"
+        )
     check_budget(budget)
     options = PruningOptions(
         guidance=guidance,
@@ -101,8 +112,11 @@ def plan(
     goal = make_goal(budget, OneShot(), scope, rounds=1)
 
     def limits(curves: Curves) -> Budget:
-        return goal.measured(scope, curves, allocation).target(1.0) if goal.timed else budget
+        nonlocal goal
+        goal = goal.measured(scope, curves, allocation)
+        return goal.target(1.0) if goal.timed else budget
 
     data = reusable(data, samples)
     with Progress(verbose) as progress:
-        return make_plan(scope, data, options, limits, progress)[0]
+        made = make_plan(scope, data, options, limits, progress)[0]
+    return replace(made, notes=(*made.notes, *goal.notes))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sgdap._arguments import check_choice, check_integer, is_number
+from sgdap._arguments import check_choice, check_integer, is_number, shown
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.execution.memory import checked_memory_limit
 from sgdap.guidance.base import Guidance, get_guidance
@@ -20,7 +20,7 @@ from sgdap.guidance.elimination import ErrorCurve
 from sgdap.guidance.score import score_groups, scoring_notes
 from sgdap.planning.allocation import ALLOCATIONS, allocate
 from sgdap.planning.budget import Budget
-from sgdap.planning.cost import cost_model
+from sgdap.planning.cost import cost_model, open_inputs
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
 from sgdap.planning.widths import WidthRules, prunable_groups, width_rules
 from sgdap.planning.work import work_notes
@@ -97,7 +97,7 @@ def _check_layers(layers: Any) -> None:
     if not several or not all(isinstance(name, str) for name in layers):
         raise TypeError(
             "layers must be a list of layer names or patterns, for example ['conv*']. "
-            f"Received: {layers!r}"
+            f"Received: {shown(layers)}"
         )
 
 
@@ -107,13 +107,13 @@ def _check_overrides(overrides: object) -> None:
     if not isinstance(overrides, Mapping):
         raise TypeError(
             "overrides must be a dict of layer names or patterns and the share of channels to "
-            f"keep, for example {{'stem*': 1.0}}. Received: {overrides!r}"
+            f"keep, for example {{'stem*': 1.0}}. Received: {shown(overrides)}"
         )
     for pattern, share in overrides.items():
         if not is_number(share) or not 0 < share <= 1:
             raise ValueError(
                 "overrides must give shares of channels to keep, above 0 and up to 1. "
-                f"Received: {{{pattern!r}: {share!r}}}"
+                f"Received: {{{shown(pattern)}: {shown(share)}}}"
             )
 
 
@@ -288,6 +288,7 @@ def plan_from_curves(
         weights={f"{path}:{number}": value for (path, number), value in weights.items()},
         fitted_to=reconstruction_fingerprint(graph, kept) if weights else "",
         notes=(*work_notes(graph), *notes),
+        open_inputs=tuple(map(str, open_inputs(graph))),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
 
 from sgdap import _keras
@@ -393,6 +394,32 @@ class OfOperations(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tests")
+class OfTensorFlow(layers.Layer):
+    """A user's own layer without weights that calls a function of TensorFlow by its name."""
+
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, x):
+        return TENSORFLOW[self.function](x)
+
+    def get_config(self):
+        return {**super().get_config(), "function": self.function}
+
+
+TENSORFLOW = {
+    "relu": tf.nn.relu,
+    "pad": lambda x: tf.pad(x, [[0, 0], *[[1, 0]] * (len(x.shape) - 1)]),
+    "flip": lambda x: tf.reverse(x, [1]),
+    "blocks": lambda x: tf.nn.depth_to_space(x, 2),
+    "resize": lambda x: tf.image.resize(x, (3, 4)),
+    "swap": lambda x: tf.concat(tf.split(x, 2, -1)[::-1], -1) if x.shape[-1] % 2 == 0 else x,
+    "normalize": lambda x: tf.nn.l2_normalize(x, -1),
+}
+
+
+@keras.saving.register_keras_serializable("tests")
 class Composite(layers.Layer):
     """Layers of the user's own in a `call` of the user's own: a tail, a residual, or neither."""
 
@@ -443,6 +470,22 @@ class OwnModel(keras.Model):
 def composite(tensors, n):
     x = tensors[-1]
     return Composite(pick(("passing", "tail", "residual"), n), x.shape[-1])(x)
+
+
+@step
+def tensorflow(tensors, n):
+    x = tensors[-1]
+    names = list(TENSORFLOW)[: 5 if spatial_rank(x) == 2 and x.shape[-1] % 4 == 0 else 3]
+    return _of_tensorflow(pick(names, n), n)(x)
+
+
+@step
+def tensorflow_mixing(tensors, n):
+    return _of_tensorflow(pick(("swap", "normalize"), n // 2), n)(tensors[-1])
+
+
+def _of_tensorflow(name: str, n: int) -> layers.Layer:
+    return layers.Lambda(TENSORFLOW[name]) if n % 2 else OfTensorFlow(name)
 
 
 @step

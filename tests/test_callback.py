@@ -1,10 +1,14 @@
 """Inside `fit` the budget is met, failed rounds are undone, and nothing is left behind."""
 
 import contextlib
+import copy
 import csv
+import io
+import pickle
 import re
 import warnings
 
+import joblib
 import keras
 import numpy as np
 import pytest
@@ -14,8 +18,8 @@ from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, Polyn
 
 import sgdap
 from sgdap import pipeline
-from sgdap.training import latency, xla
 from sgdap.training import run as run_module
+from sgdap.training import xla
 from tests.models import convnet, digits_like, outputs
 
 HALF = sgdap.Budget(flops=0.5)
@@ -40,7 +44,7 @@ def network(**compile_arguments) -> keras.Model:
     return model
 
 
-def fit(model: keras.Model, callback: sgdap.SGDAPCallback, epochs: int = 4, **arguments):
+def fit(model: keras.Model, callback, epochs: int = 4, **arguments):
     arguments = {"validation_data": (X[:64], Y[:64]), "batch_size": 64} | arguments
     return model.fit(X, Y, epochs=epochs, verbose=0, callbacks=[callback], **arguments)
 
@@ -72,7 +76,7 @@ def cost(model: keras.Model) -> tuple[int, int]:
 def test_the_model_that_went_in_meets_the_budget_when_fit_returns(schedule):
     model = convnet(optimizer=keras.optimizers.Adam(0.01), metrics=["accuracy"])
     optimizer, (_, flops) = model.optimizer, cost(model)
-    callback = pruner(schedule=schedule)
+    callback = pruner(schedule=schedule, final_finetune_epochs=1)
     fit(model, callback, epochs=3)
     assert cost(model)[1] <= 0.33 * flops
     assert len(callback.rounds) == (1 if schedule == "one_shot" else 2)
@@ -84,11 +88,12 @@ def test_the_model_that_went_in_meets_the_budget_when_fit_returns(schedule):
     assert int(optimizer.iterations) == 3 * 2
 
 
-def test_each_epoch_logs_parameters_flops_and_widths(tmp_path):
+def test_each_epoch_logs_parameters_and_flops_and_widths_are_beside(tmp_path):
     model, log = network(), tmp_path / "log.csv"
     history = keras.callbacks.History()
+    callback = pruner()
     callbacks = [
-        pruner(),
+        callback,
         keras.callbacks.CSVLogger(log),
         keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"),
         history,
@@ -99,10 +104,14 @@ def test_each_epoch_logs_parameters_flops_and_widths(tmp_path):
     assert logs["params"][0] == whole[0], "the model that the first epoch's metrics are of"
     assert (logs["params"][-1], logs["flops"][-1]) == cost(model)
     first, second = (model.get_layer(name).units for name in ("hidden_1", "hidden_2"))
-    assert str(logs["widths"][-1]) == f"{first}-{second}"
-    assert logs["widths"][-1] == first + second
+    assert callback.widths[0] == {"hidden_1": 12, "hidden_2": 10}
+    assert callback.widths[-1] == {"hidden_1": first, "hidden_2": second}
+    assert len(callback.widths) == 3
     with log.open() as file:
-        assert [row["widths"] for row in csv.DictReader(file)] == list(map(str, logs["widths"]))
+        assert [float(row["flops"]) for row in csv.DictReader(file)] == logs["flops"]
+    shown = {name for name in logs if not name.startswith("val_")}
+    assert shown == {"loss", "accuracy", "params", "flops"}
+    assert all(type(value) is float for name in ("params", "flops") for value in logs[name])
     loaded = keras.models.load_model(tmp_path / "3.keras")
     assert np.array_equal(outputs(loaded, X), outputs(model, X))
 
@@ -151,48 +160,47 @@ def test_bytes_and_parameters_are_limits_too():
     assert sum(weight.numpy().nbytes for weight in model.weights) <= 0.4 * saved
 
 
-def test_a_latency_is_a_limit(monkeypatch):
+def test_a_latency_is_a_limit():
     """On a machine that takes a nanosecond for each FLOP."""
 
-    def measured(model, batch_size):
-        return cost(model)[1] * batch_size * 1e-9
+    def measured(model):
+        return cost(model)[1] * 1e-9
 
-    monkeypatch.setattr(latency, "measure_latency", measured)
     model = network()
-    seconds = 0.5 * measured(model, 8)
-    budget = sgdap.Budget(latency=f"{seconds * 1e6:.3f}us", batch_size=8)
-    callback = pruner(budget, schedule="linear")
+    seconds = 0.5 * measured(model)
+    budget = sgdap.Budget(latency=f"{seconds * 1e6:.3f}us", runtime=measured)
+    callback = pruner(budget, schedule="linear", final_finetune_epochs=1)
     fit(model, callback, epochs=3)
-    assert 0.3 * seconds < measured(model, 8) <= seconds
+    assert 0.8 * seconds < measured(model) <= seconds
     assert len(callback.rounds) == 2
     with pytest.raises(ValueError, match="cannot be met: the narrowest model still takes"):
-        fit(network(), pruner(sgdap.Budget(latency="0.001us")))
+        fit(network(), pruner(sgdap.Budget(latency="0.001us", runtime=measured)))
 
 
-def test_a_share_of_the_latency_shrinks_the_model_though_it_is_measured_faster_now(monkeypatch):
+def test_a_share_of_the_latency_shrinks_the_model_though_it_is_measured_faster_now():
     times = []
 
-    def measured(model, batch_size):
+    def measured(model):
         times.append(1.0 if not times else 0.3)  # the machine was busy at the start
         return times[-1] * cost(model)[1] * 1e-9
 
-    monkeypatch.setattr(latency, "measure_latency", measured)
     model = network()
-    fit(model, pruner(sgdap.Budget(latency=0.8), schedule="one_shot"), epochs=2)
+    budget = sgdap.Budget(latency=0.8, runtime=measured)
+    fit(model, pruner(budget, schedule="one_shot"), epochs=2)
     assert cost(model)[1] < cost(network())[1]
 
 
-def test_a_machine_that_gets_busy_does_not_end_the_run(monkeypatch):
+def test_a_machine_that_gets_busy_does_not_end_the_run():
     slow = []
 
-    def measured(model, batch_size):
+    def measured(model):
         return cost(model)[1] * 1e-9 * (1000 if slow else 1)
 
-    monkeypatch.setattr(latency, "measure_latency", measured)
+    budget = sgdap.Budget(latency=0.5, runtime=measured)
     note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: slow.append(epoch))
     model = network()
     with warned("Going by the latency measured before.*narrowest"):
-        fit(model, [note, pruner(sgdap.Budget(latency=0.5), schedule="one_shot")], epochs=2)
+        fit(model, [note, pruner(budget, schedule="one_shot")], epochs=2)
     assert cost(model)[1] <= 0.5 * cost(network())[1]
 
 
@@ -213,6 +221,40 @@ def test_overrides_hold_for_the_whole_run():
     assert model.get_layer("hidden_1").units % 5 == 0
 
 
+def test_a_summary_tells_of_the_whole_run_in_the_end(capsys):
+    model, callback = network(), pruner(max_accuracy_drop=1.0, verbose=1)
+    before = cost(model)
+    assert callback.summary is None
+    scored = model.evaluate(X[:64], Y[:64], batch_size=64, verbose=0)[1]
+    fit(model, callback)
+    found = callback.summary
+    assert (found.params, found.flops) == tuple(zip(before, cost(model), strict=True))
+    assert found.widths == {
+        name: (width, model.get_layer(name).units)
+        for name, width in (("hidden_1", 12), ("hidden_2", 10))
+    }
+    assert (found.metric, found.rounds, found.undone) == ("val_accuracy", 3, 0)
+    left = model.evaluate(X[:64], Y[:64], verbose=0)[1]
+    assert found.score == (pytest.approx(scored), pytest.approx(left))
+    assert capsys.readouterr().out.splitlines()[-1] == f"SGDAP: {found.line}"
+
+
+def test_the_summary_of_a_run_whose_rounds_are_undone_is_of_the_model_that_is_left(settled):
+    brought = settled.evaluate(X[:64], Y[:64], verbose=0)[1]
+    callback = careless(max_accuracy_drop=0.0, patience=1, schedule="one_shot")
+    with stopping_short():
+        fit(settled, callback, epochs=2)
+    assert callback.summary.params[0] == callback.summary.params[1] == settled.count_params()
+    assert callback.summary.score == (pytest.approx(brought), pytest.approx(brought))
+    assert (callback.summary.rounds, callback.summary.undone) == (0, 1)
+
+
+def test_without_a_guard_the_summary_holds_the_metric_before_the_rounds_and_of_the_last_epoch():
+    callback = pruner(sgdap.Budget(flops=0.6), schedule="one_shot")
+    logs = fit(network(), callback, epochs=3).history["val_accuracy"]
+    assert callback.summary.score == (logs[0], logs[-1])
+
+
 def test_fit_needs_no_validation_data():
     model = network()
     flops = cost(model)[1]
@@ -229,6 +271,99 @@ def test_a_callback_serves_a_second_fit():
     fit(model, callback, epochs=2)
     assert cost(model)[1] <= 0.6 * flops
     assert len(callback.rounds) == 1
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda held: pickle.loads(pickle.dumps(held)),
+    "joblib": lambda held: joblib.load(dumped(held)),
+}
+
+
+def dumped(held) -> io.BytesIO:
+    file = io.BytesIO()
+    joblib.dump(held, file)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_what_a_run_leaves_can_be_copied_and_stored(copied):
+    callback = pruner(max_accuracy_drop=0.99)
+    history = fit(network(), callback, epochs=3)
+    again, found = copied(callback), copied(history)
+    assert found.history == copied(history.history) == history.history
+    assert callback.rounds and callback.plan is not None
+    for name in ("rounds", "plan", "widths"):
+        assert getattr(again, name) == getattr(callback, name)
+    model = network()
+    fit(model, again, epochs=3)
+    assert cost(model)[1] <= 0.33 * cost(network())[1]
+
+
+def test_the_callback_of_an_interrupted_run_can_be_stored_too():
+    def interrupt(epoch, logs):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    callback = pruner()
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), [callback, keras.callbacks.LambdaCallback(on_epoch_begin=interrupt)])
+    again = pickle.loads(pickle.dumps(callback))
+    assert again.rounds == callback.rounds != []
+    assert again.widths == callback.widths
+    assert callback.model.predict(X, verbose=0).shape == (128, 3)
+
+
+# The default places of rounds
+
+
+@pytest.mark.parametrize(
+    ("flops", "epochs", "rounds"),
+    [(0.3, 8, [0]), (0.1, 8, [0, 1]), (0.1, 4, [0, 1]), (0.1, 3, [0]), (0.1, 2, [0])],
+)
+def test_rounds_lie_at_the_beginning_and_the_budget_is_met(flops, epochs, rounds):
+    model = network(metrics=[])
+    whole = cost(model)[1]
+    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=flops), jit_compile=None, verbose=0)
+    fit(model, callback, epochs=epochs, validation_data=None)
+    assert [r.epoch for r in callback.rounds] == rounds
+    assert cost(model)[1] <= flops * whole
+
+
+def test_a_schedule_that_needs_more_rounds_than_lie_in_the_first_half_gets_them():
+    for schedule, rounds in ((sgdap.Linear(5), 5), (sgdap.Adaptive(cut=0.25), 4)):
+        callback = pruner(schedule=schedule, jit_compile=None)
+        fit(network(metrics=[]), callback, epochs=6, validation_data=None)
+        assert [r.epoch for r in callback.rounds] == list(range(rounds))
+
+
+def test_a_schedule_over_steps_keeps_its_own_end():
+    schedule = PolynomialDecay(0.0, 0.6, begin_step=0, end_step=9, frequency=1)
+    callback = pruner(None, schedule=schedule, jit_compile=None)
+    fit(network(metrics=[]), callback, epochs=6, validation_data=None)  # two steps an epoch
+    assert callback.rounds[-1].epoch == 4
+
+
+@pytest.mark.parametrize(
+    ("scores", "rounds"),
+    [
+        ([1, 0, 0, 1, 1, 1, 1, 1], [(0, "kept"), (3, "kept")]),
+        ([1, 0, 0, 0, 0, 0, 0, 1], [(0, "undone"), (3, "undone"), (5, "kept")]),
+        ([1, 1, 0, 0, 0, 1, 1, 1], [(0, "kept"), (1, "undone"), (4, "kept"), (5, "kept")]),
+    ],
+    ids=["a round waits for the one before", "two are undone", "the last one is undone"],
+)
+@pytest.mark.filterwarnings("ignore:SGDAPCallback stopped short")
+def test_a_round_has_half_of_the_epochs_left_to_recover_and_others_may_follow(scores, rounds):
+    score = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: logs.update(own=float(scores[epoch]))
+    )
+    callback = pruner(
+        sgdap.Budget(flops=0.1), max_accuracy_drop=0.1, monitor="own", mode="max", jit_compile=None
+    )
+    fit(network(metrics=[]), [score, callback], epochs=8, validation_data=None)
+    assert [(r.epoch, r.decision) for r in callback.rounds] == rounds
 
 
 # Calibration data
@@ -258,6 +393,30 @@ def test_without_calibration_data_training_batches_are_sampled(monkeypatch, jit_
     assert model.jit_compile is jit_compile, "a model compiled with XLA stays so"
 
 
+@pytest.mark.parametrize("jit_compile", [False, XLA])
+def test_targets_are_sampled_with_their_inputs_where_the_loss_needs_them(monkeypatch, jit_compile):
+    seen = seen_by_statistics(monkeypatch)
+    x = np.random.default_rng(0).normal(size=(96, 4)).astype("float32")
+    y = x[:, :1] + [[0.0, 1.0]]
+
+    def own(y, p):
+        return keras.ops.mean(keras.ops.square(y - p), axis=-1)
+
+    for loss in (own, "mse"):
+        model = mlp_of_two_outputs()
+        model.compile("sgd", loss, jit_compile=jit_compile)
+        model.fit(x, y, epochs=2, verbose=0, callbacks=[pruner(samples=50)])
+    (inputs, targets), alone = seen[0], seen[-1]
+    np.testing.assert_allclose(targets, inputs[:, :1] + [[0.0, 1.0]], rtol=1e-6)
+    assert len(inputs) == 50
+    assert len(alone) == 1, "the squared error needs none"
+
+
+def mlp_of_two_outputs() -> keras.Model:
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Dense(2)(layers.Dense(8, "relu")(inputs)))
+
+
 def test_calibration_data_are_used_where_given_and_the_train_step_is_left_alone(monkeypatch):
     seen = seen_by_statistics(monkeypatch)
     model, calibration = network(), X[:50]
@@ -275,7 +434,7 @@ def test_an_iterator_as_calibration_data_serves_every_round():
     model = network()
     flops = cost(model)[1]
     iterator = ((X[i : i + 20], Y[i : i + 20]) for i in range(0, 120, 20))
-    callback = pruner(calibration_data=iterator, samples=64)
+    callback = pruner(calibration_data=iterator, samples=64, final_finetune_epochs=1)
     fit(model, callback)
     assert len(callback.rounds) == 3
     assert cost(model)[1] <= 0.33 * flops
@@ -287,7 +446,7 @@ def test_a_run_that_ends_early_says_that_the_budget_is_not_met():
         on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", epoch == 1)
     )
     with stopping_short("The run ended before its last round"):
-        model.fit(X, Y, epochs=9, verbose=0, callbacks=[pruner(), stop])
+        model.fit(X, Y, epochs=9, verbose=0, callbacks=[pruner(final_finetune_epochs=1), stop])
 
 
 def test_the_train_step_is_restored_after_fit():
@@ -407,13 +566,14 @@ def test_a_round_that_removes_nothing_is_none(drop):
     assert [w.shape for w in model.get_weights()] == [w.shape for w in weights]
 
 
-def test_each_decision_is_a_line_and_what_was_chosen_is_said_once(capsys):
-    fit(network(), pruner(max_accuracy_drop=1.0, verbose=1))
+def test_each_decision_is_a_line_and_a_setting_that_stays_is_none(capsys):
+    fit(network(), pruner(max_accuracy_drop=0.99, final_finetune_epochs=1, verbose=1))
     lines = capsys.readouterr().out.splitlines()
     rounds = [line for line in lines if "SGDAP keeps" in line and "FLOPs" in line]
     kept = [line for line in lines if "SGDAP keeps the round after epoch" in line]
     assert len(rounds) == len(kept) == 3
-    assert sum("jit_compile=" in line for line in lines) == 1
+    assert not any("jit_compile=" in line for line in lines)
+    assert sum("SGDAP compares rounds with" in line for line in lines) == 1
 
 
 def test_what_xla_gains_is_measured_after_each_round_and_the_gain_decides(monkeypatch, capsys):
@@ -429,7 +589,7 @@ def test_what_xla_gains_is_measured_after_each_round_and_the_gain_decides(monkey
         on_epoch_end=lambda epoch, logs: chosen.append(model.jit_compile)
     )
     model = network(jit_compile=False)
-    fit(model, [pruner(verbose=1), note])
+    fit(model, [pruner(verbose=1, final_finetune_epochs=1), note])
     assert len(set(shapes)) == 3
     assert chosen == [False, True, True, False]
     lines = [line for line in capsys.readouterr().out.splitlines() if "jit_compile=" in line]
@@ -455,10 +615,75 @@ def test_steps_that_are_timed_train_nothing(monkeypatch):
 
 
 def test_rounds_tell_the_metric_before_and_after_without_a_guard_too():
-    callback = pruner()
+    callback = pruner(final_finetune_epochs=1)
     history = fit(network(), callback).history["val_accuracy"]
     assert [r.before for r in callback.rounds] == history[:3]
     assert [r.after for r in callback.rounds] == history[1:]
+
+
+def spoil(model: keras.Model) -> keras.callbacks.Callback:
+    """Lets the first epoch ruin what a model has learnt."""
+    kernel = model.get_layer("end").kernel
+    return keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: epoch or kernel.assign(-kernel)
+    )
+
+
+def baseline_of(capsys) -> str:
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("SGDAP compares rounds with"))
+    return line.removeprefix("SGDAP compares rounds with val_accuracy ")
+
+
+SPOILED = {"max_accuracy_drop": 0.02, "patience": 1, "schedule": "one_shot", "verbose": 1}
+
+
+def test_rounds_are_compared_with_the_model_that_fit_was_given(settled, capsys):
+    brought = settled.evaluate(X[:64], Y[:64], verbose=0)[1]
+    callback = pruner(**SPOILED)
+    with stopping_short(f"already, and the baseline is {brought:.4f}: lower the learning rate"):
+        history = fit(settled, [callback, spoil(settled)])
+    first = history.history["val_accuracy"][0]
+    assert first < brought - 0.02 and callback.rounds[0].before == first
+    assert callback.rounds[0].decision == "undone"
+    assert baseline_of(capsys) == (
+        f"{brought:.4f}, of the model that fit was given; before the first round it is {first:.4f}."
+    )
+
+
+def test_they_can_be_compared_with_the_epochs_before_alone(settled, capsys):
+    callback = pruner(baseline="first_epoch", **(SPOILED | {"max_accuracy_drop": 1.0}))
+    history = fit(settled, [callback, spoil(settled)], epochs=2)
+    assert callback.rounds[0].decision == "kept"
+    first = history.history["val_accuracy"][0]
+    assert baseline_of(capsys) == f"{first:.4f}, the best before the first round."
+
+
+def test_they_can_be_compared_with_a_number(settled, capsys):
+    fit(settled, careless(baseline=0.0, **SPOILED), epochs=2)
+    assert baseline_of(capsys).startswith("0.0000, the baseline that was given; before the first")
+
+
+def test_a_model_that_is_first_trained_is_compared_with_what_it_learnt(capsys):
+    model = network()
+    model.get_layer("end").kernel.assign(0 * model.get_layer("end").kernel)
+    callback = pruner(max_accuracy_drop=1.0, begin_epoch=3, verbose=1)
+    history = fit(model, callback, epochs=6)
+    best = max(history.history["val_accuracy"][:4])
+    assert baseline_of(capsys).startswith(f"{best:.4f}, the best before the first round; the model")
+
+
+def test_without_an_evaluation_the_line_says_why(capsys):
+    own = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: logs.update(val_accuracy=0.5, own=0.5)
+    )
+    arguments = {"max_accuracy_drop": 1.0, "verbose": 1, "mode": "max"}
+    fit(network(), [own, pruner(monitor="own", **arguments)], epochs=2)
+    assert "best before the first round: evaluate gives no finite value of it." in baseline_of(
+        capsys
+    )
+    fit(network(), [own, pruner(**arguments)], epochs=2, validation_data=None)
+    assert baseline_of(capsys).endswith("before the first round: fit has no validation data.")
 
 
 def test_undoing_brings_the_weights_back_exactly(settled):
@@ -498,7 +723,7 @@ def test_mode_says_which_way_is_better(settled, mode, decision):
 
 def test_the_best_weights_within_the_last_widths_are_left():
     model = network(optimizer=keras.optimizers.SGD(3.0))  # so wild that epochs differ
-    callback = pruner(max_accuracy_drop=1.0, schedule="one_shot", monitor="val_accuracy")
+    callback = pruner(max_accuracy_drop=0.99, schedule="one_shot", monitor="val_accuracy")
     history = fit(model, callback, epochs=6)
     best = max(history.history["val_accuracy"][1:])
     assert model.evaluate(X[:64], Y[:64], verbose=0)[1] == pytest.approx(best)
@@ -578,6 +803,11 @@ ARGUMENTS = {
     "an endless drop": ({"max_accuracy_drop": float("inf")}, ValueError, "Received: .*=inf"),
     "drop of a wrong type": ({"max_accuracy_drop": "1%"}, ValueError, "Received: .*'1%'"),
     "patience": ({"patience": -1}, ValueError, "patience must be an integer of at least 0"),
+    "final epochs": (
+        {"final_finetune_epochs": "half"},
+        ValueError,
+        "final_finetune_epochs must be an integer of at least 0. Received: .*='half'",
+    ),
     "frequency": ({"frequency": 0}, ValueError, "frequency must be an integer of at least 1"),
     "samples": ({"samples": 2.5}, ValueError, "samples must be an integer of at least 5"),
     "mode": ({"mode": "up"}, ValueError, "mode must be 'auto', 'min' or 'max'"),
@@ -625,7 +855,9 @@ def test_it_prints_only_where_asked(verbose, capsys):
 def test_a_run_that_begins_later_goes_the_whole_way_from_there():
     model, (x, y) = convnet(optimizer="adam"), digits_like(48)
     full = sgdap.profile(model, latency=False).flops
-    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.3), schedule="linear", verbose=0)
+    callback = sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.3), schedule="linear", final_finetune_epochs=1, verbose=0
+    )
     model.fit(x, y, epochs=10, initial_epoch=6, verbose=0, callbacks=[callback])
     assert [r.epoch for r in callback.rounds] == [6, 7, 8]
     assert callback.rounds[0].flops[1] > 0.6 * full
@@ -708,7 +940,7 @@ def test_embeddings_shrink_in_fit():
 def test_a_model_that_shrank_in_fit_exports_with_its_optimizer(tmp_path):
     rate = keras.optimizers.schedules.CosineDecay(1e-3, 30)
     model, (x, y) = convnet(optimizer=keras.optimizers.Adam(rate)), digits_like(48)
-    callbacks = [sgdap.SGDAPCallback(HALF, verbose=0, max_accuracy_drop=1.0)]
+    callbacks = [sgdap.SGDAPCallback(HALF, verbose=0, max_accuracy_drop=0.99)]
     model.fit(x, y, epochs=4, verbose=0, validation_data=(x, y), callbacks=callbacks)
     model.export(tmp_path, verbose=False)
     loaded = tf.saved_model.load(tmp_path)

@@ -29,7 +29,7 @@ def test_demo_prunes_to_its_budget_and_serves_without_sgdap(digits, tmp_path):
     result = run_demo(
         out=tmp_path,
         path=digits,
-        max_accuracy_drop=1.0,  # a few hundred digits say little about accuracy
+        max_accuracy_drop=0.99,  # a few hundred digits say little about accuracy
         epochs=1,
         prune_epochs=2,
         console=Console(file=out, width=120),

@@ -152,15 +152,11 @@ def test_masks_travel_with_tensors_and_a_frozen_inner_layer_is_copied():
     assert new.trainable
 
 
-def test_states_of_recurrent_layers_are_found_and_kept():
+def test_states_of_recurrent_layers_are_found():
     x = keras.Input(batch_shape=(2, 3, 4))
     model = keras.Model(x, layers.LSTM(5, stateful=True)(x))
     layer = model.layers[1]
     assert _keras.layer_variables(layer)[-2:] == list(layer.states)
-    with _keras.recurrent_states_kept(model):
-        model(np.ones((2, 3, 4), "float32"))
-        assert np.any(layer.states[0])
-    assert not np.any(layer.states[0])
 
 
 @pytest.mark.compiled
@@ -380,6 +376,25 @@ def test_the_epochs_that_a_fit_validates_are_known_when_it_begins(arguments, epo
     assert _keras.validated_epochs(model) is None, validation_freq
 
 
+def test_what_a_fit_validates_with_is_known_when_it_begins():
+    found = []
+    finder = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: found.append(_keras.validation_arguments(model))
+    )
+    model = convnet(optimizer="sgd")
+    x, y = digits_like(8)
+    arguments = {"callbacks": [finder], "verbose": 0, "batch_size": 4}
+    model.fit(x, y, **arguments)
+    model.fit(x, y, validation_data=(x, y), validation_steps=1, **arguments)
+    model.fit(x, y, validation_split=0.25, validation_batch_size=2, **arguments)
+    nothing, given, split = found
+    assert nothing == {} and _keras.validation_arguments(model) is None
+    assert given["x"] is x and given["y"] is y and given["sample_weight"] is None
+    assert (given["batch_size"], given["steps"]) == (4, 1)
+    assert np.array_equal(split["x"], x[6:]) and split["batch_size"] == 2
+    model.evaluate(**split, verbose=0)  # takes them by these names
+
+
 @pytest.mark.parametrize(
     ("metric", "mode", "better"),
     [("val_accuracy", "auto", True), ("loss", "auto", False), ("own", "max", True)],
@@ -390,3 +405,31 @@ def test_keras_tells_which_way_a_metric_is_better(metric, mode, better):
     assert _keras.more_is_better(model, metric, mode) is better
     with pytest.raises(ValueError, match="maximized or minimized"):
         _keras.more_is_better(model, "own", "auto")
+
+
+def test_compiled_losses_are_read_with_their_weights_before_and_after_the_first_step():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, {n: layers.Dense(2, name=n)(inputs) for n in ("b", "a")})
+    assert _keras.compiled_losses(model, model.output) == []
+    own = keras.losses.Huber(2.0)
+    model.compile("sgd", {"a": own, "b": "mse"}, loss_weights={"a": 3.0, "b": 4.0})
+    targets = {name: np.zeros((4, 2)) for name in ("a", "b")}
+    for _ in range(2):
+        terms = {number: rest for number, *rest in _keras.compiled_losses(model, model.output)}
+        flat = [id(tensor) for tensor in keras.tree.flatten(model.output)]
+        of = {name: terms[flat.index(id(model.output[name]))] for name in ("a", "b")}
+        assert {name: weight for name, (_, weight) in of.items()} == {"a": 3.0, "b": 4.0}
+        assert of["a"][0] is own
+        model.fit(np.zeros((4, 3)), targets, verbose=0)
+
+
+def test_a_loss_that_only_wraps_a_function_tells_it_and_its_arguments():
+    function, options = _keras.loss_function(keras.losses.Huber(2.0))
+    assert function is keras.losses.huber
+    assert options["delta"] == 2.0
+
+    class Own(keras.losses.MeanSquaredError):
+        def call(self, y_true, y_pred):
+            return y_pred
+
+    assert _keras.loss_function(Own()) == (None, {})

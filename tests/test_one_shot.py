@@ -11,7 +11,6 @@ from keras import layers
 
 import sgdap
 from sgdap import pipeline
-from sgdap.training import latency
 from tests.models import convnet, digits_like, mlp, outputs, randomise, samples
 
 HALF = sgdap.Budget(flops=0.5)
@@ -298,9 +297,9 @@ WRONG = {
         r"cannot be met.*A limit above 1 is absolute \(flops=101\).$",
     ),
     "a latency that cannot be met": (
-        lambda: (convnet(), x, sgdap.Budget(latency="0.001us")),
+        lambda: (convnet(), x, sgdap.Budget(latency="1us", runtime=lambda model: 1.0)),
         ValueError,
-        r"Budget\(latency='0.001us'\) cannot be met: the narrowest model still takes",
+        r"Budget\(latency='1us', runtime=.*\) cannot be met: the narrowest model still takes",
     ),
     "a budget that cannot be met": (
         lambda: (convnet(), x, sgdap.Budget(flops=0.001)),
@@ -310,19 +309,22 @@ WRONG = {
 }
 
 
-def test_a_latency_is_measured_on_slim_copies(monkeypatch):
+def test_a_latency_is_measured_on_slim_copies():
     """On a machine that takes a nanosecond for each FLOP."""
 
-    def measured(model, batch_size):
-        return sgdap.profile(model, latency=False).flops * batch_size * 1e-9
+    def measured(model):
+        return sgdap.profile(model, latency=False).flops * 1e-9
 
-    monkeypatch.setattr(latency, "measure_latency", measured)
     model = convnet()
-    seconds = 0.5 * measured(model, 8)
-    budget = sgdap.Budget(latency=f"{seconds * 1e6:.3f}us", batch_size=8)
-    slim = sgdap.apply(model, sgdap.plan(model, x, budget))
-    assert 0.3 * seconds < measured(slim, 8) <= seconds
-    both = sgdap.Budget(latency=0.5, params=0.2)
+    seconds = 0.5 * measured(model)
+    budget = sgdap.Budget(latency=f"{seconds * 1e6:.3f}us", runtime=measured)
+    plan = sgdap.plan(model, x, budget)
+    slim = sgdap.apply(model, plan)
+    assert 0.8 * seconds < measured(slim) <= seconds
+    (note,) = (note for note in plan.notes if note.startswith("Latency"))
+    assert f"{measured(slim) * 1e3:.3g} ms of {seconds * 1e3:.3g} ms allowed" in note
+    assert f"({measured(model) * 1e3:.3g} ms before" in note
+    both = sgdap.Budget(latency=0.5, params=0.2, runtime=measured)
     slim = sgdap.apply(model, sgdap.plan(model, x, both))
     assert slim.count_params() <= 0.2 * model.count_params()
 
@@ -367,7 +369,7 @@ OPTIONS = {
     "overrides against the budget": (
         {"overrides": {"*": 1.0}},
         ValueError,
-        "cannot be met: with .* and the widths that overrides sets the model still needs 1 of its",
+        "cannot be met: with .* and the widths that overrides sets the model still needs all of",
     ),
     "an unknown allocation": ({"allocation": "best"}, ValueError, "allocation must be 'global'"),
     "one fold": ({"folds": 1}, ValueError, "folds must be an integer of at least 2"),
@@ -513,3 +515,138 @@ def test_weights_under_a_constraint_are_not_refitted():
     assert new.min() >= 0 and new.size < old.size
     assert np.isin(new, old).all()
     np.testing.assert_array_equal(slim.get_layer("end").bias, model.get_layer("end").bias)
+
+
+# What the errors of several outputs count
+
+
+def two_heads(unit: float = 1.0, logits: bool = False) -> keras.Model:
+    """A class and a place, the latter in some unit, from a trunk; a branch for each."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((12,))
+    trunk = layers.Dense(24, "relu", name="trunk")(inputs)
+    of_class, of_place = (layers.Dense(20, "relu", name=n)(trunk) for n in ("left", "right"))
+    sure = keras.initializers.RandomNormal(stddev=2.0, seed=1)
+    activation = None if logits else "softmax"
+    category = layers.Dense(5, activation, name="class", kernel_initializer=sure)(of_class)
+    place = layers.Dense(1, name="place")
+    model = keras.Model(inputs, [category, place(of_place)])
+    place.set_weights([unit * value for value in place.get_weights()])
+    return model
+
+
+def widths_of(model: keras.Model, data=None) -> dict[str, int]:
+    inputs = np.random.default_rng(0).normal(size=(400, 12)).astype("float32")
+    data = inputs if data is None else (inputs, data)
+    plan = sgdap.plan(model, data, sgdap.Budget(flops=0.4), reconstruction=False)
+    return {
+        group.layers[0]: len(group.kept) for group in plan.groups if group.layers[0] in BRANCHES
+    }
+
+
+BRANCHES = ("trunk", "left", "right")
+UNITS = [1e-3, 1e-1, 10.0, 1e3]
+
+
+def assert_same_widths(found: dict[str, int], expected: dict[str, int]) -> None:
+    assert all(abs(found[name] - width) <= 1 for name, width in expected.items())
+
+
+def squared(y, p):
+    return keras.ops.square(y - p)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_unit_of_an_output_changes_no_width(unit):
+    expected = widths_of(two_heads())
+    assert all(1 < expected[name] < 20 for name in ("left", "right")), "both would show it"
+    assert_same_widths(widths_of(two_heads(unit)), expected)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e3])
+@pytest.mark.parametrize(
+    ("loss", "power"),
+    [
+        (lambda unit: "mse", 2),
+        (lambda unit: "mae", 1),
+        (lambda unit: keras.losses.Huber(unit), 2),
+        (lambda unit: squared, 2),
+    ],
+)
+@pytest.mark.parametrize("with_targets", [True, False])
+def test_a_unit_that_the_loss_weights_make_up_for_changes_no_width(loss, power, unit, with_targets):
+    def found(unit):
+        model = two_heads(unit)
+        weights = [1.0, 3.0 / unit**power]
+        model.compile(loss=["sparse_categorical_crossentropy", loss(unit)], loss_weights=weights)
+        place = unit * np.random.default_rng(1).normal(size=(400, 1))
+        return widths_of(model, [np.zeros(400), place] if with_targets else None)
+
+    assert_same_widths(found(unit), found(1.0))
+
+
+def test_a_head_of_logits_gets_the_plan_of_its_softmax():
+    plans = []
+    for logits in (False, True):
+        model = two_heads(logits=logits)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
+        model.compile(loss=[loss, "mse"], loss_weights=[1.0, 2.0])
+        plans.append(widths_of(model))
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("weights", [[1.0, 0.0], [0.0, 1.0]])
+def test_an_output_without_weight_lets_its_own_branch_die_alone(weights):
+    model = two_heads()
+    model.compile(loss=["sparse_categorical_crossentropy", "mse"], loss_weights=weights)
+    widths = widths_of(model)
+    dead, alive = ("right", "left") if weights[0] else ("left", "right")
+    assert widths[dead] == 1
+    assert widths[alive] > 5
+
+
+def test_a_compiled_classifier_gets_the_plan_of_the_plain_model():
+    model, (x, _) = convnet(), digits_like(100)
+    plain = sgdap.plan(model, x, HALF)
+    for loss in ("categorical_crossentropy", "sparse_categorical_crossentropy"):
+        model.compile(loss=loss)
+        assert sgdap.plan(model, x, HALF).groups == plain.groups
+
+
+def test_a_plan_says_how_outputs_count_whose_loss_is_not_known():
+    model = two_heads()
+    x = np.random.default_rng(0).normal(size=(100, 12)).astype("float32")
+    assert "not compiled with a loss" in " ".join(sgdap.plan(model, x, HALF).notes)
+    model.compile(loss=["sparse_categorical_crossentropy", squared])
+    y = [np.zeros(100), np.zeros((100, 1))]
+    assert "have no targets" in " ".join(sgdap.plan(model, x, HALF).notes)
+    assert not sgdap.plan(model, (x, y), HALF).notes
+
+
+def test_arguments_in_another_order_are_told_without_printing_the_data():
+    x = np.zeros((8, 28, 28, 1))
+    with pytest.raises(TypeError, match=r"data come before the budget.*shape \(8, 28, 28, 1\)>"):
+        sgdap.plan(convnet(), sgdap.Budget(flops=0.5), x)
+    with pytest.raises(TypeError, match="Calibration data must be an array.*Received: 'abc'"):
+        sgdap.plan(convnet(), "abc", sgdap.Budget(flops=0.5))
+
+
+def test_layers_inside_a_model_are_found_by_the_end_of_their_path():
+    inner = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(8, name="block5a"), layers.Dense(8, name="block6a")],
+        name="backbone",
+    )
+    model = keras.Sequential([keras.Input((4,)), inner, layers.Dense(2, name="end")])
+    x = np.random.default_rng(0).normal(size=(32, 4))
+    plan = sgdap.plan(model, x, sgdap.Budget(params=0.9), layers=["block5*"])
+    assert plan.widths["backbone/block5a"] < 8 == plan.widths["backbone/block6a"]
+    whole = sgdap.plan(model, x, sgdap.Budget(params=0.9), layers=["backbone/block5*"])
+    assert whole.widths == plan.widths
+    with pytest.raises(ValueError, match="Did you mean 'backbone/block5a'"):
+        sgdap.plan(model, x, sgdap.Budget(params=0.9), layers=["blok5a"])
+
+
+def test_the_scale_of_batch_normalisations_is_no_criterion_where_there_are_none():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(2)])
+    with pytest.raises(ValueError, match="needs a BatchNormalization .* has none. Take"):
+        sgdap.plan(model, np.ones((8, 4)), sgdap.Budget(params=0.5), guidance="batch_norm_scale")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sgdap._arguments import is_number
+from sgdap._arguments import is_number, shown
 from sgdap.channels.facts import Key
 from sgdap.channels.labels import Symbol, is_labels
 
@@ -57,7 +57,7 @@ def check_number(title: str, name: str, value: Any) -> None:
         TypeError: `value` is no number.
     """
     if not is_number(value):
-        raise TypeError(f"{title} must give {name} as a number. Received: {value!r}")
+        raise TypeError(f"{title} must give {name} as a number. Received: {shown(value)}")
 
 
 def checked_key(title: str, key: Any) -> Key:
@@ -69,7 +69,7 @@ def checked_key(title: str, key: Any) -> Key:
     if isinstance(key, str):
         return key
     if not isinstance(key, Sequence) or not all(isinstance(part, (str, int)) for part in key):
-        raise TypeError(f"{title} must name an entry of the layer's config. Received: {key!r}")
+        raise TypeError(f"{title} must name an entry of the layer's config. Received: {shown(key)}")
     return tuple(key)
 
 
@@ -94,7 +94,7 @@ def checked_outputs(
     if not isinstance(symbols, Sequence) or not all(isinstance(s, Symbol) for s in symbols):
         raise TypeError(
             f"{title} must return the channels of its output: a Symbol, or a list of one for each "
-            f"output. Received: {result!r}"
+            f"output. Received: {shown(result)}"
         )
     if len(symbols) != len(shapes):
         raise ValueError(

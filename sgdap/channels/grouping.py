@@ -21,7 +21,9 @@ from sgdap.channels.rehearsal import what_fails_rehearsal
 from sgdap.channels.replay import what_code_does_not_follow
 from sgdap.channels.rule_call import RuleCall
 from sgdap.model.functional import saves_by_its_graph
-from sgdap.model.program import Program
+from sgdap.model.own_training import called_in_training
+from sgdap.model.program import Program, refs_of
+from sgdap.model.sample_sizes import repeats, sizes_of_a_sample
 from sgdap.model.tracing import trace
 
 
@@ -51,21 +53,31 @@ def channel_graph(model: Any) -> ChannelGraph:
     symbols: dict[int, Symbol] = {
         ref.index: plain(program.shapes[ref.index]) for ref in program.inputs
     }
-    shared = _sharing_weights(program)
+    shared, sizes = _sharing_weights(program), sizes_of_a_sample(program)
+    only_for_losses = program.only_for_losses()
     for number, call in enumerate(program.calls):
         inputs = [symbols[ref.index] for ref in call.inputs]
         shapes = [program.shapes[ref.index] for ref in call.outputs]
         dtypes = [program.dtypes[ref.index] for ref in call.inputs]
-        rule_call = RuleCall(statements, call, number, inputs, shapes, dtypes)
+        times = repeats(call, program, sizes)
+        rule_call = RuleCall(statements, call, number, inputs, shapes, dtypes, times)
+        in_layer = isinstance(call.operation, keras.Layer)
+        # One of several tensors (classes and logits) may count the channels of another.
+        of_one = not in_layer and len(call.inputs) == 1
+        rule_call.mixes_for_a_loss = number in only_for_losses and of_one
         if call.path in shared:
             made = rule_call.keep_all(f"shares weights with '{shared[call.path]}'")
         else:
             made = apply_rule(call.operation, rule_call)
         symbols.update({ref.index: symbol for ref, symbol in zip(call.outputs, made, strict=True)})
+        if number in only_for_losses and in_layer:
+            for labels in (own for symbol in made for own in symbol.all_channels()):
+                statements.ledger.protect(labels, f"'{call.path}' makes them for a loss alone")
     for ref in program.outputs:
         for labels in symbols[ref.index].all_channels():
             statements.ledger.protect(labels, "model output")
     _keep_inside_configs(program, statements)
+    _keep_what_training_calls(program, statements, symbols)
     keep_what_regularizers_need(program, statements, symbols)
     while True:
         settled = statements.ledger.settle()
@@ -108,6 +120,29 @@ def _keep_inside_configs(program: Program, statements: Statements) -> None:
         for (path, _), labels in statements.made.items():
             if path.startswith(f"{code.path}/"):
                 statements.ledger.protect(labels, reason)
+
+
+def _keep_what_training_calls(
+    program: Program, statements: Statements, symbols: Mapping[int, Symbol]
+) -> None:
+    """Protects what enters and leaves layers that the training code of the user's own may call.
+
+    There they meet other tensors (a generator's images are compared with real ones), which a
+    `call` does not show.
+    """
+    called = {id(layer) for layer in called_in_training(program.model)}
+    whole = [(u.path, u.layer, refs_of((u.args, dict(u.kwargs), u.made))) for u in program.unrolled]
+    single = [(c.path, c.operation, (*c.inputs, *c.outputs)) for c in program.calls]
+    for path, layer, crossing in (*whole, *single):
+        if id(layer) in called:
+            kind = type(program.model).__name__
+            reason = (
+                f"'{path}' takes or makes them, and the training code of {kind} may call it by "
+                "itself"
+            )
+            for ref in crossing:
+                for labels in symbols[ref.index].all_channels():
+                    statements.ledger.protect(labels, reason)
 
 
 def _assemble(

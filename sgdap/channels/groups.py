@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sgdap._arguments import choices_for
 from sgdap.channels.facts import Axis, Place, Resize, Scale, Work
 from sgdap.channels.labels import Channels, TensorChannels
 from sgdap.model.program import Program
@@ -99,7 +100,7 @@ class ChannelGraph:
                 return group
         raise ValueError(
             f"No channel group is made by a layer '{name}'. "
-            f"The groups are: {', '.join(group.name for group in self.groups)}."
+            f"{choices_for(name, [p for group in self.groups for p in group.producers])}"
         )
 
     def __str__(self) -> str:

@@ -24,6 +24,9 @@ Channels = npt.NDArray[np.int64]
 TensorChannels = tuple["Channels | None", ...]
 """For each axis of a tensor the channels along it, or None where no index can be removed."""
 
+MEETS_FIXED = "combined with a tensor whose channels can't be removed"
+"""Why channels stay that an elementwise operation combines with a model's input, say."""
+
 
 @dataclass(frozen=True, eq=False)
 class Symbol:
@@ -193,7 +196,7 @@ def merge(symbols: Sequence[Symbol], shape: Sequence[int | None], ledger: Ledger
         for other in met[1:]:
             ledger.tie(met[0], other)
         if met and blocked:
-            ledger.protect(met[0], "combined with a tensor whose channels can't be removed")
+            ledger.protect(met[0], MEETS_FIXED)
         axes.append(met[0] if met else None)
     return Symbol(tuple(shape), tuple(axes))
 

@@ -17,11 +17,12 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap.channels.facts import Axis, Resize, Scale
 from sgdap.channels.labels import Channels, TensorChannels
-from sgdap.channels.probing import Array, agree, halves, taken
+from sgdap.channels.probing import Array, agree, fits, halves, taken
 from sgdap.channels.remembering import key_of, key_of_arguments
 from sgdap.channels.resizing import called, check_variables, new_entries, resized
 from sgdap.channels.rewriting import Masks, rewritten
 from sgdap.model.generators import global_state_kept
+from sgdap.model.leaves import leaf_class
 from sgdap.model.program import Call, OperationCall, Shape, fill, leaves_of
 
 Mask = npt.NDArray[np.bool_]
@@ -62,8 +63,10 @@ class Part:
 
     @property
     def is_of_keras(self) -> bool:
-        """Whether the layer or operation is one of Keras' or of this package."""
-        return type(self.call.operation).__module__.split(".")[0] in ("keras", "sgdap")
+        """Whether all code of the layer or operation is Keras' or of this package."""
+        operation = self.call.operation
+        made_by = type(operation).__module__.split(".")[0]
+        return made_by in ("keras", "sgdap") and not isinstance(operation, keras.layers.Lambda)
 
     @cached_property
     def lines(self) -> list[Channels]:
@@ -171,7 +174,8 @@ class Likeness:
                     values = self._drawn_values(signed=False)
                 why = self._difference(whole, inputs, values)
             except Exception as error:  # whatever the layer or its device raises
-                why = str(error) if self.part.is_layer else self._not_without()
+                has_rule = leaf_class(self.part.call.operation) is not None
+                why = str(error) if has_rule else self._not_without()
         return None if why is None else Fault(why, can_run)
 
     def _difference(
@@ -190,7 +194,10 @@ class Likeness:
             key = widths if self.part.is_layer else kept.tobytes()  # bounds are not widths alone
             slim = layers[key] = layers.get(key) or self._made(kept)
             scaled = self._scaled(list(map(taken, values, of_values)), kept)
-            found = self._run(slim, kept, list(map(taken, inputs, of_inputs)), scaled)
+            given = list(map(taken, inputs, of_inputs))
+            found = self._run(slim, kept, given, scaled)
+            if not self._knows_shapes(slim, given, found):
+                return self._not_without()
             of_outputs = [self._stays(tensor, kept) for tensor in self.part.outputs]
             if not agree(found, list(map(taken, expected, of_outputs))):
                 again = self._run(whole, self.present, zeroed, None)
@@ -198,9 +205,10 @@ class Likeness:
         return None
 
     def _not_without(self) -> str:
-        name = self.part.call.operation.name
-        if not self.part.is_layer:
-            return f"'{name}' can't do without some of them"
+        call = self.part.call
+        if leaf_class(call.operation) is None:
+            instead = f"; {call.untraced}" if call.untraced else ""
+            return f"'{call.operation.name}' can't do without some of them{instead}"
         return f"{self._title} computes something else without some of them, {_BY_ITS_RULE}"
 
     def _draws(self) -> str:
@@ -274,6 +282,19 @@ class Likeness:
             for variable, value in zip(_keras.layer_variables(operation), values, strict=True):
                 variable.assign(value)
         return list(map(_numpy, leaves_of(called(operation, path, args, kwargs))))
+
+    def _knows_shapes(self, slim: Any, given: Sequence[Array], found: Sequence[Array]) -> bool:
+        """Whether Keras knows the shapes of what a slim layer of the user's own made."""
+        if self.part.is_of_keras or not self.part.is_layer:
+            return True
+        call, dtypes = self.part.call, self.part.dtypes
+        tensors = {
+            ref.index: keras.KerasTensor(array.shape, dtype=dtype)
+            for ref, array, dtype in zip(call.inputs, given, dtypes, strict=True)
+        }
+        args, kwargs = fill(call, tensors)
+        specs = leaves_of(slim.compute_output_spec(*args, **kwargs))
+        return fits([array.shape for array in found], [spec.shape for spec in specs])
 
     def _drawn_inputs(self) -> list[Array]:
         """Random numbers for the inputs; zeros and ones where there are no channels.
@@ -359,14 +380,21 @@ def _makers_of(operation: Any) -> list[Any]:
     Attributes that the config of a class of the user's own may not tell count too.
     """
     parts = _keras.flatten_layers(operation) if isinstance(operation, keras.Layer) else [operation]
-    found: list[Any] = []
-    for part in parts:
-        made_by_keras = type(part).__module__.split(".")[0] == "keras"
-        kinds = (FunctionType,) if made_by_keras else (FunctionType, bool, int, float, str)
-        told = {
-            name: value
-            for name, value in vars(part).items()
-            if isinstance(value, kinds) and name[0] != "_" and not hasattr(type(part), name)
-        }
-        found.append([type(part), {**told, "name": None}])
-    return found
+    return [[type(part), {**_told_outside_of_configs(part), "name": None}] for part in parts]
+
+
+def _told_outside_of_configs(part: Any) -> dict[str, Any]:
+    """The attributes of a layer or operation that its config may not tell."""
+    of_keras = type(part).__module__.split(".")[0] == "keras"
+    kinds = (FunctionType,) if of_keras else (FunctionType, bool, int, float, str, list, tuple)
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if name[0] != "_"
+        and not hasattr(type(part), name)
+        and (isinstance(value, kinds) or (not of_keras and _is_array(value)))
+    }
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and not isinstance(value, keras.Variable)

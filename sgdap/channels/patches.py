@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
+
 
 @dataclass(frozen=True)
 class Patches:
@@ -23,6 +25,8 @@ class Patches:
         channels_first: Whether the channel axis comes before the spatial ones.
         depthwise: A separable convolution, whose depthwise part is applied first; the rows are
             then what its pointwise kernel multiplies.
+        transposed: A transposed convolution. Its rows are patches of the input with zeros between
+            its positions, and the last two axes of its kernel are exchanged.
         steps: Number of axes after the batch axis along which the layer is applied anew.
     """
 
@@ -32,7 +36,25 @@ class Patches:
     padding: str = "valid"
     channels_first: bool = False
     depthwise: Any = None
+    transposed: Any = None
     steps: int = 0
+
+    def kernel_matrix(self, kernel: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """A kernel as a matrix, `(features, outputs)`."""
+        if self.transposed is not None:
+            kernel = kernel.swapaxes(-1, -2)
+        return kernel.reshape(-1, kernel.shape[-1])
+
+    def kernel_of(self, matrix: npt.NDArray[Any], leading: tuple[int, ...]) -> npt.NDArray[Any]:
+        """The kernel whose matrix this is.
+
+        Args:
+            matrix: `(features, outputs)`.
+            leading: The sizes of the kernel's axes but the last two.
+        """
+        inputs = len(matrix) // math.prod(leading)
+        kernel = matrix.reshape(*leading, inputs, matrix.shape[1])
+        return kernel if self.transposed is None else kernel.swapaxes(-1, -2)
 
     def geometry(self, spatial: list[int]) -> tuple[list[tuple[int, int]], list[int]]:
         """Returns how a tensor is padded and how many positions it has, for each spatial axis.
@@ -40,6 +62,8 @@ class Patches:
         Args:
             spatial: Extents of the spatial axes.
         """
+        if self.transposed is not None:
+            return self._transposed_geometry(spatial)
         padding, out = [], []
         for size, kernel, stride, dilation in zip(
             spatial, self.kernel_size, self.strides, self.dilation, strict=True
@@ -54,4 +78,25 @@ class Patches:
                 low, high = total // 2, total - total // 2
             padding.append((low, high))
             out.append((size + low + high - extent) // stride + 1)
+        return padding, out
+
+    def _transposed_geometry(self, spatial: list[int]) -> tuple[list[tuple[int, int]], list[int]]:
+        """The same for a transposed convolution; the padding is that of the spread-out input.
+
+        It is the gradient of the convolution that makes the input's shape of the output's (Dumoulin
+        & Visin 2016, arXiv 1603.07285 section 4), which pads `before` in front.
+        """
+        channels = self.transposed.input_spec.axes[1 if self.channels_first else -1]
+        shape = (1, channels, *spatial) if self.channels_first else (1, *spatial, channels)
+        made = self.transposed.compute_output_shape(shape)
+        out = [int(size) for size in (made[2:] if self.channels_first else made[1:-1])]
+        padding = []
+        for size, length, kernel, stride, dilation in zip(
+            spatial, out, self.kernel_size, self.strides, self.dilation, strict=True
+        ):
+            reach = (kernel - 1) * dilation
+            total = max((size - 1) * stride + reach + 1 - length, 0)
+            before = 0 if self.padding == "valid" else total // 2
+            low = reach - before
+            padding.append((low, max(length + reach - size * stride - low, 0)))
         return padding, out

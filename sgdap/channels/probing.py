@@ -72,6 +72,15 @@ def _agree(found: Array, expected: Array) -> bool:
     return bool(np.allclose(one, other, rtol=0, atol=part * size + 1e-30, equal_nan=True))
 
 
+def fits(shapes: Sequence[Sequence[int]], known: Sequence[Sequence[int | None]]) -> bool:
+    """Whether shapes are those that are known of them; None is any size."""
+    return len(shapes) == len(known) and all(
+        len(shape) == len(sizes)
+        and all(size in (None, real) for real, size in zip(shape, sizes, strict=True))
+        for shape, sizes in zip(shapes, known, strict=True)
+    )
+
+
 def treats_each_alone(run: Callable[[Array], Array], size: int) -> bool:
     """Whether a function makes each column of `(rows, size)` from that column alone.
 

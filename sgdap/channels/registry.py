@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import keras
 
 from sgdap import _keras
+from sgdap._arguments import shown
 from sgdap.channels.checks import checked_outputs
 from sgdap.channels.labels import Symbol
 from sgdap.model.leaves import add_leaves, leaf_class
+from sgdap.model.user_code import user_line
 
 if TYPE_CHECKING:
     from sgdap.channels.rule_call import RuleCall
@@ -50,12 +52,12 @@ def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
         if not isinstance(layer_class, type) or not issubclass(layer_class, keras.Operation):
             raise TypeError(
                 "register_rule takes layer classes: @sgdap.register_rule(MyLayer). "
-                f"Received: {layer_class!r}"
+                f"Received: {shown(layer_class)}"
             )
 
     def decorate(rule: _Decorated) -> _Decorated:
         if not callable(rule):
-            raise TypeError(f"A rule must be a function (layer, call). Received: {rule!r}")
+            raise TypeError(f"A rule must be a function (layer, call). Received: {shown(rule)}")
         add_leaves(*layer_classes)
         for layer_class in layer_classes:
             _RULES[layer_class] = rule
@@ -65,18 +67,21 @@ def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
 
 
 def register_default(rule: _Decorated) -> _Decorated:
-    """Registers the rule for all operations that are no layers and have no rule of their own."""
+    """Registers the rule for operations, and layers without variables, that have no other one."""
     _DEFAULT[:] = [rule]
     return rule
 
 
 def find_rule(operation: Any) -> Rule | None:
-    """Returns the rule of a layer, or None where there is none that holds for its class."""
+    """Returns the rule of a layer, or None where there is none that holds for it."""
     registered = leaf_class(operation)
     if registered is not None:
         return _RULES[registered]
-    is_plain = not isinstance(operation, keras.Layer) and not _registered_base(operation)
-    return _DEFAULT[0] if is_plain else None
+    if isinstance(operation, keras.Layer):
+        holds = operation.built and not _keras.layer_variables(operation)
+    else:
+        holds = not _registered_base(operation)
+    return _DEFAULT[0] if holds else None
 
 
 def _registered_base(operation: Any) -> bool:
@@ -92,16 +97,33 @@ def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
     rule = find_rule(operation)
     reason = _unlike_its_config(operation)
     if rule is None:
-        name = type(operation).__name__
-        reason = f"no rule for {name}; register one with sgdap.register_rule"
+        reason = without_rule(operation, call.untraced)
     if reason is None:
         assert rule is not None
         try:
             return checked_outputs(call.title, rule(operation, call), call.output_shapes)
         except Exception as error:
-            error.add_note(call.title)
-            raise
+            of_ours = getattr(rule, "__module__", "").startswith("sgdap.")
+            if of_ours or call.title in str(error):
+                error.add_note(call.title)
+                raise
+            raise ValueError(
+                f"{call.title}, {getattr(rule, '__qualname__', rule)}, stopped at "
+                f"{user_line(error.__traceback__)} with {type(error).__name__}: "
+                f"{str(error).rstrip('.')}. Correct it, or let it return call.keep_all(reason)."
+            ) from error
     return call.keep_all(reason)
+
+
+def without_rule(operation: Any, untraced: str) -> str:
+    """The reason why channels stay that meet a layer without a rule.
+
+    Args:
+        operation: The layer or operation.
+        untraced: Why its code was not followed, if it has any.
+    """
+    why = f" ({untraced})" if untraced else ""
+    return f"no rule for {type(operation).__name__}{why}; register one with sgdap.register_rule"
 
 
 def _unlike_its_config(operation: Any) -> str | None:

@@ -44,7 +44,10 @@ def what_fails_rehearsal(graph: ChannelGraph, removable: Mask) -> list[tuple[Cha
     axes, resizes, scales = _by_path(graph.axes), _by_path(graph.resizes), _by_path(graph.scales)
     rewrites = {graph.program.calls[number].path for number in graph.rewrites}
     stays: list[tuple[Channels, str]] = []
-    for call in graph.program.calls:
+    only_for_losses = graph.program.only_for_losses()
+    for number, call in enumerate(graph.program.calls):
+        if number in only_for_losses and not isinstance(call.operation, keras.Layer):
+            continue  # a loss of fewer channels is another one
         part = Part(
             call=call,
             shapes=tuple(graph.program.shapes[ref.index] for ref in call.inputs),

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap._arguments import shown
 from sgdap.channels.facts import Resize
 from sgdap.model.copying import made_like
 
@@ -47,7 +48,7 @@ def new_entries(
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The rule of '{resize.path}' (of class {type(layer).__name__}) must give "
-                f"call.resize an entry of the layer's config. Received: {resize.key!r}"
+                f"call.resize an entry of the layer's config. Received: {shown(resize.key)}"
             ) from error
         entries[str(name)] = new
     return entries

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from sgdap import _keras
+from sgdap._arguments import shown
 from sgdap.channels.checks import check_axes, check_channels, check_number, checked_key
 from sgdap.channels.facts import Axis, Key, Place, Resize, Scale, Statements, Unsettled, Work
 from sgdap.channels.labels import Labels, Ledger, Symbol, plain, positions
@@ -30,7 +31,11 @@ class RuleCall:
         input_dtypes: The dtypes of the input tensors.
         args: The call's positional arguments (a `Ref` for each tensor).
         kwargs: The call's keyword arguments, likewise.
+        untraced: Why the layer's code was not followed; empty where it was, or there is none.
+        mixes_for_a_loss: Whether an operation may mix channels: only an `add_loss` needs it.
     """
+
+    mixes_for_a_loss = False
 
     def __init__(
         self,
@@ -40,6 +45,7 @@ class RuleCall:
         inputs: Sequence[Symbol],
         output_shapes: Sequence[Shape],
         input_dtypes: Sequence[str] = (),
+        repeats: float = 1.0,
         subject: Subject | None = None,
     ) -> None:
         self.inputs = tuple(inputs)
@@ -47,9 +53,11 @@ class RuleCall:
         self.input_dtypes = tuple(input_dtypes)
         self.args = call.args
         self.kwargs = call.kwargs
+        self.untraced = call.untraced
         self._statements = statements
         self._call = call
         self._number = number
+        self._repeats = repeats
         self._subject = subject or Subject(call.operation)
         refs = call.inputs
         self._symbols = {ref.index: x for ref, x in zip(refs, inputs, strict=bool(refs))}
@@ -120,7 +128,7 @@ class RuleCall:
             ValueError: `count` is no integer that is not negative.
         """
         if not isinstance(count, (int, np.integer)) or count < 0:
-            raise ValueError(f"{self.title} must make 0 channels or more. Received: {count!r}")
+            raise ValueError(f"{self.title} must make 0 channels or more. Received: {shown(count)}")
         made, key = self._statements.made, (self.path, name)
         if key not in made:
             made[key] = self.ledger.new(f"{self.path}:{name}" if name else self.path, count)
@@ -185,11 +193,8 @@ class RuleCall:
         self, subject: Subject, call: Call, inputs: Any, output_shapes: Any, input_dtypes: Any = ()
     ) -> list[Symbol]:
         """The channels of an inner layer's outputs, as its own rule says."""
-        number = self._number
-        inner = RuleCall(
-            self._statements, call, number, inputs, output_shapes, input_dtypes, subject
-        )
-        return apply_rule(subject.layer, inner)
+        told = (self._statements, call, self._number, inputs, output_shapes, input_dtypes)
+        return apply_rule(subject.layer, RuleCall(*told, self._repeats, subject))
 
     def fixed(self, count: int) -> Labels:
         """Channels that can't be removed, to stand for an axis that has none."""
@@ -264,7 +269,9 @@ class RuleCall:
         """The number of one of the layer's variables."""
         number = self._variables.get(id(variable))
         if number is None:
-            raise ValueError(f"{self.title} must speak of its variables. Received: {variable!r}")
+            raise ValueError(
+                f"{self.title} must speak of its variables. Received: {shown(variable)}"
+            )
         return number
 
     def scale(self, variable: Any, power: float, channels: Labels) -> None:
@@ -367,6 +374,8 @@ class RuleCall:
     def work(self, factor: float, *axes: Labels) -> None:
         """States what the layer computes for one sample: `factor` times the number of channels.
 
+        Where operations folded other axes into the first one, a layer computes it for each row.
+
         Args:
             factor: FLOPs for one channel of each axis; one multiply-add counts as 2.
             *axes: The channels of each axis; their numbers are multiplied.
@@ -376,7 +385,8 @@ class RuleCall:
         """
         check_channels(self.title, "work", *axes)
         check_number(self.title, "a factor", factor)
-        path, factor = self._call.path, float(factor) * float(np.prod(self._subject.steps))
+        factor = float(factor) * self._repeats * float(np.prod(self._subject.steps))
+        path = self._call.path
         self._statements.work.append(Unsettled(axes, lambda *axes: Work(path, factor, axes)))
 
     def tie(self, first: Labels, second: Labels) -> None:
@@ -402,7 +412,7 @@ class RuleCall:
         kept = what.all_channels() if isinstance(what, Symbol) else [what]
         check_channels(self.title, "keep", *kept)
         if not isinstance(reason, str):
-            raise TypeError(f"{self.title} must give a reason in words. Received: {reason!r}")
+            raise TypeError(f"{self.title} must give a reason in words. Received: {shown(reason)}")
         for channels in kept:
             self.ledger.protect(channels, reason)
 

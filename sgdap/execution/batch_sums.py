@@ -14,14 +14,12 @@ import tensorflow as tf
 from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.compiled import traced_for_any_batch
+from sgdap.execution.curvature import drawn_loss
+from sgdap.execution.losses import KnownLoss
 from sgdap.execution.memory import Storage
 from sgdap.execution.rows import input_rows
 from sgdap.execution.taps import linear_outputs, tensors_inside
 from sgdap.model.program import Call, leaves_of
-
-TEMPERATURE = 10.0
-"""Predictions are softened by it before targets are drawn from them: a trained model is so sure of
-its calibration samples that the loss hardly depends on anything there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +33,7 @@ class Gathering:
         positions: Output positions of a convolution that are read of each sample at most.
         gradients: Whether sensitivities and first order changes are gathered.
         moments: Whether moments are gathered; else only counts and sums of the features.
+        losses: What errors of the model's outputs count, where gradients are gathered.
         weights: For consumers of whose channels the contributions are gathered the kernel times
             the root of the sensitivity, `(features, outputs)`.
     """
@@ -45,6 +44,7 @@ class Gathering:
     positions: int
     gradients: bool
     moments: bool
+    losses: Sequence[KnownLoss]
     weights: Mapping[str, npt.NDArray[np.float32]]
 
     def folds_of(self, path: str) -> int:
@@ -119,14 +119,13 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
         if sensitivity:
             with tape:
                 predictions = program.run_flat(x, taps)
-                likelihood = tf.add_n(
-                    [
-                        _negative_log_likelihood(_kind(graph, i), y, seed)
-                        for i, y in enumerate(predictions)
-                    ]
-                )
+                losses = [
+                    drawn_loss(loss, predictions[loss.output], _seed_of(seed, number))
+                    for number, loss in enumerate(gathering.losses)
+                ]
+                total = tf.add_n(losses)
             gradients = tape.gradient(
-                likelihood, [given, outputs], unconnected_gradients=tf.UnconnectedGradients.ZERO
+                total, [given, outputs], unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
         else:
             program.run_flat(x, taps)
@@ -142,6 +141,11 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
         return results
 
     return traced_for_any_batch([program.shapes[ref.index] for ref in program.inputs], step)
+
+
+def _seed_of(seed: Any, number: int) -> Any:
+    """The seed of a term of the loss: each draws for itself, so that their products cancel out."""
+    return tf.random.experimental.stateless_fold_in(seed, number) if number else seed
 
 
 def _outer(gradient: Any, axis: int, diagonal: bool) -> Any:
@@ -165,39 +169,3 @@ def _first_order(x: Any, gradient: Any, place: Place) -> Any:
     distinct, number = np.unique(of_input, return_inverse=True)
     by_channel = tf.math.unsorted_segment_sum(tf.transpose(change), number, len(distinct))
     return tf.reduce_sum(tf.abs(by_channel), 1)
-
-
-def _kind(graph: ChannelGraph, output: int) -> str:
-    """How one of the model's outputs is distributed: categorical, bernoulli or normal."""
-    program = graph.program
-    ref = program.outputs[output]
-    maker = next((c.operation for c in program.calls if ref in c.outputs), None)
-    while isinstance(maker, keras.layers.Wrapper):
-        maker = maker.layer
-    activation = getattr(maker, "activation", None)
-    if isinstance(maker, keras.layers.Softmax) or activation is keras.activations.softmax:
-        return "categorical"
-    if activation is keras.activations.sigmoid:
-        return "bernoulli"
-    return "normal"
-
-
-def _negative_log_likelihood(kind: str, y: Any, seed: Any) -> Any:
-    """The softened loss of targets drawn from the softened prediction, summed over the batch."""
-    y = tf.cast(y, tf.float32)
-    tiny = 1e-30
-    if kind == "categorical":
-        flat = tf.maximum(tf.reshape(y, [-1, y.shape[-1]]), tiny)
-        logits = tf.nn.log_softmax(tf.math.log(flat) / TEMPERATURE)
-        drawn = tf.random.stateless_categorical(tf.stop_gradient(logits), 1, seed)
-        drawn = tf.minimum(drawn, y.shape[-1] - 1)  # NaN draws one class too many
-        return -TEMPERATURE * tf.reduce_sum(tf.gather(logits, drawn, batch_dims=1))
-    if kind == "bernoulli":
-        y = tf.clip_by_value(y, 1e-7, 1 - 1e-7)
-        logits = (tf.math.log(y) - tf.math.log(1 - y)) / TEMPERATURE
-        noise = tf.random.stateless_uniform(tf.shape(y), seed)
-        drawn = tf.cast(noise < tf.stop_gradient(tf.sigmoid(logits)), tf.float32)
-        losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=drawn, logits=logits)
-        return TEMPERATURE * tf.reduce_sum(losses)
-    normal = tf.random.stateless_normal(tf.shape(y), seed)
-    return tf.reduce_sum(y * normal)

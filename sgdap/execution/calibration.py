@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from sgdap import _keras
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.batch_sums import Gathering, make_step
 from sgdap.execution.inputs import input_batches
@@ -47,7 +46,7 @@ def batch_sums(
     seed: int,
     shifts: Mapping[str, npt.NDArray[np.floating]] | None = None,
 ) -> Iterator[BatchSums]:
-    """Runs a model over data in inference mode.
+    """Runs a model over data in inference mode, each batch from the model's present state.
 
     Args:
         graph: The model's channels.
@@ -68,15 +67,14 @@ def batch_sums(
     if shifts is not None:
         around = {path: own.astype(np.float32) for path, own in shifts.items()}
     seen = 0
-    with _keras.recurrent_states_kept(graph.program.model):
-        for number, inputs in input_batches(graph, data, batch_size, samples, most):
-            found = step(inputs, tf.constant([seed, number], tf.int32))
-            if not around:
-                around = {path: _mean(own["rows"]) for path, own in found.items()}
-            first = seen % gathering.folds
-            size = int(inputs[0].shape[0])
-            yield BatchSums(size, around, _sums(found, sums, first, around))
-            seen += size
+    for number, inputs in input_batches(graph, data, batch_size, samples, most):
+        found = step(inputs, tf.constant([seed, number], tf.int32))
+        if not around:
+            around = {path: _mean(own["rows"]) for path, own in found.items()}
+        first = seen % gathering.folds
+        size = int(inputs[0].shape[0])
+        yield BatchSums(size, around, _sums(found, sums, first, around))
+        seen += size
 
 
 def _mean(parts: list[Any]) -> npt.NDArray[np.float32]:

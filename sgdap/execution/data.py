@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sgdap._arguments import shown
+
 Batch = tuple[Any, Any, Any]
 """Inputs, targets or None, sample weights or None."""
 
@@ -83,13 +85,13 @@ def _all_batches(data: Any, batch_size: int) -> Iterator[Batch]:
             yield keras.utils.unpack_x_y_sample_weight(data[index])
     elif isinstance(data, (np.ndarray, tf.Tensor, list, dict, tuple)):
         yield from _sliced(data, batch_size)
-    elif hasattr(data, "__next__") or hasattr(data, "__iter__"):
+    elif not isinstance(data, (str, bytes)) and hasattr(data, "__iter__"):
         for element in data:
             yield keras.utils.unpack_x_y_sample_weight(element)
     else:
         raise TypeError(
             "Calibration data must be an array, a list or dict of arrays, a tuple (x, y), a "
-            f"tf.data.Dataset, a keras.utils.PyDataset or a generator. Received: {data!r} (of "
+            f"tf.data.Dataset, a keras.utils.PyDataset or a generator. Received: {shown(data)} (of "
             f"type {type(data).__name__})"
         )
 
@@ -121,7 +123,7 @@ def _length(x: Any) -> int:
     if not shape:
         raise TypeError(
             "Each calibration input must be an array with a batch axis. "
-            f"Received: {first!r} (of type {type(first).__name__})"
+            f"Received: {shown(first)} (of type {type(first).__name__})"
         )
     return int(shape[0])
 

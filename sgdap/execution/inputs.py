@@ -47,6 +47,14 @@ def check_calibration_data(graph: ChannelGraph, data: Any) -> None:
 def input_batches(
     graph: ChannelGraph, data: Any, batch_size: int, samples: int | None, most: int
 ) -> Iterator[tuple[int, list[Any]]]:
+    """Reads data in batches that a model takes, without their targets; see `labelled_batches`."""
+    for number, inputs, _ in labelled_batches(graph, data, batch_size, samples, most):
+        yield number, inputs
+
+
+def labelled_batches(
+    graph: ChannelGraph, data: Any, batch_size: int, samples: int | None, most: int
+) -> Iterator[tuple[int, list[Any], Any]]:
     """Reads data in batches that a model takes.
 
     Args:
@@ -58,7 +66,8 @@ def input_batches(
         most: Batches of more samples are cut into several.
 
     Yields:
-        The number of each batch and its flat list of input tensors.
+        The number of each batch, its flat list of input tensors, and its targets as they are given,
+        or None.
 
     Raises:
         ValueError: Inputs do not fit the model or are not finite.
@@ -67,10 +76,10 @@ def input_batches(
     fixed = graph.program.shapes[graph.program.inputs[0].index][0]
     size = fixed or min(batch_size, most)
     found = batches(data, size, samples, None if fixed else most)
-    for number, (x, _, _) in enumerate(found):
+    for number, (x, y, _) in enumerate(found):
         inputs = checked_inputs(graph, x)
         if fixed in (None, int(inputs[0].shape[0])):
-            yield number, inputs
+            yield number, inputs, y
 
 
 def checked_inputs(graph: ChannelGraph, x: Any) -> list[Any]:

@@ -49,11 +49,15 @@ def input_rows(patches: Patches, x: Any, limit: int, seed: Any) -> Any:
         x = _channels_last(x)
     spatial = [int(size) for size in x.shape[1:-1]]
     low_high, out = patches.geometry(spatial)
+    strides, taps = patches.strides, _grid(patches.kernel_size, patches.dilation)
+    if patches.transposed is not None:
+        x, spatial = _spread_out(x, spatial, strides)
+        strides, taps = (1,) * len(strides), taps[::-1]
     x = tf.pad(x, [(0, 0), *low_high, (0, 0)])
     padded = [size + low + high for size, (low, high) in zip(spatial, low_high, strict=True)]
     stride = np.cumprod([1, *padded[:0:-1]])[::-1]
-    offsets = _grid(patches.kernel_size, patches.dilation) @ stride
-    positions = tf.constant(_grid(out, patches.strides) @ stride, tf.int32)
+    offsets = taps @ stride
+    positions = tf.constant(_grid(out, strides) @ stride, tf.int32)
     chosen = tf.gather(positions, _sample(math.prod(out), limit, seed))
     index = chosen[:, None] + tf.constant(offsets, tf.int32)[None]
     channels = x.shape[-1]
@@ -92,6 +96,18 @@ def _of_steps(patches: Patches, x: Any, limit: int, seed: Any, read: Callable[..
 
 def _channels_last(x: Any) -> Any:
     return tf.transpose(x, [0, *range(2, len(x.shape)), 1])
+
+
+def _spread_out(x: Any, spatial: list[int], strides: tuple[int, ...]) -> tuple[Any, list[int]]:
+    """A tensor with `stride - 1` zeros after each position of each spatial axis; its extents."""
+    wide = [size * stride for size, stride in zip(spatial, strides, strict=True)]
+    for axis, (size, stride) in enumerate(zip(spatial, strides, strict=True), 1):
+        if stride > 1:
+            ends = tf.pad(x, [(0, int(i == axis)) for i in range(len(x.shape))])
+            index = np.full(size * stride, size)
+            index[::stride] = np.arange(size)
+            x = tf.gather(ends, index, axis=axis)
+    return x, wide
 
 
 def _sampled_rows(x: Any, limit: int, seed: Any) -> Any:

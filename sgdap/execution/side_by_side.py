@@ -113,17 +113,16 @@ class SideBySide:
         step, after = self._make_step(part, values)
         seen = 0
         keeps = False
-        with _keras.recurrent_states_kept(self._graph.program.model):
-            for number, size, tensors in self._batches():
-                found, left, masks = step(tensors, tf.constant([self._seed, number], tf.int32))
-                if not seen:
-                    keeps = 0 < _bytes_of([*left, *masks.values()]) <= self._room * size
-                    after.masked.extend(masks)
-                if keeps:
-                    after.batches.append((number, size, _on_host([*left, *masks.values()])))
-                seen += size
-                del left, masks
-                yield size, _halves(found)
+        for number, size, tensors in self._batches():
+            found, left, masks = step(tensors, tf.constant([self._seed, number], tf.int32))
+            if not seen:
+                keeps = 0 < _bytes_of([*left, *masks.values()]) <= self._room * size
+                after.masked.extend(masks)
+            if keeps:
+                after.batches.append((number, size, _on_host([*left, *masks.values()])))
+            seen += size
+            del left, masks
+            yield size, _halves(found)
         if keeps:
             self._reached = after
 
@@ -186,7 +185,8 @@ class SideBySide:
             tensors, masks = list(map(tf.identity, flat[: 2 * count])), flat[2 * count :]
             for place, mask in zip(since.masked, masks, strict=True):
                 _keras.attach_mask(tensors[place], mask)
-            whole, left = run(tensors[:count], seed)
+            with keras.StatelessScope():
+                whole, left = run(tensors[:count], seed)
             with keras.StatelessScope(state_mapping=replaced):
                 slim, slim_left = run(tensors[count:], seed)
             left = [*left, *slim_left]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from typing import Any
 
 import keras
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.channels.facts import Place
+from sgdap.model.interception import replaced
 from sgdap.model.program import Call
 
 
@@ -28,59 +28,58 @@ def linear_outputs(place: Place, call: Call, compute: Callable[[], Any]) -> tupl
         The output before and after the activation.
     """
     layer = place.layer_of(call.operation)
-    activation = layer.activation
-    layer.activation = keras.activations.linear
-    try:
+
+    def without_activation(original: Callable[..., Any], own: Any, *args: Any, **kw: Any) -> Any:
+        return original(_linear(own) if own is layer else own, *args, **kw)
+
+    with replaced({(type(layer), "call"): without_activation}):
         before = compute()
-    finally:
-        layer.activation = activation
-    after = activation(before)
+    after = layer.activation(before)
     _keras.attach_mask(after, _keras.mask_of(before))
     return before, after
+
+
+def _linear(layer: Any) -> Any:
+    """The same layer, with the same variables, without an activation; others use `layer` too."""
+    linear = object.__new__(type(layer))
+    vars(linear).update(vars(layer), activation=keras.activations.linear)
+    return linear
 
 
 @contextmanager
 def tensors_inside(
     operation: Any, places: Sequence[Place], see: Callable[[Place, Any], None]
 ) -> Iterator[None]:
-    """Shows tensors inside a layer while it is called.
+    """Shows tensors inside a layer while this thread calls it.
 
     Args:
         operation: The layer.
         places: Which of its tensors are observed.
         see: What each of these places and its tensor are shown to.
     """
-    parts = {place.inside: place.layer_of(operation) for place in places}
-    for number, part in parts.items():
-        part.call = _showing(part.call, [own for own in places if own.inside == number], see)
-    try:
-        yield
-    finally:
-        for part in parts.values():
-            del part.call
+    of_part: dict[int, list[Place]] = {}
+    for place in places:
+        of_part.setdefault(id(place.layer_of(operation)), []).append(place)
 
-
-def _showing(
-    call: Callable[..., Any], places: Sequence[Place], see: Callable[[Place, Any], None]
-) -> Callable[..., Any]:
-    @wraps(call)
-    def shown(x: Any, *args: Any, **kwargs: Any) -> Any:
-        for place in places:
+    def showing(original: Callable[..., Any], own: Any, x: Any, *args: Any, **kw: Any) -> Any:
+        here = of_part.get(id(own), [])
+        for place in here:
             if not place.made:
                 see(place, x)
-        y = call(x, *args, **kwargs)
-        for place in places:
+        y = original(own, x, *args, **kw)
+        for place in here:
             if place.made:
                 see(place, y)
         return y
 
-    return shown
+    parts = {type(place.layer_of(operation)) for place in places}
+    with replaced({(part, "call"): showing for part in parts}):
+        yield
 
 
 def kernel_matrix(place: Place, operation: Any) -> npt.NDArray[np.float64]:
-    """A consumer's kernel as a matrix, `(features, outputs)`; 1 where there is none."""
+    """A consumer's kernel as a matrix, `(features, outputs)`; the identity where there is none."""
     if place.kernel is None:
         return np.eye(len(place.features))
     kernel = _keras.layer_variables(operation)[place.kernel].numpy()
-    matrix: npt.NDArray[np.float64] = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
-    return matrix
+    return place.patches.kernel_matrix(np.asarray(kernel, np.float64))

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 
 from sgdap import _keras
 from sgdap.model.program import Program, Ref
+from sgdap.model.sample_sizes import Sizes, fixed_batch, sizes_of_a_sample
 
 Handle = Callable[[Any], float]
 """Returns the FLOPs of one operator of a graph, one multiply-add = 2."""
@@ -38,7 +39,7 @@ def traced_work(program: Program, numbers: Iterable[int]) -> dict[int, TracedWor
     """Counts what some calls of a model compute, without running them.
 
     Operators that only pass over their numbers (activations, sums, copies) count as 0, as they do
-    in layers that have a rule. Sizes that the model leaves open are taken as 1.
+    in layers that have a rule. Sizes that the model leaves open are those of one sample.
 
     Args:
         program: The model's calls.
@@ -56,6 +57,7 @@ def traced_work(program: Program, numbers: Iterable[int]) -> dict[int, TracedWor
     import tensorflow as tf
 
     found: dict[int, TracedWork] = {}
+    sizes, batch = sizes_of_a_sample(program), fixed_batch(program) or 1
 
     def step() -> Any:
         graph = tf.compat.v1.get_default_graph()
@@ -64,13 +66,14 @@ def traced_work(program: Program, numbers: Iterable[int]) -> dict[int, TracedWor
                 # Variables that a call assigns and losses that it adds stay in the scope.
                 with keras.StatelessScope():
                     inputs = program.calls[number].inputs
-                    values = {ref.index: _placeholder(program, ref) for ref in inputs}
+                    values = {r.index: _placeholder(program, r, sizes[r.index]) for r in inputs}
                     program.advance(values, None, number, number + 1)
             except Exception as error:  # whatever stops a layer of the user's from being traced
                 found[number] = TracedWork(0.0, (f"it can't be traced ({type(error).__name__})",))
             else:
                 made = [values[ref.index] for ref in program.calls[number].outputs]
-                found[number] = _work_of(graph, tf.nest.flatten(made, expand_composites=True))
+                work = _work_of(graph, tf.nest.flatten(made, expand_composites=True))
+                found[number] = replace(work, flops=work.flops / batch)
         return tf.constant(0)
 
     tf.function(step, autograph=False).get_concrete_function()
@@ -114,10 +117,11 @@ def _needed(tensors: Sequence[Any]) -> list[Any]:
     return list(found.values())
 
 
-def _placeholder(program: Program, ref: Ref) -> Any:
+def _placeholder(program: Program, ref: Ref, sizes: Sizes) -> Any:
     import tensorflow as tf
 
-    shape = [size or 1 for size in program.shapes[ref.index]]
+    whole = zip(program.shapes[ref.index], sizes, strict=True)
+    shape = [int(own) if size is None else size for size, own in whole]
     return tf.compat.v1.placeholder(program.dtypes[ref.index], shape)
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from sgdap._arguments import choices_for, shown
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.elimination import Consumer
 
@@ -106,10 +107,11 @@ def get_guidance(identifier: str | Guidance) -> Guidance:
     if not isinstance(identifier, str):
         raise TypeError(
             "guidance must be the name of a criterion or a sgdap.Guidance. "
-            f"Received: {identifier!r} (of type {type(identifier).__name__})"
+            f"Received: {shown(identifier)} (of type {type(identifier).__name__})"
         )
     if identifier not in _GUIDANCES:
         raise ValueError(
-            f"No guidance is called '{identifier}'. There are: {', '.join(sorted(_GUIDANCES))}."
+            f"No guidance is called '{identifier}'. {choices_for(identifier, sorted(_GUIDANCES))} "
+            'The geometric median is "fpgm", APoZ is sgdap.guidance.ActivationGuidance("apoz").'
         )
     return _GUIDANCES[identifier]()

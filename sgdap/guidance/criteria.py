@@ -6,11 +6,15 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+import keras
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
-from sgdap._arguments import check_integer, check_share, is_number
+from sgdap import _keras
+from sgdap._arguments import check_integer, check_share, is_number, shown
+from sgdap.channels.facts import Axis
+from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.base import Array, GroupData, Guidance, Order, register_guidance
 from sgdap.guidance.lasso import (
     LassoFit,
@@ -58,9 +62,9 @@ class LassoGuidance(Guidance):
         check_integer("alphas", alphas, 2)
         check_share("refinement", refinement)
         if not is_number(eps) or not 0 < eps < 1:
-            raise ValueError(f"eps must be a number between 0 and 1. Received: eps={eps!r}")
+            raise ValueError(f"eps must be a number between 0 and 1. Received: eps={shown(eps)}")
         if not is_number(tol) or not tol > 0:
-            raise ValueError(f"tol must be a positive number. Received: tol={tol!r}")
+            raise ValueError(f"tol must be a positive number. Received: tol={shown(tol)}")
         self.alphas = alphas
         self.eps = eps
         self.refinement = refinement
@@ -179,6 +183,14 @@ class FPGMGuidance(Guidance):
         return scores
 
 
+def is_batch_norm_scale(graph: ChannelGraph, axis: Axis) -> bool:
+    """Whether an axis is that of the scale γ of a batch normalisation."""
+    layer = graph.program.layers()[axis.path]
+    if not isinstance(layer, keras.layers.BatchNormalization):
+        return False
+    return _keras.layer_variables(layer)[axis.variable] is layer.gamma
+
+
 class BatchNormScaleGuidance(Guidance):
     """The scale |γ| of the batch normalisations along a channel.
 
@@ -190,6 +202,21 @@ class BatchNormScaleGuidance(Guidance):
     """
 
     name: ClassVar[str] = "batch_norm_scale"
+
+    def check(self, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> None:
+        """Raises if no batch normalisation is along any of the groups.
+
+        Raises:
+            ValueError: There is none, so this would be another criterion.
+        """
+        channels = np.concatenate([group.channels for group in groups])
+        along = [axis for axis in graph.axes if np.isin(axis.channels, channels).any()]
+        if not any(is_batch_norm_scale(graph, axis) for axis in along):
+            raise ValueError(
+                "guidance='batch_norm_scale' needs a BatchNormalization with a scale along the "
+                f"channels of some group, and model '{graph.program.model.name}' has none. Take "
+                "guidance='magnitude' or 'lasso'."
+            )
 
     def scores(self, data: GroupData) -> Array:
         """The sum of |γ| over the normalisations, `(size,)`."""
@@ -260,7 +287,7 @@ class ActivationGuidance(Guidance):
     def __init__(self, value: str = "combined") -> None:
         if value not in _ACTIVATION_VALUES:
             raise ValueError(
-                f"value must be 'mean', 'std', 'combined' or 'apoz'. Received: value={value!r}"
+                f"value must be 'mean', 'std', 'combined' or 'apoz'. Received: value={shown(value)}"
             )
         self.value = value
 

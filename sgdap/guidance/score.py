@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-import keras
 import numpy as np
 import numpy.typing as npt
 from joblib import Parallel, cpu_count, delayed
@@ -16,6 +15,7 @@ from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.execution.memory import checked_memory_limit
 from sgdap.execution.taps import kernel_matrix
 from sgdap.guidance.base import GroupData, Guidance
+from sgdap.guidance.criteria import is_batch_norm_scale
 from sgdap.guidance.elimination import PENDING, Consumer, ErrorCurve, eliminate, scale_of
 from sgdap.guidance.growth import growth_rates
 from sgdap.statistics.activation import activation_statistics
@@ -172,7 +172,7 @@ def group_data(
         channels = local[axis.channels]
         layer = layers[axis.path]
         variable = _keras.layer_variables(layer)[axis.variable]
-        if isinstance(layer, keras.layers.BatchNormalization) and variable is layer.gamma:
+        if is_batch_norm_scale(graph, axis):
             if (channels >= 0).any():
                 scales.append(_by_channel(np.abs(variable.numpy()), channels, group.size))
             continue

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from sgdap._arguments import choices_for, shown
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.rules.activation import is_elementwise
@@ -178,7 +179,7 @@ def _chosen(program: Program, found: Mapping[str, Any], layers: Sequence[str] | 
     if isinstance(layers, str) or not isinstance(layers, Iterable) or not [*layers]:
         raise TypeError(
             "layers must be a list of layer names or patterns, for example ['conv*'], or None for "
-            f"all. Received: {layers!r}"
+            f"all. Received: {shown(layers)}"
         )
     chosen = []
     for pattern in layers:
@@ -191,7 +192,7 @@ def _chosen(program: Program, found: Mapping[str, Any], layers: Sequence[str] | 
         if not fitting:
             raise ValueError(
                 f"No layer of model '{program.model.name}' with an activation that can be replaced "
-                f"is called {pattern!r}. There are: {', '.join(found)}."
+                f"is called {pattern!r}. {choices_for(str(pattern), found)}"
             )
         chosen += [path for path in fitting if path not in chosen]
     return chosen

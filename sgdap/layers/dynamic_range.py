@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from sgdap._arguments import check_choice, is_number
+from sgdap._arguments import check_choice, is_number, shown
 
 
 @keras.saving.register_keras_serializable(package="sgdap")
@@ -89,10 +89,12 @@ class DynamicRangeActivation(keras.layers.Layer):
         check_choice("growth", growth, ("trainable", "statistics"))
         if not is_number(momentum) or not 0 <= momentum < 1:
             raise ValueError(
-                f"momentum must be from 0 to less than 1. Received: momentum={momentum!r}"
+                f"momentum must be from 0 to less than 1. Received: momentum={shown(momentum)}"
             )
         if clip is not None and (not is_number(clip) or clip <= 0):
-            raise ValueError(f"clip must be a positive number or None. Received: clip={clip!r}")
+            raise ValueError(
+                f"clip must be a positive number or None. Received: clip={shown(clip)}"
+            )
         self.activation = keras.activations.get(activation)
         self.growth = growth
         self.growth_regularizer = _regularizer(growth_regularizer)
@@ -240,7 +242,7 @@ def _axis(axis: Any) -> int:
     if isinstance(axis, bool) or not isinstance(axis, Integral) or axis == 0:
         raise ValueError(
             "channel_axis must be the number of an axis, not 0, which is that of the samples. "
-            f"Received: channel_axis={axis!r}"
+            f"Received: channel_axis={shown(axis)}"
         )
     return int(axis)
 
@@ -253,5 +255,5 @@ def _regularizer(identifier: Any) -> Any:
     except (TypeError, ValueError) as error:
         raise ValueError(
             "growth_regularizer must be a number that is not negative, a Keras regularizer or "
-            f"None. Received: growth_regularizer={identifier!r}"
+            f"None. Received: growth_regularizer={shown(identifier)}"
         ) from error

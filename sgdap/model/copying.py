@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from types import FunctionType
@@ -12,6 +13,7 @@ from typing import Any
 import keras
 
 from sgdap import _keras
+from sgdap.model.generators import global_state_kept
 
 
 def made_like(operation: Any, entries: Mapping[str, Any]) -> Any:
@@ -123,8 +125,26 @@ def _from_attributes(operation: Any, entries: Mapping[str, Any]) -> Any | None:
         return None
     if set(_forgotten(operation, new)) - set(entries):
         return None
-    _tell_all(new)
+    if not _is_read_back(new):
+        _tell_all(new)
+        if not _is_read_back(new):  # then it is saved as the one that it is like
+            object.__delattr__(new, "get_config")
     return new
+
+
+def _is_read_back(layer: Any) -> bool:
+    """Whether Keras makes a layer like this one from what it would write to a file."""
+    try:
+        with global_state_kept(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a lambda is in the file, as before
+            written = without_build_config(keras.saving.serialize_keras_object(layer))
+            classes = {written[key]: type(layer) for key in ("class_name", "registered_name")}
+            read = keras.saving.deserialize_keras_object(written, classes, safe_mode=False)
+    except Exception:
+        return False
+    wanted, found = _arguments(layer), _arguments(read)
+    of_same_kinds = all(type(value) is type(found.get(name)) for name, value in wanted.items())
+    return of_same_kinds and not _forgotten(layer, read)
 
 
 def _arguments(layer: Any) -> dict[str, Any]:
@@ -142,7 +162,7 @@ def _arguments(layer: Any) -> dict[str, Any]:
 
 
 def _tell_all(layer: Any) -> None:
-    """Gives a layer a config that tells all, for its class has none, so that it can be loaded."""
+    """Gives a layer a config that tells all that its class takes, so that it can be loaded."""
     object.__setattr__(layer, "get_config", partial(_config_of, layer))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -47,7 +48,20 @@ def functional(model: Any) -> Any:
         >>> [layer.name for layer in sgdap.functional(model).layers[1:]]
         ['hidden', 'end']
     """
-    return functional_program(trace(model)).model
+    program = trace(model)
+    warn_of_losses(program)
+    return functional_program(program).model
+
+
+def warn_of_losses(program: Program) -> None:
+    """Warns where a functional copy would leave out what a `call` adds to the losses."""
+    if program.losses:
+        warnings.warn(
+            f"The functional copy of '{program.model.name}' does not have the losses that its "
+            "`call` adds with `add_loss`. Make the model itself slim to train on: with "
+            "SGDAPCallback, or sgdap.apply(model, plan, in_place=True).",
+            stacklevel=3,
+        )
 
 
 def saves_by_its_graph(model: Any) -> bool:
@@ -92,6 +106,7 @@ def functional_with(program: Program, replacements: Mapping[str, Sequence[Any]])
     Raises:
         ValueError: As `functional_program`.
     """
+    warn_of_losses(program)
     return _copied(program, replacements)[0]
 
 

@@ -30,7 +30,10 @@ def replaced(replacements: Replacements) -> Iterator[None]:
     with _LOCK, contextlib.ExitStack() as stack:
         for (owner, name), replacement in replacements.items():
             original = getattr(owner, name)
-            stack.callback(setattr, owner, name, original)
+            if name in vars(owner):
+                stack.callback(setattr, owner, name, original)
+            else:  # inherited
+                stack.callback(delattr, owner, name)
             setattr(owner, name, _switch(original, replacement))
         stack.enter_context(_switched(True))
         yield

@@ -35,6 +35,8 @@ class Call:
         made: The tensors it makes, structured as it returns them.
         in_graph: Whether the graph of a functional model holds the call and its arguments.
         line: The place in the user's own code that made the call; empty where there is none.
+        untraced: Why the layer's own code was not followed, and what would be; empty where it
+            was, or there is none.
     """
 
     operation: Any
@@ -45,6 +47,7 @@ class Call:
     made: Any = None
     in_graph: bool = False
     line: str = ""
+    untraced: str = ""
 
     @property
     def inputs(self) -> tuple[Ref, ...]:
@@ -135,6 +138,7 @@ class Program:
         dtypes: The dtype of each tensor.
         unrolled: The models and layers that were unrolled, each after those in it; the whole model
             is the last one.
+        losses: The tensors that a `call` of the user's own gives to `add_loss`.
     """
 
     model: Any
@@ -144,6 +148,7 @@ class Program:
     shapes: tuple[Shape, ...]
     dtypes: tuple[str, ...]
     unrolled: tuple[Unrolled, ...]
+    losses: tuple[Ref, ...] = ()
 
     @property
     def functional(self) -> Any:
@@ -159,6 +164,20 @@ class Program:
             if outside and _keras.functional_of(part.layer) is None:
                 found.append(part)
         return tuple(reversed(found))
+
+    def only_for_losses(self) -> frozenset[int]:
+        """The numbers of the calls that losses need and outputs do not."""
+        return frozenset(self._behind(self.losses) - self._behind(self.outputs))
+
+    def _behind(self, refs: tuple[Ref, ...]) -> set[int]:
+        """The numbers of the calls that some tensors need."""
+        wanted, found = set(refs), set[int]()
+        for number in range(len(self.calls) - 1, -1, -1):
+            call = self.calls[number]
+            if not wanted.isdisjoint(call.outputs):
+                found.add(number)
+                wanted.update(call.inputs)
+        return found
 
     def layers(self) -> dict[str, Any]:
         """The layers and operations by path, each once, in order of their first call."""
@@ -177,7 +196,7 @@ class Program:
     def run_flat(
         self, inputs: list[Any], taps: Taps | None = None, stop: int | None = None
     ) -> list[Any]:
-        """Runs the program on data, in inference mode.
+        """Runs the program on data as `predict` does. No variable of the model changes.
 
         Args:
             inputs: The model's input tensors, flattened.
@@ -188,7 +207,8 @@ class Program:
             The model's outputs, flattened.
         """
         values = dict(zip((ref.index for ref in self.inputs), inputs, strict=True))
-        self.advance(values, taps, 0, stop)
+        with keras.StatelessScope():
+            self.advance(values, taps, 0, stop)
         return [values.get(ref.index) for ref in self.outputs]
 
     def advance(
@@ -198,7 +218,10 @@ class Program:
         start: int,
         stop: int | None = None,
     ) -> None:
-        """Runs some of the calls, in inference mode.
+        """Runs some of the calls in inference mode, in a `keras.StatelessScope` of the caller's.
+
+        Layers that write variables, as `BatchNormalization` does in a call that was given
+        `training=True`, write to that scope.
 
         Args:
             values: The tensors made before, by number; those that the calls make are added.
@@ -206,11 +229,12 @@ class Program:
             start: Number of the first call that is run.
             stop: Number after the last one; None: all.
         """
+        in_code = {number for code in self.codes for number in range(code.start, code.stop)}
         for number, call in enumerate(self.calls[start:stop], start):
             args, kwargs = fill(call, values)
-            if "training" not in kwargs and "training" in getattr(
-                call.operation, "call_signature_parameters", ()
-            ):
+            takes_training = "training" in getattr(call.operation, "call_signature_parameters", ())
+            # A graph hands its own `training` on to all calls, one of the user's own only says it.
+            if takes_training and ("training" not in kwargs or number not in in_code):
                 kwargs["training"] = False
 
             def compute(call: Call = call, args: Any = args, kwargs: Any = kwargs) -> Any:

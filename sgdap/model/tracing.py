@@ -11,11 +11,25 @@ from typing import Any
 import keras
 
 from sgdap import _keras
+from sgdap._arguments import shown
 from sgdap.model.arguments import symbolic_arguments, symbolic_like
 from sgdap.model.interception import originals, replaced
 from sgdap.model.open_sizes import output_spec, size_functions, sizes_asked
 from sgdap.model.program import Call, Program, Ref, Shape, Unrolled, leaves_of, refs_of
-from sgdap.model.user_code import has_code, untraceable, user_line
+from sgdap.model.user_code import has_code, untraceable, untraced, user_line
+
+
+def check_is_no_tf_keras(model: Any) -> None:
+    """Raises if a model is one of Keras 2, which is another package today.
+
+    Raises:
+        TypeError: It is.
+    """
+    if any(base.__module__.split(".")[0] == "tf_keras" for base in type(model).__mro__):
+        raise TypeError(
+            f"'{model.name}' is a model of tf_keras (Keras 2), and sgdap needs one of Keras 3. "
+            "Build it with `import keras`, without TF_USE_LEGACY_KERAS, and load its weights."
+        )
 
 
 def trace(model: Any) -> Program:
@@ -33,9 +47,10 @@ def trace(model: Any) -> Program:
         TypeError: `model` is no Keras model.
         ValueError: It is not built, or its `call` can't be run on symbolic tensors.
     """
+    check_is_no_tf_keras(model)
     if not isinstance(model, keras.Model):
         raise TypeError(
-            f"Expected a keras.Model. Received: {model!r} (of type {type(model).__name__})."
+            f"Expected a keras.Model. Received: {shown(model)} (of type {type(model).__name__})."
         )
     args, kwargs = symbolic_arguments(model)
     recorder = _Recorder()
@@ -51,7 +66,7 @@ def trace(model: Any) -> Program:
     if not made:
         raise ValueError(
             f"The `call` of model '{model.name}' (of class {type(model).__name__}) returns no "
-            f"tensor that depends on its inputs. Received: {outputs!r}. Return its outputs."
+            f"tensor that depends on its inputs. Received: {shown(outputs)}. Return its outputs."
         )
     return Program(
         model=model,
@@ -61,6 +76,7 @@ def trace(model: Any) -> Program:
         shapes=tuple(recorder.shapes),
         dtypes=tuple(recorder.dtypes),
         unrolled=tuple(recorder.unrolled),
+        losses=tuple(recorder.losses),
     )
 
 
@@ -126,6 +142,7 @@ class _Recorder:
         self.shapes: list[Shape] = list(slim[:known])
         self.dtypes: list[str] = list(program.dtypes[:known]) if program else []
         self.unrolled: list[Unrolled] = []
+        self.losses: list[Ref] = []
         self._places: list[_Place] = []
         self._refs: dict[int, tuple[Any, Ref]] = {}
         self._masked: set[Ref] = set()
@@ -136,6 +153,7 @@ class _Recorder:
         """Runs a model or layer and takes down what it calls; returns what it makes."""
         functions = {
             (keras.Layer, "__call__"): self._layer_called,
+            (keras.Layer, "add_loss"): self._loss_added,
             (keras.Operation, "symbolic_call"): self._operation_called,
             **size_functions(self._reshaped),
         }
@@ -235,15 +253,18 @@ class _Recorder:
         node = place.node(layer)
         kwargs = {k: v for k, v in kwargs.items() if k != "training" or v is not None}
         path = self._paths.setdefault(id(layer), place.prefix + layer.name)
+        error: Exception | None = None
         if self._is_unrolled(layer, args, kwargs):
             calls, tensors, unrolled = len(self.calls), len(self.shapes), len(self.unrolled)
+            losses = len(self.losses)
             try:
                 return self._entered(layer, path, args, kwargs)
-            except Exception:
-                if _keras.functional_of(layer) is not None:
+            except Exception as stopped:
+                # A second run stops where it differs from the first.
+                if self._program or _keras.functional_of(layer) is not None:
                     raise
-                # What can't be traced is one layer without a rule.
-                del self.calls[calls:], self.unrolled[unrolled:]
+                error = stopped  # what can't be traced is one layer without a rule
+                del self.calls[calls:], self.unrolled[unrolled:], self.losses[losses:]
                 del self.shapes[tensors:], self.dtypes[tensors:]
                 self._masked = {ref for ref in self._masked if ref.index < tensors}
         if not layer.built and not _has_nothing_to_build(layer):
@@ -251,7 +272,12 @@ class _Recorder:
                 f"Layer '{path}' is not built. Make layers in `__init__`, and call the model "
                 "once on a batch of data."
             )
-        return self._take_down(layer, path, args, kwargs, node)
+        why = untraced(layer, error)
+        return self._take_down(layer, path, args, kwargs, node, why=why)
+
+    def _loss_added(self, _: Any, layer: Any, /, loss: Any) -> None:
+        """Takes down what a layer adds to the losses; one of numbers alone is not of this run."""
+        self.losses += [self.ref(leaf) for leaf in leaves_of(loss) if _is_symbolic(leaf)]
 
     def _operation_called(self, _: Any, operation: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Takes down the call of an operation of `keras.ops`, which leaves no node on it."""
@@ -274,6 +300,7 @@ class _Recorder:
         kwargs: Any,
         node: Any = None,
         specs: Any = None,
+        why: str = "",
     ) -> Any:
         """Takes down one call; returns new symbolic tensors, like `specs` where they are given."""
         given, named = self._numbers((args, dict(kwargs)))
@@ -286,7 +313,8 @@ class _Recorder:
         outputs = tuple(self.numbered(leaf) for leaf in leaves_of(made) if _is_symbolic(leaf))
         line = user_line(None) if self._places[-1].is_code else ""
         structure, in_graph = self._numbers(made), node is not None
-        self.calls.append(Call(operation, path, given, named, outputs, structure, in_graph, line))
+        made_of = (operation, path, given, named, outputs, structure, in_graph, line, why)
+        self.calls.append(Call(*made_of))
         makes_masks = isinstance(operation, keras.layers.Masking)
         if makes_masks or getattr(operation, "mask_zero", False) or self._masked & {*taken}:
             self._masked.update(outputs)

@@ -6,9 +6,11 @@ import contextlib
 import functools
 import inspect
 import linecache
+import re
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, FunctionType, TracebackType
 from typing import Any
 
 import keras
@@ -32,15 +34,66 @@ def has_code(layer: Any) -> bool:
 
 def user_line(stopped: TracebackType | None) -> str:
     """The innermost line of the user's own code: of a traceback, or of the current stack."""
+    place = _user_place(stopped)
+    return "an unknown line" if place is None else _shown(*place[1:])
+
+
+def _user_place(stopped: TracebackType | None) -> tuple[FrameType, str, int] | None:
+    """The innermost frame of the user's own code, with its file and line."""
     if stopped is None:
         frames = traceback.walk_stack(inspect.currentframe())
     else:
         frames = reversed(list(traceback.walk_tb(stopped)))
-    for frame, line in frames:
-        name = frame.f_code.co_filename
-        if not _is_of_a_library(name):
-            return f"{name}:{line} (`{linecache.getline(name, line).strip()}`)"
-    return "an unknown line"
+    places = ((frame, frame.f_code.co_filename, line) for frame, line in frames)
+    return next((place for place in places if not _is_of_a_library(place[1])), None)
+
+
+def _shown(file: str, line: int) -> str:
+    return f"{file}:{line} (`{linecache.getline(file, line).strip()}`)"
+
+
+def untraced(layer: Any, error: Exception | None) -> str:
+    """Why a layer's own code was not followed, and what would be; empty where there is none.
+
+    Args:
+        layer: The layer.
+        error: What stopped its `call`; None: it was not followed at all.
+    """
+    place = None if error is None else _user_place(error.__traceback__)
+    if place is not None:
+        frame, file, line = place
+        known = {**frame.f_globals, **frame.f_locals}
+    elif isinstance(layer, keras.layers.Lambda) and isinstance(layer.function, FunctionType):
+        code, known = layer.function.__code__, layer.function.__globals__
+        file, line = code.co_filename, code.co_firstlineno
+    else:
+        return ""
+    twins = _twins(linecache.getline(file, line), known)
+    return (
+        f"the code at {_shown(file, line)} is not looked into; write it with keras.ops in a layer "
+        f"of your own{': ' if twins else ''}{twins}"
+    )
+
+
+def _twins(line: str, known: Mapping[str, Any]) -> str:
+    """Keras' own functions for those of other packages that a line calls."""
+    found = []
+    for called in re.findall(r"[A-Za-z_][\w.]*(?=\()", line):
+        root, _, rest = called.partition(".")
+        package = getattr(known.get(root), "__name__", "").split(".")[0]
+        name = rest.rpartition(".")[2].removeprefix("reduce_")
+        if package in ("tensorflow", "numpy", "jax", "torch"):
+            twins = [f"keras.{m}.{name}" for m, ops in _OPERATIONS.items() if hasattr(ops, name)]
+            found += [f"{twin} for {called}" for twin in twins[:1]]
+    return ", ".join(dict.fromkeys(found))
+
+
+_OPERATIONS = {
+    "ops": keras.ops,
+    "ops.image": keras.ops.image,
+    "ops.linalg": keras.ops.linalg,
+    "random": keras.random,
+}
 
 
 @functools.cache
@@ -72,7 +125,7 @@ def untraceable(layer: Any, path: str, error: Exception) -> ValueError:
     return ValueError(
         f"The `call` of {what} (of class {type(layer).__name__}) can't be traced with symbolic "
         f"tensors: it stopped at {user_line(error.__traceback__)} with {type(error).__name__}: "
-        f"{_first_sentence(error)}. {_remedy(error)}"
+        f"{_first_sentence(error)}. {_remedy(layer, error)}"
     )
 
 
@@ -82,16 +135,23 @@ def _first_sentence(error: Exception) -> str:
     return lines[0].split(". ")[0].rstrip(". ") if lines else "no message"
 
 
-def _remedy(error: Exception) -> str:
+def _remedy(layer: Any, error: Exception) -> str:
+    if hasattr(type(layer).call, "python_function"):
+        return "Take `@tf.function` off `call`: Keras compiles what fit and predict run by itself."
     if "NoneType" in str(error):
         return (
             "The size of a batch is None there: make a tensor of that size from another one, "
             "with ops.zeros_like(x[:, :1]) or x * 0, say."
         )
+    if "UnknownSize" in str(error):
+        return (
+            "A size stands there that is known only when the model runs. Draw random numbers of "
+            "that size in a keras.layers.Layer of its own, say."
+        )
     if "is not built" in str(error):
         return "Make layers in `__init__`, and call the model once on a batch of data."
     return (
         "Use keras.layers and keras.ops there, and no `if` or loop on the values of tensors. What "
-        "TensorFlow or NumPy must do belongs into a keras.layers.Layer of its own, which is then "
-        "left as it is."
+        "TensorFlow or NumPy must do belongs into a keras.layers.Layer of its own without weights, "
+        "which is then tried as a whole."
     )

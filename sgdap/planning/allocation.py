@@ -15,7 +15,7 @@ from sgdap.planning.cost import (
     MEASURES,
     CostModel,
     cost_model,
-    input_shapes,
+    open_inputs,
 )
 from sgdap.planning.widths import Step, WidthRules, WidthSearch
 from sgdap.planning.work import warn_of_uncounted
@@ -72,7 +72,7 @@ def allocate(
     cost = widths.cost()
     if (cost > targets * (1 + 1e-9)).any():
         share = ", ".join(
-            f"{cost[i] / full[i]:.3g} of its {name}"
+            f"{'all' if cost[i] >= full[i] else f'{cost[i] / full[i]:.3g}'} of its {name}"
             for i, name in enumerate(MEASURES)
             if cost[i] > targets[i]
         )
@@ -123,21 +123,35 @@ def check_budget_can_be_met(
         rules: Which widths the groups may have.
 
     Raises:
-        ValueError: Even the narrowest model costs more, or the budget limits FLOPs and an input
-            shape has an open (None) size.
+        ValueError: Even the narrowest model costs more, a limit must be meant as a percentage, or
+            the budget limits FLOPs and an input shape has an open (None) size.
     """
-    open_sizes = [shape for shape in input_shapes(graph) if None in shape[1:]]
-    if budget.flops is not None and open_sizes:
+    open_shapes = open_inputs(graph)
+    if budget.flops is not None and open_shapes:
         raise ValueError(
             f"{budget} can't be checked: an input of model '{graph.program.model.name}' has the "
-            f"shape {open_sizes[0]}, and FLOPs depend on the sizes left open. Build the model with "
-            "a fixed keras.Input shape, or limit its parameters: Budget(params=0.5)."
+            f"shape {open_shapes[0]}, and FLOPs depend on the sizes left open. Build the model "
+            "with a fixed keras.Input shape, or limit its parameters: Budget(params=0.5)."
         )
     if budget.flops is not None:
         warn_of_uncounted(graph)
     model = cost_model(graph)
     full = model.cost(model.lengths(np.ones(graph.count, bool)))
     allocate(groups, flat_curves(groups), model, budget, full=full, rules=rules)
+    _check_is_no_percentage(budget, full)
+
+
+def _check_is_no_percentage(budget: Budget, full: Array) -> None:
+    """Raises if a limit is so small a number that a percentage must be meant."""
+    whole = dict(zip(MEASURES, full, strict=True))
+    for name, limit in budget.limits().items():
+        if 1 < limit <= 100 and limit < 0.01 * whole[name]:
+            share = limit / whole[name]
+            raise ValueError(
+                f"{budget}: a limit above 1 is absolute, and {name}={limit} is {share:.2g} of the "
+                f"model's {whole[name]:,.0f}. Did you mean {name}={limit / 100:.4g}, that is "
+                f"{limit:g} %? If not, give it as a share: {name}={share:.3g}."
+            )
 
 
 def _globally(widths: WidthSearch, targets: Array, full: Array) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sgdap._arguments import check_integer
+from sgdap._arguments import check_integer, shown
+from sgdap.execution.latency import Runtime, check_runtime
 from sgdap.planning.cost import MEASURES
 
 _NAMES = ("flops", "params", "bytes")
@@ -23,16 +24,21 @@ class Budget:
 
     Attributes:
         flops: FLOPs for one sample (one multiply-add = 2). A value up to 1 is a fraction of the
-            whole model's FLOPs, a value above 1 is absolute.
+            whole model's FLOPs, a value above 1 is absolute. One that can only be meant as a
+            percentage (up to 100, and less than 1 % of the model) is refused.
         params: Number of parameters, as a fraction or absolute like `flops`.
         bytes: Bytes of all saved weights, as a fraction or absolute like `flops`.
         latency: The time for one batch on this machine: `"5ms"`, or a fraction of the whole
-            model's time. It is the median of repeated runs of slim copies, in a compiled function.
+            model's time. Slim copies are run until their median is known to 3 %.
         batch_size: Number of samples in the batch that `latency` is measured on.
+        runtime: What `latency` is measured in: `"keras"` (a compiled function), `"litert"` or
+            `"onnx"` (a file, in the runtime's default settings), or a function that takes a Keras
+            model and returns seconds.
 
     Raises:
-        TypeError: A limit is not a number.
-        ValueError: A limit is not positive, or none is given.
+        TypeError: A limit is not a number, or `runtime` neither a name nor a function.
+        ValueError: A limit is not positive, none is given, or no runtime has that name.
+        ImportError: The runtime's package is not installed.
 
     Example:
         >>> sgdap.Budget(flops=0.3)
@@ -44,6 +50,7 @@ class Budget:
     bytes: float | None = None
     latency: str | float | None = None
     batch_size: int = 1
+    runtime: Runtime = "keras"
 
     def __post_init__(self) -> None:
         for name, limit in self.limits().items():
@@ -51,6 +58,7 @@ class Budget:
         if self.latency is not None:
             self.latency_target(1.0)
         check_integer("batch_size", self.batch_size, 1)
+        check_runtime(self.runtime)
         if not self.limits() and self.latency is None:
             raise ValueError(
                 "Budget needs a limit: Budget(flops=0.5), Budget(params=0.5), Budget(bytes=0.5) "
@@ -97,14 +105,14 @@ class Budget:
             if seconds <= 0:
                 raise ValueError(
                     "Budget: latency must be a time such as '5ms', '800us' or '0.1s', or a "
-                    f"fraction of the model's. Received: latency={self.latency!r}"
+                    f"fraction of the model's. Received: latency={shown(self.latency)}"
                 )
             return seconds
         _check_limit("latency", self.latency)
         if self.latency > 1:
             raise ValueError(
                 "Budget: latency as a number is a fraction of the model's, up to 1; write a time "
-                f"with its unit: latency='5ms'. Received: latency={self.latency!r}"
+                f"with its unit: latency='5ms'. Received: latency={shown(self.latency)}"
             )
         return float(self.latency) * whole
 
@@ -113,6 +121,7 @@ class Budget:
         if self.latency is not None:
             given.append(f"latency={self.latency!r}")
             given += [f"batch_size={self.batch_size}"] if self.batch_size != 1 else []
+            given += [f"runtime={self.runtime!r}"] if self.runtime != "keras" else []
         return f"Budget({', '.join(given)})"
 
     __repr__ = __str__
@@ -122,11 +131,13 @@ def _check_limit(name: str, limit: object) -> None:
     if isinstance(limit, bool) or not isinstance(limit, (int, float, np.number)):
         raise TypeError(
             f"Budget: {name} must be a number, a fraction of the model's up to 1 or an "
-            f"absolute one above. Received: {name}={limit!r} (of type "
+            f"absolute one above. Received: {name}={shown(limit)} (of type "
             f"{type(limit).__name__})"
         )
     if not limit > 0 or math.isinf(limit):
-        raise ValueError(f"Budget: {name} must be positive and finite. Received: {name}={limit!r}")
+        raise ValueError(
+            f"Budget: {name} must be positive and finite. Received: {name}={shown(limit)}"
+        )
 
 
 def check_budget(budget: object) -> Budget:
@@ -139,6 +150,6 @@ def check_budget(budget: object) -> Budget:
         raise TypeError(
             "budget must be a sgdap.Budget, for example sgdap.Budget(flops=0.5) (in SGDAPCallback "
             "it may be left out where max_accuracy_drop is given). "
-            f"Received: {budget!r} (of type {type(budget).__name__})"
+            f"Received: {shown(budget)} (of type {type(budget).__name__})"
         )
     return budget

@@ -113,6 +113,11 @@ def _item_size(variable: Any) -> int:
     return int(np.dtype(variable.dtype).itemsize)
 
 
+def open_inputs(graph: ChannelGraph) -> list[Any]:
+    """The shapes of the inputs that leave sizes open, on which the model's FLOPs then depend."""
+    return [shape for shape in input_shapes(graph) if None in shape[1:]]
+
+
 def input_shapes(graph: ChannelGraph) -> list[Any]:
     """The shapes of the model's inputs."""
     return [graph.program.shapes[ref.index] for ref in graph.program.inputs]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import operator
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap._table import Row, table_text, terminal_width
 from sgdap.channels.groups import ChannelGraph
 
 _FORMAT = 1
@@ -51,7 +51,8 @@ class Plan:
         groups: The plan for each channel group, protected ones too.
         unknown: The layers and operations that no rule covers: path and reason of each.
         params: Parameters before and after.
-        flops: FLOPs for one sample before and after, one multiply-add = 2.
+        flops: FLOPs for one sample before and after, one multiply-add = 2. Where inputs leave sizes
+            open these count as 1, so that the numbers are no measure of the model, and not shown.
         samples: The number of calibration samples that were used.
         weights: The reconstruction: new values of consumers' variables, by
             `"path:number of the variable"`; empty without reconstruction.
@@ -59,6 +60,7 @@ class Plan:
             fitted to.
         notes: Sentences on FLOPs that are not counted, on what was given up to save memory, and
             on groups that are not scored by what the next layer needs.
+        open_inputs: The shapes of the inputs that leave sizes open, as text.
     """
 
     model: str
@@ -71,6 +73,7 @@ class Plan:
     weights: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     fitted_to: str = ""
     notes: tuple[str, ...] = ()
+    open_inputs: tuple[str, ...] = ()
 
     @property
     def widths(self) -> dict[str, int]:
@@ -107,6 +110,7 @@ class Plan:
             },
             "fitted_to": self.fitted_to,
             "notes": list(self.notes),
+            "open_inputs": list(self.open_inputs),
         }
         return json.dumps(content, indent=1)
 
@@ -147,44 +151,55 @@ class Plan:
                 },
                 fitted_to=str(content["fitted_to"]),
                 notes=tuple(str(note) for note in content.get("notes", ())),
+                open_inputs=tuple(str(shape) for shape in content.get("open_inputs", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ValueError(
                 f"This is not a plan written by Plan.to_json (format {_FORMAT}): {error!r}"
             ) from error
 
-    def __str__(self) -> str:
-        from rich.console import Console
-        from rich.table import Table
+    def __eq__(self, other: object) -> bool:
+        """Whether two plans say the same in all that `to_json` stores, weights bit by bit."""
+        return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
 
-        table = Table(title="Pruning plan", title_justify="left")
-        for heading, justify in (
-            ("group", "left"),
-            ("layers", "left"),
-            ("channels", "right"),
-            ("expected loss", "right"),
-            ("kept because", "left"),
-        ):
-            table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    def __hash__(self) -> int:
+        return hash((self.model, self.guidance, self.params, self.flops, self.fitted_to))
+
+    def __str__(self) -> str:
+        width = terminal_width(100)
+        wide = width >= 100  # else the layers alone: the first one gives the group its name
+        rows: list[Row] = []
         for group in self.groups:
             after = len(group.kept)
-            table.add_row(
-                group.name,
-                ", ".join(group.layers),
-                f"{group.size} → {after}" if after < group.size else f"{group.size}",
-                f"{group.error:.2g}" if after < group.size else "",
-                group.note,
-            )
+            shrinks = after < group.size
+            made_by = group.layers or (group.name,)
+            names = [(group.name,), made_by] if wide else [made_by]
+            numbers = [
+                f"{group.size} → {after}" if shrinks else f"{group.size}",
+                f"{group.error:.2g}" if shrinks else "",
+            ]
+            rows.append((names, numbers, group.note))
         for path, reason in self.unknown:
-            table.add_row(path, path, "", "", reason)
-        out = io.StringIO()
-        console = Console(file=out, width=100, color_system=None, markup=False)
-        console.print(table)
-        for name, (before, after) in (("parameters", self.params), ("FLOPs", self.flops)):
-            console.print(f"{name}: {before:,} → {after:,} ({after / max(before, 1):.1%})")
-        for note in self.notes:
-            console.print(note, highlight=False)
-        return out.getvalue().rstrip()
+            rows.append(([[path]] * (2 if wide else 1), ["", ""], reason))
+        return table_text(
+            "Pruning plan",
+            ["group", "layers"] if wide else ["layers"],
+            ["channels", "expected loss"],
+            "kept because",
+            rows,
+            [*self._costs(), *self.notes],
+            width,
+        )
+
+    def _costs(self) -> list[str]:
+        words = {
+            name: f"{name}: {before:,} → {after:,} ({after / max(before, 1):.1%})"
+            for name, (before, after) in (("parameters", self.params), ("FLOPs", self.flops))
+        }
+        if self.open_inputs:
+            shapes = ", ".join(self.open_inputs)
+            words["FLOPs"] = f"FLOPs: not known, they depend on the sizes left open in {shapes}"
+        return list(words.values())
 
     def __repr__(self) -> str:
         widths = ", ".join(f"{g.name}: {g.size} → {len(g.kept)}" for g in self.groups)
@@ -214,7 +229,8 @@ def kept_mask(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
     """A mask of a model's channels, True for those that stay by a plan, `(channels,)`.
 
     Raises:
-        ValueError: The plan was made for another model, or was edited and is no longer valid.
+        ValueError: The plan was made for another model or for other weights, or was edited and is
+            no longer valid.
     """
     known = {group.name: group for group in graph.groups}
     if plan.model != model_fingerprint(graph):
@@ -250,6 +266,12 @@ def kept_mask(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
     empty = {axis.path for axis in graph.axes if not mask[axis.channels].any()}
     if empty:
         raise ValueError(f"The plan leaves no channel of {', '.join(sorted(empty))}.")
+    if plan.weights and plan.fitted_to != reconstruction_fingerprint(graph, mask):
+        raise ValueError(
+            f"The weights of model '{graph.program.model.name}' or the plan's channels changed "
+            "since this plan was made, and its reconstruction was fitted to the old ones. Make a "
+            "new plan with sgdap.plan, or one with reconstruction=False."
+        )
     return mask
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from sgdap._arguments import choices_for
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.planning.cost import CostModel
@@ -60,11 +61,11 @@ def width_rules(
     """
     fixed: dict[str, int] = {}
     for pattern, share in (overrides or {}).items():
-        fitting = [group for group in groups if fits(group, pattern)]
+        fitting = _called(pattern, groups)
         if not fitting:
             raise ValueError(
                 f"No layer whose channels may leave is called '{pattern}', as overrides says. "
-                f"There are: {', '.join(name for group in groups for name in group.producers)}."
+                f"{choices_for(pattern, _producers(groups))}"
             )
         for group in fitting:
             widths = (group.size, *_narrower(group.size, min_channels, round_to))
@@ -85,13 +86,16 @@ def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) ->
     """
     prunable = [group for group in graph.groups if group.prunable]
     if layers is not None:
+        chosen: set[str] = set()
         for pattern in layers:
-            if not any(fits(group, pattern) for group in graph.groups):
+            fitting = _called(pattern, graph.groups)
+            if not fitting:
                 raise ValueError(
-                    f"No layer that makes channels is called '{pattern}'. There are: "
-                    f"{', '.join(name for group in graph.groups for name in group.producers)}."
+                    f"No layer that makes channels is called '{pattern}'. "
+                    f"{choices_for(pattern, _producers(graph.groups))}"
                 )
-        prunable = [g for g in prunable if any(fits(g, pattern) for pattern in layers)]
+            chosen.update(group.name for group in fitting)
+        prunable = [group for group in prunable if group.name in chosen]
     if not prunable:
         why = [(g.name, ", ".join(g.reasons) or "not among layers") for g in graph.groups]
         reasons = "; ".join(f"'{name}': {reason}" for name, reason in [*why, *graph.kept][:5])
@@ -102,9 +106,26 @@ def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) ->
     return prunable
 
 
-def fits(group: ChannelGroup, pattern: str) -> bool:
-    """Whether the name of one of the group's producers matches a pattern."""
-    return any(fnmatch.fnmatchcase(name, pattern) for name in group.producers)
+def _called(pattern: str, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    """The groups with a producer whose path matches a pattern; if none does, the end of its path.
+
+    So `"block5*"` finds layers of a model inside the model, `"backbone/block5a_conv"`.
+    """
+
+    def matches(path: str, inside: bool) -> bool:
+        parts = path.split("/")
+        ends = ["/".join(parts[i:]) for i in range(len(parts) if inside else 1)]
+        return any(fnmatch.fnmatchcase(end, pattern) for end in ends)
+
+    for inside in (False, True):
+        fitting = [g for g in groups if any(matches(path, inside) for path in g.producers)]
+        if fitting:
+            return fitting
+    return []
+
+
+def _producers(groups: Sequence[ChannelGroup]) -> list[str]:
+    return [path for group in groups for path in group.producers]
 
 
 def _narrower(size: int, least: int, multiple: int) -> list[int]:

@@ -14,6 +14,7 @@ import keras
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.registry import find_rule
 from sgdap.execution.traced_work import TracedWork, traced_work
+from sgdap.model.leaves import leaf_class
 
 
 def work_by_layer(graph: ChannelGraph) -> dict[str, float]:
@@ -71,7 +72,7 @@ def _traced_by_path(graph: ChannelGraph) -> dict[str, TracedWork]:
 def _has_built_in_rule(operation: Any) -> bool:
     """Whether it is a layer with a rule of sgdap's own, which states all FLOPs of the layer."""
     maker = getattr(find_rule(operation), "__module__", "")
-    return isinstance(operation, keras.Layer) and maker.startswith("sgdap.")
+    return leaf_class(operation) is not None and maker.startswith("sgdap.")
 
 
 def work_notes(graph: ChannelGraph) -> tuple[str, ...]:

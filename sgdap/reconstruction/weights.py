@@ -47,9 +47,9 @@ def reconstructed_weights(
         else:
             fitted, offset = _rescaled(own, own.gathered.total(), kernel, kept)
         variables = _keras.layer_variables(layers[path])
-        spatial = tuple(variables[place.kernel].shape[:-2])
-        shape = (*spatial, len(fitted) // int(np.prod(spatial, initial=1)), fitted.shape[1])
-        updates[(path, place.kernel)] = fitted.reshape(shape).astype(np.float32)
+        leading = tuple(variables[place.kernel].shape[:-2])
+        fitted = place.patches.kernel_of(fitted, leading)
+        updates[(path, place.kernel)] = fitted.astype(np.float32)
         if place.bias is not None:
             bias = variables[place.bias].numpy()[kept[place.outputs]]
             updates[(path, place.bias)] = (bias + offset).astype(np.float32)

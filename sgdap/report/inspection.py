@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
+from sgdap._table import Row, table_text, terminal_width
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 
@@ -43,33 +43,28 @@ class Inspection:
         return draw(self.graph)
 
     def __str__(self) -> str:
-        from rich.console import Console
-        from rich.table import Table
-
-        name = self.graph.program.model.name
-        table = Table(title=f"Channel groups of {name}", title_justify="left")
-        for heading in ("group", "made by", "followed by", "read by"):
-            table.add_column(heading, overflow="fold")
-        for heading in ("channels", "removable"):
-            table.add_column(heading, justify="right")
-        table.add_column("kept because", overflow="fold")
+        width = terminal_width(120)
+        wide = width >= 120  # else without what is told by the group's name, and the followers
+        rows: list[Row] = []
         for group in self.graph.groups:
-            table.add_row(
-                group.name,
-                _some(group.producers),
-                _some(group.followers),
-                _some(group.consumers),
-                f"{group.size}",
-                f"{int(group.removable.sum())}",
-                "; ".join(group.reasons),
-            )
-        out = io.StringIO()
-        console = Console(file=out, width=120, color_system=None, markup=False)
-        console.print(table)
-        console.print(f"{self.removable:,} of {self.channels:,} channels removable")
-        for path, reason in self.graph.kept:
-            console.print(f"{path}: {reason}", highlight=False)
-        return out.getvalue().rstrip()
+            names = [_some(group.producers or (group.name,)), _some(group.consumers)]
+            if wide:
+                found = (group.producers, group.followers, group.consumers)
+                names = [[group.name], *map(_some, found)]
+            numbers = [f"{group.size}", f"{int(group.removable.sum())}"]
+            rows.append((names, numbers, "; ".join(group.reasons)))
+        return table_text(
+            f"Channel groups of {self.graph.program.model.name}",
+            ["group", "made by", "followed by", "read by"] if wide else ["made by", "read by"],
+            ["channels", "removable"],
+            "kept because",
+            rows,
+            [
+                f"{self.removable:,} of {self.channels:,} channels removable",
+                *(f"{path}: {reason}" for path, reason in self.graph.kept),
+            ],
+            width,
+        )
 
     def __repr__(self) -> str:
         return (
@@ -100,6 +95,6 @@ def inspect(model: Any) -> Inspection:
     return Inspection(channel_graph(model))
 
 
-def _some(names: tuple[str, ...], most: int = 6) -> str:
-    more = f", … ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names: tuple[str, ...], most: int = 6) -> list[str]:
+    more = [f"… ({len(names)} in all)"] if len(names) > most else []
+    return [*names[:most], *more]

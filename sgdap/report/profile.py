@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgdap._arguments import check_integer
+from sgdap._table import short_name
 from sgdap.channels.grouping import channel_graph
-from sgdap.planning.cost import input_shapes, parameters_by_layer
+from sgdap.execution.latency import measure_latency
+from sgdap.planning.cost import open_inputs, parameters_by_layer
 from sgdap.planning.work import untold_work, work_by_layer, work_notes
-from sgdap.training.latency import measure_latency
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Profile:
         table.add_column("FLOPs", justify="right")
         for layer in self.layers:
             table.add_row(
-                f"{layer.name} ({layer.kind})",
+                f"{short_name(layer.name, 38)} ({short_name(layer.kind, 24)})",
                 "×".join(str(s) for s in layer.output_shape[1:]),
                 f"{layer.params:,}",
                 "not counted" if layer.flops is None else f"{layer.flops:,}",
@@ -107,12 +108,11 @@ def profile(model: Any, *, latency: bool = True, batch_size: int = 1, repeats: i
     check_integer("batch_size", batch_size, 1)
     check_integer("repeats", repeats, 1)
     graph = channel_graph(model)
-    for shape in input_shapes(graph):
-        if None in shape[1:]:
-            raise ValueError(
-                f"Model '{model.name}' has an input of shape {shape}: what it computes depends on "
-                "the sizes left open. Build it with a fixed keras.Input shape to profile it."
-            )
+    for shape in open_inputs(graph):
+        raise ValueError(
+            f"Model '{model.name}' has an input of shape {shape}: what it computes depends on "
+            "the sizes left open. Build it with a fixed keras.Input shape to profile it."
+        )
     flops = work_by_layer(graph)
     params = parameters_by_layer(graph)
     told = {work.path for work in graph.work}

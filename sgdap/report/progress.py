@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rich import progress as rich_progress
 from rich.console import Console
 
+from sgdap._arguments import shown
 from sgdap.channels.groups import ChannelGroup
 
 
@@ -23,7 +24,7 @@ class Progress:
 
     def __init__(self, verbose: int, console: Console | None = None) -> None:
         if verbose not in (0, 1):
-            raise ValueError(f"verbose must be 0 or 1. Received: verbose={verbose!r}")
+            raise ValueError(f"verbose must be 0 or 1. Received: verbose={shown(verbose)}")
         self._bars = rich_progress.Progress(
             rich_progress.TextColumn("{task.description}"),
             rich_progress.BarColumn(),

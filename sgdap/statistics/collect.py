@@ -18,6 +18,7 @@ from sgdap.execution.batch_sums import Gathering
 from sgdap.execution.calibration import batch_sums
 from sgdap.execution.data import reusable
 from sgdap.execution.inputs import affordable_batch
+from sgdap.execution.losses import ModelLoss, model_loss
 from sgdap.execution.memory import (
     Size,
     Storage,
@@ -26,6 +27,7 @@ from sgdap.execution.memory import (
     kept_memory,
     storage_notes,
 )
+from sgdap.execution.output_scales import settled_losses
 from sgdap.execution.precision import full_precision
 from sgdap.execution.taps import kernel_matrix
 from sgdap.statistics.contributions import channel_sums, weighted_kernel
@@ -45,7 +47,7 @@ class ConsumerStatistics:
             one entry.
         moments: Moments of its features; their `Powers` where others were gathered instead.
         sensitivity: `Σ_positions E[g gᵀ]` of the gradient g at its outputs (before the
-            activation) of the model's own softened loss, `(outputs, outputs)`; None where it was
+            activation) of the model's softened loss, `(outputs, outputs)`; None where it was
             not collected. Half of it times an output error's second moment is the expected rise
             of that loss. Only its diagonal, `(outputs,)`, where memory did not allow for more.
         taylor: Mean over the samples of `|Σ_positions a ∂L/∂a|` for each distinct channel among
@@ -126,13 +128,15 @@ def collect_statistics(
 
     Args:
         graph: The model's channels.
-        data: Inputs in any form that `fit` takes; targets are not looked at.
+        data: Inputs in any form that `fit` takes; of targets see `sensitivity`.
         folds: Number of folds, at least 2.
         samples: Stop after this many samples; None takes all.
         positions: Output positions of a convolution that are read of each sample at most.
-        sensitivity: Whether to gather the sensitivity of the loss too. It needs no targets: they
-            are drawn from the model's own prediction, which gives the Fisher information
-            (Martens & Grosse 2015, arXiv 1503.05671 section 2). Softmax and sigmoid predictions
+        sensitivity: Whether to gather the sensitivity of the compiled loss too; outputs without a
+            loss count by their own scale. Targets are drawn from the model's own prediction,
+            which gives the Fisher information (Martens & Grosse 2015, arXiv 1503.05671 section 2).
+            Given ones are used where a loss's curvature must be measured, and the data are read up
+            to three times then; those of an iterator are not kept. Softmax and sigmoid predictions
             are softened first, the loss scaled up as in distillation: logits over T, loss times
             T² (Hinton, Vinyals, Dean 2015, arXiv 1503.02531 section 2).
         batch_size: Samples in a batch at most; fewer where what a batch computes would take more
@@ -167,16 +171,21 @@ def collect_statistics(
         for path, (own, *_) in places.items()
     }
     storage = choose_storage(sizes, folds, limit, sensitivity)
-    notes = storage_notes(storage, limit)
     _check_weights(graph)
     contributing = [p for p, own in storage.items() if own.level in ("channels", "alone")]
-    whole = Gathering(places, storage, folds, positions, sensitivity, True, {})
     most = affordable_batch(graph, limit - kept_memory(storage, sizes, folds))
+    loss = model_loss(graph) if sensitivity else ModelLoss((), ())
+    if loss.open or contributing:  # the data are read more than once
+        data = reusable(data, samples)
+    losses, said = settled_losses(
+        graph, loss, data, batch_size=batch_size, samples=samples, most=most, seed=seed
+    )
+    notes = (*storage_notes(storage, limit), *said)
+    whole = Gathering(places, storage, folds, positions, sensitivity, True, losses, {})
     run = _Pass(graph, most, batch_size, samples, seed, progress)
     if not contributing:
         sums = run(data, whole)
     else:  # contributions are weighted with the sensitivity: a pass for that comes first
-        data = reusable(data, samples)
         before = run(data, replace(whole, moments=False))
         weights = {}
         for path in contributing:

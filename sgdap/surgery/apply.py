@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap._arguments import shown
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_slices
 from sgdap.model.copying import copied_operation, copy_state
-from sgdap.model.functional import functional_program, saves_by_its_graph
-from sgdap.planning.plan import Plan, kept_mask, reconstruction_fingerprint
+from sgdap.model.functional import functional_program, saves_by_its_graph, warn_of_losses
+from sgdap.planning.plan import Plan, kept_mask
 from sgdap.surgery.prune import prune_in_place
 
 Key = tuple[str, int]
@@ -44,17 +45,11 @@ def apply(model: Any, plan: Plan, *, in_place: bool = False) -> Any:
     """
     if not isinstance(plan, Plan):
         raise TypeError(
-            f"plan must be a sgdap.Plan. Received: {plan!r} (of type {type(plan).__name__})"
+            f"plan must be a sgdap.Plan. Received: {shown(plan)} (of type {type(plan).__name__})"
         )
     graph = channel_graph(model)
-    kept = kept_mask(graph, plan)
-    if plan.weights and plan.fitted_to != reconstruction_fingerprint(graph, kept):
-        raise ValueError(
-            f"The weights of model '{model.name}' or the plan's channels changed since this plan "
-            "was made, and its reconstruction was fitted to the old ones. Make a new plan with "
-            "sgdap.plan, or one with reconstruction=False."
-        )
     if not in_place:
+        kept_mask(graph, plan)  # refuses before anything is copied
         graph = copied(graph)
         model = graph.program.model
     prune_by_plan(graph, plan)
@@ -66,10 +61,11 @@ def prune_by_plan(graph: ChannelGraph, plan: Plan) -> None:
 
     Args:
         graph: The model's channels.
-        plan: A plan for this model. Its `fitted_to` is not checked.
+        plan: A plan for this model.
 
     Raises:
-        ValueError: The plan was made for another model, or a layer can't be rebuilt.
+        ValueError: The plan was made for another model or for other weights, or a layer can't be
+            rebuilt.
     """
     kept = kept_mask(graph, plan)
     prune_in_place(graph, kept, _refitted(graph, kept, plan))
@@ -123,6 +119,8 @@ def copied(graph: ChannelGraph, *, compiled: bool = True) -> ChannelGraph:
     graphs = filter(_keras.functional_of, filter(_is_model, _keras.flatten_layers(model)))
     if graph.program.functional is not None and all(map(saves_by_its_graph, graphs)):
         return channel_graph(copy_model(model, compiled=compiled))
+    if compiled:
+        warn_of_losses(graph.program)
     program = functional_program(graph.program)
     if model.compiled and compiled:
         compile_alike(program.model, model)

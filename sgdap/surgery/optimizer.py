@@ -100,7 +100,11 @@ def remade(optimizer: Any) -> Any:
     """An unbuilt optimizer of the same class and settings as another one."""
     inner = [remade(part) for part in _keras.inner_optimizers(optimizer)]
     try:
-        new = _keras.optimizer_around(optimizer, inner) if inner else _from_config(optimizer)
+        new = (
+            _keras.optimizer_around(optimizer, inner)
+            if _keras.is_around_others(optimizer)
+            else _from_config(optimizer)
+        )
     except Exception as error:
         raise ValueError(
             f"Optimizer {type(optimizer).__name__} can't be made again from its config: {error} "

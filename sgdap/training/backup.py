@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sgdap import _keras
+from sgdap._arguments import shown
 from sgdap.channels.groups import ChannelGraph
 from sgdap.model.generators import random_state, set_random_state
 from sgdap.model.program import OperationCall, Program, Ref
@@ -38,15 +38,15 @@ class Backup:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         if not isinstance(folder, (str, os.PathLike)) or not str(folder):
             raise TypeError(
-                f"backup_dir must be the path of a folder, or None. Received: {folder!r} (of type "
-                f"{type(folder).__name__})"
+                f"backup_dir must be the path of a folder, or None. Received: {shown(folder)} "
+                f"(of type {type(folder).__name__})"
             )
         self._folder = Path(folder)
         self._is_own = False
         self._path = self._folder / _NAME
 
     def begin(
-        self, graph: ChannelGraph, state: RunState, settings: Mapping[str, str]
+        self, graph: ChannelGraph, state: RunState, settings: Mapping[str, str], epochs: int
     ) -> RunState | None:
         """Restores the model from the last backup, if there is one, when a `fit` begins.
 
@@ -54,13 +54,15 @@ class Backup:
             graph: The channels of the model as the user's script made it.
             state: The present state of the run.
             settings: The user's options for the run, as text.
+            epochs: The epoch at which this `fit` is to end.
 
         Returns:
             The state of the run in the backup; None if there is no backup.
 
         Raises:
-            ValueError: The backup is damaged, or belongs to another model or other settings, or
-                the state of this run can't be stored. Nothing was changed.
+            ValueError: The folder can't be written to, the backup is damaged, belongs to another
+                model or other settings or goes beyond the last epoch, or the state of this run
+                can't be stored. Nothing was changed.
         """
         self._model = graph.program.model
         self._fingerprint = model_fingerprint(graph)
@@ -72,8 +74,8 @@ class Backup:
             return None
         try:
             content = read_state_file(self._path, _CLASSES)
-        except ValueError as error:
-            raise ValueError(f"{error} Delete it to begin anew.") from error
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{str(error).rstrip('.')}. Delete it to begin anew.") from error
         other = (
             f"The backup '{self._path}' is of a run of another model or optimizer. Make the model "
             "as the script did that was interrupted, or delete the file to begin anew."
@@ -91,6 +93,12 @@ class Backup:
                 f"The backup '{self._path}' is of a run with other settings: {'; '.join(changed)}. "
                 "Set them as they were, or delete the file to begin anew."
             )
+        if content["epoch"] >= epochs:
+            raise ValueError(
+                f"The backup '{self._path}' is of a run that has done {content['epoch']} epochs, "
+                f"and this fit ends after {epochs}: nothing would be trained. Train for more "
+                "epochs to go on, or delete the file to begin anew."
+            )
         try:
             restore_snapshot(self._model, content["model"], counters=True, program=graph.program)
         except ValueError as error:
@@ -105,7 +113,7 @@ class Backup:
         return taken_up
 
     def write(self, epoch: int, state: RunState, program: Program) -> None:
-        """Writes a backup. If that fails, the one before stays and a warning is issued.
+        """Writes a backup. If that fails, a warning says whether there is one from before.
 
         Args:
             epoch: The epoch that begins. At the first one of a `fit` nothing is written.
@@ -121,9 +129,13 @@ class Backup:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_state_file(self._path, self._content(epoch, state, program), _CLASSES)
         except OSError as error:
+            left = (
+                "The one before stays."
+                if os.path.exists(self._path)
+                else "There is none before it: a run that is killed now begins anew."
+            )
             warnings.warn(
-                f"The backup after epoch {epoch} could not be written: {error}. The one before "
-                "stays.",
+                f"The backup after epoch {epoch} could not be written: {error}. {left}",
                 stacklevel=2,
             )
 
@@ -149,17 +161,46 @@ class Backup:
         }
 
     def _check(self, content: Mapping[str, Any]) -> None:
+        """Writes a backup beside the last one, reads it and removes it.
+
+        Raises:
+            ValueError: The folder can't be written to, or the state can't be stored.
+        """
+        trial = self._path.with_name(_NAME + ".trial")
         try:
             for layer in _keras.flatten_layers(self._model):
                 if any(is_lambda(getattr(layer, name, None)) for name in layer.get_config()):
                     raise TypeError(f"(layer '{layer.name}') {NO_LAMBDA}")
-            with tempfile.TemporaryDirectory() as folder:
-                write_state_file(Path(folder) / _NAME, content, _CLASSES)
-                read_state_file(Path(folder) / _NAME, _CLASSES)
-        except OSError:
-            return  # a full temporary folder says nothing about backup_dir
+            with _made(self._folder):
+                try:
+                    write_state_file(trial, content, _CLASSES)
+                    read_state_file(trial, _CLASSES)
+                finally:
+                    trial.unlink(missing_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"No backup can be written to backup_dir='{self._folder}': {error}. Pass a folder "
+                "that this process can make or write to, with room for the run."
+            ) from error
         except Exception as error:  # a user's get_config may raise anything
             raise ValueError(
                 f"The state of this run can't be kept in backup_dir: {error} Let the get_config "
                 "of your layers return plain values, or leave backup_dir out."
             ) from error
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Within, a folder is there; those that were made for it are removed afterwards.
+
+    Raises:
+        OSError: The folder can't be made.
+    """
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for part in missing:
+            with contextlib.suppress(OSError):
+                part.rmdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -14,33 +14,42 @@ class Calendar:
         epochs: The number of epochs of the run.
         begin: The first epoch (from 0) after which layers may shrink.
         frequency: The number of epochs from one round to the next.
-        final: The number of epochs at the end that are left for fine-tuning.
+        final: The number of epochs at the end in which nothing is removed. None: rounds are planned
+            in the first half of the epochs from then on, rounded down; only one that was undone
+            or had to wait may come later.
         measured: The epochs that have the metric. Rounds are placed so that each has one before
             and one after it. None: every epoch has it, or rounds are not judged.
+        least: The number of rounds that find a place, even if the half is too short for them.
+        most: The number of rounds that are planned at most; None: as many as find a place.
+        first: The first epoch of the run.
     """
 
     epochs: int
     begin: int
     frequency: int
-    final: int
+    final: int | None
     measured: Sequence[int] | None = None
+    least: int = 1
+    most: int | None = None
+    first: int = 0
+
+    def begun_at(self, epoch: int) -> Calendar:
+        """The calendar of the same run if its first epoch is another one."""
+        return replace(self, first=epoch)
 
     @property
     def end(self) -> int:
         """The first epoch after which layers no longer shrink."""
-        end = self.epochs - self.final
+        end = self.epochs - self._final
         return end if self.measured is None else min(end, self.measured[-1])
 
-    def rounds(self, first: int = 0) -> list[int]:
-        """The epochs after which there may be a round.
-
-        Args:
-            first: The first epoch of the run.
+    def rounds(self) -> list[int]:
+        """The epochs after which a round is planned.
 
         Raises:
             ValueError: There is no such epoch.
         """
-        first = max(self.begin, first)
+        first = max(self.begin, self.first)
         found: list[int] = []
         for epoch in range(first, self.end):
             rested = not found or epoch - found[-1] >= self.frequency
@@ -56,7 +65,19 @@ class Calendar:
             raise ValueError(
                 f"There is no epoch for a round: of {self.epochs} epochs, pruning begins after "
                 f"epoch {first} (begin_epoch or fit's initial_epoch, counted from 0) and "
-                f"{self.final} are left for fine-tuning (final_finetune_epochs). Train for more "
+                f"{self._final} are left for fine-tuning (final_finetune_epochs). Train for more "
                 f"epochs or lower one of the two.{judged}"
             )
-        return found
+        if self.final is None:
+            half = first + (self.epochs - first) // 2
+            found = found[: max(self.least, sum(epoch < half for epoch in found))]
+        return found[: self.most]
+
+    def left(self, epoch: int) -> int:
+        """The number of epochs after `epoch` that have the metric."""
+        measured = range(self.epochs) if self.measured is None else self.measured
+        return sum(later > epoch for later in measured)
+
+    @property
+    def _final(self) -> int:
+        return 1 if self.final is None else self.final

@@ -38,7 +38,8 @@ class Course:
         Raises:
             ValueError: There is no epoch for a round.
         """
-        return replace(self, epochs=self.calendar.rounds(epoch)[: self.way.rounds])
+        calendar = self.calendar.begun_at(epoch)
+        return replace(self, calendar=calendar, epochs=calendar.rounds())
 
     def allows(self, epoch: int) -> bool:
         """Whether layers may shrink after an epoch."""

@@ -9,15 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from sgdap.execution.latency import Stopwatch
 from sgdap.pipeline import Curves, Scope
 from sgdap.planning.allocation import check_budget_can_be_met, flat_curves, narrowest
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import MEASURES, cost_model
-from sgdap.training.latency import TooSlowError, flops_within_latency, slim_latency
+from sgdap.training.latency import Latency, flops_within_latency
 from sgdap.training.schedule import Adaptive, Schedule, StepSchedule
 
 Array = npt.NDArray[np.float64]
 _FLOPS = MEASURES.index("flops")
+
+NEAR = 0.15
+"""A latency limit that leaves a smaller share of what shrinking can save is warned of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +35,7 @@ class Goal:
         shares: The share of each measure that the final model may keep, from 0 to 1. For FLOPs it
             includes the latency limit, as far as that was measured.
         seconds: The seconds that the final model may take for a batch, infinite without a limit.
+        latency: What slim copies took when they were last timed; None without a limit.
         open: Whether the user gave no budget, so that the model gets as small as it can.
         fixed: Whether the user chose the schedule, which must then reach its end within the run.
     """
@@ -40,6 +45,7 @@ class Goal:
     full: Array
     shares: Array
     seconds: float = math.inf
+    latency: Latency | None = None
     open: bool = False
     fixed: bool = True
 
@@ -47,6 +53,11 @@ class Goal:
     def timed(self) -> bool:
         """Whether the latency is limited."""
         return math.isfinite(self.seconds)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was timed, in a sentence; empty without a limit."""
+        return () if self.latency is None else (self.latency.words(self.final, self.seconds),)
 
     @property
     def step(self) -> float:
@@ -81,21 +92,22 @@ class Goal:
     def measured(self, scope: Scope, curves: Curves, allocation: str) -> Goal:
         """The same goal, with a limit of FLOPs at which the model meets the latency limit.
 
-        Slim copies of the model are timed to find it. If even the narrowest one takes too long,
-        the machine must be busy: the limit of FLOPs found before stays, and a warning is issued.
+        Slim copies of the model are timed to find it.
 
         Args:
             scope: The groups that may shrink, of the model as it is now.
             curves: The error curve of each group, by name.
             allocation: `"global"` or `"layerwise"`.
+
+        Raises:
+            TooSlowError: Even the narrowest copy takes longer.
+            NoisyClockError: The times differ too much from run to run.
         """
         if not self.timed:
             return self
-        try:
-            return _timed(self, scope, curves, allocation)
-        except TooSlowError as error:  # start_run found that it can be met
-            warnings.warn(f"Going by the latency measured before. {error}", stacklevel=2)
-            return self
+        model = scope.graph.program.model
+        watch = Stopwatch(model, self.final.batch_size, self.final.runtime)
+        return _timed(self, scope, curves, allocation, watch)
 
     def missed(self, costs: Array, progress: float) -> list[str]:
         """Describes the costs of a model that are above the budget, in words.
@@ -150,19 +162,20 @@ def make_goal(
     shares = np.minimum(budget.targets(full) / full, 1.0)
     goal = Goal(budget, way, full, shares, open=is_open, fixed=way is schedule and not is_open)
     if budget.latency is not None:
-        whole = slim_latency(scope.graph, everything, budget.batch_size)
-        goal = replace(goal, seconds=budget.latency_target(whole))
-        goal = _timed(goal, scope, flat_curves(scope.groups), "layerwise")
+        watch = Stopwatch(scope.graph.program.model, budget.batch_size, budget.runtime)
+        goal = replace(goal, seconds=budget.latency_target(watch.seconds))
+        goal = _timed(goal, scope, flat_curves(scope.groups), "layerwise", watch)
+        _warn_if_near_the_floor(goal)
     goal.check(rounds)
     return goal
 
 
-def _timed(goal: Goal, scope: Scope, curves: Curves, allocation: str) -> Goal:
+def _timed(goal: Goal, scope: Scope, curves: Curves, allocation: str, watch: Stopwatch) -> Goal:
     """The goal with the share of FLOPs at which the model meets the latency limit."""
     model = cost_model(scope.graph)
     flops_now = model.cost(model.lengths(np.ones(scope.graph.count, bool)))[_FLOPS]
     share = goal.final.latency
-    flops = flops_within_latency(
+    found = flops_within_latency(
         scope.graph,
         scope.groups,
         curves,
@@ -170,10 +183,28 @@ def _timed(goal: Goal, scope: Scope, curves: Curves, allocation: str) -> Goal:
         allocation,
         goal.final,
         goal.seconds,
+        watch,
         # The whole model's time differs between measurements, and the limit is a share of it.
         shrink=isinstance(share, (int, float)) and share < 1 and flops_now >= goal.full[_FLOPS],
     )
     counted = goal.final.targets(goal.full)[_FLOPS]
     shares = goal.shares.copy()
-    shares[_FLOPS] = min(min(flops, counted) / goal.full[_FLOPS], 1.0)
-    return replace(goal, shares=shares)
+    shares[_FLOPS] = min(min(found.flops, counted) / goal.full[_FLOPS], 1.0)
+    return replace(goal, shares=shares, latency=found)
+
+
+def _warn_if_near_the_floor(goal: Goal) -> None:
+    """Warns if most of the time left is not spent on what layers compute."""
+    found = goal.latency
+    if found is None or found.least is None:
+        return
+    above = (goal.seconds - found.least) / max(found.whole - found.least, 1e-12)
+    if above < NEAR:
+        runtime = ", or name the runtime that the model is shipped in: runtime='litert'"
+        warnings.warn(
+            f"{goal.final} leaves {found.flops / goal.full[_FLOPS]:.1%} of the FLOPs. "
+            f"{goal.notes[0]} Near the narrowest model, time is the cost of calls and no longer "
+            "of what layers compute. Allow more or raise batch_size"
+            f"{runtime if goal.final.runtime == 'keras' else ''}.",
+            stacklevel=2,
+        )

@@ -48,35 +48,44 @@ class Guard:
     """Judges rounds by the monitored metric.
 
     Attributes:
-        drop: The most that the metric may be worse than before the first round; None: every round
-            is kept.
-        patience: The number of epochs that a round has to recover.
+        drop: The most that the metric may be worse than the baseline; None: every round is kept.
+        patience: The number of epochs that a round has to recover. None: half of those that are
+            left after it, all if these are fewer than four.
         step: The most progress that the next round may make. A round that is undone halves it.
         sign: 1 if a higher metric is better, -1 if a lower one is.
-        baseline: The metric before the first round.
+        baseline: The value of the metric that rounds are compared with; None before the first.
+        brought: The metric of the model before it was trained; None: it was not measured.
         best: The best metric with the present widths.
         progress: How far on the way to the budget the last kept round led, from 0 to 1.
         waited: The number of epochs in which the last round was not good enough.
+        left: The number of epochs after the last round that have the metric.
         widths: Fixed widths of groups in the next round, by name.
     """
 
     drop: float | None
-    patience: int = 2
+    patience: int | None = None
     step: float = 1.0
     sign: float = 1.0
     baseline: float | None = None
+    brought: float | None = None
     best: float | None = None
     progress: float = 0.0
     waited: int = 0
+    left: int = 0
     widths: dict[str, int] = field(default_factory=dict)
 
-    def begin(self) -> float | None:
-        """Begins a round and returns the best metric before it."""
+    def begin(self, left: int) -> float | None:
+        """Begins a round and returns the best metric before it.
+
+        Args:
+            left: The number of epochs after the round that have the metric.
+        """
         before = self.best
-        if self.baseline is None:
-            self.baseline = before
+        if self.baseline is None:  # of the two values the one that allows less
+            self.baseline = self.brought if self.improves(self.brought) else before
         self.best = None
         self.waited = 0
+        self.left = left
         return before
 
     def improves(self, value: float | None) -> bool:
@@ -122,7 +131,10 @@ class Guard:
         if value is None:
             return "pending"
         self.waited += 1
-        return "undone" if retry and self.waited >= max(self.patience, 1) else "pending"
+        patience = self.patience
+        if patience is None:
+            patience = self.left // 2 if self.left >= 4 else self.left
+        return "undone" if retry and self.waited >= max(patience, 1) else "pending"
 
     def keep(self, last: Round) -> None:
         """Keeps the last round."""

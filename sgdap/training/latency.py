@@ -1,18 +1,18 @@
-"""Times models on a batch and finds how slim they must be for a latency; changes no model."""
+"""Finds how slim a model must be to meet a latency; changes no model."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
+from sgdap.execution.latency import Stopwatch
 from sgdap.guidance.elimination import ErrorCurve
-from sgdap.model.tracing import trace
 from sgdap.planning.allocation import allocate, narrowest
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import MEASURES, cost_model
@@ -23,66 +23,54 @@ from sgdap.surgery.prune import prune_in_place
 Mask = npt.NDArray[np.bool_]
 _FLOPS = MEASURES.index("flops")
 
-
-def measure_latency(model: Any, batch_size: int = 1, repeats: int = 50) -> float:
-    """Median seconds of a model for a batch, in a compiled function, after a warm-up."""
-    return compare_latency([model], batch_size, repeats)[0]
+_STEP = math.log(1.025)
 
 
-def compare_latency(models: Sequence[Any], batch_size: int = 1, repeats: int = 50) -> list[float]:
-    """Median seconds of each of several models for a batch, measured in turns.
-
-    Other work on the machine slows models that take turns alike. So the ratio of their times is
-    reliable even where the times are not.
+def slim_model(graph: ChannelGraph, kept: Mask) -> Any:
+    """A slim copy of a model. The model is not changed.
 
     Args:
-        models: Built models.
-        batch_size: The number of samples in the batch.
-        repeats: How often each model is timed, after a warm-up.
-
-    Returns:
-        The seconds of each model.
-    """
-    runs = [_timed(model, batch_size) for model in models]
-    times = np.array([[run() for run in runs] for _ in range(repeats + 5)])
-    return [float(median) for median in np.median(times[5:], axis=0)]
-
-
-def _timed(model: Any, batch_size: int) -> Callable[[], float]:
-    """A function that runs a model once on a batch of zeros and returns the seconds it took."""
-    import tensorflow as tf
-
-    program = trace(model)
-    inputs = [
-        tf.zeros(
-            (shape[0] or batch_size, *(size or 1 for size in shape[1:])),
-            program.dtypes[ref.index],
-        )
-        for ref in program.inputs
-        for shape in [program.shapes[ref.index]]
-    ]
-    compiled = tf.function(lambda *x: program.run_flat(list(x)))
-
-    def run() -> float:
-        began = time.perf_counter()
-        for output in compiled(*inputs):
-            output.numpy()
-        return time.perf_counter() - began
-
-    return run
-
-
-def slim_latency(graph: ChannelGraph, kept: Mask, batch_size: int = 1) -> float:
-    """Median seconds for a batch of a slim copy of a model.
-
-    Args:
-        graph: The model's channels. The model is not changed.
+        graph: The model's channels.
         kept: A mask of the model's channels, True for those that stay, `(graph.count,)`.
-        batch_size: The number of samples in the batch.
     """
     copy = copied(graph, compiled=False)
     prune_in_place(copy, kept)
-    return measure_latency(copy.program.model, batch_size)
+    return copy.program.model
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What timing slim copies found.
+
+    Attributes:
+        flops: The most FLOPs of a sample at which a copy was fast enough.
+        seconds: The seconds that this copy takes for a batch.
+        least: The seconds of the narrowest copy; None if it was not timed.
+        whole: The seconds of the model itself.
+    """
+
+    flops: float
+    seconds: float
+    least: float | None
+    whole: float
+
+    def words(self, budget: Budget, limit: float) -> str:
+        """Describes it in a sentence.
+
+        Args:
+            budget: The budget that was asked for.
+            limit: The seconds that are allowed.
+        """
+        least = "" if self.least is None else f", {_ms(self.least)} at the narrowest"
+        where = budget.runtime if isinstance(budget.runtime, str) else "the given runtime"
+        return (
+            f"Latency: {_ms(self.seconds)} of {_ms(limit)} allowed, for a batch of "
+            f"{budget.batch_size} in {where} ({_ms(self.whole)} before{least})."
+        )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
 
 
 class TooSlowError(ValueError):
@@ -97,16 +85,15 @@ def flops_within_latency(
     allocation: str,
     budget: Budget,
     seconds: float,
-    tries: int = 6,
+    watch: Stopwatch,
     *,
     shrink: bool = False,
-) -> float:
+) -> Latency:
     """The most FLOPs that a slim model may have to meet a latency limit.
 
     FLOPs alone do not tell the time. But if channels leave in the order of the same curves, a
-    model with fewer FLOPs takes no longer. So slim copies are timed in a bisection: each time with
-    the geometric mean of the FLOPs of the largest copy that is fast enough and the smallest that
-    is not.
+    model with fewer FLOPs takes no longer. So slim copies are timed in a bisection, of FLOPs that
+    are 2.5 % apart: times that differ a little from call to call lead to the same widths.
 
     Args:
         graph: The model's channels. The model is not changed.
@@ -114,16 +101,14 @@ def flops_within_latency(
         curves: The error curve of each group, by name.
         rules: The widths that the groups may have.
         allocation: `"global"` or `"layerwise"`.
-        budget: The budget, for the batch size and for messages.
+        budget: The budget, for messages.
         seconds: The most seconds that a batch may take.
-        tries: The number of copies to time between the whole and the narrowest one.
-        shrink: Whether to take the whole model as too slow without timing it.
-
-    Returns:
-        FLOPs for one sample.
+        watch: Times copies against the model.
+        shrink: Whether to take the whole model as too slow though it is fast enough.
 
     Raises:
         TooSlowError: Even the narrowest copy takes longer.
+        NoisyClockError: The times differ too much from run to run.
     """
     model = cost_model(graph)
 
@@ -131,31 +116,35 @@ def flops_within_latency(
         return model.cost(model.lengths(kept))
 
     full = cost(np.ones(graph.count, bool))
-    everything = np.ones(graph.count, bool)
-    if not shrink and slim_latency(graph, everything, budget.batch_size) <= seconds:
-        return float(full[_FLOPS])
-    least = narrowest(groups, model, rules)
-    met, measured = cost(least)[_FLOPS], slim_latency(graph, least, budget.batch_size)
-    if measured > seconds:
+    if not shrink and watch.seconds <= seconds:
+        return Latency(float(full[_FLOPS]), watch.seconds, None, watch.seconds)
+    kept = narrowest(groups, model, rules)
+    found = least = watch.seconds_of(slim_model(graph, kept), seconds)
+    if least > seconds:
         raise TooSlowError(
-            f"{budget} cannot be met: the narrowest model still takes {measured * 1e3:.3g} ms for "
-            f"a batch of {budget.batch_size} on this machine, and {seconds * 1e3:.3g} ms are "
-            "allowed. Raise the budget, lower min_channels or round_to, or let more layers shrink."
+            f"{budget} cannot be met: the narrowest model still takes {_ms(least)} for a batch of "
+            f"{budget.batch_size} on this machine (the whole one {_ms(watch.seconds)}), and "
+            f"{_ms(seconds)} are allowed. The rest is the cost of calling it and of layers that "
+            "can't shrink. Raise the budget or batch_size, lower min_channels or round_to, or let "
+            "more layers shrink."
         )
-    failed = full[_FLOPS]
-    for _ in range(tries):
-        middle = math.sqrt(met * failed)
+    met = cost(kept)[_FLOPS]
+    targets = np.geomspace(met, full[_FLOPS], 1 + math.ceil(math.log(full[_FLOPS] / met) / _STEP))
+    low, high = 0, len(targets) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
         kept = allocate(
             groups,
             curves,
             model,
-            Budget(flops=max(middle, 1.5)),
+            Budget(flops=max(float(targets[middle]), 1.5)),
             full=full,
             allocation=allocation,
             rules=rules,
         )
-        if slim_latency(graph, kept, budget.batch_size) <= seconds:
-            met = cost(kept)[_FLOPS]
+        time = watch.seconds_of(slim_model(graph, kept), seconds)
+        if time <= seconds:
+            low, met, found = middle, cost(kept)[_FLOPS], time
         else:
-            failed = middle
-    return float(met)
+            high = middle
+    return Latency(float(met), found, least, watch.seconds)

@@ -9,31 +9,7 @@ from typing import Any
 import numpy as np
 
 from sgdap.guidance.elimination import ErrorCurve
-from sgdap.training.guard import Round
-
-
-class Widths(float):
-    """The widths of a model's groups, as a number: their sum, which prints as `20-50-500`.
-
-    So loggers of numbers (TensorBoard, the progress bar) show the sum, and loggers of text
-    (CSVLogger) show the widths.
-
-    Attributes:
-        by_group: The width of each group, by name.
-    """
-
-    by_group: dict[str, int]
-
-    def __new__(cls, by_group: Mapping[str, int]) -> Widths:
-        """Makes the number from the widths."""
-        widths = super().__new__(cls, sum(by_group.values()))
-        widths.by_group = dict(by_group)
-        return widths
-
-    def __repr__(self) -> str:
-        return "-".join(str(width) for width in self.by_group.values())
-
-    __str__ = __repr__
+from sgdap.training.guard import Guard, Round
 
 
 class Summaries:
@@ -75,18 +51,53 @@ class Summaries:
             writer.close()
 
 
-def round_line(last: Round, full: tuple[float, float], seconds: float) -> str:
+def joined(widths: Mapping[str, int]) -> str:
+    """The widths of a model's groups as `20-50-500`."""
+    return "-".join(map(str, widths.values()))
+
+
+def round_line(last: Round, full: tuple[float, float | None], seconds: float) -> str:
     """The message when layers shrank.
 
     Args:
         last: The round that shrank them.
-        full: Parameters and FLOPs of the whole model.
+        full: Parameters and FLOPs of the whole model; None where FLOPs depend on sizes left open.
         seconds: The seconds that the round took.
     """
-    params, flops = last.params[1] / full[0], last.flops[1] / full[1]
+    flops = "" if full[1] is None else f"{last.flops[1] / full[1]:.1%} of the FLOPs, "
     return (
-        f"\nEpoch {last.epoch + 1}: SGDAP keeps {flops:.1%} of the FLOPs, {params:.1%} of the "
-        f"parameters, widths {Widths(last.widths)} ({seconds:.1f}s)"
+        f"\nEpoch {last.epoch + 1}: SGDAP keeps {flops}{last.params[1] / full[0]:.1%} of the "
+        f"parameters, widths {joined(last.widths)} ({seconds:.1f}s)"
+    )
+
+
+def baseline_line(
+    metric: str | None, guard: Guard, before: float, option: str | float, unmeasured: str
+) -> str:
+    """The message at the first round that says what rounds are compared with.
+
+    Args:
+        metric: The name of the monitored metric.
+        guard: The guard, which has begun its first round.
+        before: The metric before the first round.
+        option: The user's option `baseline`.
+        unmeasured: Why the model was not evaluated before it was trained, in words.
+    """
+    line = f"SGDAP compares rounds with {metric} {guard.baseline:.4f}, "
+    if not isinstance(option, str):
+        return f"{line}the baseline that was given; before the first round it is {before:.4f}."
+    if guard.brought is None:
+        why = (
+            f": {unmeasured or 'evaluate gives no finite value of it'}"
+            if option == "evaluate"
+            else ""
+        )
+        return f"{line}the best before the first round{why}."
+    if guard.baseline == guard.brought:
+        return f"{line}of the model that fit was given; before the first round it is {before:.4f}."
+    return (
+        f"{line}the best before the first round; the model that fit was given had "
+        f"{guard.brought:.4f}."
     )
 
 
@@ -98,33 +109,42 @@ def decision_line(
     Args:
         last: The round that was judged.
         metric: The name of the monitored metric.
-        baseline: The metric before the first round.
+        baseline: The value that it is compared with.
         costly: The groups that get channels back first, if the round was undone.
     """
     found = "was not measured" if last.after is None else f"is {last.after:.4f}"
     kept = last.decision == "kept"
     return (
         f"\nSGDAP {'keeps' if kept else 'undoes'} the round after epoch {last.epoch + 1}: "
-        f"{metric} {found}, {baseline:.4f} before the first round."
+        f"{metric} {found}, compared with {baseline:.4f}."
         + ("" if kept else f" Channels come back to {', '.join(costly)} first.")
     )
 
 
-def why_short(rounds: Sequence[Round], metric: str | None, drop: float | None, seen: bool) -> str:
+def why_short(rounds: Sequence[Round], metric: str | None, guard: Guard) -> str:
     """Explains why a run did not reach its budget, and what to do.
 
     Args:
         rounds: The rounds of the run.
         metric: The name of the monitored metric.
-        drop: The most that the metric may get worse; None: rounds are never undone.
-        seen: Whether the metric ever was a finite number.
+        guard: The guard of the run.
     """
     undone = sum(r.decision == "undone" for r in rounds)
-    if drop is not None and not rounds and not seen:
+    if guard.drop is not None and not rounds and guard.best is None:
         return f"{metric or 'The metric'} was never a finite number to compare with."
     if not undone:
         return "The run ended before its last round. Train for more epochs."
+    before = rounds[0].before
+    own = (
+        ""
+        if guard.good_enough(before)
+        else (
+            f"Before any round it was {before:.4f} already, and the baseline is "
+            f"{guard.baseline:.4f}: lower the learning rate, or pass baseline='first_epoch'. "
+        )
+    )
     return (
         f"{undone} of {len(rounds)} rounds were undone, because {metric} got worse by more than "
-        f"{drop}. Train for more epochs, allow a larger max_accuracy_drop or raise the budget."
+        f"{guard.drop}. {own}Train for more epochs, allow a larger max_accuracy_drop or raise the "
+        "budget."
     )

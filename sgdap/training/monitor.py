@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgdap import _keras
-from sgdap._arguments import check_choice
+from sgdap._arguments import check_choice, shown
 
 
 class Monitor:
@@ -77,13 +77,32 @@ class Monitor:
             "better. Pass mode='max' or mode='min'."
         )
 
+    def check_drop(self, drop: float | None) -> None:
+        """Checks that the metric can fall as far as `max_accuracy_drop` says.
+
+        Args:
+            drop: The most that the metric may get worse; None: no limit.
+
+        Raises:
+            ValueError: The metric is an accuracy, which is from 0 to 1, and `drop` is 1 or more.
+        """
+        name = self.name or self._metric
+        if drop is not None and drop >= 1 and _is_accuracy(name):
+            meant = drop / 100 if drop <= 100 else 0.01
+            raise ValueError(
+                f"max_accuracy_drop={drop} lets '{name}' fall as far as it likes: an accuracy is "
+                f"from 0 to 1. Did you mean max_accuracy_drop={meant:.4g}, that is "
+                f"{100 * meant:.4g} percentage points? For rounds that are never undone, leave it "
+                "out."
+            )
+
     def _find(self, logs: Mapping[str, Any]) -> str | None:
         validated = [name for name in logs if name.startswith("val_")]
         if self._metric == "auto":
             if self.epochs is not None and not validated:
                 return None
             names = validated or list(logs)
-            accuracies = [name for name in names if name.endswith(("acc", "accuracy"))]
+            accuracies = [name for name in names if _is_accuracy(name)]
             losses = [name for name in names if name in ("loss", "val_loss")]
             return next(iter(accuracies + losses), None)
         if self._metric in logs:
@@ -96,6 +115,10 @@ class Monitor:
         )
 
 
+def _is_accuracy(name: str) -> bool:
+    return name.endswith(("acc", "accuracy"))
+
+
 def check_monitor(metric: object, mode: object) -> None:
     """Checks the arguments `monitor` and `mode`.
 
@@ -105,5 +128,5 @@ def check_monitor(metric: object, mode: object) -> None:
     check_choice("mode", mode, ("auto", "min", "max"))
     if not isinstance(metric, str):
         raise ValueError(
-            f"monitor must be the name of a metric, or 'auto'. Received: monitor={metric!r}"
+            f"monitor must be the name of a metric, or 'auto'. Received: monitor={shown(metric)}"
         )

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sgdap._arguments import check_choice, check_integer, is_number
+from sgdap._arguments import check_choice, check_integer, is_number, shown
 from sgdap.pipeline import PruningOptions
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.training.monitor import check_monitor
@@ -24,10 +24,12 @@ class TrainingOptions:
             undone.
         monitor: The name of the monitored metric, or `"auto"`.
         mode: `"min"`, `"max"` or `"auto"`.
-        patience: The number of epochs that a round has to recover before it is undone.
+        baseline: `"evaluate"`, `"first_epoch"` or a value of the metric.
+        patience: The number of epochs that a round has to recover before it is undone, or `"auto"`.
         begin_epoch: The first epoch (from 0) after which layers may shrink.
         frequency: The number of epochs from one round to the next.
-        final_finetune_epochs: The number of epochs at the end in which nothing is removed.
+        final_finetune_epochs: The number of epochs at the end in which nothing is removed, or
+            `"auto"`.
         jit_compile: `"auto"`, True, False or None.
 
     Raises:
@@ -40,10 +42,11 @@ class TrainingOptions:
     max_accuracy_drop: float | None = None
     monitor: str = "auto"
     mode: str = "auto"
-    patience: int = 2
+    baseline: str | float = "evaluate"
+    patience: int | str = "auto"
     begin_epoch: int = 0
     frequency: int = 1
-    final_finetune_epochs: int = 1
+    final_finetune_epochs: int | str = "auto"
     jit_compile: str | bool | None = "auto"
 
     def __post_init__(self) -> None:
@@ -56,18 +59,25 @@ class TrainingOptions:
             raise ValueError(
                 "With max_accuracy_drop and no budget, the model gets as small as it can in "
                 "rounds of sgdap.Adaptive. Leave the schedule out, or give a budget. "
-                f"Received: schedule={given!r}"
+                f"Received: schedule={shown(given)}"
             )
         drop = self.max_accuracy_drop
         if drop is not None and (not is_number(drop) or drop < 0):
             raise ValueError(
                 "max_accuracy_drop must be a finite number that is not negative, or None. "
-                f"Received: max_accuracy_drop={drop!r}"
+                f"Received: max_accuracy_drop={shown(drop)}"
             )
-        for name in ("patience", "begin_epoch", "final_finetune_epochs"):
-            check_integer(name, getattr(self, name), 0)
+        check_integer("begin_epoch", self.begin_epoch, 0)
+        for name in ("patience", "final_finetune_epochs"):
+            if getattr(self, name) != "auto":
+                check_integer(name, getattr(self, name), 0)
         check_integer("frequency", self.frequency, 1)
         check_monitor(self.monitor, self.mode)
+        if not is_number(self.baseline) and self.baseline not in ("evaluate", "first_epoch"):
+            raise ValueError(
+                "baseline must be 'evaluate', 'first_epoch' or a finite number. "
+                f"Received: baseline={self.baseline!r}"
+            )
         if drop is not None and self.final_finetune_epochs == 0:
             raise ValueError(
                 "max_accuracy_drop needs an epoch after the last round to judge it by. Set "

@@ -13,21 +13,25 @@ import numpy as np
 from sgdap import _keras
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
+from sgdap.execution.latency import NoisyClockError
 from sgdap.pipeline import Curves, PruningOptions, Scope, make_plan
 from sgdap.planning.budget import Budget
-from sgdap.planning.cost import cost_model
+from sgdap.planning.cost import cost_model, open_inputs
 from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.apply import prune_by_plan
 from sgdap.surgery.snapshot import restore_snapshot, take_snapshot
+from sgdap.training.baseline import validation_metrics
 from sgdap.training.course import Course
 from sgdap.training.goal import Goal
 from sgdap.training.guard import Decision, Round, costliest_groups
-from sgdap.training.log import Summaries, Widths, decision_line, round_line, why_short
+from sgdap.training.latency import TooSlowError
+from sgdap.training.log import Summaries, baseline_line, decision_line, round_line, why_short
 from sgdap.training.monitor import Monitor
 from sgdap.training.neighbours import Neighbours
 from sgdap.training.options import TrainingOptions
 from sgdap.training.sampler import TrainStepSampler
 from sgdap.training.state import RunState
+from sgdap.training.summary import RunSummary
 from sgdap.training.xla import choose_jit_compile
 
 
@@ -53,6 +57,7 @@ class Run:
         by_xla: Whether the user compiled the model with XLA.
         costs: The present cost of the model, in the order of `sgdap.planning.cost.MEASURES`.
         widths: The width of each group that may shrink, by name.
+        whole: The same of the whole model.
     """
 
     model: Any
@@ -72,27 +77,38 @@ class Run:
     by_xla: bool = False
     costs: Any = field(init=False)
     widths: dict[str, int] = field(init=False)
+    whole: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self._note_widths(self.scope.graph)
+        self.whole = self.widths
 
     # Hooks
+
+    def measure_baseline(self) -> None:
+        """Evaluates the model that `fit` was given, if rounds are compared with it."""
+        state = self.state
+        if state.guard.drop is not None and self.training.baseline == "evaluate":
+            state.brought, state.unmeasured = validation_metrics(self.model)
 
     def begin_at(self, epoch: int) -> None:
         """Plans the rounds anew when the first epoch of the run is known."""
         if self.state.first is None:
             self.state.first = epoch
             self.course = self.course.begun_at(epoch)
-            self.goal.check(len(self.course.calendar.rounds(epoch)))
+            self.goal.check(len(self.course.epochs))
 
     def note_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
         """Reads the metric and adds the cost of the model to the logs."""
         value = self.monitor.read(logs)
         if self.state.guard.drop is not None and value is not None:
+            self.monitor.check_drop(self.state.guard.drop)
             self.state.guard.sign = self.monitor.sign(self.model)
         self.state.ended = (epoch, value)
-        logs["params"], logs["flops"] = (float(cost) for cost in self.costs[:2])
-        logs["widths"] = Widths(self.widths)
+        logs["params"] = float(self.costs[0])
+        if not open_inputs(self.scope.graph):
+            logs["flops"] = float(self.costs[1])
+        self.state.widths.append(self.widths)
         self.summaries.epoch(epoch, self.widths)
         if epoch == self.params["epochs"] - 1 or self.model.stop_training:
             self._remember(value)  # now, as other callbacks may load weights when fit ends
@@ -115,9 +131,10 @@ class Run:
             if progress is not None:
                 self._prune(epoch, progress, value)
 
-    def end(self) -> None:
+    def end(self) -> RunSummary:
         """Undoes a round that never recovered, and restores the best weights of the last widths."""
         state = self.state
+        score = None if state.ended is None else state.ended[1]
         if state.ended is not None:
             self.between_epochs(go_on=state.ended[0] == self.params["epochs"] - 1)
         if state.pending:
@@ -125,11 +142,15 @@ class Run:
             self._decide("kept" if state.guard.good_enough(best) else "undone", best)
         if state.best is not None and state.rounds:
             restore_snapshot(self.model, state.best, program=self.scope.graph.program)
+            score = state.guard.best
             if getattr(_keras.optimizer_parts(self.model.optimizer)[-1], "use_ema", False):
                 self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
         self._warn_if_short_of_budget()
         state.good = state.best = None
         self.summaries.close()
+        summary = self._summary(score)
+        self.say(f"SGDAP: {summary.line}")
+        return summary
 
     def untap(self) -> None:
         """Gives the model its own train step back."""
@@ -154,7 +175,7 @@ class Run:
         self.state = replace(state, reservoir=None)
         self.monitor.name = state.metric
         self.goal = replace(self.goal, seconds=state.seconds)
-        self.course = replace(self.course, epochs=state.epochs)
+        self.course = replace(self.course.begun_at(state.first or 0), epochs=state.epochs)
         if self.sampler is not None and state.reservoir is not None:
             self.sampler.reservoir.set_state(dict(state.reservoir))
         self._note_widths(channel_graph(self.model))
@@ -190,18 +211,29 @@ class Run:
         held = replace(scope.rules, fixed={**state.guard.widths, **scope.rules.fixed})
 
         def limits(curves: Curves) -> Budget:
-            self.goal = self.goal.measured(scope, curves, self.pruning.allocation)
+            try:
+                self.goal = self.goal.measured(scope, curves, self.pruning.allocation)
+            except (TooSlowError, NoisyClockError) as error:  # when the run began it was possible
+                warnings.warn(f"Going by the latency measured before. {error}", stacklevel=2)
+                self.goal = replace(self.goal, latency=None)
             return self.goal.target(progress)
 
         options = replace(self.pruning, seed=self.pruning.seed + epoch)
         plan, curves = make_plan(replace(scope, rules=held), data, options, limits)
-        state.plan = plan
+        state.plan = plan = replace(plan, notes=(*plan.notes, *self.goal.notes))
         if all(len(group.kept) == group.size for group in plan.groups):
             state.guard.progress = progress  # the model is small enough already
             return
         prune_by_plan(scope.graph, plan)
         state.good, state.best = state.best, None
-        before = state.guard.begin()
+        if not state.rounds:
+            state.guard.brought = state.brought.get(str(self.monitor.name))
+        before = state.guard.begin(self.course.calendar.left(epoch))
+        if before is not None and not state.rounds:
+            option = self.training.baseline
+            self.say(
+                baseline_line(self.monitor.name, state.guard, before, option, state.unmeasured)
+            )
         self._shapes_changed()
         self.summaries.round(epoch, curves)
         state.rounds.append(
@@ -215,20 +247,23 @@ class Run:
                 held=tuple(state.guard.widths),
             )
         )
-        full = (self.goal.full[0], self.goal.full[1])
+        full = (self.goal.full[0], None if open_inputs(scope.graph) else self.goal.full[1])
         self.say(round_line(state.rounds[-1], full, time.perf_counter() - began))
+        for note in self.goal.notes:
+            self.say(note)
         self._choose_jit(epoch, data)
 
     def _calibration_inputs(self) -> Any:
         if self.sampler is None:
             return self.data
         reservoir, asked = self.sampler.reservoir, self.pruning.samples
-        if asked is not None and reservoir.kept < asked and not self.state.rounds:
+        full = reservoir.seen > reservoir.kept  # else there are no more training inputs
+        if full and asked is not None and reservoir.kept < asked and not self.state.rounds:
             self.say(
                 f"SGDAP keeps {reservoir.kept} training inputs for its statistics, not {asked}: "
                 "as many as the memory for them holds. Pass calibration_data for more."
             )
-        return (reservoir.sample(),)  # x alone, whatever its structure
+        return self.sampler.sample()
 
     def _decide(self, decision: Decision, value: float | None) -> None:
         """Keeps or undoes the last round, unless the decision is pending."""
@@ -261,10 +296,9 @@ class Run:
                 compiles = 1 + sum(e > epoch for e in self.course.epochs)
                 program = self.scope.graph.program
                 chosen, why = choose_jit_compile(program, data, left, compiles)
-            if chosen != self.state.said_jit:
-                self.state.said_jit = chosen
-                self.say(f"SGDAP: jit_compile={chosen} ({why})")
         if chosen != self.model.jit_compile:
+            if wanted == "auto":
+                self.say(f"SGDAP: jit_compile={chosen} ({why})")
             self.model.jit_compile = chosen
             remake_functions(self.model)
 
@@ -272,12 +306,33 @@ class Run:
         guard = self.state.guard
         missed = self.goal.missed(self.costs, guard.progress)
         if missed:
-            name, seen = self.monitor.name, guard.best is not None
+            why = why_short(self.state.rounds, self.monitor.name, guard)
             warnings.warn(
                 f"SGDAPCallback stopped short of {self.goal.final}: the model still costs "
-                f"{', '.join(missed)}. {why_short(self.state.rounds, name, guard.drop, seen)}",
+                f"{', '.join(missed)}. {why}",
                 stacklevel=2,
             )
+
+    def _summary(self, score: float | None) -> RunSummary:
+        """What the run brought.
+
+        Args:
+            score: The metric of the model as it is now.
+        """
+        rounds, metric = self.state.rounds, self.monitor.name
+        before = self.state.brought.get(str(metric), rounds[0].before if rounds else None)
+        widths = {group.name: group.size for group in self.scope.graph.groups}
+        (params, flops), (all_params, all_flops) = self.costs[:2], self.goal.full[:2]
+        undone = sum(r.decision == "undone" for r in rounds)
+        return RunSummary(
+            params=(int(all_params), int(params)),
+            flops=(int(all_flops), int(flops)),
+            widths={name: (width, widths[name]) for name, width in self.whole.items()},
+            metric=metric,
+            score=(before, score),
+            rounds=len(rounds) - undone,
+            undone=undone,
+        )
 
     def _shapes_changed(self) -> None:
         self.neighbours.begin_anew()

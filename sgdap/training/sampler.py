@@ -21,10 +21,12 @@ class TrainStepSampler:
     Args:
         graph: The channels of the compiled model.
         reservoir: The reservoir that keeps the samples.
+        targets: Whether the inputs' targets are kept too, where their shape is known.
     """
 
-    def __init__(self, graph: ChannelGraph, reservoir: Reservoir) -> None:
+    def __init__(self, graph: ChannelGraph, reservoir: Reservoir, targets: bool = False) -> None:
         self.reservoir = reservoir
+        self._targets = targets
         self._graph = graph
         self._model = graph.program.model
         self._own: Any = None
@@ -44,7 +46,7 @@ class TrainStepSampler:
 
         def sampled(data: Any) -> Any:
             device = None if model.jit_compile else HOST
-            self.reservoir.update(self._inputs_of(data), device)
+            self.reservoir.update(self._kept_of(data), device)
             return train_step(data)
 
         sampled.own_train_step = own  # type: ignore[attr-defined]
@@ -58,10 +60,19 @@ class TrainStepSampler:
             self._model.train_step = self._own
         remake_functions(self._model)
 
-    def _inputs_of(self, data: Any) -> Any:
-        """The inputs of a batch. Those of the first batch are checked to fit the model."""
+    def sample(self) -> tuple[Any, ...]:
+        """The inputs that are kept, and their targets if they are: `(x,)` or `(x, y)`.
+
+        Raises:
+            ValueError: No batch was seen yet.
+        """
+        kept = self.reservoir.sample()
+        return tuple(kept) if self._targets else (kept,)  # x alone may have any structure
+
+    def _kept_of(self, data: Any) -> Any:
+        """What is kept of a batch. The inputs of the first batch are checked to fit the model."""
         try:
-            x = keras.utils.unpack_x_y_sample_weight(data)[0]
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
             if not self._checked:
                 _check(self._graph, x)
                 self._checked = True
@@ -71,7 +82,12 @@ class TrainStepSampler:
                 "with x as the model takes it, so SGDAPCallback can't tell the model's inputs. "
                 "Pass calibration_data to it."
             ) from error
-        return x
+        if not self._targets:
+            return x
+        known = y is not None and not any(
+            leaf.shape.rank is None or None in leaf.shape[1:] for leaf in keras.tree.flatten(y)
+        )
+        return (x, y) if known else (x,)
 
 
 def _check(graph: ChannelGraph, x: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from sgdap._arguments import check_integer, is_number
+from sgdap._arguments import check_integer, is_number, shown
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Schedule:
     """A way from the whole model to the budget. Subclass it for a custom one.
 
     Attributes:
-        rounds: The number of rounds; None: as many as there are epochs for.
+        rounds: The number of rounds. None: as many as there are epochs for, or as many as the
+            budget needs if `final_finetune_epochs` is `"auto"`.
 
     Raises:
         ValueError: `rounds` is not a positive integer.
@@ -54,6 +55,27 @@ class Schedule:
             final: The fraction that the budget allows, of the measure that it limits most.
         """
         return 1.0
+
+    def least(self, final: float) -> int:
+        """The number of rounds without which the schedule can't reach its end.
+
+        Args:
+            final: The fraction that the budget allows, of the measure that it limits most.
+        """
+        return self.rounds or 1
+
+    def enough(self, final: float) -> int | None:
+        """The number of rounds after which epochs are better spent on fine-tuning.
+
+        So many rounds that each removes at most 70 % of what is left, were they equal.
+
+        Args:
+            final: The fraction that the budget allows, of the measure that it limits most.
+
+        Returns:
+            The number; None: the schedule goes on for as long as there are epochs.
+        """
+        return self.rounds or _rounds_of(_LARGEST_CUT, final)
 
     def check(self, rounds: int, final: float) -> None:
         """Checks that the schedule can reach its end.
@@ -143,7 +165,9 @@ class Adaptive(Geometric):
 
     def __post_init__(self) -> None:
         if not is_number(self.cut) or not 0 < self.cut < 1:
-            raise ValueError(f"cut must be a number between 0 and 1. Received: cut={self.cut!r}")
+            raise ValueError(
+                f"cut must be a number between 0 and 1. Received: cut={shown(self.cut)}"
+            )
 
     def progress(self, done: float) -> float:
         """Always 1, all the way to the budget; `step` limits each round."""
@@ -153,18 +177,34 @@ class Adaptive(Geometric):
         """How far one round may go at most, from 0 to 1."""
         return min(1.0, math.log(1 - self.cut) / math.log(final)) if final < 1 else 1.0
 
+    def least(self, final: float) -> int:
+        """The number of rounds that it takes if none is undone."""
+        return _rounds_of(self.cut, final)
+
+    def enough(self, final: float) -> None:
+        """None: after a round that is undone, more are needed."""
+
     def check(self, rounds: int, final: float) -> None:
         """Checks that the schedule can reach its end.
 
         Raises:
             ValueError: It can't reach its end, even if no round is undone.
         """
-        if rounds * self.step(final) < 1 - 1e-9:
+        if rounds < self.least(final):
             raise ValueError(
                 f"{self!r} leaves {(1 - self.cut) ** rounds:.1%} after the {rounds} rounds that "
                 f"there are epochs for, and the budget allows {final:.1%}. {_MORE_ROUNDS} or raise "
                 "cut."
             )
+
+
+_LARGEST_CUT = 0.7
+"""The share of what is left that one round removes without harm: larger cuts recover worse."""
+
+
+def _rounds_of(cut: float, final: float) -> int:
+    """How many rounds that remove the share `cut` of what is left lead to the share `final`."""
+    return max(1, math.ceil(math.log(final) / math.log(1 - cut) - 1e-9))
 
 
 _MORE_ROUNDS = "Train for more epochs, lower begin_epoch, frequency or final_finetune_epochs,"
@@ -247,5 +287,5 @@ def get_schedule(identifier: Any) -> Any:
     raise TypeError(
         "schedule must be a name, a sgdap.Schedule (sgdap.Geometric()) or a "
         "tfmot.sparsity.keras.PruningSchedule. "
-        f"Received: {identifier!r} (of type {type(identifier).__name__})"
+        f"Received: {shown(identifier)} (of type {type(identifier).__name__})"
     )

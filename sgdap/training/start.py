@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ from sgdap.channels.grouping import channel_graph
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import reusable
 from sgdap.execution.inputs import check_calibration_data
+from sgdap.execution.losses import model_loss
 from sgdap.pipeline import PruningOptions, pruning_scope
 from sgdap.surgery.prune import check_can_be_rebuilt
 from sgdap.training.calendar import Calendar
@@ -59,20 +61,26 @@ def start_run(
     scope = pruning_scope(graph, pruning)
     check_can_be_rebuilt(graph, scope.groups, scope.rules)
     monitor = Monitor(training.monitor, training.mode, _keras.validated_epochs(model))
+    monitor.check_drop(training.max_accuracy_drop)
+    final = training.final_finetune_epochs
     calendar = Calendar(
         int(params["epochs"]),
         training.begin_epoch,
         training.frequency,
-        training.final_finetune_epochs,
+        None if isinstance(final, str) else final,
         None if training.max_accuracy_drop is None else monitor.epochs,
+        least=int(params["epochs"]),
     )
     steps, steps_per_epoch = None, 0
     if not isinstance(training.schedule, Schedule):
         steps_per_epoch = _steps_per_epoch(params)
         steps = StepSchedule(training.schedule, calendar.end * steps_per_epoch)
-    epochs = calendar.rounds()
-    goal = make_goal(training.budget, steps or training.schedule, scope, len(epochs))
-    course = Course(calendar, goal.way, epochs[: goal.way.rounds], steps, steps_per_epoch)
+    goal = make_goal(training.budget, steps or training.schedule, scope, len(calendar.rounds()))
+    if steps is None:
+        share = float(goal.shares.min())
+        most = goal.way.rounds if calendar.final is not None else goal.way.enough(share)
+        calendar = replace(calendar, least=goal.way.least(share), most=most)
+    course = Course(calendar, goal.way, calendar.rounds(), steps, steps_per_epoch)
     data, sampler = None, None
     if calibration_data is not None:
         data = reusable(calibration_data, pruning.samples)
@@ -80,7 +88,7 @@ def start_run(
     else:
         limit = min(LIMIT, pruning.memory_limit or LIMIT)
         reservoir = Reservoir(pruning.samples, pruning.seed, limit, least=pruning.folds)
-        sampler = TrainStepSampler(graph, reservoir)
+        sampler = TrainStepSampler(graph, reservoir, model_loss(graph).needs_targets)
     summaries = Summaries(neighbours.of_class(keras.callbacks.TensorBoard))
     return Run(
         model,
@@ -93,12 +101,18 @@ def start_run(
         monitor,
         neighbours,
         summaries,
-        RunState(Guard(training.max_accuracy_drop, training.patience, goal.step)),
+        RunState(_guard(training, goal.step)),
         say,
         data,
         sampler,
         by_xla=bool(model.jit_compile),
     )
+
+
+def _guard(training: TrainingOptions, step: float) -> Guard:
+    baseline = None if isinstance(training.baseline, str) else float(training.baseline)
+    patience = None if isinstance(training.patience, str) else training.patience
+    return Guard(training.max_accuracy_drop, patience, step, baseline=baseline)
 
 
 def _steps_per_epoch(params: Mapping[str, Any]) -> int:

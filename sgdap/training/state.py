@@ -20,14 +20,16 @@ class RunState:
         guard: The guard, which judges rounds, with its baseline.
         rounds: The rounds so far.
         plan: The plan of the last round.
+        widths: The width of each group that may shrink at the end of each epoch, by name.
         first: The first epoch of the run; None before it began.
         epochs: The epochs after which rounds are planned.
         ended: The last epoch and its metric, if it is not judged yet.
         served: How many steps of a schedule over steps are dealt with.
         good: The model before the last round.
         best: The best model with the present widths.
-        said_jit: The choice of `jit_compile` that the user was last told.
         metric: The name of the monitored metric; None until it is found.
+        brought: The validation metrics of the model before it was trained, by name.
+        unmeasured: Why there are none, in words.
         seconds: The seconds that the final model may take for a batch, infinite without a limit.
         reservoir: The sample of the training data.
     """
@@ -35,14 +37,16 @@ class RunState:
     guard: Guard
     rounds: list[Round] = field(default_factory=list)
     plan: Plan | None = None
+    widths: list[dict[str, int]] = field(default_factory=list)
     first: int | None = None
     epochs: Sequence[int] = ()
     ended: tuple[int, float | None] | None = None
     served: int = 0
     good: Snapshot | None = None
     best: Snapshot | None = None
-    said_jit: bool | None = None
     metric: str | None = None
+    brought: Mapping[str, float] = field(default_factory=dict)
+    unmeasured: str = ""
     seconds: float = math.inf
     reservoir: Mapping[str, Any] | None = None
 

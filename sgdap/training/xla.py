@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 
-from sgdap import _keras
 from sgdap.model.program import Program
 
 
@@ -40,19 +39,19 @@ def choose_jit_compile(
 
     def gradients() -> Any:
         with tf.GradientTape() as tape:
-            outputs = keras.tree.flatten(model(x, training=False))
+            with keras.StatelessScope():  # no variable of the model changes
+                outputs = keras.tree.flatten(model(x, training=False))
             loss = tf.add_n([tf.reduce_sum(tf.cast(y, tf.float32) ** 2) for y in outputs])
         found = tape.gradient(loss, model.trainable_weights)
         return [tf.convert_to_tensor(g) for g in found if g is not None]  # sparse ones too
 
-    with _keras.recurrent_states_kept(model):
-        plain = _seconds(tf.function(gradients))[1]
-        if plain * steps < 60:
-            return False, "the steps left are too few for a compile to pay"
-        try:
-            first, compiled = _seconds(tf.function(gradients, jit_compile=True))
-        except Exception as error:  # XLA does not support some operation
-            return False, f"XLA can't compile this model: {type(error).__name__}"
+    plain = _seconds(tf.function(gradients))[1]
+    if plain * steps < 60:
+        return False, "the steps left are too few for a compile to pay"
+    try:
+        first, compiled = _seconds(tf.function(gradients, jit_compile=True))
+    except Exception as error:  # XLA does not support some operation
+        return False, f"XLA can't compile this model: {type(error).__name__}"
     gain = (plain - compiled) * steps - first * compiles
     ratio = compiled / plain
     return gain > 0, f"a step with XLA takes {ratio:.2f} times as long, its compile {first:.1f}s"

@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import sgdap
@@ -62,7 +63,7 @@ def test_inputs_and_outputs_of_the_model_stay():
     graph = functional(build)
     assert not any(group.prunable for group in graph.groups)
     assert graph.group("end").reasons == ("model output",)
-    assert "combined with a tensor whose channels can't be removed" in graph.group("hidden").reasons
+    assert FIXED in graph.group("hidden").reasons
 
 
 def test_an_intermediate_output_is_protected():
@@ -129,6 +130,100 @@ def test_a_layer_of_operations_alone_is_looked_into(layer, reason):
     assert (reason or "") in " ".join(group.reasons)
 
 
+class OfFunction(layers.Layer):
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("layer", [layers.Lambda, OfFunction])
+@pytest.mark.parametrize(
+    ("function", "removable", "reason"),
+    [
+        (tf.nn.relu, 8, None),
+        (lambda x: tf.pad(x, [[0, 0], [1, 1], [0, 0], [0, 0]]), 8, None),
+        (lambda x: tf.image.resize(x, (5, 5)), 8, None),
+        (lambda x: tf.nn.depth_to_space(x, 2), 2, None),
+        (lambda x: tf.concat(tf.split(x, 2, -1), 1), 4, None),
+        (lambda x: tf.concat(tf.split(x, [3, 5], -1), -1), 0, "keras.ops.split for tf.split"),
+        (lambda x: tf.reshape(x, (-1, 128, 4)), 0, "keras.ops.reshape for tf.reshape"),
+        (lambda x: tf.nn.softmax(x), 0, "'own' mixes them; the code at"),
+        (
+            lambda x: x + tf.random.normal(tf.shape(x)),
+            0,
+            "keras.random.normal for tf.random.normal",
+        ),
+        (lambda x: tf.nn.l2_normalize(x, -1), 0, "write it with keras.ops in a layer of your own"),
+    ],
+)
+def test_code_of_tensorflow_without_weights_is_tried_as_a_whole(layer, function, removable, reason):
+    def build(x):
+        x = layers.Conv2D(8, 1, name="before")(x)
+        return layers.Dense(2)(layer(function, name="own")(x))
+
+    group = functional(build).group("before")
+    assert group.removable.sum() == removable
+    assert (reason is None) == (not group.reasons)
+    assert (reason or "") in " ".join(group.reasons)
+
+
+class Behind(layers.Layer):
+    """Calls TensorFlow after a layer of its own that has weights."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4)
+
+    def call(self, x):
+        return tf.nn.leaky_relu(self.dense(x))
+
+
+def test_a_layer_that_cannot_be_followed_names_the_call_and_what_can():
+    def build(x):
+        return layers.Dense(2)(Behind(name="own")(layers.Dense(4, name="before")(x)))
+
+    (reason,) = functional(build).group("before").reasons
+    assert reason.startswith("no rule for Behind (the code at ")
+    assert "`return tf.nn.leaky_relu(self.dense(x))`" in reason
+    assert "keras.ops.leaky_relu for tf.nn.leaky_relu" in reason
+
+
+class Marking(layers.Layer):
+    """Makes a mask that depends on the channels, in code that can't be followed."""
+
+    def call(self, x):
+        return tf.nn.relu(x)
+
+    def compute_mask(self, x, mask=None):
+        return keras.ops.any(x > 0, -1)
+
+
+class Reading(layers.Layer):
+    def call(self, x, mask=None):
+        return tf.nn.relu(x) if mask is None else x
+
+
+class Fixing(layers.Layer):
+    """Tells Keras a size that it does not have with fewer channels."""
+
+    def call(self, x):
+        return tf.nn.relu(x)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 4)
+
+
+@pytest.mark.parametrize("layer", [Marking, Reading, Fixing])
+def test_what_a_trial_does_not_show_keeps_the_channels(layer):
+    inputs = keras.Input((5, 3))
+    x = layer(name="own")(layers.Dense(4, name="before")(inputs))
+    graph = sgdap.channel_graph(keras.Model(inputs, layers.Dense(2)(x)))
+    assert not graph.group("before").prunable
+
+
 class Pairs(layers.Layer):
     def call(self, x):
         return keras.ops.reshape(x, (-1, 2))
@@ -142,6 +237,83 @@ def test_code_that_writes_a_number_keeps_the_channels_wherever_they_are_counted(
             "before"
         )
         assert "does not follow their number" in " ".join(group.reasons)
+
+
+class Residual(layers.Layer):
+    """Adds what its dense layer makes, and may count the sum by a number."""
+
+    def __init__(self, width: int | None = None):
+        super().__init__()
+        self.own = layers.Dense(6, name="own")
+        self.width = width
+
+    def call(self, x):
+        y = x + self.own(x)
+        return y if self.width is None else keras.ops.reshape(y, (-1, self.width // 2, 2))
+
+
+class OfCode(keras.Model):
+    """Dense layers around some layer, in a `call` of its own; the first may be left out."""
+
+    def __init__(self, inside, begins: bool = True):
+        super().__init__()
+        self.parts = [layers.Dense(6, name="before")] if begins else []
+        self.parts += [inside, layers.Dense(4, name="after"), layers.Dense(2, name="end")]
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+FIXED = "combined with a tensor whose channels can't be removed"
+
+
+def test_a_sum_with_an_input_keeps_its_channels_and_no_others():
+    inputs = keras.Input((6,))
+    summed = inputs + layers.Dense(6, name="own")(layers.Dense(5, name="before")(inputs))
+    graph = sgdap.channel_graph(keras.Model(inputs, layers.Dense(2)(summed)))
+    assert graph.group("own").reasons == (FIXED,)
+    assert graph.group("before").removable.all()
+
+    model = OfCode(Residual(), begins=False)
+    model(np.ones((2, 6), "float32"))
+    graph = sgdap.channel_graph(model)
+    assert graph.group("residual/own").reasons == (FIXED,)
+    assert graph.group("after").removable.all()
+
+
+@pytest.mark.parametrize(
+    "combined",
+    [
+        lambda x, y: keras.ops.where(y > 0, x, y),
+        lambda x, y: keras.ops.stack([x, y], 1),
+        lambda x, y: keras.ops.maximum(x[:, None], keras.ops.repeat(y[:, None], 3, 1)),
+        lambda x, y: keras.ops.concatenate([x * 2, y], -1) + keras.ops.concatenate([x, x], -1),
+    ],
+)
+def test_operations_that_meet_an_input_keep_what_meets_it(combined):
+    inputs = keras.Input((6,))
+    y = combined(inputs, layers.Dense(6, name="own")(inputs))
+    graph = sgdap.channel_graph(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(y))))
+    assert graph.group("own").reasons == (FIXED,)
+
+
+def test_channels_beside_an_input_may_leave():
+    inputs = keras.Input((6,))
+    y = keras.ops.concatenate([inputs, layers.Dense(6, name="own")(inputs)], -1)
+    graph = sgdap.channel_graph(keras.Model(inputs, layers.Dense(2)(y)))
+    assert graph.group("own").removable.all()
+
+
+def test_code_of_a_layer_inside_that_stops_keeps_only_what_it_counts():
+    model = OfCode(Residual(6))
+    model(np.ones((2, 3), "float32"))
+    graph = sgdap.channel_graph(model)
+    (reason,) = graph.group("before").reasons
+    assert "does not follow their number" in reason
+    assert "keras.ops.reshape(y" in reason
+    assert graph.group("after").removable.all()
 
 
 def test_a_group_may_be_removable_in_part():

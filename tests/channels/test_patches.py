@@ -8,6 +8,7 @@ from keras import layers
 
 from sgdap.channels import channel_graph
 from sgdap.execution.rows import input_rows
+from sgdap.execution.taps import kernel_matrix
 from tests.models import randomise
 
 CONVOLUTIONS = [
@@ -23,8 +24,7 @@ def rows_times_kernel(model, x):
     (place,) = channel_graph(model).places
     layer = model.layers[-1]
     rows = input_rows(place.patches, tf.constant(x), 10**6, tf.constant([0, 0])).numpy()
-    kernel = getattr(layer, "pointwise_kernel", getattr(layer, "kernel", None)).numpy()
-    return rows @ kernel.reshape(-1, kernel.shape[-1]) + layer.bias.numpy()
+    return rows @ kernel_matrix(place, layer) + layer.bias.numpy()
 
 
 @pytest.mark.parametrize(("rank", "stride", "dilation", "padding"), CONVOLUTIONS)
@@ -34,6 +34,36 @@ def test_patches_times_kernel_is_the_convolution(rank, stride, dilation, padding
     )
     model = randomise(keras.Sequential([keras.Input(((9, 8, 5)[:rank]) + (2,)), layer]))
     x = np.random.default_rng(0).normal(size=(2, *model.input_shape[1:])).astype("float32")
+    expected = model(x).numpy().reshape(2, -1, 3)
+    np.testing.assert_allclose(rows_times_kernel(model, x), expected, atol=1e-5)
+
+
+TRANSPOSED = [
+    (rank, stride, dilation, padding, size)
+    for rank in (1, 2, 3)
+    for stride, dilation in ((1, 1), (2, 1), (3, 1), (1, 2))
+    for padding in ("valid", "same")
+    for size in ((3, 2, 2), (2, 4, 3), (1, 1, 2))
+    if rank < 3 or dilation == 1
+]
+
+
+@pytest.mark.parametrize(("rank", "stride", "dilation", "padding", "size"), TRANSPOSED)
+def test_patches_times_kernel_is_the_transposed_convolution(rank, stride, dilation, padding, size):
+    layer = getattr(layers, f"Conv{rank}DTranspose")(
+        3, size[:rank], stride, padding, dilation_rate=dilation
+    )
+    model = randomise(keras.Sequential([keras.Input(((5, 4, 3)[:rank]) + (2,)), layer]))
+    x = np.random.default_rng(0).normal(size=(2, *model.input_shape[1:])).astype("float32")
+    expected = model(x).numpy().reshape(2, -1, 3)
+    np.testing.assert_allclose(rows_times_kernel(model, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_output_padding_moves_the_patches_of_a_transposed_convolution(padding):
+    layer = layers.Conv2DTranspose(3, (3, 4), (2, 3), padding, output_padding=(1, 2))
+    model = randomise(keras.Sequential([keras.Input((5, 4, 2)), layer]))
+    x = np.random.default_rng(0).normal(size=(2, 5, 4, 2)).astype("float32")
     expected = model(x).numpy().reshape(2, -1, 3)
     np.testing.assert_allclose(rows_times_kernel(model, x), expected, atol=1e-5)
 

@@ -13,7 +13,6 @@ READERS = {
     "LSTM": lambda x: layers.LSTM(6)(x),
     "Bidirectional": lambda x: layers.Bidirectional(layers.GRU(3))(x),
     "MultiHeadAttention": lambda x: layers.MultiHeadAttention(2, 4)(x, x),
-    "Conv1DTranspose": lambda x: layers.Conv1DTranspose(4, 3)(x),
     "grouped": lambda x: layers.Conv1D(6, 3, groups=2)(x),
 }
 

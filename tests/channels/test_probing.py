@@ -7,6 +7,7 @@ import pytest
 
 from sgdap.channels.probing import (
     agree,
+    fits,
     halves,
     line_of,
     random_inputs,
@@ -56,6 +57,13 @@ def test_labels_that_come_to_one_index_are_tied():
         frozenset(pair) for pair in ((0, 3), (1, 4), (2, 5))
     }
     assert sorted(line) == [3, 4, 5]
+
+
+def test_shapes_fit_where_known_sizes_are_theirs():
+    assert fits([(2, 3), ()], [(None, 3), ()])
+    assert not fits([(2, 3)], [(None, 4)])
+    assert not fits([(2, 3)], [(None, 3, 1)])
+    assert not fits([(2, 3)], [])
 
 
 def test_masks_take_what_they_hold():

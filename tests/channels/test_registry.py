@@ -221,9 +221,14 @@ def test_what_a_rule_raises_itself_names_the_layer(scale_has_a_rule):
     def misspelt(layer, call):
         return call.weight(layer.factor)
 
-    with pytest.raises(AttributeError, match="'factor'") as raised:
+    with pytest.raises(ValueError, match="'factor'") as raised:
         sgdap.channel_graph(network())
-    assert raised.value.__notes__ == ["The rule of 'scale' (of class Scale)"]
+    message = str(raised.value)
+    assert message.startswith("The rule of 'scale' (of class Scale), test_what_a_rule_raises")
+    assert "misspelt, stopped at " in message
+    assert "test_registry.py" in message
+    assert "(`return call.weight(layer.factor)`) with AttributeError: " in message
+    assert isinstance(raised.value.__cause__, AttributeError)
 
 
 def forgets_a_variable(layer, call):

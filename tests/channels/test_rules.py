@@ -81,6 +81,7 @@ MIXING = {
     "ops_sort",
     "ops_swapaxes",
     "ops_transpose",
+    "tensorflow_mixing",
 }
 """Steps that protect the channels they get, or lead them to the output, for some numbers."""
 

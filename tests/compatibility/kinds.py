@@ -219,9 +219,9 @@ def rows_are_whole(o: Outcome) -> None:
     assert [int(row["epoch"]) for row in rows] == list(range(EPOCHS))
     assert not any(None in row or None in row.values() for row in rows)
     if o.stands == "after":
-        assert [row["widths"] for row in rows] == [str(w) for w in o.history["widths"]]
+        assert [float(row["params"]) for row in rows] == o.history["params"]
     else:
-        assert "widths" not in rows[0]
+        assert "params" not in rows[0]
 
 
 def summaries(folder: Path) -> dict[str, list[Any]]:
@@ -237,7 +237,7 @@ def summaries(folder: Path) -> dict[str, list[Any]]:
 def widths_and_scores_are_written(o: Outcome) -> None:
     mine, theirs = summaries(o.folder / "sgdap"), summaries(o.folder / "train")
     for name in o.callback.rounds[0].widths:
-        widths = [int(w.by_group[name]) for w in o.history["widths"]]
+        widths = [epoch[name] for epoch in o.callback.widths]
         assert [int(v) for v in mine[f"widths/{name}"]] == widths
         assert len(mine[f"scores/{name}"]) == len(o.callback.rounds)
     if o.stands == "after":
@@ -330,7 +330,7 @@ NEIGHBOURS = {
     "`CSVLogger`": Neighbour(
         lambda folder: keras.callbacks.CSVLogger(folder / "log.csv"),
         rows_are_whole,
-        "all rows have the same columns; widths where it stands after",
+        "all rows have the same columns; parameters and FLOPs where it stands after",
     ),
     "`TensorBoard`": Neighbour(
         lambda folder: keras.callbacks.TensorBoard(folder, write_graph=False),

@@ -39,7 +39,9 @@ def test_layers_shrink_beside_others(run, tmp_path, proved):
     model = fed.make(kind.optimizers[optimizer]())
     flops = sgdap.profile(model, latency=False).flops
     neighbour = kind.make(tmp_path)
-    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), verbose=0, **kind.arguments)
+    callback = sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.5), final_finetune_epochs=1, verbose=0, **kind.arguments
+    )
     callbacks = [neighbour, callback] if stands == "before" else [callback, neighbour]
     history = model.fit(**fed.fit(), epochs=EPOCHS, verbose=0, callbacks=callbacks).history
     now = sgdap.profile(model, latency=False)

@@ -225,7 +225,7 @@ def test_batch_norm_scale_is_the_magnitude_of_gamma_where_there_is_one():
 @pytest.mark.parametrize("name", ["conv_1", "conv_2", "hidden"])
 def test_taylor_is_the_mean_magnitude_of_activation_times_gradient(name, monkeypatch):
     model, (x, _) = convnet(), digits_like(24)
-    monkeypatch.setattr(batch_sums, "_negative_log_likelihood", lambda kind, y, seed: -loss_of(y))
+    monkeypatch.setattr(batch_sums, "drawn_loss", lambda loss, y, seed: -loss_of(y))
     read = {"conv_1": "pool", "conv_2": "conv_2", "hidden": "hidden"}[name]
     first = keras.Model(model.inputs[0], model.get_layer(read).output)
     rest = keras.Sequential(model.layers[model.layers.index(model.get_layer(read)) + 1 :])

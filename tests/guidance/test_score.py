@@ -10,7 +10,7 @@ from keras import layers
 from threadpoolctl import ThreadpoolController
 
 import sgdap
-from sgdap.execution.batch_sums import TEMPERATURE
+from sgdap.execution.curvature import TEMPERATURE
 from sgdap.execution.memory import Storage
 from sgdap.guidance import score_groups
 from sgdap.pipeline import PruningOptions, Scope, plan_from_curves

@@ -8,7 +8,7 @@ from keras import layers
 
 import sgdap
 from sgdap.model.copying import made_like
-from tests.models import outputs, randomise
+from tests.models import outputs, randomise, samples
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -76,6 +76,54 @@ def test_a_copy_tells_what_its_class_does_not_and_is_loaded(kind, tmp_path):
     loaded = keras.models.load_model(tmp_path / "copy.keras")
     x = np.ones((3, 4), "float32")
     np.testing.assert_allclose(outputs(loaded, x), outputs(copy, x), rtol=1e-6)
+
+
+LAMBDAS = {
+    "lambda": lambda: layers.Lambda(lambda x: x * 2.0),
+    "lambda with its shape": lambda: layers.Lambda(lambda x: x * 2.0, output_shape=lambda s: s),
+    "lambda with arguments": lambda: layers.Lambda(lambda x, by: x * by, arguments={"by": 2.0}),
+    "function": lambda: layers.Lambda(keras.activations.relu),
+}
+
+
+@pytest.mark.parametrize("make", LAMBDAS.values(), ids=LAMBDAS)
+@pytest.mark.parametrize("way", ["apply", "in place", "functional", "twice"])
+def test_a_slim_model_with_a_lambda_is_loaded_as_the_whole_one_is(make, way, tmp_path):
+    inputs = keras.Input((6,))
+    hidden = layers.Dense(8)(layers.Dense(16, "relu")(inputs))
+    model = randomise(keras.Model(inputs, layers.Dense(3)(make()(hidden))))
+    x = samples(model, 32)
+    plan = sgdap.plan(model, x, sgdap.Budget(flops=0.7))
+    slim = sgdap.apply(model, plan, in_place=way == "in place")
+    if way in ("functional", "twice"):
+        slim = sgdap.functional(slim)
+    if way == "twice":
+        slim = sgdap.functional(slim)
+    slim.save(tmp_path / "slim.keras")
+    loaded = keras.models.load_model(tmp_path / "slim.keras", safe_mode=False)
+    assert loaded.layers[1].units < 16
+    np.testing.assert_allclose(outputs(loaded, x), outputs(slim, x), rtol=1e-6)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Calling(layers.Layer):
+    """Has no config, and takes a function that Keras can't write."""
+
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+def test_what_cannot_be_read_back_is_not_written():
+    layer = Calling(lambda x: x * 2.0)
+    copy = made_like(layer, {})
+    assert copy.function is layer.function
+    for one in (layer, copy):
+        with pytest.raises(NotImplementedError, match="get_config"):
+            one.get_config()
 
 
 def test_entries_that_change_take_the_place_of_attributes():

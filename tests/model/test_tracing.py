@@ -260,6 +260,11 @@ class WithBatchSize(Traced):
         return x + ops.zeros((x.shape[0], 6))
 
 
+class WithRandomNumbers(Traced):
+    def behind(self, x):
+        return x + keras.random.normal(ops.shape(x))
+
+
 class WithNewLayer(Traced):
     def behind(self, x):
         return layers.Dense(4)(x)
@@ -273,6 +278,7 @@ class WithNewLayer(Traced):
         (WithPython, "tf.py_function", "a keras.layers.Layer of its own"),
         (WithRawOperation, "tf.raw_ops", "Use keras.layers and keras.ops there"),
         (WithBatchSize, "ops.zeros", r"with ops.zeros_like\("),
+        (WithRandomNumbers, "keras.random", "Draw random numbers of that size in a keras.layers"),
         (WithNewLayer, "layers.Dense", "Make layers in `__init__`"),
     ],
 )
@@ -447,3 +453,30 @@ def test_keras_own_functions_come_back_after_an_error():
         trace(model)
     assert [getattr(owner, name) for owner, name in KERAS_FUNCTIONS] == before
     assert list(trace(convnet()).layers())
+
+
+def test_a_model_of_keras_2_is_refused_by_its_name():
+    tf_keras = pytest.importorskip("tf_keras")
+    model = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))])
+    with pytest.raises(TypeError, match="is a model of tf_keras .*needs one of Keras 3"):
+        trace(model)
+    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5))
+    model.compile("sgd", "mse")
+    with pytest.raises(TypeError, match="is a model of tf_keras .*needs one of Keras 3"):
+        model.fit(np.ones((4, 3)), np.ones((4, 2)), callbacks=[callback], verbose=0)
+
+
+def test_a_call_compiled_by_hand_is_told_to_leave_that_to_keras():
+    class Compiled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(2)
+
+        @tf.function
+        def call(self, x):
+            return tf.nn.relu(self.dense(x))
+
+    model = Compiled()
+    model(np.ones((2, 3)))
+    with pytest.raises(ValueError, match="Take `@tf.function` off `call`"):
+        trace(model)

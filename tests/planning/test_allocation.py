@@ -11,7 +11,7 @@ from keras import layers
 
 import sgdap
 from sgdap.guidance import ErrorCurve
-from sgdap.planning.allocation import allocate, hull_slopes, narrowest
+from sgdap.planning.allocation import allocate, check_budget_can_be_met, hull_slopes, narrowest
 from sgdap.planning.cost import cost_model
 from sgdap.planning.widths import WidthRules
 
@@ -187,3 +187,27 @@ def test_the_narrowest_model_keeps_the_rules(graph):
     rules = WidthRules(min_channels=2, fixed={"second": 4})
     kept = narrowest(groups, cost_model(graph), rules)
     assert [int(kept[group.channels].sum()) for group in graph.groups] == [2, 4, 2, 3]
+
+
+@pytest.mark.parametrize("limits", [{"params": 40}, {"flops": 60}, {"params": 0.5, "bytes": 99}])
+def test_a_percentage_is_not_taken_for_an_absolute_number(limits):
+    model = keras.Sequential(
+        [keras.Input((2,)), layers.Dense(3000, name="wide"), layers.Dense(1, name="end")]
+    )
+    graph = sgdap.channel_graph(model)
+    name, limit = list(limits.items())[-1]
+    with pytest.raises(ValueError, match=rf"Did you mean {name}={limit / 100}, that is {limit} %"):
+        check_budget_can_be_met(graph, graph.groups[:1], sgdap.Budget(**limits), WidthRules())
+
+
+@pytest.mark.parametrize("limits", [{"params": 40}, {"flops": 99.0}])
+def test_an_absolute_number_stays_one_where_no_percentage_can_be_meant(graph, limits):
+    groups = [group for group in graph.groups if group.prunable]
+    check_budget_can_be_met(graph, groups, sgdap.Budget(**limits), WidthRules())
+
+
+def test_where_nothing_can_be_saved_the_error_says_so():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(1, name="a"), layers.Dense(2)])
+    graph = sgdap.channel_graph(model)
+    with pytest.raises(ValueError, match="the model still needs all of its params"):
+        check_budget_can_be_met(graph, [], sgdap.Budget(params=0.5), WidthRules())

@@ -33,8 +33,20 @@ def test_json_keeps_a_plan_to_the_bit(model, plan):
         assert again.weights[key].dtype == np.float32
         assert np.array_equal(again.weights[key], value)
     assert again.to_json() == plan.to_json()
+    assert again == plan and hash(again) == hash(plan)
     slim, other = sgdap.apply(model, plan), sgdap.apply(model, again)
     assert all(map(np.array_equal, slim.get_weights(), other.get_weights()))
+
+
+def test_plans_are_equal_where_all_they_say_is_equal(plan):
+    key, value = next(iter(plan.weights.items()))
+    others = [
+        replace(plan, samples=plan.samples + 1),
+        replace(plan, weights={**plan.weights, key: np.nextafter(value, np.float32(9))}),
+        replace(plan, groups=plan.groups[1:]),
+    ]
+    assert replace(plan, weights=dict(plan.weights)) == plan
+    assert not any(other == plan for other in [*others, plan.to_json(), None])
 
 
 def test_a_plan_prints_as_a_table_of_groups_with_widths_and_costs(model, plan):
@@ -136,3 +148,29 @@ def test_a_plan_that_leaves_a_layer_without_channels_is_refused():
     groups = tuple(replace(g, kept=(0, 1)) if g.size == 6 else g for g in plan.groups)
     with pytest.raises(ValueError, match="leaves no channel of b"):
         sgdap.apply(model, replace(plan, groups=groups))
+
+
+def test_flops_that_depend_on_sizes_left_open_are_not_told(capsys):
+    def model(size):
+        return keras.Sequential(
+            [
+                keras.Input((size, size, 3)),
+                keras.layers.Conv2D(6, 3, name="conv"),
+                keras.layers.GlobalAveragePooling2D(),
+                keras.layers.Dense(2, name="end"),
+            ]
+        )
+
+    x = np.random.default_rng(0).normal(size=(16, 8, 8, 3))
+    plan = sgdap.plan(model(None), x, sgdap.Budget(params=0.5))
+    shape = "(None, None, None, 3)"
+    assert f"FLOPs: not known, they depend on the sizes left open in {shape}" in str(plan)
+    assert sgdap.Plan.from_json(plan.to_json()).open_inputs == (shape,)
+    assert "FLOPs: 11,688" in str(sgdap.plan(model(8), x, sgdap.Budget(params=0.5)))
+    trained = model(None)
+    trained.compile("sgd", "mse")
+    callback = sgdap.SGDAPCallback(sgdap.Budget(params=0.5), schedule="one_shot")
+    logs = trained.fit(x, np.ones((16, 2)), epochs=2, verbose=0, callbacks=[callback]).history
+    said = capsys.readouterr().out
+    assert "of the parameters" in said and "FLOPs" not in said
+    assert "params" in logs and "flops" not in logs

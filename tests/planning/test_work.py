@@ -56,6 +56,14 @@ def test_an_operation_without_a_rule_of_its_own_counts():
     assert sum(by_layer.values()) == 2 * 64 * 3 * 4 + 2 * 36 * 9 * 4 * 5 + 2 * 5 * 2
 
 
+def test_code_of_tensorflow_in_a_layer_without_weights_counts():
+    kernel = tf.ones((4, 5))
+    inputs = keras.Input((7, 3))
+    x = layers.Lambda(lambda x: tf.matmul(x, kernel), name="own")(layers.Dense(4)(inputs))
+    graph = sgdap.channel_graph(keras.Model(inputs, layers.Dense(2)(x)))
+    assert work_by_layer(graph)["own"] == 7 * 2 * 4 * 5
+
+
 def test_a_layer_inside_one_that_is_left_as_it_is_counts_once():
     inner = keras.Sequential([keras.Input((8,)), layers.Dense(6), OwnKernel(), layers.Dense(3)])
     inputs = keras.Input((5, 8))

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
-from sgdap.execution.batch_sums import TEMPERATURE
+from sgdap.execution.curvature import TEMPERATURE
 from sgdap.statistics import collect_statistics
 from sgdap.statistics.moments import moments_of
 from tests.models import convnet, digits_like, mlp, outputs, randomise, samples
@@ -97,19 +97,22 @@ def test_inference_mode_is_used_and_nothing_is_changed():
     assert model.get_layer("hidden").activation is keras.activations.relu
 
 
-# Sensitivity: the Fisher information of the prediction with respect to a layer's outputs
+# Sensitivity: the curvature of the usual loss of the prediction with respect to a layer's outputs
 
 
 def fisher(kind: str, z: np.ndarray) -> np.ndarray:
-    """Its closed form for the layer before the model's output, softened."""
+    """Its closed form for the layer before the model's output, softened.
+
+    Keras' cross-entropies of bits and squared errors are means over the outputs.
+    """
     z = z / TEMPERATURE
     if kind == "softmax":
         p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
         return np.diag(p.mean(axis=0)) - p.T @ p / len(p)
     if kind == "sigmoid":
         p = 1 / (1 + np.exp(-z))
-        return np.diag((p * (1 - p)).mean(axis=0))
-    return np.eye(z.shape[1])
+        return np.diag((p * (1 - p)).mean(axis=0)) / z.shape[1]
+    return np.eye(z.shape[1]) * 2 / (TEMPERATURE**2 * z.var(axis=0).sum())
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid", "linear"])
@@ -124,7 +127,8 @@ def test_sensitivity_is_the_fisher_information(kind):
     own = collected(model, x, batch_size=5000).consumers["end"]
     if kind == "sigmoid":  # outputs are independent, so what is apart cancels out on average
         np.testing.assert_allclose(np.diag(own.sensitivity), np.diag(fisher(kind, z)), rtol=0.05)
-    np.testing.assert_allclose(own.sensitivity, fisher(kind, z), atol=0.03)
+    expected = fisher(kind, z)
+    np.testing.assert_allclose(own.sensitivity, expected, atol=0.03 * max(expected.max(), 1))
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
@@ -151,9 +155,10 @@ def test_sensitivity_of_an_earlier_layer_is_pulled_back_through_the_later_ones()
         ]
     )
     randomise(model)
-    own = collected(model, samples(model, 20_000), batch_size=5000).consumers["middle"]
-    kernel = model.get_layer("end").kernel.numpy()
-    np.testing.assert_allclose(own.sensitivity, kernel @ kernel.T, atol=0.05)
+    x = samples(model, 20_000)
+    own = collected(model, x, batch_size=5000).consumers["middle"]
+    kernel, variance = model.get_layer("end").kernel.numpy(), outputs(model, x).var(axis=0).sum()
+    np.testing.assert_allclose(own.sensitivity * variance / 2, kernel @ kernel.T, atol=0.05)
 
 
 def test_sensitivity_adds_up_over_the_positions_of_a_convolution():
@@ -166,8 +171,10 @@ def test_sensitivity_adds_up_over_the_positions_of_a_convolution():
         ]
     )
     randomise(model)
-    own = collected(model, samples(model, 20_000), batch_size=5000).consumers["conv"]
-    np.testing.assert_allclose(own.sensitivity, 16 * np.eye(2), atol=0.5)
+    x = samples(model, 20_000)
+    own = collected(model, x, batch_size=5000).consumers["conv"]
+    variance = outputs(model, x).var(axis=0).sum()
+    np.testing.assert_allclose(own.sensitivity * variance / 2, 16 * np.eye(2), atol=0.5)
 
 
 def test_without_sensitivity_none_is_gathered():

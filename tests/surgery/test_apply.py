@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 
 import sgdap
+from sgdap.surgery.apply import prune_by_plan
 from tests.models import convnet, digits_like, outputs
 from tests.oracles import masked_outputs
 
@@ -105,6 +106,16 @@ def test_a_reconstruction_for_other_weights_is_refused(pruned):
     assert all(map(np.array_equal, before, model.get_weights()))
     only_widths = sgdap.plan(convnet(), x, sgdap.Budget(flops=0.5), reconstruction=False)
     assert sgdap.apply(model, only_widths).count_params() < model.count_params()
+
+
+def test_a_reconstruction_for_other_weights_is_refused_wherever_a_plan_is_applied(pruned):
+    _, plan, _ = pruned
+    model = convnet()
+    model.get_layer("hidden").bias.assign_add(np.ones(7))
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="or the plan's channels changed since"):
+        prune_by_plan(sgdap.channel_graph(model), plan)
+    assert all(map(np.array_equal, before, model.get_weights()))
 
 
 @pytest.mark.parametrize("wrong", [None, "plan.json", {"groups": []}])

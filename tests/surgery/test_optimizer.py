@@ -9,6 +9,7 @@ from keras import layers, optimizers
 
 import sgdap
 from sgdap.surgery import prune_in_place
+from sgdap.surgery.optimizer import remade
 from tests.models import mlp, randomise
 from tests.oracles import random_removal
 
@@ -311,6 +312,12 @@ def test_a_slot_whose_entries_belong_to_no_known_axis_starts_anew_with_a_warning
     with pytest.warns(UserWarning, match="starts anew"):
         prune(model)
     step(model)
+
+
+def test_an_optimizer_that_shares_out_by_a_function_can_be_made_again_before_its_first_step():
+    before = shared_out_by_a_function()
+    after = remade(before)
+    assert type(after) is type(before) and not after.built
 
 
 def test_an_optimizer_without_a_config_of_its_own_is_refused_before_anything_changed():

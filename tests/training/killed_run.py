@@ -53,6 +53,7 @@ def run(folder: str | None, drop: float | None, calibrate: bool, report=print) -
         mode="max",
         patience=1,
         begin_epoch=1,
+        final_finetune_epochs=1,
         samples=40,
         calibration_data=x if calibrate else None,
         backup_dir=folder,

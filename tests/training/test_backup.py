@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 import sgdap
-from sgdap.training import latency
+from sgdap.training import run
 from tests.training.killed_run import SCORES
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +61,7 @@ def fit(
     epochs: int = 4,
     budget=HALF,
     guidance="activation",
+    validate: bool = False,
     **arguments,
 ):
     callback = sgdap.SGDAPCallback(
@@ -70,9 +71,15 @@ def fit(
         reconstruction=False,
         jit_compile=None,
         verbose=0,
-        **arguments,
+        **({"final_finetune_epochs": 1} | arguments),
     )
-    history = model.fit(*data(), epochs=epochs, verbose=0, callbacks=[callback, *others])
+    history = model.fit(
+        *data(),
+        epochs=epochs,
+        verbose=0,
+        callbacks=[callback, *others],
+        validation_data=data() if validate else None,
+    )
     return callback, history
 
 
@@ -133,15 +140,23 @@ def test_a_run_that_was_interrupted_goes_on_after_the_last_whole_epoch(tmp_path,
     assert_equal(state(model), state(whole))
 
 
-def test_a_latency_stays_a_fraction_of_what_was_measured_at_the_start(tmp_path, monkeypatch):
+def test_a_run_that_is_taken_up_keeps_to_the_rounds_that_were_planned(tmp_path):
+    arguments = {"budget": sgdap.Budget(flops=0.15), "epochs": 5, "final_finetune_epochs": "auto"}
+    expected, _ = fit(net(), None, **arguments)
+    interrupted(tmp_path, **arguments)
+    callback, rest = fit(net(), tmp_path, **arguments)
+    assert rest.epoch == [2, 3, 4]
+    assert callback.rounds == expected.rounds
+    assert [r.epoch for r in callback.rounds] == [0, 1]
+
+
+def test_a_latency_stays_a_fraction_of_what_was_measured_at_the_start(tmp_path):
     busy = []
 
-    def measured(model, batch_size):
-        flops = sgdap.profile(model, latency=False).flops
-        return flops * batch_size * 1e-9 * (busy.pop() if busy else 1)
+    def measured(model):
+        return sgdap.profile(model, latency=False).flops * 1e-9 * (busy.pop() if busy else 1)
 
-    monkeypatch.setattr(latency, "measure_latency", measured)
-    budget = sgdap.Budget(latency=0.5)
+    budget = sgdap.Budget(latency=0.5, runtime=measured)
     whole, model = net(), net()
     fit(whole, None, budget=budget)
     interrupted(tmp_path, budget=budget)
@@ -161,6 +176,23 @@ def test_a_finished_run_leaves_no_backup_and_the_next_fit_begins_anew(tmp_path):
     assert history.epoch == [0]
 
 
+def sharing_out() -> keras.Model:
+    model = net()
+    by_rank = {1: keras.optimizers.SGD(0.01, momentum=0.9), 2: keras.optimizers.Adam(0.01)}
+    shared = keras.optimizers.MultiOptimizer(lambda variable: by_rank[len(variable.shape)])
+    model.compile(shared, "mse")
+    return model
+
+
+def test_an_optimizer_that_shares_out_by_a_lambda_is_taken_up_as_any_other(tmp_path):
+    whole, model = sharing_out(), sharing_out()
+    fit(whole, None)
+    with pytest.raises(InterruptionError):
+        fit(sharing_out(), tmp_path, interrupt_at(2))
+    fit(model, tmp_path)
+    assert_equal(state(model), state(whole))
+
+
 def test_a_folder_that_was_there_stays(tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -169,6 +201,24 @@ def test_a_folder_that_was_there_stays(tmp_path):
     interrupted(tmp_path / "made")
     fit(net(), tmp_path / "made")
     assert not (tmp_path / "made").exists()
+
+
+def test_what_the_brought_model_scored_is_kept_and_not_measured_again(tmp_path, monkeypatch):
+    evaluated = []
+    measure = run.validation_metrics
+    monkeypatch.setattr(
+        run, "validation_metrics", lambda model: evaluated.append(model) or measure(model)
+    )
+    arguments = {"max_accuracy_drop": 9.0, "begin_epoch": 2, "validate": True, "epochs": 5}
+    whole, model = net(), net()
+    expected, _ = fit(whole, None, **arguments)
+    with pytest.raises(InterruptionError):
+        fit(net(), tmp_path, interrupt_at(1), **arguments)
+    callback, _ = fit(model, tmp_path, **arguments)
+    assert evaluated[-1] is not model and len(evaluated) == 2
+    assert callback.summary == expected.summary
+    assert callback.summary.score[0] == net().evaluate(*data(), verbose=0)
+    assert_equal(state(model), state(whole))
 
 
 def test_generators_that_the_process_draws_from_go_on(tmp_path):
@@ -266,7 +316,9 @@ def test_a_full_disk_does_not_lose_the_backup_before(tmp_path, monkeypatch):
             monkeypatch.setattr(os, "fsync", full)
 
     fill = keras.callbacks.LambdaCallback(on_epoch_begin=fill_up)
-    with pytest.warns(UserWarning, match=r"after epoch 2 could not be written.*No space left"):
+    with pytest.warns(
+        UserWarning, match=r"after epoch 2 could not be written.*No space left.*before stays"
+    ):
         with pytest.raises(InterruptionError):
             fit(net(), tmp_path, fill, interrupt_at(2))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
@@ -301,6 +353,64 @@ def test_a_layer_that_holds_a_lambda_is_refused_before_the_run(tmp_path):
     with pytest.raises(ValueError, match=r"kept in backup_dir: .layer 'odd'. A lambda.*Give"):
         fit(model, tmp_path)
     assert "train_step" not in vars(model)
+
+
+def test_a_backup_beyond_the_last_epoch_is_refused_and_stays(tmp_path):
+    with pytest.raises(InterruptionError):
+        fit(net(), tmp_path, interrupt_at(5), epochs=7)
+    match = "has done 5 epochs, and this fit ends after {}: nothing would be trained. Train for"
+    for epochs in (4, 5):
+        assert_refused(net(), tmp_path, match.format(epochs), epochs=epochs)
+    assert fit(net(), tmp_path, epochs=7)[1].epoch == [5, 6]
+    assert not (tmp_path / "run.sgdap").exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/nope", "file", "file/below", "/proc/self/mem/x"])
+def test_a_folder_that_can_not_be_used_is_refused_before_the_run(tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    model, folder = net(), tmp_path / place
+    before = state(model)
+    with pytest.raises(ValueError, match=f"can be written to backup_dir='{folder}'.*Pass a folder"):
+        fit(model, folder)
+    assert_equal(state(model), before)
+    assert "train_step" not in vars(model)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_is_full_at_the_start_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match="No backup can be written.*No space left"):
+        fit(net(), tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_folder_is_made_before_there_is_something_to_keep(tmp_path):
+    with pytest.raises(InterruptionError):
+        fit(net(), tmp_path / "a" / "b", interrupt_at(0))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:Even though")  # that tests run functions eagerly
+def test_a_warning_tells_that_there_is_no_backup_to_go_on_from(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fill = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: monkeypatch.setattr(os, "fsync", full)
+    )
+    with pytest.warns(UserWarning, match="after epoch 1 could not be written.*There is none"):
+        with pytest.raises(InterruptionError):
+            fit(net(), tmp_path, fill, interrupt_at(1))
+
+
+def test_a_backup_that_can_not_be_read_is_refused_in_words(tmp_path):
+    (tmp_path / "run.sgdap").mkdir()
+    with pytest.raises(ValueError, match="Is a directory.*Delete it to begin anew"):
+        fit(net(), tmp_path)
 
 
 @pytest.mark.parametrize("folder", [3, "", True])

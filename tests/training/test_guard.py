@@ -17,10 +17,10 @@ def improved(guard: Guard, value: float | None) -> bool:
     return better
 
 
-def started(drop: float | None = 0.02, baseline: float = 0.9, **arguments) -> Guard:
+def started(drop: float | None = 0.02, baseline: float = 0.9, left: int = 7, **arguments) -> Guard:
     guard = Guard(drop, **arguments)
     improved(guard, baseline)
-    guard.begin()
+    guard.begin(left)
     return guard
 
 
@@ -59,6 +59,15 @@ def test_patience_counts_the_epochs_that_had_a_metric():
     assert decisions == ["pending", "pending", "pending", "undone"]
 
 
+@pytest.mark.parametrize(
+    ("left", "epochs"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 2), (6, 3), (7, 3), (15, 7)]
+)
+def test_without_a_number_a_round_has_half_of_the_epochs_that_are_left(left, epochs):
+    guard = started(left=left)
+    decisions = [guard.judge(0.1, retry=True) for _ in range(epochs)]
+    assert decisions == ["pending"] * (epochs - 1) + ["undone"]
+
+
 def test_the_last_round_may_recover_to_the_end():
     guard = started(patience=1)
     assert [guard.judge(0.1, retry=False) for _ in range(5)] == ["pending"] * 5
@@ -69,9 +78,36 @@ def test_the_first_round_sets_what_all_others_are_compared_with():
     guard = started()
     improved(guard, 0.89)
     guard.keep(round_(0.5))
-    assert guard.begin() == 0.89, "the metric that the second round starts from"
+    assert guard.begin(7) == 0.89, "the metric that the second round starts from"
     assert guard.baseline == 0.9
     assert guard.best is None
+
+
+@pytest.mark.parametrize(
+    ("sign", "brought", "baseline"),
+    [
+        (1, 0.95, 0.95),
+        (1, 0.1, 0.9),
+        (-1, 0.95, 0.9),
+        (-1, 0.1, 0.1),
+        (1, None, 0.9),
+        (1, math.nan, 0.9),
+        (-1, -math.inf, 0.9),
+    ],
+)
+def test_of_the_model_brought_and_the_epochs_before_the_better_is_the_baseline(
+    sign, brought, baseline
+):
+    guard = started(sign=sign, brought=brought)
+    assert guard.baseline == baseline
+    assert guard.begin() is None and guard.baseline == baseline
+
+
+def test_a_baseline_that_is_given_stays():
+    guard = Guard(0.02, brought=0.99, baseline=0.7)
+    improved(guard, 0.9)
+    assert guard.begin() == 0.9
+    assert guard.baseline == 0.7
 
 
 def test_only_finite_and_better_values_are_the_best():

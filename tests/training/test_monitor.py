@@ -117,3 +117,19 @@ def test_a_metric_on_validation_data_is_refused_where_no_epoch_is_validated():
 def test_a_metric_that_never_comes_is_refused():
     with pytest.raises(ValueError, match="'f1', which is not among.*: accuracy, loss. Pass one"):
         Monitor("f1").read({"loss": 1.0, "accuracy": 0.5})
+
+
+@pytest.mark.parametrize(("drop", "meant"), [(5, "0.05"), (1, "0.01"), (1000, "0.01")])
+def test_a_drop_that_no_accuracy_can_make_is_refused_with_what_is_meant(drop, meant):
+    monitor = Monitor()
+    monitor.check_drop(drop)  # it may still be a loss
+    monitor.read({"loss": 2.0, "val_accuracy": 0.9})
+    for each in (monitor, Monitor("val_accuracy"), Monitor("out_acc")):
+        with pytest.raises(ValueError, match=rf"Did you mean max_accuracy_drop={meant},"):
+            each.check_drop(drop)
+
+
+def test_a_loss_may_rise_by_more_than_1():
+    monitor = Monitor()
+    monitor.read({"loss": 2.0})
+    monitor.check_drop(5)

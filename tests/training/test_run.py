@@ -41,7 +41,9 @@ def fit(callback: sgdap.SGDAPCallback, epochs: int = 4, model=None) -> keras.Mod
 
 
 def pruner(**arguments) -> sgdap.SGDAPCallback:
-    return sgdap.SGDAPCallback(sgdap.Budget(flops=0.4), **({"verbose": 0} | arguments))
+    return sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.4), **({"verbose": 0, "final_finetune_epochs": 1} | arguments)
+    )
 
 
 def counted(monkeypatch, *places) -> list:

@@ -54,6 +54,24 @@ def test_adaptive_rounds_remove_what_they_are_told_to():
     assert schedule.step(0.9) == 1.0, "one round is more than enough"
 
 
+@pytest.mark.parametrize(
+    ("schedule", "final", "least", "enough"),
+    [
+        (sgdap.Geometric(), 0.5, 1, 1),
+        (sgdap.Geometric(), 0.3, 1, 1),
+        (sgdap.Cubic(), 0.1, 1, 2),
+        (sgdap.Linear(), 0.02, 1, 4),
+        (sgdap.Linear(), 1.0, 1, 1),
+        (sgdap.Cubic(rounds=5), 0.5, 5, 5),
+        (sgdap.OneShot(), 0.01, 1, 1),
+        (sgdap.Adaptive(cut=0.5), 0.125, 3, None),
+        (sgdap.Adaptive(cut=0.5), 0.12, 4, None),
+    ],
+)
+def test_a_small_budget_takes_more_rounds(schedule, final, least, enough):
+    assert (schedule.least(final), schedule.enough(final)) == (least, enough)
+
+
 CANNOT_END = {
     "more rounds than epochs": (
         sgdap.Linear(rounds=4),

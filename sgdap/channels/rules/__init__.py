@@ -11,5 +11,6 @@ from sgdap.channels.rules import (  # noqa: F401
     recurrent,
     sequence,
     shape,
+    trial,
     wrapper,
 )

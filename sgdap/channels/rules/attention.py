@@ -123,7 +123,7 @@ def dot_product_attention(operation: Any, call: RuleCall) -> Symbol:
         output = output.with_axis(axis, met[0])
     for _ in ("scores", "values"):
         call.work(
-            2 * positions(query.shape[1:2]) * positions(key.shape[1:2]),
+            2 * positions(query.shape[:2]) * positions(key.shape[1:2]),
             call.along(query, 2),
             call.along(query, 3),
         )

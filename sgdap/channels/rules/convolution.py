@@ -69,6 +69,8 @@ def transposed(layer: Any, call: RuleCall) -> Symbol:
     features, filters = _read(layer, call), _filters(layer, call)
     call.weight(layer.kernel, *[None] * len(layer.kernel_size), filters, features)
     area = math.prod(layer.kernel_size)
+    patches = replace(_patches(layer), transposed=layer)
+    call.linear(layer.kernel, layer.bias, patches, np.tile(features, area), filters)
     call.work(2 * _places(layer, call.input.shape) * area, features, filters)
     return _made(layer, call, filters)
 

@@ -1,175 +1,20 @@
-"""`keras.ops` operations: contractions by their letters, all others by trying them out."""
+"""Operations that multiply and sum: their axes are known by letters."""
 
 from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.channels.labels import Labels, Symbol, plain, positions
-from sgdap.channels.probing import Array, line_of, random_inputs, sources
-from sgdap.channels.registry import register_default, register_rule
-from sgdap.channels.remembering import Remembered, key_of, key_of_arguments
+from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall
-from sgdap.model.program import OperationCall, Ref
-
-_MIXES = "mixes them"
-_FIXED = "can't do without some of them"
-
-Numbers = npt.NDArray[np.int64]
-"""The channels of one call, numbered from 0 for a trial."""
-
-
-@dataclass(frozen=True, eq=False)
-class Movement:
-    """Where an operation puts its input's labels.
-
-    Attributes:
-        pairs: Numbers that leave together, `(pairs, 2)`.
-        kept: Numbers that stay, and why.
-        lines: For each output and axis the labels along it (-1: none), or None.
-    """
-
-    pairs: Numbers
-    kept: tuple[tuple[Numbers, str], ...]
-    lines: tuple[tuple[Numbers | None, ...], ...]
-
-
-_movements: Remembered[Movement | None] = Remembered(4096)
-
-
-@register_default
-def tried(operation: Any, call: RuleCall) -> list[Symbol]:
-    """Runs the operation on random numbers to see where its input's channels go.
-
-    A channel passes where each entry of the output depends on one channel at most. Otherwise the
-    channels stay.
-    """
-    made = [plain(shape) for shape in call.output_shapes]
-    axes = [
-        (number, axis, channels)
-        for number, symbol in enumerate(call.inputs)
-        for axis, channels in enumerate(symbol.axes)
-        if channels is not None
-    ]
-    if not axes:
-        return made
-    channels, inverse = np.unique(np.concatenate([c for _, _, c in axes]), return_inverse=True)
-    bounds = np.cumsum([len(c) for _, _, c in axes])[:-1]
-    labels = {
-        (number, axis): own
-        for (number, axis, _), own in zip(axes, np.split(inverse, bounds), strict=True)
-    }
-    movement = _movement(operation, call, labels, len(channels))
-    if movement is None:
-        for symbol in call.inputs:
-            call.keep(symbol, f"'{operation.name}' can't be tried on random numbers")
-        return made
-    for first, second in movement.pairs:
-        call.tie(channels[[first]], channels[[second]])
-    for stay, reason in movement.kept:
-        call.keep(channels[stay], f"'{operation.name}' {reason}")
-    for number, lines in enumerate(movement.lines):
-        for axis, line in enumerate(lines):
-            if line is None:
-                continue
-            along = channels[line]
-            if (line < 0).any():
-                along[line < 0] = call.constants(int((line < 0).sum()))
-            made[number] = made[number].with_axis(axis, along)
-    call.rewrite(made)
-    return made
-
-
-def _movement(
-    operation: Any, call: RuleCall, labels: dict[tuple[int, int], Numbers], count: int
-) -> Movement | None:
-    """Tries an operation out, or remembers what came of it."""
-    try:
-        written = OperationCall(operation.get_config(), call.args, call.kwargs)
-    except NotImplementedError:
-        return None
-    key = (
-        key_of(type(operation)),
-        key_of({**written.config, "name": None}),
-        key_of_arguments(call.args, call.kwargs),
-        key_of([symbol.shape for symbol in call.inputs]),
-        call.input_dtypes,
-        key_of(list(labels.items())),
-    )
-
-    def find() -> Movement | None:
-        try:
-            return _try_out(operation, call, written, labels, count)
-        except Exception:  # an operation that takes no random numbers: of a user, or of indices
-            return None
-
-    return _movements.get(key, find)
-
-
-def _try_out(
-    operation: Any,
-    call: RuleCall,
-    written: OperationCall,
-    labels: dict[tuple[int, int], Numbers],
-    count: int,
-) -> Movement:
-    shapes = [symbol.shape for symbol in call.inputs]
-    values = random_inputs(shapes, call.input_dtypes, 0)
-    others = random_inputs(shapes, call.input_dtypes, 1)
-
-    def run(inputs: Sequence[Array]) -> list[Array]:
-        return _run(type(operation), written, inputs)
-
-    whole = run(values)
-    lines: list[list[Numbers | None]] = [[None] * part.ndim for part in whole]
-    pairs = [np.zeros((0, 2), np.int64)]
-    kept = []
-    for (number, axis), own in labels.items():
-        found = sources(run, values, others, number, axis, own) if np.ptp(own) else None
-        if found is None:
-            kept.append((np.unique(own), _MIXES))
-            continue
-        for part, source in enumerate(found):
-            placed = line_of(source)
-            if placed is None:
-                kept.append((np.unique(source[source >= 0]), _FIXED))
-                continue
-            place, line, tied = placed
-            pairs.append(tied)
-            known = lines[part][place]
-            if known is not None:
-                both = (known >= 0) & (line >= 0)
-                pairs.append(np.stack([known[both], line[both]], -1))
-                line = np.where(known >= 0, known, line)
-            lines[part][place] = line
-    ties = np.concatenate(pairs)
-    return Movement(ties, tuple(kept), tuple(map(tuple, lines)))
-
-
-def _run(operation_class: Any, written: OperationCall, inputs: Sequence[Array]) -> list[Array]:
-    operation = operation_class.from_config(dict(written.config))
-    rest = list(inputs)
-
-    def value(leaf: Any) -> Any:
-        return keras.ops.convert_to_tensor(rest.pop(0)) if _is_ref(leaf) else leaf
-
-    args, kwargs = keras.tree.map_structure(value, (written.args, dict(written.kwargs)))
-    made = keras.tree.flatten(operation(*args, **kwargs))
-    return [np.asarray(keras.ops.convert_to_numpy(part)) for part in made]
-
-
-def _is_ref(leaf: Any) -> bool:
-    return isinstance(leaf, Ref)
-
-
-# Contractions
+from sgdap.channels.rules.trial import MIXES, tried
+from sgdap.model.program import Ref
 
 
 def _class(function: Any, *arguments: Any) -> type:
@@ -250,13 +95,13 @@ def _operands(call: RuleCall) -> list[Symbol]:
     """The operands in order; a constant array is a tensor of which nothing can be removed."""
     symbols = iter(call.inputs)
     flat = keras.tree.flatten((call.args, call.kwargs)) if call.inputs else []
-    found = [next(symbols) if _is_ref(leaf) else plain(np.shape(leaf)) for leaf in flat]
+    found = [next(symbols) if isinstance(leaf, Ref) else plain(np.shape(leaf)) for leaf in flat]
     return [symbol for symbol in found if symbol.rank]
 
 
 def _keep_all(operation: Any, call: RuleCall) -> Symbol:
     for symbol in call.inputs:
-        call.keep(symbol, f"'{operation.name}' {_MIXES}")
+        call.keep(symbol, f"'{operation.name}' {MIXES}")
     return call.output()
 
 
@@ -287,7 +132,7 @@ def _contract(
                 continue
         if others and letter not in made:
             for channels in met:
-                call.keep(channels, f"'{operation.name}' {_MIXES}")
+                call.keep(channels, f"'{operation.name}' {MIXES}")
         for channels in met[1:]:
             call.tie(met[0], channels)
         along[letter] = met[0]

@@ -1,0 +1,60 @@
+"""What a whole run brought, as plain data; it judges nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The model that `fit` was given and the one that it left.
+
+    Attributes:
+        params: Parameters before and after.
+        flops: FLOPs for one sample before and after.
+        widths: The number of channels before and after of each group that could shrink, by name.
+        metric: The name of the monitored metric; None if it was never seen.
+        score: The monitored metric before and after. Before: of the model that `fit` was given,
+            or else before the first round. None where it was not measured.
+        rounds: The number of rounds that were kept.
+        undone: The number of rounds that were undone.
+    """
+
+    params: tuple[int, int]
+    flops: tuple[int, int]
+    widths: Mapping[str, tuple[int, int]]
+    metric: str | None = None
+    score: tuple[float | None, float | None] = (None, None)
+    rounds: int = 0
+    undone: int = 0
+
+    @property
+    def line(self) -> str:
+        """All of it in one line."""
+        old, new = ("-".join(str(w[i]) for w in self.widths.values()) for i in (0, 1))
+        parts = [_change(self.params, " parameters"), _change(self.flops, " FLOPs")]
+        parts += [f"widths {old} → {new}"] if self.widths else []
+        parts += [f"{self.metric} {_scores(*self.score)}"] if self.metric else []
+        return ", ".join(parts)
+
+    def __str__(self) -> str:
+        lines = {"parameters": _change(self.params), "FLOPs": _change(self.flops)}
+        if self.metric:
+            lines[self.metric] = _scores(*self.score)
+        lines["rounds"] = f"{self.rounds} kept, {self.undone} undone"
+        widths = {f"  {name}": f"{old} → {new}" for name, (old, new) in self.widths.items()}
+        wide = max(map(len, {**lines, **widths}))
+        heading = {"channels": ""} if widths else {}
+        return "\n".join(
+            f"{name:{wide}}  {value}".rstrip() for name, value in (lines | heading | widths).items()
+        )
+
+
+def _change(numbers: tuple[int, int], unit: str = "") -> str:
+    before, after = numbers
+    return f"{before:,} → {after:,}{unit} ({after / max(before, 1):.1%})"
+
+
+def _scores(before: float | None, after: float | None) -> str:
+    return " → ".join("not measured" if x is None else f"{x:.4f}" for x in (before, after))
