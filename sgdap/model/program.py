@@ -177,11 +177,7 @@ class Program:
             stop: Number after the last one; None: all.
         """
         for number, call in enumerate(self.calls[start:stop], start):
-            args, kwargs = fill(call, values)
-            if "training" not in kwargs and "training" in getattr(
-                call.operation, "call_signature_parameters", ()
-            ):
-                kwargs["training"] = False
+            args, kwargs = inference_arguments(call, values)
 
             def compute(call: Call = call, args: Any = args, kwargs: Any = kwargs) -> Any:
                 return call.operation(*args, **kwargs)
@@ -209,6 +205,17 @@ def fill(
         return values[leaf.index] if isinstance(leaf, Ref) else leaf
 
     args, kwargs = keras.tree.map_structure(value, (call.args, dict(call.kwargs)))
+    return args, kwargs
+
+
+def inference_arguments(
+    call: Call, values: Mapping[int, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns a call's arguments as `fill` does, in inference mode."""
+    args, kwargs = fill(call, values)
+    parameters = getattr(call.operation, "call_signature_parameters", ())
+    if "training" not in kwargs and "training" in parameters:
+        kwargs["training"] = False
     return args, kwargs
 
 
