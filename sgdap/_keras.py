@@ -122,6 +122,17 @@ def compiled_losses(model: Any, outputs: Any) -> list[tuple[Any, Any, float]]:
     return terms
 
 
+def added_losses(layer: Any) -> list[Any]:
+    """Returns what `add_loss` added in the last call of a layer and of those in it, as tensors.
+
+    What an activity regularizer added comes last in a layer's own list and is left out.
+    """
+    found = []
+    for part in layer._flatten_layers():
+        found += part._losses[: None if part.activity_regularizer is None else -1]
+    return found
+
+
 def loss_function(loss: Any) -> tuple[Any, dict[str, Any]]:
     """Returns the function of a `Loss` that only wraps one, and its arguments; else None and {}."""
     from keras.src.losses.losses import LossFunctionWrapper

@@ -433,3 +433,19 @@ def test_a_loss_that_only_wraps_a_function_tells_it_and_its_arguments():
             return y_pred
 
     assert _keras.loss_function(Own()) == (None, {})
+
+
+def test_what_layers_add_to_the_loss_is_told_apart_from_penalties():
+    class Inner(layers.Layer):
+        def call(self, x):
+            self.add_loss(keras.ops.sum(x))
+            return x
+
+    layer = keras.Sequential([Inner(activity_regularizer="l2"), layers.Dense(1)])
+    assert _keras.added_losses(layer) == []
+    layer(np.ones((2, 3)))
+    (found,) = _keras.added_losses(layer)
+    assert float(found) == 6
+    layer.layers[1].activity_regularizer = keras.regularizers.L2()
+    layer(np.ones((2, 3)))
+    assert len(_keras.added_losses(layer)) == 1

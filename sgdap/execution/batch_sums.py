@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
+from sgdap.execution.added_losses import drawn_added_loss
 from sgdap.execution.compiled import traced_for_any_batch
 from sgdap.execution.curvature import drawn_loss
 from sgdap.execution.losses import KnownLoss
@@ -80,6 +81,7 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
         rows: dict[str, list[Any]] = {}
         given: dict[str, list[Any]] = {}
         outputs: dict[str, list[Any]] = {}
+        added: list[Any] = []
         tape = tf.GradientTape(watch_accessed_variables=False)
 
         def watched(seen: dict[str, list[Any]], path: str, tensor: Any) -> None:
@@ -97,7 +99,15 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
             rows.setdefault(place.path, []).append(tf.cast(read, tf.float32))
 
         def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
-            here = by_call[program.calls.index(call)]
+            made = tapped(call, compute, inputs)
+            if sensitivity:
+                number = len(gathering.losses) + len(added)
+                own = drawn_added_loss(call, inputs, _seed_of(seed, number))
+                added.extend([] if own is None else [own])
+            return made
+
+        def tapped(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
+            here = by_call.get(program.calls.index(call), [])
             inside = [own for own in here if own.inside and not own.is_linear]
             around = [own for own in here if own not in inside]
             for own in around:
@@ -115,7 +125,7 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
                     see(own, leaves_of(made)[own.tensor])
             return made
 
-        taps = dict.fromkeys(by_call, tap)
+        taps = dict.fromkeys(range(len(program.calls)), tap)
         if sensitivity:
             with tape:
                 predictions = program.run_flat(x, taps)
@@ -123,7 +133,7 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
                     drawn_loss(loss, predictions[loss.output], _seed_of(seed, number))
                     for number, loss in enumerate(gathering.losses)
                 ]
-                total = tf.add_n(losses)
+                total = tf.add_n([*losses, *added])
             gradients = tape.gradient(
                 total, [given, outputs], unconnected_gradients=tf.UnconnectedGradients.ZERO
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -63,12 +63,21 @@ def reusable(data: Any, limit: int | None) -> Any:
         limit: How many samples of an iterator to read, which gives them only once; None: all.
 
     Returns:
-        `data` itself, or the inputs that an iterator gave, in a tuple.
+        `data` itself, or the inputs that an iterator gave, in a tuple, and their targets if all
+        batches have such that fit together.
     """
     if not hasattr(data, "__next__"):
         return data
-    read = [x for x, _, _ in batches(data, limit or 1, limit)]
-    return (keras.tree.map_structure(lambda *parts: np.concatenate(parts), *read),)
+    inputs, targets, _ = zip(*batches(data, limit or 1, limit), strict=True)
+    shapes = [[np.shape(leaf) for leaf in keras.tree.flatten(y)] for y in targets]
+    alike = {str([shape[1:] for shape in own]) for own in shapes}
+    if len(alike) > 1 or not all(shape for own in shapes for shape in own):
+        return (_joined(inputs),)
+    return _joined(inputs), _joined(targets)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    return keras.tree.map_structure(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def _all_batches(data: Any, batch_size: int) -> Iterator[Batch]:

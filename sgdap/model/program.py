@@ -231,11 +231,7 @@ class Program:
         """
         in_code = {number for code in self.codes for number in range(code.start, code.stop)}
         for number, call in enumerate(self.calls[start:stop], start):
-            args, kwargs = fill(call, values)
-            takes_training = "training" in getattr(call.operation, "call_signature_parameters", ())
-            # A graph hands its own `training` on to all calls, one of the user's own only says it.
-            if takes_training and ("training" not in kwargs or number not in in_code):
-                kwargs["training"] = False
+            args, kwargs = inference_arguments(call, values, in_code=number in in_code)
 
             def compute(call: Call = call, args: Any = args, kwargs: Any = kwargs) -> Any:
                 return call.operation(*args, **kwargs)
@@ -263,6 +259,24 @@ def fill(
         return values[leaf.index] if isinstance(leaf, Ref) else leaf
 
     args, kwargs = keras.tree.map_structure(value, (call.args, dict(call.kwargs)))
+    return args, kwargs
+
+
+def inference_arguments(
+    call: Call, values: Mapping[int, Any], *, in_code: bool = False
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns a call's arguments as `fill` does, in inference mode.
+
+    Args:
+        call: The call.
+        values: The tensor of each number.
+        in_code: Whether a `call` of the user's own makes it. A graph hands its own `training` on to
+            all of its calls, such a `call` only where it says so.
+    """
+    args, kwargs = fill(call, values)
+    takes_training = "training" in getattr(call.operation, "call_signature_parameters", ())
+    if takes_training and ("training" not in kwargs or not in_code):
+        kwargs["training"] = False
     return args, kwargs
 
 

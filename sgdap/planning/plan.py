@@ -6,8 +6,11 @@ import base64
 import hashlib
 import json
 import operator
+import os
+import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,8 @@ from sgdap._table import Row, table_text, terminal_width
 from sgdap.channels.groups import ChannelGraph
 
 _FORMAT = 1
+_BESIDE = "weights_beside"
+"""The entry of a saved plan's JSON that names the weights in the file beside it."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,8 @@ class Plan:
             content = json.loads(text)
             if content["format"] != _FORMAT:
                 raise KeyError(f"format {content['format']}")
+            if _BESIDE in content:
+                raise ValueError("its weights are in a file beside it, read it with Plan.load")
             return cls(
                 model=str(content["model"]),
                 guidance=str(content["guidance"]),
@@ -157,6 +164,53 @@ class Plan:
             raise ValueError(
                 f"This is not a plan written by Plan.to_json (format {_FORMAT}): {error!r}"
             ) from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan as a small JSON to read, and its weights beside it as an `.npz`.
+
+        Args:
+            path: Where the JSON is written, `"plan.json"`; the weights are then in `"plan.npz"`.
+                `.json` is added where it is missing.
+
+        Raises:
+            OSError: A file can't be written.
+        """
+        text, arrays = _files(path)
+        content = json.loads(replace(self, weights={}).to_json())
+        if self.weights:
+            np.savez(arrays, *self.weights.values())
+            content[_BESIDE] = list(self.weights)
+            content["weights_hash"] = _hash_of(self.weights)
+        text.write_text(json.dumps(content, indent=1))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Reads a plan written by `save`, or a file with the text of `to_json`.
+
+        Args:
+            path: The path that was given to `save`.
+
+        Raises:
+            OSError: A file is missing.
+            ValueError: The files are no plan, or not both of the same plan.
+        """
+        text, arrays = _files(path)
+        content = json.loads(text.read_text())
+        names = content.pop(_BESIDE, []) if isinstance(content, dict) else []
+        plan = cls.from_json(json.dumps(content))
+        if not names:
+            return plan
+        try:
+            with np.load(arrays, allow_pickle=False) as read:
+                weights = {name: read[f"arr_{i}"] for i, name in enumerate(names)}
+        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{arrays} holds no weights of a plan: {error}") from error
+        if _hash_of(weights) != content.get("weights_hash"):
+            raise ValueError(
+                f"{arrays} does not belong to {text}: its weights are those of another plan. Keep "
+                "both files that Plan.save wrote together."
+            )
+        return replace(plan, weights=weights)
 
     def __eq__(self, other: object) -> bool:
         """Whether two plans say the same in all that `to_json` stores, weights bit by bit."""
@@ -204,6 +258,22 @@ class Plan:
     def __repr__(self) -> str:
         widths = ", ".join(f"{g.name}: {g.size} → {len(g.kept)}" for g in self.groups)
         return f"<Plan {widths}>"
+
+
+def _files(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """The file of a plan's JSON and that of its weights."""
+    text = Path(path)
+    if text.suffix != ".json":
+        text = text.with_name(f"{text.name}.json")
+    return text, text.with_suffix(".npz")
+
+
+def _hash_of(weights: Mapping[str, npt.NDArray[np.float32]]) -> str:
+    digest = hashlib.sha256()
+    for name, value in weights.items():
+        digest.update(f"{name} {value.shape} {value.dtype.str}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def model_fingerprint(graph: ChannelGraph) -> str:

@@ -136,9 +136,9 @@ def collect_statistics(
             loss count by their own scale. Targets are drawn from the model's own prediction,
             which gives the Fisher information (Martens & Grosse 2015, arXiv 1503.05671 section 2).
             Given ones are used where a loss's curvature must be measured, and the data are read up
-            to three times then; those of an iterator are not kept. Softmax and sigmoid predictions
-            are softened first, the loss scaled up as in distillation: logits over T, loss times
-            T² (Hinton, Vinyals, Dean 2015, arXiv 1503.02531 section 2).
+            to three times then. Softmax and sigmoid predictions are softened first, the loss scaled
+            up as in distillation: logits over T, loss times T² (Hinton, Vinyals, Dean 2015, arXiv
+            1503.02531 section 2).
         batch_size: Samples in a batch at most; fewer where what a batch computes would take more
             than `memory_limit` leaves for it. A model built for a batch size of its own gets that,
             and what does not fill a batch is left out.

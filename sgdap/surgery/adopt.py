@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from sgdap import _keras
+from sgdap.execution.emptying import emptying
 from sgdap.model.program import Shape
 
 
@@ -27,12 +28,14 @@ class Change:
             keyword arguments.
         shapes: Symbolic tensors of the model and their new shapes.
         composites: Layers and models that hold others, whose stored build shapes are outdated.
+        leaving: The backend's variables that will be in no part of the model.
     """
 
     insides: tuple[tuple[Any, Any], ...] = ()
     arguments: tuple[tuple[Any, tuple[Any, ...], dict[str, Any]], ...] = ()
     shapes: tuple[tuple[keras.KerasTensor, Shape], ...] = ()
     composites: tuple[Any, ...] = ()
+    leaving: tuple[Any, ...] = ()
 
 
 def adopt(model: Any, change: Change) -> None:
@@ -40,6 +43,8 @@ def adopt(model: Any, change: Change) -> None:
 
     The model, its layers, variables and optimizers stay the same objects. Keras compiled the
     train, test and predict functions for the old variables; they are made again when next called.
+    All other functions that were compiled with the old variables (a `tf.function` of the user's,
+    those of another model on the same layers) fail from now on: these variables are emptied.
 
     Args:
         model: The model.
@@ -59,7 +64,9 @@ def adopt(model: Any, change: Change) -> None:
     layers = [pair for pair in change.insides if isinstance(pair[0], keras.Layer)]
     attributes.of(model).update(_keras.with_trainable_state(model, layers))
     _remake_functions(model, attributes)
+    empty = emptying(change.leaving)
     attributes.exchange()
+    empty()
 
 
 def remake_functions(model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +19,14 @@ from sgdap.channels.slices import variable_slices
 from sgdap.model.copying import copied_operation, copy_state
 from sgdap.model.functional import functional_program, saves_by_its_graph, warn_of_losses
 from sgdap.planning.plan import Plan, kept_mask
+from sgdap.surgery.optimizer import copied_optimizer
 from sgdap.surgery.prune import prune_in_place
 
 Key = tuple[str, int]
 Weights = npt.NDArray[np.float32]
 
 
-def apply(model: Any, plan: Plan, *, in_place: bool = False) -> Any:
+def apply(model: Any, plan: Plan, *, in_place: bool = False, optimizer: Any | None = None) -> Any:
     """Builds the slim model of a plan.
 
     Args:
@@ -34,12 +36,16 @@ def apply(model: Any, plan: Plan, *, in_place: bool = False) -> Any:
             copy becomes slim and `model` stays as it is. The copy of a compiled model is compiled
             in the same way, with a new optimizer. The copy of a model with its own `call` or
             `get_config` is an ordinary functional model.
+        optimizer: An optimizer of your own training loop, to follow the model with its state. That
+            of `compile` follows anyway.
 
     Returns:
-        The slim model; with `in_place`, `model` itself.
+        The slim model; with `in_place`, `model` itself. With an `optimizer`, a tuple of it and the
+        optimizer to train it with: with `in_place` the same one, otherwise a new one.
 
     Raises:
-        TypeError: `plan` is not a `Plan` or `model` not a Keras model.
+        TypeError: `plan` is not a `Plan`, `model` not a Keras model or `optimizer` not a Keras
+            optimizer.
         ValueError: The plan was made for another model or for other weights, or a layer can't be
             rebuilt from its config.
     """
@@ -47,28 +53,51 @@ def apply(model: Any, plan: Plan, *, in_place: bool = False) -> Any:
         raise TypeError(
             f"plan must be a sgdap.Plan. Received: {shown(plan)} (of type {type(plan).__name__})"
         )
+    if not isinstance(optimizer, (keras.optimizers.Optimizer, type(None))):
+        raise TypeError(
+            "optimizer must be a keras.optimizers.Optimizer. "
+            f"Received: {optimizer!r} (of type {type(optimizer).__name__})"
+        )
     graph = channel_graph(model)
     if not in_place:
         kept_mask(graph, plan)  # refuses before anything is copied
-        graph = copied(graph)
+        whole, graph = graph, copied(graph)
         model = graph.program.model
-    prune_by_plan(graph, plan)
-    return model
+        if optimizer is not None:
+            optimizer = _optimizer_of_copy(optimizer, whole, graph)
+    if optimizer is None:
+        prune_by_plan(graph, plan)
+        return model
+    prune_by_plan(graph, plan, [optimizer])
+    return model, optimizer
 
 
-def prune_by_plan(graph: ChannelGraph, plan: Plan) -> None:
+def _optimizer_of_copy(optimizer: Any, whole: ChannelGraph, copy: ChannelGraph) -> Any:
+    """An optimizer for the copy of a model, with the state of one for the model."""
+    variables: dict[int, Any] = {}
+    copies = copy.program.layers()
+    for path, layer in whole.program.layers().items():
+        if isinstance(layer, keras.Layer):
+            pairs = map(_keras.layer_variables, (layer, copies[path]))
+            variables |= {id(old): new for old, new in zip(*pairs, strict=True)}
+    with _keras.scope_of(copy.program.model):
+        return copied_optimizer(optimizer, variables)
+
+
+def prune_by_plan(graph: ChannelGraph, plan: Plan, optimizers: Sequence[Any] = ()) -> None:
     """Removes channels of a model by a plan, in place.
 
     Args:
         graph: The model's channels.
         plan: A plan for this model.
+        optimizers: Optimizers that follow besides those that the model holds.
 
     Raises:
         ValueError: The plan was made for another model or for other weights, or a layer can't be
             rebuilt.
     """
     kept = kept_mask(graph, plan)
-    prune_in_place(graph, kept, _refitted(graph, kept, plan))
+    prune_in_place(graph, kept, _refitted(graph, kept, plan), optimizers)
 
 
 def _refitted(graph: ChannelGraph, kept: npt.NDArray[np.bool_], plan: Plan) -> dict[Key, Weights]:

@@ -60,9 +60,44 @@ def rebuild_optimizer(
         ValueError: The optimizer can't be made again from its config.
     """
     old_variables = _keras.optimizer_variables(optimizer) if optimizer.built else []
-    changes = [replaced.get(id(v), Replaced(v, v, v)) for v in old_variables]
     if values is None and not any(id(v) in replaced for v in old_variables):
         return []
+    new = _rebuilt(optimizer, replaced, values)
+    pairs = list(zip(_keras.optimizer_parts(optimizer), _keras.optimizer_parts(new), strict=True))
+    _keras.adopt_inner_optimizers(optimizer, new)
+    return pairs
+
+
+def copied_optimizer(optimizer: Any, copies: Mapping[int, Any]) -> Any:
+    """Makes an optimizer with the same settings and state for a copy of a model.
+
+    Args:
+        optimizer: The optimizer, built or not. It is not changed.
+        copies: The variables of the copy, by the id of the model's. Variables that are not in it
+            are updated by both optimizers.
+
+    Raises:
+        ValueError: It can't be made again from its config.
+    """
+    if not optimizer.built:
+        return remade(optimizer)
+    old_variables = {id(v): v for v in _keras.optimizer_variables(optimizer)}
+    replaced = {
+        number: Replaced(old, copies[number], copies[number])
+        for number, old in old_variables.items()
+        if number in copies
+    }
+    return _rebuilt(optimizer, replaced, None)
+
+
+def _rebuilt(
+    optimizer: Any,
+    replaced: Mapping[int, Replaced],
+    values: Sequence[npt.NDArray[Any] | None] | None,
+) -> Any:
+    """A new optimizer, with new ones inside, in the state of a built one."""
+    old_variables = _keras.optimizer_variables(optimizer)
+    changes = [replaced.get(id(v), Replaced(v, v, v)) for v in old_variables]
     olds = _keras.optimizer_parts(optimizer)
     new = remade(optimizer)
     news = _keras.optimizer_parts(new)
@@ -92,8 +127,7 @@ def rebuild_optimizer(
             _carry_over(slot, new_slot, origins.get(id(new_slot), ()), indices)
         else:
             new_slot.assign(value)
-    _keras.adopt_inner_optimizers(optimizer, new)
-    return list(zip(olds, news, strict=True))
+    return new
 
 
 def remade(optimizer: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -33,6 +33,7 @@ def prepare(
     *,
     others: Sequence[tuple[Any, npt.NDArray[Any]]] = (),
     slots: Sequence[tuple[Any, Sequence[npt.NDArray[Any] | None]]] = (),
+    optimizers: Sequence[Any] = (),
 ) -> Change:
     """Prepares a change of a model. Neither the model nor Keras' global state changes.
 
@@ -45,6 +46,7 @@ def prepare(
         others: Variables of the model that are in no layer of its graph, and their new values.
         slots: Optimizers and the new values of all their variables. None keeps the old value; of
             a slot, the entries that stay.
+        optimizers: Optimizers that follow besides those that the model holds.
 
     Returns:
         The prepared change.
@@ -65,18 +67,22 @@ def prepare(
             for change in changes
         }
         new_slots = {id(optimizer): new for optimizer, new in slots}
-        optimizers = [
+        following = {id(optimizer): optimizer for optimizer in optimizers}
+        following |= {id(optimizer): optimizer for optimizer in _keras.optimizers_of(model)}
+        rebuilt_optimizers = [
             pair
-            for optimizer in _keras.optimizers_of(model)
+            for optimizer in following.values()
             for pair in rebuild_optimizer(optimizer, replaced, new_slots.get(id(optimizer)))
         ]
     variables = [(x.old, x.new) for x in replaced.values() if x.held is x.old]
     exchanged_operations = [(layers[path], new) for path, new in new_operations.items()]
+    insides = (*rebuilt.values(), *exchanged_operations, *variables, *rebuilt_optimizers)
     return Change(
-        insides=(*rebuilt.values(), *exchanged_operations, *variables, *optimizers),
+        insides=insides,
         arguments=tuple(_new_arguments(nodes, operations)),
         shapes=tuple(_new_shapes(program, tensors, shapes)),
         composites=tuple(_composites(program)),
+        leaving=tuple(_leaving(model, insides)),
     )
 
 
@@ -133,6 +139,32 @@ def _new_shapes(
         shape = tuple(own if own is None or old == new else new for own, old, new in sizes)
         known[id(symbol)] = shape
         yield symbol, shape
+
+
+def _leaving(model: Any, insides: Sequence[tuple[Any, Any]]) -> Iterator[Any]:
+    """The backend's variables that neither the changed parts nor other layers will have."""
+    olds, news = ([pair[side] for pair in insides] for side in (0, 1))
+    changed = {id(x) for old in olds for x in (old, *_layers_in(old))}
+    others = [x for x in _layers_in(model) if changed.isdisjoint(map(id, _layers_in(x)))]
+    held = [v for v in _variables(others) if id(v) not in changed]
+    stay = {id(variable.value) for variable in (*held, *_variables(news))}
+    values = (variable.value for variable in _variables(olds))
+    return (value for value in values if id(value) not in stay)
+
+
+def _layers_in(part: Any) -> Iterator[Any]:
+    return _keras.flatten_layers(part) if isinstance(part, keras.Layer) else iter(())
+
+
+def _variables(parts: Iterable[Any]) -> Iterator[Any]:
+    """The variables of layers and optimizers, and variables themselves."""
+    for part in parts:
+        if isinstance(part, keras.Variable):
+            yield part
+        elif isinstance(part, keras.Layer):
+            yield from _keras.layer_variables(part)
+        elif isinstance(part, keras.optimizers.Optimizer):
+            yield from part.variables
 
 
 def _composites(program: Program) -> list[Any]:

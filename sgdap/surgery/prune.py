@@ -22,7 +22,12 @@ from sgdap.surgery.prepare import Updates, prepare
 Mask = npt.NDArray[np.bool_]
 
 
-def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = None) -> None:
+def prune_in_place(
+    graph: ChannelGraph,
+    kept: Mask,
+    updates: Updates | None = None,
+    optimizers: Sequence[Any] = (),
+) -> None:
     """Makes a model slim; the model, its layers and its optimizer stay the same objects.
 
     An error or an interruption leaves the model as it was.
@@ -33,20 +38,27 @@ def prune_in_place(graph: ChannelGraph, kept: Mask, updates: Updates | None = No
         kept: A mask of the model's channels, True for those that stay, `(graph.count,)`.
         updates: New values for some variables of the slim model (the reconstruction). All other
             variables are sliced.
+        optimizers: Optimizers that follow besides those that the model holds.
 
     Raises:
         ValueError: A layer can't be rebuilt from its config.
     """
-    adopt(graph.program.model, pruned(graph, kept, updates))
+    adopt(graph.program.model, pruned(graph, kept, updates, optimizers))
 
 
-def pruned(graph: ChannelGraph, kept: Mask, updates: Updates | None = None) -> Change:
+def pruned(
+    graph: ChannelGraph,
+    kept: Mask,
+    updates: Updates | None = None,
+    optimizers: Sequence[Any] = (),
+) -> Change:
     """Prepares the removal of channels from a model, without touching the model.
 
     Args:
         graph: The model's channels.
         kept: A mask of the model's channels, True for those that stay, `(graph.count,)`.
         updates: New values for some variables of the slim model. All other variables are sliced.
+        optimizers: Optimizers that follow besides those that the model holds.
 
     Returns:
         The prepared change.
@@ -66,7 +78,7 @@ def pruned(graph: ChannelGraph, kept: Mask, updates: Updates | None = None) -> C
             values[key] = values[key] * np.asarray(factor, values[key].dtype)
     configs = _new_entries(graph, kept, {path for path, _ in slices})
     operations = rewritten_operations(graph, kept)
-    return prepare(graph.program, configs, operations, values, slices)
+    return prepare(graph.program, configs, operations, values, slices, optimizers=optimizers)
 
 
 def check_can_be_rebuilt(

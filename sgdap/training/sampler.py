@@ -85,7 +85,8 @@ class TrainStepSampler:
         if not self._targets:
             return x
         known = y is not None and not any(
-            leaf.shape.rank is None or None in leaf.shape[1:] for leaf in keras.tree.flatten(y)
+            leaf is None or leaf.shape.rank is None or None in leaf.shape[1:]
+            for leaf in keras.tree.flatten(y)
         )
         return (x, y) if known else (x,)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sgdap.execution.data import batches
+from sgdap.execution.data import batches, reusable
 
 X = np.arange(20.0).reshape(10, 2)
 Y = np.arange(10)
@@ -98,3 +98,17 @@ def test_empty_data_are_refused(data):
 def test_data_that_make_no_batches_are_refused(data, error, message):
     with pytest.raises(error, match=message):
         list(batches(data, 4, None))
+
+
+def test_what_an_iterator_gives_keeps_targets_that_fit_together():
+    x, y = np.arange(12.0).reshape(6, 2), np.arange(6.0)
+
+    def kept(*targets):
+        return reusable(zip((x[:4], x[4:]), targets, strict=True), None)
+
+    inputs, targets = kept(y[:4], y[4:])
+    np.testing.assert_array_equal(inputs, x)
+    np.testing.assert_array_equal(targets, y)
+    for odd in ((None, None), (y[:4], y[4:, None]), ([y[:4], None], [y[4:], None])):
+        (alone,) = kept(*odd)
+        np.testing.assert_array_equal(alone, x)

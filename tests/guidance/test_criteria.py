@@ -123,7 +123,7 @@ def partly_read() -> keras.Model:
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "batch_norm_scale"])  # it has none
 @pytest.mark.parametrize("reconstruction", [True, False])
 def test_consumers_may_read_some_channels_of_a_group_only(name, reconstruction):
     model = partly_read()

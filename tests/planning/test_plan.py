@@ -174,3 +174,39 @@ def test_flops_that_depend_on_sizes_left_open_are_not_told(capsys):
     said = capsys.readouterr().out
     assert "of the parameters" in said and "FLOPs" not in said
     assert "params" in logs and "flops" not in logs
+
+
+def test_a_saved_plan_is_a_small_text_with_its_weights_beside(plan, tmp_path):
+    assert plan.weights
+    plan.save(tmp_path / "mine")
+    assert {p.name for p in tmp_path.iterdir()} == {"mine.json", "mine.npz"}
+    for name in ("mine", "mine.json"):
+        assert sgdap.Plan.load(tmp_path / name) == plan
+    text = (tmp_path / "mine.json").read_text()
+    assert "float32" not in text
+    with pytest.raises(ValueError, match=r"read it with Plan\.load"):
+        sgdap.Plan.from_json(text)  # would lose the weights
+    (tmp_path / "old.json").write_text(plan.to_json())
+    assert sgdap.Plan.load(tmp_path / "old") == plan
+
+
+def test_a_plan_without_weights_is_one_file(plan, tmp_path):
+    bare = replace(plan, weights={}, fitted_to="")
+    bare.save(tmp_path / "bare.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["bare.json"]
+    assert sgdap.Plan.load(tmp_path / "bare.json") == bare
+
+
+def test_weights_of_another_plan_are_refused(plan, tmp_path):
+    plan.save(tmp_path / "a")
+    other = {name: value + 1 for name, value in plan.weights.items()}
+    replace(plan, weights=other).save(tmp_path / "b")
+    (tmp_path / "b.npz").replace(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="does not belong to .*weights are those of another plan"):
+        sgdap.Plan.load(tmp_path / "a")
+    (tmp_path / "a.npz").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="holds no weights of a plan"):
+        sgdap.Plan.load(tmp_path / "a")
+    (tmp_path / "a.npz").unlink()
+    with pytest.raises(OSError, match=r"a\.npz"):
+        sgdap.Plan.load(tmp_path / "a")

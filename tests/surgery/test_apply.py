@@ -5,11 +5,12 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import sgdap
-from sgdap.surgery.apply import prune_by_plan
-from tests.models import convnet, digits_like, outputs
+from sgdap.surgery.apply import copy_model, prune_by_plan
+from tests.models import convnet, digits_like, mlp, outputs, randomise, samples
 from tests.oracles import masked_outputs
 
 
@@ -164,3 +165,68 @@ def test_weights_that_someone_edited_are_refused_and_the_model_stays(pruned, key
     with pytest.raises(ValueError, match=said):
         sgdap.apply(model, dataclasses.replace(plan, weights=weights), in_place=True)
     assert np.array_equal(outputs(model, x), expected)
+
+
+OPTIMIZERS = {
+    "Adam": lambda: keras.optimizers.Adam(0.01),
+    "SGD": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+    "Adafactor": lambda: keras.optimizers.Adafactor(0.01),
+    "scaled": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01)),
+    "shared out": lambda: keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(
+            keras.optimizers.SGD(0.1, momentum=0.9), {".*bias": keras.optimizers.Adam(0.01)}
+        )
+    ),
+}
+
+
+def trained_by_hand(model, optimizer, x, y):
+    loss = keras.losses.MeanSquaredError()
+    with tf.GradientTape() as tape:
+        value = loss(y, model(x, training=True))
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            value = optimizer.scale_loss(value)
+    optimizer.apply(tape.gradient(value, model.trainable_variables), model.trainable_variables)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_the_optimizer_of_a_loop_of_ones_own_follows_as_that_of_compile_does(make, in_place):
+    compiled = randomise(mlp())
+    by_hand = copy_model(compiled)
+    compiled.compile(make(), "mse")
+    x = samples(compiled, 32)
+    y = np.random.default_rng(1).random((32, 2)).astype("float32")
+    own = make()
+    for _ in range(3):
+        compiled.train_on_batch(x, y)
+        trained_by_hand(by_hand, own, x, y)
+    plan = sgdap.plan(compiled, x, sgdap.Budget(params=0.5), reconstruction=False)
+    sgdap.apply(compiled, plan, in_place=True)
+    before = [v.numpy() for v in (*by_hand.variables, *own.variables)]
+    slim, optimizer = sgdap.apply(by_hand, plan, in_place=in_place, optimizer=own)
+    assert (slim is by_hand) == (optimizer is own) == in_place
+    for _ in range(2):
+        compiled.train_on_batch(x, y)
+        trained_by_hand(slim, optimizer, x, y)
+    for mine, other in zip(slim.variables, compiled.variables, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
+    if not in_place:
+        for variable, value in zip((*by_hand.variables, *own.variables), before, strict=True):
+            np.testing.assert_array_equal(variable, value)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_optimizer_that_is_not_built_yet_stays_so(in_place):
+    model = randomise(mlp())
+    plan = sgdap.plan(model, samples(model, 32), sgdap.Budget(params=0.5))
+    own = keras.optimizers.Adam(0.02)
+    slim, optimizer = sgdap.apply(model, plan, in_place=in_place, optimizer=own)
+    assert not optimizer.built and float(optimizer.learning_rate) == pytest.approx(0.02)
+    optimizer.build(slim.trainable_variables)
+
+
+def test_what_is_no_optimizer_is_refused(pruned):
+    model, plan, *_ = pruned
+    with pytest.raises(TypeError, match="optimizer must be a keras.optimizers.Optimizer.*'adam'"):
+        sgdap.apply(model, plan, optimizer="adam")

@@ -1,0 +1,73 @@
+"""What errors count in the losses that layers add to the model's with `add_loss`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from sgdap import _keras
+from sgdap.execution.curvature import STEP, drawn_squared, secant_curvature
+from sgdap.model.program import Call, inference_arguments
+
+
+def drawn_added_loss(call: Call, inputs: list[Any], seed: Any) -> Any | None:
+    """Draws what a call has just added to the loss, as a squared error of what it read.
+
+    The curvature is measured for each entry of the last axis, over steps of `STEP` standard
+    deviations in the batch. It is that of the batch, as in training on batches of this size.
+
+    Args:
+        call: A call that was just made.
+        inputs: The tensors that it took, flattened.
+        seed: Two integers.
+
+    Returns:
+        A scalar whose gradient g at the inputs has the curvature as `E[g gᵀ]`, summed over the
+        batch; None where the call added nothing.
+    """
+    if not isinstance(call.operation, keras.layers.Layer):
+        return None
+    if not _keras.added_losses(call.operation):
+        return None
+    drawn = []
+    for number, x in enumerate(inputs):
+        if not x.dtype.is_floating:
+            continue
+        fixed = [tf.stop_gradient(own) for own in inputs]
+        own_seed = tf.random.experimental.stateless_fold_in(seed, number)
+
+        def added(moved: Any, number: int = number, fixed: list[Any] = fixed) -> Any:
+            taken = [*fixed[:number], tf.cast(moved, fixed[number].dtype), *fixed[number + 1 :]]
+            return _added(call, taken)
+
+        at = tf.cast(fixed[number], tf.float32)
+        curvature = secant_curvature(added, at, _step(at), own_seed)
+        weight = tf.reduce_mean(_entries(curvature), 0) / 2
+        weight = tf.where(tf.math.is_finite(weight), tf.maximum(weight, 0), 0)
+        weight = tf.stop_gradient(weight)
+        drawn.append(drawn_squared(_entries(tf.cast(x, tf.float32)), own_seed, weight))
+    return tf.add_n(drawn) if drawn else None
+
+
+def _added(call: Call, inputs: list[Any]) -> Any:
+    values = dict(zip((ref.index for ref in call.inputs), inputs, strict=True))
+    args, kwargs = inference_arguments(call, values)
+    call.operation(*args, **kwargs)
+    terms = _keras.added_losses(call.operation)
+    return tf.add_n([tf.reduce_sum(tf.cast(own, tf.float32)) for own in terms])
+
+
+def _entries(x: Any) -> Any:
+    return tf.reshape(x, [-1, x.shape[-1] if x.shape.rank > 1 else 1])
+
+
+def _step(x: Any) -> Any:
+    """`STEP` standard deviations of each entry, of all where one never changes."""
+    rows = _entries(x)
+    variance, square = tf.math.reduce_variance(rows, 0), tf.reduce_mean(rows**2)
+    power = tf.reduce_mean(variance)
+    power = tf.where(power > 1e-12 * square, power, tf.where(square > 0, square, 1.0))
+    step = STEP * tf.sqrt(tf.where(variance > 1e-12 * power, variance, power))
+    return step if x.shape.rank > 1 else step[0]

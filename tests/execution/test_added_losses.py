@@ -1,0 +1,72 @@
+"""What layers add to the loss counts as a loss of what they read."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import sgdap
+from tests.models import samples
+
+
+class Endpoint(layers.Layer):
+    """Adds a loss of what it reads and passes it on."""
+
+    def __init__(self, function, **arguments):
+        super().__init__(**arguments)
+        self.function = function
+
+    def call(self, x):
+        self.add_loss(self.function(x))
+        return x
+
+
+def model_of(function, unit=1.0, regularizer=None) -> keras.Model:
+    """A class that is compiled, and a place whose loss a layer adds, from a branch each."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    left, right = (layers.Dense(12, "tanh", name=n)(inputs) for n in ("left", "right"))
+    place = layers.Dense(3, name="place")
+    ended = Endpoint(function, activity_regularizer=regularizer)(place(right))
+    model = keras.Model(inputs, [layers.Dense(4, "softmax", name="class")(left), ended])
+    place.set_weights([unit * value for value in place.get_weights()])
+    model.compile(loss=["categorical_crossentropy", "mse"], loss_weights=[1.0, 0.0])
+    return model
+
+
+def sensitivity(model, count=4000, name="place"):
+    x = samples(model, count)
+    found = sgdap.collect_statistics(sgdap.channel_graph(model), x, batch_size=1000)
+    return found.consumers[name].sensitivity
+
+
+def squares(x):
+    return 5.0 * keras.ops.mean(keras.ops.square(x))
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_an_added_loss_counts_by_its_curvature(unit):
+    expected = 10 / 3 * np.eye(3)
+    np.testing.assert_allclose(sensitivity(model_of(squares, unit)), expected, atol=0.3)
+
+
+def test_each_entry_that_is_read_counts_for_itself():
+    found = sensitivity(model_of(lambda x: keras.ops.mean(x[:, 0] ** 2 + 9 * x[:, 1] ** 2)))
+    np.testing.assert_allclose(np.diag(found), [2, 18, 0], rtol=0.1)
+
+
+def test_a_branch_that_only_an_added_loss_reads_does_not_die():
+    widths = {}
+    for function in (squares, lambda x: 0.0 * keras.ops.mean(x)):
+        model = model_of(function)
+        budget = sgdap.Budget(flops=0.5)
+        plan = sgdap.plan(model, samples(model, 200), budget, reconstruction=False)
+        widths[function] = {g.layers[0]: len(g.kept) for g in plan.groups}["right"]
+    read, unread = widths.values()
+    assert read > 1
+    assert unread == 1
+
+
+def test_penalties_on_activations_are_no_reason_to_keep_them():
+    found = sensitivity(model_of(lambda x: 0.0 * keras.ops.mean(x), regularizer="l2"), 200)
+    np.testing.assert_array_equal(found, 0)
