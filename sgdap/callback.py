@@ -74,10 +74,12 @@ class SGDAPCallback(keras.callbacks.Callback):
         frequency: The number of epochs from one round to the next.
         final_finetune_epochs: The number of epochs at the end in which nothing is removed.
             `"auto"`: rounds lie in the first half of the run, counted from `begin_epoch`, unless
-            the schedule asks for more of them; a schedule without a number of rounds takes one for
-            each 70 % that are removed. In a run of 8 epochs `Budget(flops=0.3)` is met in one round
-            after the first epoch, and seven epochs are left to recover; `Budget(flops=0.1)` in two
-            rounds, after the first and the second epoch, and six are left. Only a round that was
+            the schedule asks for more of them; a schedule without a number of rounds takes as few
+            as remove at most 70 % of what is left each. In a run of 8 epochs `Budget(flops=0.3)` is
+            met in one round after the first epoch, and seven epochs are left to recover;
+            `Budget(flops=0.1)` in two rounds, after the first and the second epoch, and six are
+            left. With `max_accuracy_drop` rounds are smaller, of 30 % if the half is long enough
+            (in 8 epochs for either budget four rounds, after the first four), and one that was
             undone, or had to wait for the one before, may come later. A tfmot schedule has its own
             end.
         calibration_data: Inputs for the statistics, in any form that `fit` takes. None: the train

@@ -331,6 +331,12 @@ def test_rounds_lie_at_the_beginning_and_the_budget_is_met(flops, epochs, rounds
     assert cost(model)[1] <= flops * whole
 
 
+def test_rounds_that_are_judged_are_smaller():
+    callback = pruner(sgdap.Budget(flops=0.3), max_accuracy_drop=1.0, jit_compile=None)
+    fit(network(), callback, epochs=8)
+    assert [r.epoch for r in callback.rounds] == [0, 1, 2, 3]
+
+
 def test_a_schedule_that_needs_more_rounds_than_lie_in_the_first_half_gets_them():
     for schedule, rounds in ((sgdap.Linear(5), 5), (sgdap.Adaptive(cut=0.25), 4)):
         callback = pruner(schedule=schedule, jit_compile=None)
@@ -360,7 +366,12 @@ def test_a_round_has_half_of_the_epochs_left_to_recover_and_others_may_follow(sc
         on_epoch_end=lambda epoch, logs: logs.update(own=float(scores[epoch]))
     )
     callback = pruner(
-        sgdap.Budget(flops=0.1), max_accuracy_drop=0.1, monitor="own", mode="max", jit_compile=None
+        sgdap.Budget(flops=0.1),
+        schedule=sgdap.Geometric(rounds=2),
+        max_accuracy_drop=0.1,
+        monitor="own",
+        mode="max",
+        jit_compile=None,
     )
     fit(network(metrics=[]), [score, callback], epochs=8, validation_data=None)
     assert [(r.epoch, r.decision) for r in callback.rounds] == rounds

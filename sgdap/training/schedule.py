@@ -64,18 +64,20 @@ class Schedule:
         """
         return self.rounds or 1
 
-    def enough(self, final: float) -> int | None:
+    def enough(self, final: float, judged: bool) -> int | None:
         """The number of rounds after which epochs are better spent on fine-tuning.
 
-        So many rounds that each removes at most 70 % of what is left, were they equal.
+        So many rounds that each removes at most 70 % of what is left, were they equal. Where
+        rounds are judged, at most 30 %, so that one that is undone takes less with it.
 
         Args:
             final: The fraction that the budget allows, of the measure that it limits most.
+            judged: Whether rounds are judged.
 
         Returns:
             The number; None: the schedule goes on for as long as there are epochs.
         """
-        return self.rounds or _rounds_of(_LARGEST_CUT, final)
+        return self.rounds or _rounds_of(_JUDGED_CUT if judged else _LARGEST_CUT, final)
 
     def check(self, rounds: int, final: float) -> None:
         """Checks that the schedule can reach its end.
@@ -181,7 +183,7 @@ class Adaptive(Geometric):
         """The number of rounds that it takes if none is undone."""
         return _rounds_of(self.cut, final)
 
-    def enough(self, final: float) -> None:
+    def enough(self, final: float, judged: bool) -> None:
         """None: after a round that is undone, more are needed."""
 
     def check(self, rounds: int, final: float) -> None:
@@ -200,6 +202,9 @@ class Adaptive(Geometric):
 
 _LARGEST_CUT = 0.7
 """The share of what is left that one round removes without harm: larger cuts recover worse."""
+
+_JUDGED_CUT = 0.3
+"""The share of what is left that a round removes if it may be undone, as in `Adaptive`."""
 
 
 def _rounds_of(cut: float, final: float) -> int:

@@ -78,7 +78,8 @@ def start_run(
     goal = make_goal(training.budget, steps or training.schedule, scope, len(calendar.rounds()))
     if steps is None:
         share = float(goal.shares.min())
-        most = goal.way.rounds if calendar.final is not None else goal.way.enough(share)
+        judged = training.max_accuracy_drop is not None
+        most = goal.way.rounds if calendar.final is not None else goal.way.enough(share, judged)
         calendar = replace(calendar, least=goal.way.least(share), most=most)
     course = Course(calendar, goal.way, calendar.rounds(), steps, steps_per_epoch)
     data, sampler = None, None

@@ -55,21 +55,25 @@ def test_adaptive_rounds_remove_what_they_are_told_to():
 
 
 @pytest.mark.parametrize(
-    ("schedule", "final", "least", "enough"),
+    ("schedule", "final", "least", "enough", "judged"),
     [
-        (sgdap.Geometric(), 0.5, 1, 1),
-        (sgdap.Geometric(), 0.3, 1, 1),
-        (sgdap.Cubic(), 0.1, 1, 2),
-        (sgdap.Linear(), 0.02, 1, 4),
-        (sgdap.Linear(), 1.0, 1, 1),
-        (sgdap.Cubic(rounds=5), 0.5, 5, 5),
-        (sgdap.OneShot(), 0.01, 1, 1),
-        (sgdap.Adaptive(cut=0.5), 0.125, 3, None),
-        (sgdap.Adaptive(cut=0.5), 0.12, 4, None),
+        (sgdap.Geometric(), 0.5, 1, 1, 2),
+        (sgdap.Geometric(), 0.3, 1, 1, 4),
+        (sgdap.Cubic(), 0.1, 1, 2, 7),
+        (sgdap.Linear(), 0.02, 1, 4, 11),
+        (sgdap.Linear(), 1.0, 1, 1, 1),
+        (sgdap.Cubic(rounds=5), 0.5, 5, 5, 5),
+        (sgdap.OneShot(), 0.01, 1, 1, 1),
+        (sgdap.Adaptive(cut=0.5), 0.125, 3, None, None),
+        (sgdap.Adaptive(cut=0.5), 0.12, 4, None, None),
     ],
 )
-def test_a_small_budget_takes_more_rounds(schedule, final, least, enough):
-    assert (schedule.least(final), schedule.enough(final)) == (least, enough)
+def test_a_small_budget_takes_more_rounds_and_more_if_they_are_judged(
+    schedule, final, least, enough, judged
+):
+    assert schedule.least(final) == least
+    assert schedule.enough(final, judged=False) == enough
+    assert schedule.enough(final, judged=True) == judged
 
 
 CANNOT_END = {
