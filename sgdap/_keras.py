@@ -125,11 +125,12 @@ def compiled_losses(model: Any, outputs: Any) -> list[tuple[Any, Any, float]]:
 def added_losses(layer: Any) -> list[Any]:
     """Returns what `add_loss` added in the last call of a layer and of those in it, as tensors.
 
+    A `keras.StatelessScope` around that call must collect losses and be there still.
     What an activity regularizer added comes last in a layer's own list and is left out.
     """
     found = []
     for part in layer._flatten_layers():
-        found += part._losses[: None if part.activity_regularizer is None else -1]
+        found += part._get_own_losses()[: None if part.activity_regularizer is None else -1]
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,12 +167,19 @@ class Program:
 
     def only_for_losses(self) -> frozenset[int]:
         """The numbers of the calls that losses need and outputs do not."""
-        return frozenset(self._behind(self.losses) - self._behind(self.outputs))
+        calls = range(len(self.calls))
+        return frozenset(self._behind(self.losses, calls) - self._behind(self.outputs, calls))
 
-    def _behind(self, refs: tuple[Ref, ...]) -> set[int]:
-        """The numbers of the calls that some tensors need."""
+    def operations_of_losses(self) -> list[int]:
+        """The numbers of the operations that make losses of what layers, or outputs too, make."""
+        alone = self.only_for_losses()
+        own = [n for n in alone if not isinstance(self.calls[n].operation, keras.Layer)]
+        return sorted(self._behind(self.losses, own))
+
+    def _behind(self, refs: tuple[Ref, ...], among: Iterable[int]) -> set[int]:
+        """The numbers of the calls that some tensors need, followed back through some calls."""
         wanted, found = set(refs), set[int]()
-        for number in range(len(self.calls) - 1, -1, -1):
+        for number in sorted(among, reverse=True):
             call = self.calls[number]
             if not wanted.isdisjoint(call.outputs):
                 found.add(number)
@@ -207,7 +214,7 @@ class Program:
             The model's outputs, flattened.
         """
         values = dict(zip((ref.index for ref in self.inputs), inputs, strict=True))
-        with keras.StatelessScope():
+        with keras.StatelessScope(collect_losses=True):
             self.advance(values, taps, 0, stop)
         return [values.get(ref.index) for ref in self.outputs]
 
