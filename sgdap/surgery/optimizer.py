@@ -12,6 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap._keras.optimizers import (
+    adopt_inner_optimizers,
+    build_optimizer,
+    config_without_learning_rate,
+    inner_optimizers,
+    is_around_others,
+    learning_rate_function,
+    optimizer_around,
+    optimizer_parts,
+    optimizer_variables,
+    spares_weight_decay,
+)
 
 Index = list["npt.NDArray[np.int64] | None"]
 
@@ -59,12 +71,12 @@ def rebuild_optimizer(
     Raises:
         ValueError: The optimizer can't be made again from its config.
     """
-    old_variables = _keras.optimizer_variables(optimizer) if optimizer.built else []
+    old_variables = optimizer_variables(optimizer) if optimizer.built else []
     if values is None and not any(id(v) in replaced for v in old_variables):
         return []
     new = _rebuilt(optimizer, replaced, values)
-    pairs = list(zip(_keras.optimizer_parts(optimizer), _keras.optimizer_parts(new), strict=True))
-    _keras.adopt_inner_optimizers(optimizer, new)
+    pairs = list(zip(optimizer_parts(optimizer), optimizer_parts(new), strict=True))
+    adopt_inner_optimizers(optimizer, new)
     return pairs
 
 
@@ -81,7 +93,7 @@ def copied_optimizer(optimizer: Any, copies: Mapping[int, Any]) -> Any:
     """
     if not optimizer.built:
         return remade(optimizer)
-    old_variables = {id(v): v for v in _keras.optimizer_variables(optimizer)}
+    old_variables = {id(v): v for v in optimizer_variables(optimizer)}
     replaced = {
         number: Replaced(old, copies[number], copies[number])
         for number, old in old_variables.items()
@@ -96,24 +108,24 @@ def _rebuilt(
     values: Sequence[npt.NDArray[Any] | None] | None,
 ) -> Any:
     """A new optimizer, with new ones inside, in the state of a built one."""
-    old_variables = _keras.optimizer_variables(optimizer)
+    old_variables = optimizer_variables(optimizer)
     changes = [replaced.get(id(v), Replaced(v, v, v)) for v in old_variables]
-    olds = _keras.optimizer_parts(optimizer)
+    olds = optimizer_parts(optimizer)
     new = remade(optimizer)
-    news = _keras.optimizer_parts(new)
+    news = optimizer_parts(new)
     labelled = [_keras.with_labelled_shape(x.new, n) for n, x in enumerate(changes)]
     for old, part in zip(olds, news, strict=True):
         spared = [
             after
             for before, after in zip(old_variables, labelled, strict=True)
-            if _keras.spares_weight_decay(old, before)
+            if spares_weight_decay(old, before)
         ]
         if spared:  # not stored in the config
             part.exclude_from_weight_decay(spared)
     origins: dict[int, Sequence[int]] = {}
     with _recorded_shapes(news, origins):
         held = [change.held for change in changes]
-        _keras.build_optimizer(new, optimizer, labelled, old_variables, held)
+        build_optimizer(new, optimizer, labelled, old_variables, held)
     before, after = optimizer.variables, new.variables
     if len(before) != len(after):
         raise ValueError(
@@ -132,11 +144,11 @@ def _rebuilt(
 
 def remade(optimizer: Any) -> Any:
     """An unbuilt optimizer of the same class and settings as another one."""
-    inner = [remade(part) for part in _keras.inner_optimizers(optimizer)]
+    inner = [remade(part) for part in inner_optimizers(optimizer)]
     try:
         new = (
-            _keras.optimizer_around(optimizer, inner)
-            if _keras.is_around_others(optimizer)
+            optimizer_around(optimizer, inner)
+            if is_around_others(optimizer)
             else _from_config(optimizer)
         )
     except Exception as error:
@@ -152,10 +164,10 @@ def remade(optimizer: Any) -> Any:
 
 
 def _from_config(optimizer: Any) -> Any:
-    rate = _keras.learning_rate_function(optimizer)
+    rate = learning_rate_function(optimizer)
     if rate is None:
         return type(optimizer).from_config(optimizer.get_config())
-    config = _keras.config_without_learning_rate(optimizer)
+    config = config_without_learning_rate(optimizer)
     return type(optimizer).from_config({**config, "learning_rate": rate})
 
 

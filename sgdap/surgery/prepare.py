@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap._keras.optimizers import optimizers_of
 from sgdap.channels.resizing import called, check_variables, resized
 from sgdap.model.generators import global_state_kept
 from sgdap.model.program import Call, OperationCall, Program, Ref, Shape, fill
@@ -68,7 +69,7 @@ def prepare(
         }
         new_slots = {id(optimizer): new for optimizer, new in slots}
         following = {id(optimizer): optimizer for optimizer in optimizers}
-        following |= {id(optimizer): optimizer for optimizer in _keras.optimizers_of(model)}
+        following |= {id(optimizer): optimizer for optimizer in optimizers_of(model)}
         rebuilt_optimizers = [
             pair
             for optimizer in following.values()

@@ -10,6 +10,7 @@ import keras
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap._keras.optimizers import optimizers_of
 from sgdap.model.copying import without_build_config
 from sgdap.model.program import OperationCall, Program
 from sgdap.model.tracing import trace
@@ -67,7 +68,7 @@ def take_snapshot(model: Any, program: Program | None = None) -> Snapshot:
 
 def _held_beside(model: Any) -> list[Any]:
     """The optimizers of a model, except the one of `compile`."""
-    return [o for o in _keras.optimizers_of(model) if o is not getattr(model, "optimizer", None)]
+    return [o for o in optimizers_of(model) if o is not getattr(model, "optimizer", None)]
 
 
 def restore_snapshot(

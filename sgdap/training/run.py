@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdap import _keras
+from sgdap._keras.optimizers import optimizer_parts
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.latency import NoisyClockError
@@ -143,7 +143,7 @@ class Run:
         if state.best is not None and state.rounds:
             restore_snapshot(self.model, state.best, program=self.scope.graph.program)
             score = state.guard.best
-            if getattr(_keras.optimizer_parts(self.model.optimizer)[-1], "use_ema", False):
+            if getattr(optimizer_parts(self.model.optimizer)[-1], "use_ema", False):
                 self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
         self._warn_if_short_of_budget()
         state.good = state.best = None
