@@ -58,6 +58,29 @@ def test_an_added_loss_counts_by_its_curvature(unit, endpoint):
     np.testing.assert_allclose(found, 10 / 3 * np.eye(3), atol=0.3)
 
 
+class Headed(keras.Model):
+    """Adds a loss of what a layer makes that nothing else reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = layers.Dense(12, "tanh", name="hidden")
+        self.head, self.end = layers.Dense(3, name="head"), layers.Dense(2, name="end")
+
+    def call(self, x):
+        x = self.hidden(x)
+        self.add_loss(squares(self.head(x)))
+        return self.end(x)
+
+
+def test_a_layer_that_only_an_added_loss_reads_counts_by_it():
+    model, x = Headed(), np.random.default_rng(0).normal(size=(4000, 6)).astype("float32")
+    model(x)
+    model.compile(loss="mse")
+    found = sgdap.collect_statistics(sgdap.channel_graph(model), x, batch_size=1000)
+    of_head = found.consumers["head"].sensitivity
+    np.testing.assert_allclose(of_head, 10 / 3 * np.eye(3), atol=0.3)
+
+
 def test_each_entry_that_is_read_counts_for_itself():
     found = sensitivity(model_of(lambda x: keras.ops.mean(x[:, 0] ** 2 + 9 * x[:, 1] ** 2)))
     np.testing.assert_allclose(np.diag(found), [2, 18, 0], rtol=0.1)
