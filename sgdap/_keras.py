@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -124,11 +125,12 @@ def compiled_losses(model: Any, outputs: Any) -> list[tuple[Any, Any, float]]:
 def added_losses(layer: Any) -> list[Any]:
     """Returns what `add_loss` added in the last call of a layer and of those in it, as tensors.
 
+    A `keras.StatelessScope` around that call must collect losses and be there still.
     What an activity regularizer added comes last in a layer's own list and is left out.
     """
     found = []
     for part in layer._flatten_layers():
-        found += part._losses[: None if part.activity_regularizer is None else -1]
+        found += part._get_own_losses()[: None if part.activity_regularizer is None else -1]
     return found
 
 
@@ -310,7 +312,7 @@ def build_optimizer(
 
 
 def adopt_inner_optimizers(old: Any, new: Any) -> None:
-    """Gives `new` the inner optimizers of `old`, which get the insides of its own elsewhere."""
+    """Lets an optimizer hold the inner optimizer objects of the one whose place it takes."""
     if isinstance(new, keras.optimizers.MultiOptimizer):
         new._inner_optimizers = list(old.optimizers)
         new._optimizer_map = old._optimizer_map
@@ -428,14 +430,11 @@ def callbacks_beside(callback: Any) -> tuple[list[Any], list[Any]]:
     Keras does not tell a callback of its list, but the list stands on the stack of calls. Both
     are empty where no list is calling.
     """
-    frame = inspect.currentframe()
-    while frame is not None:
+    for frame, _ in traceback.walk_stack(inspect.currentframe()):
         owner = frame.f_locals.get("self")
-        if isinstance(owner, keras.callbacks.CallbackList):
-            place = next((i for i, one in enumerate(owner.callbacks) if one is callback), None)
-            if place is not None:
-                return owner.callbacks[:place], owner.callbacks[place + 1 :]
-        frame = frame.f_back
+        if isinstance(owner, keras.callbacks.CallbackList) and callback in owner.callbacks:
+            place = owner.callbacks.index(callback)
+            return owner.callbacks[:place], owner.callbacks[place + 1 :]
     return [], []
 
 
@@ -444,13 +443,11 @@ def _fit_of(model: Any) -> dict[str, Any] | None:
 
     Keras does not tell callbacks of its validation, but `fit` stands on the stack of calls.
     """
-    frame = inspect.currentframe()
-    while frame is not None:
+    for frame, _ in traceback.walk_stack(inspect.currentframe()):
         fit = frame.f_locals
         told = fit.keys() >= {"self", "epochs", "validation_data", "validation_freq"}
         if told and fit["self"] is model:
             return dict(fit)
-        frame = frame.f_back
     return None
 
 

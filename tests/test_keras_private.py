@@ -446,6 +446,11 @@ def test_what_layers_add_to_the_loss_is_told_apart_from_penalties():
     layer(np.ones((2, 3)))
     (found,) = _keras.added_losses(layer)
     assert float(found) == 6
+    with keras.StatelessScope(collect_losses=True):
+        for number in (1, 2):  # a second call forgets the first one's
+            layer(np.full((2, 3), number))
+        (found,) = _keras.added_losses(layer)
+    assert float(found) == 12
     layer.layers[1].activity_regularizer = keras.regularizers.L2()
     layer(np.ones((2, 3)))
     assert len(_keras.added_losses(layer)) == 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from sgdap import _keras
-from sgdap.channels.labels import Channels, Labels, Ledger, Settled, Symbol, TensorChannels
+from sgdap.channels.labels import Channels, Labels, Ledger, Settled, Symbol
 from sgdap.channels.patches import Patches
 
 Fact = TypeVar("Fact")
@@ -123,23 +123,6 @@ class Work:
     path: str
     factor: float
     axes: tuple[Channels, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Rewrite:
-    """A call of an operation whose sizes, bounds or indices follow the channels.
-
-    Attributes:
-        path: Path of the operation.
-        call: Number of the call.
-        inputs: The channels of its input tensors.
-        outputs: The channels of its output tensors.
-    """
-
-    path: str
-    call: int
-    inputs: tuple[TensorChannels, ...]
-    outputs: tuple[TensorChannels, ...]
 
 
 @dataclass(frozen=True, eq=False)

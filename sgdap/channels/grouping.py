@@ -11,12 +11,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from sgdap.channels import rules as _rules  # noqa: F401  (registers the rules)
-from sgdap.channels.facts import (
-    Axis,
-    Rewrite,
-    Statements,
-    settled_facts,
-)
+from sgdap.channels.facts import Axis, Statements, settled_facts
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.channels.labels import Settled, Symbol, plain
 from sgdap.channels.places import observed_places
@@ -87,11 +82,8 @@ def channel_graph(model: Any) -> ChannelGraph:
     while True:
         settled = statements.ledger.settle()
         graph = _assemble(program, statements, symbols, settled)
-        stays = what_code_does_not_follow(
-            program, graph.rewrites, graph.axes, graph.tensors, settled.removable
-        )
-        if not stays:
-            stays = what_fails_rehearsal(graph, settled.removable)
+        stays = what_code_does_not_follow(graph, settled.removable)
+        stays = stays or what_fails_rehearsal(graph, settled.removable)
         if not stays:
             return graph
         for channels, reason in stays:
@@ -166,15 +158,7 @@ def _assemble(
         axes=axes,
         resizes=settled_facts(statements.resizes.values(), settled),
         scales=settled_facts(statements.scales.values(), settled),
-        rewrites=tuple(
-            Rewrite(
-                path,
-                number,
-                tuple(tensors[ref.index] for ref in program.calls[number].inputs),
-                tuple(tensors[ref.index] for ref in program.calls[number].outputs),
-            )
-            for path, (number, _) in statements.rewrites.items()
-        ),
+        rewrites=tuple(number for number, _ in statements.rewrites.values()),
         work=settled_facts(statements.work, settled),
         places=observed_places(
             program, tensors, axes, settled_facts(statements.places, settled), settled.removable

@@ -9,14 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap._arguments import choices_for
-from sgdap.channels.facts import (
-    Axis,
-    Place,
-    Resize,
-    Rewrite,
-    Scale,
-    Work,
-)
+from sgdap.channels.facts import Axis, Place, Resize, Scale, Work
 from sgdap.channels.labels import Channels, TensorChannels
 from sgdap.model.program import Program
 
@@ -77,7 +70,8 @@ class ChannelGraph:
         axes: Every axis of a variable that has channels.
         resizes: Every entry of a layer's config that counts channels.
         scales: Every variable whose values are scaled when channels leave.
-        rewrites: Every operation whose sizes, bounds or indices follow the channels.
+        rewrites: For every operation whose sizes, bounds or indices follow the channels, the
+            number of its first call.
         work: What the layers compute.
         places: Where the channels are observed, linear layers first.
         kept: Layers that are left as they are: path and reason.
@@ -90,7 +84,7 @@ class ChannelGraph:
     axes: tuple[Axis, ...]
     resizes: tuple[Resize, ...]
     scales: tuple[Scale, ...]
-    rewrites: tuple[Rewrite, ...]
+    rewrites: tuple[int, ...]
     work: tuple[Work, ...]
     places: tuple[Place, ...]
     kept: tuple[tuple[str, str], ...]

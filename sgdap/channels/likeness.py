@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from types import FunctionType
 from typing import Any
@@ -20,10 +20,10 @@ from sgdap.channels.labels import Channels, TensorChannels
 from sgdap.channels.probing import Array, agree, fits, halves, taken
 from sgdap.channels.remembering import key_of, key_of_arguments
 from sgdap.channels.resizing import called, check_variables, new_entries, resized
-from sgdap.channels.rewriting import Masks, Written, rewritten
+from sgdap.channels.rewriting import Masks, rewritten
 from sgdap.model.generators import global_state_kept
 from sgdap.model.leaves import leaf_class
-from sgdap.model.program import Call, Shape, fill, leaves_of
+from sgdap.model.program import Call, OperationCall, Shape, fill, leaves_of
 
 Mask = npt.NDArray[np.bool_]
 
@@ -142,6 +142,7 @@ class Likeness:
                 _makers_of(part.call.operation),
                 {**written.config, **self._entries(present), "name": None},
                 part.dtypes,
+                [part.call.inputs.index(ref) for ref in part.call.inputs],
                 self.shapes,
                 [list(map(shown, tensor)) for tensor in (*part.inputs, *part.outputs)],
                 [(axis.variable, axis.axis, shown(axis.channels)) for axis in part.axes],
@@ -240,10 +241,10 @@ class Likeness:
         shrunk = not all(kept[axis.channels].all() for axis in self.part.axes)
         return new_entries(self.part.call.operation, self.part.resizes, kept, shrunk=shrunk)
 
-    def _written(self, kept: Mask) -> Written:
+    def _written(self, kept: Mask) -> OperationCall:
         """How the operation is written, and called, when some channels are kept."""
         call, part = self.part.call, self.part
-        written = Written(_config_of(call.operation), call.args, call.kwargs)
+        written = OperationCall.of(call, _config_of(call.operation))
         if not part.follows:
             return written
         return rewritten(call.operation, written, kept, part.inputs, part.outputs)
@@ -266,10 +267,9 @@ class Likeness:
             inputs: Its inputs.
             values: What its variables are set to before; None: they stay as they are.
         """
-        written, path = self._written(kept), self.part.call.path
-        call = replace(self.part.call, args=written.args, kwargs=written.kwargs)
-        tensors = map(keras.ops.convert_to_tensor, inputs)
-        args, kwargs = fill(call, dict(zip((r.index for r in call.inputs), tensors, strict=True)))
+        call, path = self.part.call, self.part.call.path
+        tensors = dict(enumerate(map(keras.ops.convert_to_tensor, inputs)))
+        args, kwargs = fill(self._written(kept), tensors)
         if not self.part.is_layer:
             return list(map(_numpy, leaves_of(operation(*args, **kwargs))))
         if "training" not in kwargs and "training" in operation.call_signature_parameters:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
@@ -38,10 +38,6 @@ class Patches:
     depthwise: Any = None
     transposed: Any = None
     steps: int = 0
-
-    def after(self, layer: Any) -> Patches:
-        """Rows of what the depthwise part of a separable convolution makes of the input."""
-        return replace(self, depthwise=layer)
 
     def kernel_matrix(self, kernel: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """A kernel as a matrix, `(features, outputs)`."""

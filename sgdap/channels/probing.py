@@ -36,10 +36,10 @@ def random_inputs(
 
 
 def halves(sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """Halves of some labels: each label leaves in one of them where any other one stays.
+    """Halves of some labels; of any two labels, some half holds the first without the second.
 
-    They are told by the binary digits of the labels, so neighbours stay together in some and
-    every other label stays in others. One digit more tells labels of one number in two blocks.
+    A half holds the labels whose number in their block has a 0, or a 1, as one of its binary
+    digits. Labels of two blocks are told apart by the digits of the blocks' numbers too.
 
     Args:
         sizes: How many labels are halved by themselves, block after block.

@@ -42,7 +42,7 @@ def what_fails_rehearsal(graph: ChannelGraph, removable: Mask) -> list[tuple[Cha
         Channels that must stay, and why.
     """
     axes, resizes, scales = _by_path(graph.axes), _by_path(graph.resizes), _by_path(graph.scales)
-    rewrites = {rewrite.path for rewrite in graph.rewrites}
+    rewrites = {graph.program.calls[number].path for number in graph.rewrites}
     stays: list[tuple[Channels, str]] = []
     only_for_losses = graph.program.only_for_losses()
     for number, call in enumerate(graph.program.calls):

@@ -10,46 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.channels.facts import Axis, Rewrite
+from sgdap.channels.facts import Axis
+from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.labels import Channels, TensorChannels
-from sgdap.channels.rewriting import Written, rewritten
+from sgdap.channels.rewriting import rewritten_operations
 from sgdap.model.functional import saves_by_its_graph
-from sgdap.model.program import Program, Unrolled, fill, refs_of
+from sgdap.model.program import OperationCall, Program, Unrolled, fill, refs_of
 from sgdap.model.tracing import replayed
 
 Mask = npt.NDArray[np.bool_]
 
 
-def rewritten_operations(
-    program: Program, rewrites: Sequence[Rewrite], kept: Mask
-) -> dict[str, Written]:
-    """Returns how operations that are no layers are written after a removal, by path.
-
-    Args:
-        program: The model's calls.
-        rewrites: Which operations follow the channels.
-        kept: Which channels stay.
-
-    Returns:
-        Those that are written otherwise than before.
-    """
-    operations = {}
-    for entry in rewrites:
-        call = program.calls[entry.call]
-        before = Written(call.operation.get_config(), call.args, call.kwargs)
-        after = rewritten(call.operation, before, kept, entry.inputs, entry.outputs)
-        if not after.same_as(before):
-            operations[entry.path] = after
-    return operations
-
-
-def what_code_does_not_follow(
-    program: Program,
-    rewrites: Sequence[Rewrite],
-    axes: Sequence[Axis],
-    tensors: Mapping[int, TensorChannels],
-    removable: Mask,
-) -> list[tuple[Channels, str]]:
+def what_code_does_not_follow(graph: ChannelGraph, removable: Mask) -> list[tuple[Channels, str]]:
     """Runs every `call` of the user's own again as if half of the channels were gone.
 
     Where it computes its sizes from the shapes of its tensors, it calls the same operations with
@@ -57,15 +29,13 @@ def what_code_does_not_follow(
     the channels there must stay.
 
     Args:
-        program: The model's calls.
-        rewrites: Which operations follow the channels.
-        axes: Every axis of a variable that has channels.
-        tensors: The channels of each tensor, by its number.
+        graph: The model's channels.
         removable: Whether each channel may leave, `(channels,)`.
 
     Returns:
         Channels that must stay, and why.
     """
+    program, tensors = graph.program, graph.tensors
     if not program.codes:
         return []
     by_configs = saves_by_its_graph(program.model)
@@ -80,11 +50,11 @@ def what_code_does_not_follow(
             )
             for number, shape in enumerate(program.shapes)
         ]
-        operations = rewritten_operations(program, rewrites, kept)
+        operations = rewritten_operations(graph, kept)
         for code in program.codes:
             found = _first_difference(program, code, slim, operations)
             made_anew = code.path and by_configs and found is None
-            if made_anew and not _is_rebuilt(program, code, slim, axes, kept):
+            if made_anew and not _is_rebuilt(program, code, slim, graph.axes, kept):
                 name = type(code.layer).__name__
                 remedy = "register a rule with sgdap.register_rule"
                 found = -1, f"config of '{code.path}' (a {name}) makes none for fewer; {remedy}"
@@ -121,7 +91,7 @@ def _half(removable: Mask, tensors: Mapping[int, TensorChannels], side: bool) ->
 
 
 def _first_difference(
-    program: Program, code: Unrolled, slim: Sequence[Any], operations: Mapping[str, Written]
+    program: Program, code: Unrolled, slim: Sequence[Any], operations: Mapping[str, OperationCall]
 ) -> tuple[int, str] | None:
     """The number of the first call that a second run makes otherwise, and a reason for people."""
     calls, shapes = replayed(program, code, slim)
@@ -132,9 +102,9 @@ def _first_difference(
         same = again is not None and type(again.operation) is type(call.operation)
         computed = not call.in_graph and not isinstance(call.operation, keras.Layer)
         if again is not None and same and computed:
-            now = Written(again.operation.get_config(), again.args, again.kwargs)
-            before = Written(call.operation.get_config(), call.args, call.kwargs)
-            same = now.same_as(operations.get(call.path, before))
+            now = OperationCall.of(again)
+            before = OperationCall.of(call)
+            same = now.same_as(operations.get(call.path, before)) and again.inputs == call.inputs
         if again is not None and same:
             same = all(shapes[ref.index] == slim[ref.index] for ref in call.outputs)
         if not same:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -11,57 +11,30 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.labels import TensorChannels
+from sgdap.model.program import OperationCall
 
 Mask = npt.NDArray[np.bool_]
 Masks = Sequence["Mask | None"]
 """For each axis of a tensor which indices stay, or None: all of them."""
 
 
-@dataclass(frozen=True, eq=False)
-class Written:
-    """The config of an operation and the arguments of a call of it.
-
-    Attributes:
-        config: The config.
-        args: Positional arguments, a `Ref` or tensor in the place of each tensor.
-        kwargs: Keyword arguments, likewise.
-    """
-
-    config: Mapping[str, Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def same_as(self, other: Written) -> bool:
-        """Whether config and arguments are the same, whatever name the config has."""
-        mine, others = (
-            keras.tree.flatten(({**w.config, "name": None}, w.args, dict(w.kwargs)))
-            for w in (self, other)
-        )
-        return len(mine) == len(others) and all(map(_equal, mine, others))
-
-
-def _equal(first: Any, second: Any) -> bool:
-    if hasattr(first, "shape") or hasattr(second, "shape"):
-        return np.array_equal(first, second)
-    return bool(first == second)
-
-
-Rewriter = Callable[[Written, Sequence[Masks], Sequence[Masks]], Written]
+Rewriter = Callable[[OperationCall, Sequence[Masks], Sequence[Masks]], OperationCall]
 
 
 def rewritten(
     operation: Any,
-    written: Written,
+    call: OperationCall,
     kept: Mask,
     inputs: Sequence[TensorChannels],
     outputs: Sequence[TensorChannels],
-) -> Written:
+) -> OperationCall:
     """Returns the config and arguments of an operation after a removal.
 
     Args:
         operation: The operation before the removal.
-        written: Its config and arguments before.
+        call: Its config and arguments before.
         kept: Which channels stay.
         inputs: The channels of its input tensors.
         outputs: The channels of its output tensors.
@@ -71,9 +44,31 @@ def rewritten(
     """
     rewrite = _REWRITERS.get(type(operation))
     if rewrite is None:
-        return written
+        return call
     stays = [[None if c is None else kept[c] for c in tensor] for tensor in (*inputs, *outputs)]
-    return rewrite(written, stays[: len(inputs)], stays[len(inputs) :])
+    return rewrite(call, stays[: len(inputs)], stays[len(inputs) :])
+
+
+def rewritten_operations(graph: ChannelGraph, kept: Mask) -> dict[str, OperationCall]:
+    """Returns how operations that are no layers are called after a removal, by path.
+
+    Args:
+        graph: The model's channels.
+        kept: Which channels stay.
+
+    Returns:
+        Those that are called otherwise than before.
+    """
+    operations = {}
+    for call in (graph.program.calls[number] for number in graph.rewrites):
+        before = OperationCall.of(call)
+        inputs, outputs = (
+            [graph.tensors[ref.index] for ref in refs] for refs in (call.inputs, call.outputs)
+        )
+        after = rewritten(call.operation, before, kept, inputs, outputs)
+        if not after.same_as(before):
+            operations[call.path] = after
+    return operations
 
 
 def is_written_with_sizes(operation: Any) -> bool:
@@ -81,47 +76,51 @@ def is_written_with_sizes(operation: Any) -> bool:
     return type(operation) in _REWRITERS
 
 
-def _with(written: Written, **entries: Any) -> Written:
-    return replace(written, config={**written.config, **entries})
+def _with(call: OperationCall, **entries: Any) -> OperationCall:
+    return replace(call, config={**call.config, **entries})
 
 
 def _target_shape(key: str) -> Rewriter:
-    def rewrite(written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]) -> Written:
-        sizes = list(written.config[key])
+    def rewrite(
+        call: OperationCall, inputs: Sequence[Masks], outputs: Sequence[Masks]
+    ) -> OperationCall:
+        sizes = list(call.config[key])
         offset = len(outputs[0]) - len(sizes)
         for axis, size in enumerate(sizes):
             mask = outputs[0][axis + offset]
             if mask is not None and size != -1:
                 sizes[axis] = int(mask.sum())
-        return _with(written, **{key: tuple(sizes)})
+        return _with(call, **{key: tuple(sizes)})
 
     return rewrite
 
 
-def _slice(written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]) -> Written:
-    new = _target_shape("shape")(written, inputs, outputs)
-    starts = list(written.args[1])
+def _slice(call: OperationCall, inputs: Sequence[Masks], outputs: Sequence[Masks]) -> OperationCall:
+    new = _target_shape("shape")(call, inputs, outputs)
+    starts = list(call.args[1])
     for axis, mask in enumerate(inputs[0]):
         if mask is not None:
             starts[axis] = int(mask[: starts[axis]].sum())
-    return replace(new, args=(written.args[0], tuple(starts), *written.args[2:]))
+    return replace(new, args=(call.args[0], tuple(starts), *call.args[2:]))
 
 
-def _split(written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]) -> Written:
-    mask = inputs[0][written.config["axis"]]
+def _split(call: OperationCall, inputs: Sequence[Masks], outputs: Sequence[Masks]) -> OperationCall:
+    mask = inputs[0][call.config["axis"]]
     if mask is None:
-        return written
-    parts = written.config["indices_or_sections"]
+        return call
+    parts = call.config["indices_or_sections"]
     if isinstance(parts, int):
         pieces = np.split(mask, parts)
         if len({int(piece.sum()) for piece in pieces}) == 1:
-            return written
+            return call
         parts = range(len(pieces[0]), len(mask), len(pieces[0]))
-    return _with(written, indices_or_sections=tuple(int(mask[:bound].sum()) for bound in parts))
+    return _with(call, indices_or_sections=tuple(int(mask[:bound].sum()) for bound in parts))
 
 
-def _get_item(written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]) -> Written:
-    key = written.args[1]
+def _get_item(
+    call: OperationCall, inputs: Sequence[Masks], outputs: Sequence[Masks]
+) -> OperationCall:
+    key = call.args[1]
     entries = list(key) if isinstance(key, (tuple, list)) else [key]
     rank = len(inputs[0])
     used = sum(entry is not None and entry is not Ellipsis for entry in entries)
@@ -143,20 +142,20 @@ def _get_item(written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks
             entries[position] = slice(low, high, entry.step)
         elif isinstance(entry, int):
             entries[position] = int(mask[: entry % len(mask)].sum())
-    return replace(written, args=(written.args[0], tuple(entries)))
+    return replace(call, args=(call.args[0], tuple(entries)))
 
 
-def _take(written: Written, inputs: Sequence[Masks], outputs: Sequence[Masks]) -> Written:
-    axis, indices = written.config["axis"], written.args[1]
+def _take(call: OperationCall, inputs: Sequence[Masks], outputs: Sequence[Masks]) -> OperationCall:
+    axis, indices = call.config["axis"], call.args[1]
     mask = None if axis is None else inputs[0][axis]
     if mask is None or hasattr(indices, "index") and not isinstance(indices, (list, tuple)):
-        return written
+        return call
     chosen = np.asarray(indices) % len(mask)
     if chosen.ndim != 1:
-        return written
+        return call
     new = (np.cumsum(mask) - 1)[chosen[mask[chosen]]]
     moved = new.astype(indices.dtype) if isinstance(indices, np.ndarray) else new.tolist()
-    return replace(written, args=(written.args[0], moved, *written.args[2:]))
+    return replace(call, args=(call.args[0], moved, *call.args[2:]))
 
 
 def _rewriters() -> dict[type, Rewriter]:

@@ -158,9 +158,9 @@ class RuleCall:
         Returns:
             The channels of the inner layer's outputs.
         """
-        subject = self._subject.inside(attribute, entry)
-        if each_step:
-            subject = subject.repeated(positions(self.input.shape[1:2]))
+        layer = getattr(self._subject.layer, attribute)
+        steps = [positions(self.input.shape[1:2])] if each_step else []
+        subject = self._subject.inside(layer, layer.name, (entry, "config"), steps)
         call = replace(self._call, args=(), kwargs=arguments or {})
         return self._at(subject, call, inputs, output_shapes)
 
@@ -184,7 +184,8 @@ class RuleCall:
         Returns:
             The channels of its outputs.
         """
-        subject = self._subject.inside_model(inner.operation, inner.path, way)
+        subject = self._subject.inside(inner.operation, inner.path, way)
+        subject = replace(subject, measured=False)
         call = replace(self._call, args=inner.args, kwargs=inner.kwargs)
         return self._at(subject, call, inputs, output_shapes, input_dtypes)
 

@@ -25,26 +25,21 @@ class Subject:
     steps: tuple[float, ...] = ()
     measured: bool = True
 
-    def inside(self, attribute: str, entry: str) -> Subject:
-        """The layer that this one holds in an attribute, its config in an entry of this one's."""
-        layer = getattr(self.layer, attribute)
+    def inside(
+        self, layer: Any, name: str, way: Sequence[str | int], steps: Sequence[float] = ()
+    ) -> Subject:
+        """A layer that this one holds.
+
+        Args:
+            layer: The layer.
+            name: Its name in this one.
+            way: The entries that lead from this one's config to the layer's.
+            steps: How often this one calls it for one sample, where that is once a step.
+        """
         return replace(
             self,
             layer=layer,
-            names=(*self.names, layer.name),
-            entries=(*self.entries, entry, "config"),
-        )
-
-    def repeated(self, steps: float) -> Subject:
-        """The same layer, called at each of some steps."""
-        return replace(self, steps=(*self.steps, steps))
-
-    def inside_model(self, layer: Any, path: str, way: Sequence[str | int]) -> Subject:
-        """A layer of the model that this one is; `way` leads from its config to the layer's."""
-        return replace(
-            self,
-            layer=layer,
-            names=(*self.names, path),
+            names=(*self.names, name),
             entries=(*self.entries, *way),
-            measured=False,
+            steps=(*self.steps, *steps),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 from sgdap import _keras
 from sgdap.execution.curvature import STEP, drawn_squared, secant_curvature
-from sgdap.model.program import Call, inference_arguments
+from sgdap.model.program import Call, Program, Ref, fill, inference_arguments, leaves_of
 
 
 def drawn_added_loss(call: Call, inputs: list[Any], seed: Any) -> Any | None:
@@ -31,6 +32,39 @@ def drawn_added_loss(call: Call, inputs: list[Any], seed: Any) -> Any | None:
         return None
     if not _keras.added_losses(call.operation):
         return None
+    return _drawn(lambda taken: _added(call, taken), inputs, seed)
+
+
+def drawn_losses_of_operations(
+    program: Program, values: Mapping[Ref, Any], seed: Any
+) -> Any | None:
+    """Draws the losses that operations in the user's own code make, as `drawn_added_loss` does.
+
+    Args:
+        program: The model's calls.
+        values: The tensors that the `operations_of_losses` took.
+        seed: Two integers.
+
+    Returns:
+        A scalar as that of `drawn_added_loss`; None where operations make no loss.
+    """
+    calls = [program.calls[number] for number in program.operations_of_losses()]
+    made = {ref for call in calls for ref in call.outputs}
+    read = [ref for ref in values if ref not in made]
+
+    def added(taken: list[Any]) -> Any:
+        now = {ref.index: tensor for ref, tensor in zip(read, taken, strict=True)}
+        for call in calls:
+            args, kwargs = fill(call, now)
+            results = leaves_of(call.operation(*args, **kwargs))
+            now.update(zip((ref.index for ref in call.outputs), results, strict=True))
+        return _sum([now[ref.index] for ref in program.losses if ref in made])
+
+    return _drawn(added, [values[ref] for ref in read], seed)
+
+
+def _drawn(function: Callable[[list[Any]], Any], inputs: list[Any], seed: Any) -> Any | None:
+    """Draws a function's squared errors from its curvature at each of its inputs."""
     drawn = []
     for number, x in enumerate(inputs):
         if not x.dtype.is_floating:
@@ -40,7 +74,7 @@ def drawn_added_loss(call: Call, inputs: list[Any], seed: Any) -> Any | None:
 
         def added(moved: Any, number: int = number, fixed: list[Any] = fixed) -> Any:
             taken = [*fixed[:number], tf.cast(moved, fixed[number].dtype), *fixed[number + 1 :]]
-            return _added(call, taken)
+            return function(taken)
 
         at = tf.cast(fixed[number], tf.float32)
         curvature = secant_curvature(added, at, _step(at), own_seed)
@@ -55,7 +89,10 @@ def _added(call: Call, inputs: list[Any]) -> Any:
     values = dict(zip((ref.index for ref in call.inputs), inputs, strict=True))
     args, kwargs = inference_arguments(call, values)
     call.operation(*args, **kwargs)
-    terms = _keras.added_losses(call.operation)
+    return _sum(_keras.added_losses(call.operation))
+
+
+def _sum(terms: list[Any]) -> Any:
     return tf.add_n([tf.reduce_sum(tf.cast(own, tf.float32)) for own in terms])
 
 

@@ -13,14 +13,14 @@ import tensorflow as tf
 
 from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
-from sgdap.execution.added_losses import drawn_added_loss
+from sgdap.execution.added_losses import drawn_added_loss, drawn_losses_of_operations
 from sgdap.execution.compiled import traced_for_any_batch
 from sgdap.execution.curvature import drawn_loss
 from sgdap.execution.losses import KnownLoss
 from sgdap.execution.memory import Storage
 from sgdap.execution.rows import input_rows
 from sgdap.execution.taps import linear_outputs, tensors_inside
-from sgdap.model.program import Call, leaves_of
+from sgdap.model.program import Call, Ref, leaves_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +76,14 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
     for place in (place for places in gathering.places.values() for place in places):
         by_call.setdefault(place.call, []).append(place)
     sensitivity, positions = gathering.gradients, gathering.positions
+    of_losses = [program.calls[number] for number in program.operations_of_losses()]
 
     def step(x: list[Any], seed: Any) -> Any:
         rows: dict[str, list[Any]] = {}
         given: dict[str, list[Any]] = {}
         outputs: dict[str, list[Any]] = {}
         added: list[Any] = []
+        read_by_losses: dict[Ref, Any] = {}
         tape = tf.GradientTape(watch_accessed_variables=False)
 
         def watched(seen: dict[str, list[Any]], path: str, tensor: Any) -> None:
@@ -100,11 +102,15 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
 
         def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
             made = tapped(call, compute, inputs)
-            if sensitivity:
-                number = len(gathering.losses) + len(added)
-                own = drawn_added_loss(call, inputs, _seed_of(seed, number))
-                added.extend([] if own is None else [own])
+            if call in of_losses:
+                read_by_losses.update(zip(call.inputs, inputs, strict=True))
+            elif sensitivity:
+                add(drawn_added_loss, call, inputs)
             return made
+
+        def add(draw: Callable[..., Any], *what: Any) -> None:
+            own = draw(*what, _seed_of(seed, len(gathering.losses) + len(added)))
+            added.extend([] if own is None else [own])
 
         def tapped(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
             here = by_call.get(program.calls.index(call), [])
@@ -129,6 +135,7 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
         if sensitivity:
             with tape:
                 predictions = program.run_flat(x, taps)
+                add(drawn_losses_of_operations, program, read_by_losses)
                 losses = [
                     drawn_loss(loss, predictions[loss.output], _seed_of(seed, number))
                     for number, loss in enumerate(gathering.losses)

@@ -13,8 +13,8 @@ from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.rules.activation import is_elementwise
 from sgdap.layers.dynamic_range import DynamicRangeActivation
-from sgdap.model.copying import copy_state
-from sgdap.model.functional import copy_of, functional_with, layer_names
+from sgdap.model.copying import copied_operation, copy_state
+from sgdap.model.functional import functional_with, layer_names
 from sgdap.model.program import Program, Ref
 from sgdap.model.symbolic_graph import symbolic_graph
 from sgdap.surgery.apply import compile_alike
@@ -101,8 +101,8 @@ def to_dra(model: Any, layers: Sequence[str] | None = None, **arguments: Any) ->
         )
         replacements[path] = [activation]
         if not alone:
-            entries = {"activation": "linear", "activity_regularizer": None}
-            copies[path] = copy_of(layer, path, first, entries)
+            entries = {"name": first, "activation": "linear", "activity_regularizer": None}
+            copies[path] = copied_operation(layer, path, entries)
             replacements[path] = [copies[path], activation]
     new = functional_with(program, replacements)
     for path, copy in copies.items():

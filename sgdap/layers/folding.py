@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.layers.dynamic_range import DynamicRangeActivation
-from sgdap.model.functional import copy_of, functional_with, layer_names
+from sgdap.model.copying import copied_operation
+from sgdap.model.functional import functional_with, layer_names
 from sgdap.model.program import Call, Program
 from sgdap.model.tracing import trace
 from sgdap.surgery.apply import compile_alike
@@ -97,7 +98,10 @@ def fold(model: Any) -> Any:
             )
             continue
         replacements[path] = [*_clip(layer), _plain(layer, names[path])]
-    copies = {p: copy_of(layers[p], p, names[p], folded.entries) for p, folded in written.items()}
+    copies = {
+        path: copied_operation(layers[path], path, {"name": names[path], **folded.entries})
+        for path, folded in written.items()
+    }
     replacements.update({path: [copy] for path, copy in copies.items()})
     new = functional_with(program, replacements)
     for path, copy in copies.items():
@@ -139,7 +143,7 @@ def _plain(layer: DynamicRangeActivation, name: str) -> Any:
     dtype = layer.dtype_policy
     regularizer = layer.activity_regularizer
     if isinstance(layer.activation, keras.layers.Layer) and regularizer is None:
-        return copy_of(layer.activation, name, name, {"dtype": dtype.name})
+        return copied_operation(layer.activation, name, {"name": name, "dtype": dtype.name})
     return keras.layers.Activation(
         layer.activation, activity_regularizer=regularizer, name=name, dtype=dtype
     )

@@ -66,7 +66,7 @@ def _made_like(operation: Any, entries: Mapping[str, Any]) -> Any:
 
 
 def copied_operation(operation: Any, path: str, entries: Mapping[str, Any]) -> Any:
-    """Makes a layer or operation like another one, for a copy of its model.
+    """Makes a layer or operation like another one, without its weights, for a copy of its model.
 
     Args:
         operation: The layer or operation.
@@ -77,12 +77,15 @@ def copied_operation(operation: Any, path: str, entries: Mapping[str, Any]) -> A
         ValueError: It can't be made.
     """
     try:
-        return made_like(operation, entries)
+        new = made_like(operation, entries)
     except Exception as error:
         raise ValueError(
             f"'{path}' (of class {type(operation).__name__}) can't be copied: {error} "
             "Implement `get_config` in its class, or use sgdap.apply(model, plan, in_place=True)."
         ) from error
+    if isinstance(operation, keras.Layer) and new.trainable != operation.trainable:
+        new.trainable = operation.trainable  # set later, or not told by the config
+    return new
 
 
 def _from_config(operation: Any, entries: Mapping[str, Any]) -> Any:

@@ -84,17 +84,12 @@ def functional_program(program: Program) -> Program:
         ValueError: A layer can't be made from its config, or an operation of a `call` takes
             what a functional model can't hold.
     """
-    names = layer_names(program)
-    with _keras.scope_of(program.model):
-        operations = {p: copy_of(layer, p, names[p]) for p, layer in program.layers().items()}
-        model = _connected(program, {path: [x] for path, x in operations.items()})
-    _copy_variables(program, operations)
-    calls = [replace(c, operation=operations[c.path], in_graph=True) for c in program.calls]
-    inputs, stop = program.inputs, len(calls)
-    args = (keras.tree.pack_sequence_as(model.input, inputs),)
+    model, copies = _copied(program, {})
+    calls = tuple(replace(c, operation=copies[c.path], in_graph=True) for c in program.calls)
+    args = (keras.tree.pack_sequence_as(model.input, program.inputs),)
     made = keras.tree.pack_sequence_as(model.output, program.outputs)
-    whole = Unrolled("", model, args, {}, made, inputs, 0, stop)
-    return replace(program, model=model, calls=tuple(calls), unrolled=(whole,))
+    whole = Unrolled("", model, args, {}, made, program.inputs, 0, len(calls))
+    return replace(program, model=model, calls=calls, unrolled=(whole,))
 
 
 def functional_with(program: Program, replacements: Mapping[str, Sequence[Any]]) -> Any:
@@ -112,17 +107,22 @@ def functional_with(program: Program, replacements: Mapping[str, Sequence[Any]])
         ValueError: As `functional_program`.
     """
     warn_of_losses(program)
+    return _copied(program, replacements)[0]
+
+
+def _copied(
+    program: Program, replacements: Mapping[str, Sequence[Any]]
+) -> tuple[Any, dict[str, Any]]:
+    """A functional model, and its copies of the layers and operations by path."""
+    layers = {p: x for p, x in program.layers().items() if p not in replacements}
     names = layer_names(program)
     with _keras.scope_of(program.model):
-        copies = {
-            path: copy_of(layer, path, names[path])
-            for path, layer in program.layers().items()
-            if path not in replacements
-        }
-        places = {path: [operation] for path, operation in copies.items()}
-        model = _connected(program, {**places, **replacements})
-    _copy_variables(program, copies)
-    return model
+        copies = {p: copied_operation(x, p, {"name": names[p]}) for p, x in layers.items()}
+        model = _connected(program, {**{p: [x] for p, x in copies.items()}, **replacements})
+    for path, layer in layers.items():
+        if isinstance(layer, keras.Layer):
+            copy_state(layer, copies[path])
+    return model, copies
 
 
 def _connected(program: Program, places: Mapping[str, Sequence[Any]]) -> Any:
@@ -145,13 +145,12 @@ def _connected(program: Program, places: Mapping[str, Sequence[Any]]) -> Any:
             results = operation(results)
         made = keras.tree.flatten(results)
         tensors.update({ref.index: x for ref, x in zip(call.outputs, made, strict=True)})
-    return _assembled(program, tensors)
-
-
-def _copy_variables(program: Program, copies: Mapping[str, Any]) -> None:
-    for path, layer in program.layers().items():
-        if path in copies and isinstance(layer, keras.Layer):
-            copy_state(layer, copies[path])
+    whole = program.unrolled[-1]
+    args, kwargs, outputs = keras.tree.map_structure(
+        lambda leaf: tensors[leaf.index] if isinstance(leaf, Ref) else leaf,
+        (whole.args, dict(whole.kwargs), whole.made),
+    )
+    return keras.Model(args[0] if args else kwargs, outputs, name=program.model.name)
 
 
 def layer_names(program: Program) -> dict[str, str]:
@@ -186,46 +185,6 @@ def _input_names(program: Program) -> list[str | None]:
     if isinstance(named, Mapping) and len(named) == len(program.inputs):
         return list(sorted(named))
     return [None] * len(program.inputs)
-
-
-def _assembled(program: Program, tensors: dict[int, Any]) -> Any:
-    """The functional model between the inputs and outputs, structured as those of the old one."""
-    name = program.model.name
-
-    def tensor(leaf: Any) -> Any:
-        return tensors[leaf.index] if isinstance(leaf, Ref) else leaf
-
-    functional = program.functional
-    if functional is None:
-        whole = program.unrolled[-1]
-        structure = (whole.args, dict(whole.kwargs), whole.made)
-        args, kwargs, outputs = keras.tree.map_structure(tensor, structure)
-        return keras.Model(args[0] if len(args) == 1 else kwargs, outputs, name=name)
-    inputs = [tensors[ref.index] for ref in program.inputs]
-    outputs = [tensors[ref.index] for ref in program.outputs]
-    return keras.Model(
-        keras.tree.pack_sequence_as(functional.input, inputs),
-        keras.tree.pack_sequence_as(functional.output, outputs),
-        name=name,
-    )
-
-
-def copy_of(operation: Any, path: str, name: str, entries: Mapping[str, Any] | None = None) -> Any:
-    """Makes a layer or operation like another one, without its weights.
-
-    Args:
-        operation: The layer or operation.
-        path: Its path, for people.
-        name: The name of the new layer.
-        entries: Entries of the config that change.
-
-    Raises:
-        ValueError: It can't be made from its config.
-    """
-    new = copied_operation(operation, path, {"name": name, **(entries or {})})
-    if isinstance(operation, keras.Layer):
-        new.trainable = operation.trainable
-    return new
 
 
 def _check_arguments(call: Call, program: Program) -> None:

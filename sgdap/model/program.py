@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
 from sgdap import _keras
 
@@ -51,6 +53,51 @@ class Call:
     def inputs(self) -> tuple[Ref, ...]:
         """All tensors it takes, flattened."""
         return refs_of((self.args, dict(self.kwargs)))
+
+
+@dataclass(frozen=True, eq=False)
+class OperationCall:
+    """The config of an operation and the arguments of a call of it, wherever it is called.
+
+    Attributes:
+        config: The config.
+        args: Positional arguments, a `Ref` in the place of each tensor: its number among them.
+        kwargs: Keyword arguments, likewise.
+    """
+
+    config: Mapping[str, Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, call: Call, config: Mapping[str, Any] | None = None) -> OperationCall:
+        """A call of a program as it is; `config` where the operation does not tell its own."""
+        numbers = itertools.count()
+        args, kwargs = keras.tree.map_structure(
+            lambda leaf: Ref(next(numbers)) if isinstance(leaf, Ref) else leaf,
+            (call.args, dict(call.kwargs)),
+        )
+        return cls(call.operation.get_config() if config is None else config, args, kwargs)
+
+    def same_as(self, other: OperationCall) -> bool:
+        """Whether config and arguments are the same, whatever name the config has."""
+        mine, others = (({**c.config, "name": None}, c.args, c.kwargs) for c in (self, other))
+        return _equal(mine, others)
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(_equal(first[k], second[k]) for k in first)
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    if hasattr(first, "shape") or hasattr(second, "shape"):
+        return np.array_equal(first, second)
+    return bool(first == second)
+
+
+Taps = Mapping[int, Callable[[Call, Callable[[], Any], list[Any]], Any]]
+"""For calls by their number, a function `(call, compute, flat inputs)` that returns the call's
+output; `compute()` calls the layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +167,19 @@ class Program:
 
     def only_for_losses(self) -> frozenset[int]:
         """The numbers of the calls that losses need and outputs do not."""
-        return frozenset(self._behind(self.losses) - self._behind(self.outputs))
+        calls = range(len(self.calls))
+        return frozenset(self._behind(self.losses, calls) - self._behind(self.outputs, calls))
 
-    def _behind(self, refs: tuple[Ref, ...]) -> set[int]:
-        """The numbers of the calls that some tensors need."""
+    def operations_of_losses(self) -> list[int]:
+        """The numbers of the operations that make losses of what layers, or outputs too, make."""
+        alone = self.only_for_losses()
+        own = [n for n in alone if not isinstance(self.calls[n].operation, keras.Layer)]
+        return sorted(self._behind(self.losses, own))
+
+    def _behind(self, refs: tuple[Ref, ...], among: Iterable[int]) -> set[int]:
+        """The numbers of the calls that some tensors need, followed back through some calls."""
         wanted, found = set(refs), set[int]()
-        for number in range(len(self.calls) - 1, -1, -1):
+        for number in sorted(among, reverse=True):
             call = self.calls[number]
             if not wanted.isdisjoint(call.outputs):
                 found.add(number)
@@ -139,23 +193,6 @@ class Program:
             found.setdefault(call.path, call.operation)
         return found
 
-    def run(
-        self,
-        inputs: Any,
-        taps: Mapping[int, Callable[[Call, Callable[[], Any], list[Any]], Any]] | None = None,
-    ) -> list[Any]:
-        """Runs the program on data as `predict` does. No variable of the model changes.
-
-        Args:
-            inputs: What the model takes: an array or tensor, or a list or dict of them.
-            taps: For calls by their number, a function `(call, compute, flat inputs)` that returns
-                the call's output; `compute()` calls the layer.
-
-        Returns:
-            The model's outputs, flattened.
-        """
-        return self.run_flat(self.flat_inputs(inputs), taps)
-
     def flat_inputs(self, inputs: Any) -> list[Any]:
         """Returns what the model takes as the flat list of its input tensors."""
         if self.functional is not None:
@@ -164,27 +201,27 @@ class Program:
         return list(map(keras.ops.cast, keras.tree.flatten(inputs), dtypes))
 
     def run_flat(
-        self,
-        inputs: list[Any],
-        taps: Mapping[int, Callable[[Call, Callable[[], Any], list[Any]], Any]] | None = None,
-        stop: int | None = None,
+        self, inputs: list[Any], taps: Taps | None = None, stop: int | None = None
     ) -> list[Any]:
-        """Runs the program as `run` does, on the flat list of its input tensors.
+        """Runs the program on data as `predict` does. No variable of the model changes.
 
         Args:
             inputs: The model's input tensors, flattened.
-            taps: As for `run`.
+            taps: What is called in the place of some calls.
             stop: How many calls are run, the others' outputs are None; None: all.
+
+        Returns:
+            The model's outputs, flattened.
         """
         values = dict(zip((ref.index for ref in self.inputs), inputs, strict=True))
-        with keras.StatelessScope():
+        with keras.StatelessScope(collect_losses=True):
             self.advance(values, taps, 0, stop)
         return [values.get(ref.index) for ref in self.outputs]
 
     def advance(
         self,
         values: dict[int, Any],
-        taps: Mapping[int, Callable[[Call, Callable[[], Any], list[Any]], Any]] | None,
+        taps: Taps | None,
         start: int,
         stop: int | None = None,
     ) -> None:
@@ -195,7 +232,7 @@ class Program:
 
         Args:
             values: The tensors made before, by number; those that the calls make are added.
-            taps: As for `run`.
+            taps: What is called in the place of some calls.
             start: Number of the first call that is run.
             stop: Number after the last one; None: all.
         """
@@ -221,7 +258,7 @@ class Program:
 
 
 def fill(
-    call: Call | Unrolled, values: Mapping[int, Any]
+    call: Call | OperationCall | Unrolled, values: Mapping[int, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns a call's arguments with `values` (by number of the tensor) in the place of `Ref`s."""
 

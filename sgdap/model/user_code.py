@@ -7,6 +7,7 @@ import functools
 import inspect
 import linecache
 import re
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, FunctionType, TracebackType
@@ -31,23 +32,20 @@ def has_code(layer: Any) -> bool:
     return not own and leaf_class(layer) is None
 
 
-def user_line(traceback: TracebackType | None) -> str:
+def user_line(stopped: TracebackType | None) -> str:
     """The innermost line of the user's own code: of a traceback, or of the current stack."""
-    place = _user_place(traceback)
+    place = _user_place(stopped)
     return "an unknown line" if place is None else _shown(*place[1:])
 
 
-def _user_place(traceback: TracebackType | None) -> tuple[FrameType, str, int] | None:
+def _user_place(stopped: TracebackType | None) -> tuple[FrameType, str, int] | None:
     """The innermost frame of the user's own code, with its file and line."""
-    if traceback is not None:
-        frames = [(f.frame, f.filename, f.lineno) for f in inspect.getinnerframes(traceback)][::-1]
+    if stopped is None:
+        frames = traceback.walk_stack(inspect.currentframe())
     else:
-        frames = []
-        frame = inspect.currentframe()
-        while frame is not None:
-            frames.append((frame, frame.f_code.co_filename, frame.f_lineno))
-            frame = frame.f_back
-    return next((place for place in frames if not _is_of_a_library(place[1])), None)
+        frames = reversed(list(traceback.walk_tb(stopped)))
+    places = ((frame, frame.f_code.co_filename, line) for frame, line in frames)
+    return next((place for place in places if not _is_of_a_library(place[1])), None)
 
 
 def _shown(file: str, line: int) -> str:

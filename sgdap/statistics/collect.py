@@ -287,7 +287,17 @@ class _Pass:
     def __call__(
         self, data: Any, gathering: Gathering, before: Mapping[str, _Sums] | None = None
     ) -> dict[str, _Sums]:
-        """Adds up what `gathering` says; `before` tells the means and what was gathered already."""
+        """Runs the model over the data once and adds up what its places see.
+
+        Args:
+            data: The data.
+            gathering: What is kept of each place.
+            before: The sums of an earlier pass. Their means are taken off, and gradients that it
+                gathered are not gathered again.
+
+        Returns:
+            The sums of each place, by its path.
+        """
         sums: dict[str, _Sums] = {}
         shifts = None
         if before is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import keras
@@ -12,9 +11,8 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap.channels.resizing import called, check_variables, resized
-from sgdap.channels.rewriting import Written
 from sgdap.model.generators import global_state_kept
-from sgdap.model.program import Call, Program, Ref, Shape, fill
+from sgdap.model.program import Call, OperationCall, Program, Ref, Shape, fill
 from sgdap.model.symbolic_graph import symbolic_graph
 from sgdap.surgery.adopt import Change
 from sgdap.surgery.optimizer import Replaced, rebuild_optimizer
@@ -29,7 +27,7 @@ Slices = Mapping[tuple[str, int], list[npt.NDArray[np.int64] | None]]
 def prepare(
     program: Program,
     configs: Mapping[str, Mapping[str, Any]],
-    operations: Mapping[str, Written],
+    operations: Mapping[str, OperationCall],
     values: Updates,
     slices: Slices,
     *,
@@ -118,7 +116,7 @@ def _variables_with_values(
 
 
 def _new_arguments(
-    nodes: Sequence[tuple[Any, Call]], operations: Mapping[str, Written]
+    nodes: Sequence[tuple[Any, Call]], operations: Mapping[str, OperationCall]
 ) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     """Keras' nodes of calls, and the new arguments of the operations that they call."""
     for node, call in nodes:
@@ -126,10 +124,7 @@ def _new_arguments(
             continue
         before = keras.tree.flatten(_keras.node_arguments(node))
         given = [leaf for leaf in before if isinstance(leaf, keras.KerasTensor)]
-        known = {ref.index: tensor for ref, tensor in zip(call.inputs, given, strict=True)}
-        written = operations[call.path]
-        now = replace(call, args=written.args, kwargs=written.kwargs)
-        yield node, *fill(now, known)
+        yield node, *fill(operations[call.path], dict(enumerate(given)))
 
 
 def _new_shapes(
@@ -182,7 +177,7 @@ def _composites(program: Program) -> list[Any]:
 def _rebuild_layers(
     program: Program,
     configs: Mapping[str, Mapping[str, Any]],
-    operations: Mapping[str, Written],
+    operations: Mapping[str, OperationCall],
     values: Updates,
 ) -> tuple[dict[str, tuple[Any, Any]], list[Shape], dict[str, Any]]:
     """Builds new layers where a config or an input shape changed, following the graph."""
@@ -206,14 +201,12 @@ def _rebuild_layers(
         is_layer = isinstance(call.operation, keras.Layer)
         if not moved and call.path not in touched and is_layer:
             continue
-        operation, now = call.operation, call
+        operation = call.operation
         if call.path in operations:
-            written = operations[call.path]
-            now = replace(call, args=written.args, kwargs=written.kwargs)
-            operation = rewritten_ones.setdefault(
-                call.path, type(operation).from_config(dict(written.config))
-            )
-        args, kwargs = fill(now, {ref.index: tensor(ref.index) for ref in call.inputs})
+            config = dict(operations[call.path].config)
+            operation = rewritten_ones.setdefault(call.path, type(operation).from_config(config))
+        given = dict(enumerate(tensor(ref.index) for ref in call.inputs))
+        args, kwargs = fill(operations.get(call.path) or OperationCall.of(call, {}), given)
         if not is_layer:
             results = operation.compute_output_spec(*args, **kwargs)
         else:

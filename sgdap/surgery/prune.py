@@ -11,8 +11,8 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap.channels.facts import Resize
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
-from sgdap.channels.replay import rewritten_operations
 from sgdap.channels.resizing import new_entries
+from sgdap.channels.rewriting import rewritten_operations
 from sgdap.channels.slices import sliced, variable_of, variable_slices
 from sgdap.planning.widths import WidthRules
 from sgdap.surgery.adopt import Change, adopt
@@ -77,7 +77,7 @@ def pruned(
         if factor != 1:
             values[key] = values[key] * np.asarray(factor, values[key].dtype)
     configs = _new_entries(graph, kept, {path for path, _ in slices})
-    operations = rewritten_operations(graph.program, graph.rewrites, kept)
+    operations = rewritten_operations(graph, kept)
     return prepare(graph.program, configs, operations, values, slices, optimizers=optimizers)
 
 

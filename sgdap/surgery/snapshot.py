@@ -10,9 +10,8 @@ import keras
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.channels.rewriting import Written
 from sgdap.model.copying import without_build_config
-from sgdap.model.program import Program
+from sgdap.model.program import OperationCall, Program
 from sgdap.model.tracing import trace
 from sgdap.surgery.adopt import adopt
 from sgdap.surgery.prepare import prepare
@@ -33,7 +32,7 @@ class Snapshot:
     """
 
     configs: Mapping[str, Mapping[str, Any]]
-    operations: Mapping[str, Written]
+    operations: Mapping[str, OperationCall]
     variables: Mapping[str, list[npt.NDArray[Any]]]
     others: list[npt.NDArray[Any]]
     optimizer: list[npt.NDArray[Any]] | None
@@ -169,12 +168,12 @@ def _others(program: Program) -> list[Any]:
     return [v for v in program.model.variables if id(v) not in seen]
 
 
-def _written(program: Program) -> dict[str, Written]:
-    found: dict[str, Written] = {}
+def _written(program: Program) -> dict[str, OperationCall]:
+    found: dict[str, OperationCall] = {}
     for call in program.calls:
         operation = call.operation
         if not isinstance(operation, keras.Layer) and _has_config(operation):
-            found.setdefault(call.path, Written(operation.get_config(), call.args, call.kwargs))
+            found.setdefault(call.path, OperationCall.of(call))
     return found
 
 

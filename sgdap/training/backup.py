@@ -12,9 +12,8 @@ from typing import Any
 from sgdap import _keras
 from sgdap._arguments import shown
 from sgdap.channels.groups import ChannelGraph
-from sgdap.channels.rewriting import Written
 from sgdap.model.generators import random_state, set_random_state
-from sgdap.model.program import Program, Ref
+from sgdap.model.program import OperationCall, Program, Ref
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint
 from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
@@ -23,7 +22,7 @@ from sgdap.training.state import RunState
 from sgdap.training.state_file import NO_LAMBDA, is_lambda, read_state_file, write_state_file
 
 _NAME = "run.sgdap"
-_CLASSES = (RunState, Guard, Round, Snapshot, Written, Ref, Plan, GroupPlan)
+_CLASSES = (RunState, Guard, Round, Snapshot, OperationCall, Ref, Plan, GroupPlan)
 
 
 class Backup:

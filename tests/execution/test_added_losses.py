@@ -21,13 +21,20 @@ class Endpoint(layers.Layer):
         return x
 
 
-def model_of(function, unit=1.0, regularizer=None) -> keras.Model:
+class Weighted(Endpoint):
+    """One that is not looked into, for it has a weight of its own."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(), initializer="ones", trainable=False)
+
+
+def model_of(function, unit=1.0, regularizer=None, endpoint=Endpoint) -> keras.Model:
     """A class that is compiled, and a place whose loss a layer adds, from a branch each."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6,))
     left, right = (layers.Dense(12, "tanh", name=n)(inputs) for n in ("left", "right"))
     place = layers.Dense(3, name="place")
-    ended = Endpoint(function, activity_regularizer=regularizer)(place(right))
+    ended = endpoint(function, activity_regularizer=regularizer)(place(right))
     model = keras.Model(inputs, [layers.Dense(4, "softmax", name="class")(left), ended])
     place.set_weights([unit * value for value in place.get_weights()])
     model.compile(loss=["categorical_crossentropy", "mse"], loss_weights=[1.0, 0.0])
@@ -44,10 +51,11 @@ def squares(x):
     return 5.0 * keras.ops.mean(keras.ops.square(x))
 
 
+@pytest.mark.parametrize("endpoint", [Endpoint, Weighted])
 @pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
-def test_an_added_loss_counts_by_its_curvature(unit):
-    expected = 10 / 3 * np.eye(3)
-    np.testing.assert_allclose(sensitivity(model_of(squares, unit)), expected, atol=0.3)
+def test_an_added_loss_counts_by_its_curvature(unit, endpoint):
+    found = sensitivity(model_of(squares, unit, endpoint=endpoint))
+    np.testing.assert_allclose(found, 10 / 3 * np.eye(3), atol=0.3)
 
 
 def test_each_entry_that_is_read_counts_for_itself():

@@ -108,7 +108,8 @@ def test_a_program_runs_as_predict_does():
     x = layers.BatchNormalization()(i, training=True)
     model = randomise(keras.Model(i, inside(x, training=True)))
     data = samples(model, 16)
-    (made,) = trace(model).run(data)
+    program = trace(model)
+    (made,) = program.run_flat(program.flat_inputs(data))
     np.testing.assert_allclose(made, model.predict(data, verbose=0), atol=1e-6)
 
 
@@ -124,7 +125,8 @@ def test_a_call_of_ones_own_says_itself_whether_it_trains():
     model = Own()
     data = np.random.default_rng(0).normal(3, 2, (16, 5)).astype("float32")
     model(data)
-    (made,) = trace(model).run(data)
+    program = trace(model)
+    (made,) = program.run_flat(program.flat_inputs(data))
     np.testing.assert_allclose(made, model.predict(data, batch_size=16, verbose=0), atol=1e-6)
 
 

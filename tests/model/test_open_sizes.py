@@ -80,6 +80,13 @@ def test_channels_behind_such_sizes_are_removable(function):
     assert sgdap.channel_graph(randomise(model)).group("hidden").prunable
 
 
+@pytest.mark.parametrize("function", [causal, numbered, filled, repeated])
+def test_the_tensor_that_has_the_size_keeps_no_channel(function):
+    model = Behind(function)
+    model.build((None, None, 3))
+    assert sgdap.channel_graph(model).group("hidden").removable.all()
+
+
 def test_a_number_counted_from_a_computed_size_is_refused():
     model = Behind(lambda x: x + ops.sum(ops.arange(ops.shape(x)[1] * 2)))
     model.build((None, None, 3))

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import sgdap
 from sgdap.surgery import prune_in_place
@@ -144,6 +144,20 @@ def test_models_in_models_shrink_with_the_model(tmp_path):
     model.save(tmp_path / "nested.keras")
     loaded = keras.models.load_model(tmp_path / "nested.keras")
     assert np.array_equal(outputs(loaded, x), outputs(model, x))
+
+
+def test_an_operation_in_a_model_that_is_called_twice_follows_its_channels():
+    a, b, x = (keras.Input((4,)) for _ in range(3))
+    hidden, end = layers.Dense(6), layers.Dense(2)
+    inner = keras.Model(x, ops.reshape(hidden(x), (-1, 6)))
+    model = randomise(keras.Model([a, b], end(inner(a) + inner(b))))
+    data = [np.random.default_rng(seed).normal(size=(3, 4)).astype("float32") for seed in (0, 1)]
+    (kernel, bias), (of_end, end_bias) = hidden.get_weights(), end.get_weights()
+    graph = sgdap.channel_graph(model)
+    prune_in_place(graph, np.arange(graph.count) != graph.groups[0].channels[2])
+    summed = np.delete(sum(data) @ kernel + 2 * bias, 2, axis=1)
+    expected = summed @ np.delete(of_end, 2, axis=0) + end_bias
+    np.testing.assert_allclose(outputs(model, data), expected, atol=1e-5)
 
 
 def x_through(dense: layers.Dense, x: np.ndarray) -> np.ndarray:

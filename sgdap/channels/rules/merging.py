@@ -25,9 +25,8 @@ _SCALED_SUM = _keras.application_layers()[2]
 )
 def elementwise(layer: Any, call: RuleCall) -> Symbol:
     """Labels that meet in a sum or product leave together."""
-    if (
-        len({symbol.rank for symbol in call.inputs}) > 1
-    ):  # Keras moves the batch axis of lower ranks, so channels can't be followed
+    if len({symbol.rank for symbol in call.inputs}) > 1:
+        # Keras moves the batch axis of lower ranks, so channels can't be followed.
         for symbol in call.inputs:
             call.keep(symbol, f"'{layer.name}' combines tensors of different ranks")
         return call.output()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from keras import layers
@@ -84,7 +83,7 @@ def flatten(layer: Any, call: RuleCall) -> Symbol:
 @register_rule(layers.Reshape)
 def reshaping(layer: Any, call: RuleCall) -> Symbol:
     """Labels follow the row-major order; the target shape shrinks with them."""
-    output = reshape(call.input, _known(call.input, call.output_shape), call.ledger)
+    output = reshape(call.input, call.output_shape, call.ledger)
     for axis, channels in enumerate(output.axes[1:]):
         if channels is not None and layer.target_shape[axis] != -1:
             call.resize(("target_shape", axis), channels)
@@ -102,12 +101,3 @@ def permute(layer: Any, call: RuleCall) -> Symbol:
 def repeat_vector(layer: Any, call: RuleCall) -> Symbol:
     """A new axis of repetitions before the channels."""
     return call.output().with_axis(-1, call.input.axes[-1])
-
-
-def _known(symbol: Symbol, shape: Any) -> tuple[int | None, ...]:
-    """Computes the size of a reshaped tensor that Keras leaves open where all others are known."""
-    sizes = list(shape)
-    if sizes[1:].count(None) == 1 and None not in symbol.shape[1:]:
-        rest = math.prod(size for size in sizes[1:] if size is not None)
-        sizes[sizes.index(None, 1)] = math.prod(size or 1 for size in symbol.shape[1:]) // rest
-    return tuple(sizes)

@@ -18,7 +18,6 @@ from sgdap.channels.probing import Array, Run, agree, fits, line_of, random_inpu
 from sgdap.channels.registry import register_default, without_rule
 from sgdap.channels.remembering import Remembered, key_of, key_of_arguments
 from sgdap.channels.resizing import resized
-from sgdap.channels.rewriting import Written
 from sgdap.channels.rule_call import RuleCall
 from sgdap.model.generators import global_state_kept
 from sgdap.model.program import Ref
@@ -107,12 +106,12 @@ def _movement(
 ) -> Movement | None:
     """Tries an operation out, or remembers what came of it."""
     try:
-        written = Written(operation.get_config(), call.args, call.kwargs)
+        config = operation.get_config()
     except NotImplementedError:
         return None
     key = (
         key_of(type(operation)),
-        key_of({**written.config, "name": None}),
+        key_of({**config, "name": None}),
         key_of_arguments(call.args, call.kwargs),
         key_of([symbol.shape for symbol in call.inputs]),
         call.input_dtypes,
@@ -120,7 +119,7 @@ def _movement(
     )
 
     def run(inputs: Sequence[Array]) -> list[Array]:
-        made = type(operation).from_config(dict(written.config))
+        made = type(operation).from_config(dict(config))
         return _run(made, call, {}, inputs)
 
     def find() -> Movement | None:
