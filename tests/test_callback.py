@@ -222,7 +222,7 @@ def test_overrides_hold_for_the_whole_run():
 
 
 def test_a_summary_tells_of_the_whole_run_in_the_end(capsys):
-    model, callback = network(), pruner(max_accuracy_drop=1.0, verbose=1)
+    model, callback = network(), pruner(max_accuracy_drop=0.99, verbose=1)
     before = cost(model)
     assert callback.summary is None
     scored = model.evaluate(X[:64], Y[:64], batch_size=64, verbose=0)[1]
@@ -332,7 +332,7 @@ def test_rounds_lie_at_the_beginning_and_the_budget_is_met(flops, epochs, rounds
 
 
 def test_rounds_that_are_judged_are_smaller():
-    callback = pruner(sgdap.Budget(flops=0.3), max_accuracy_drop=1.0, jit_compile=None)
+    callback = pruner(sgdap.Budget(flops=0.3), max_accuracy_drop=0.99, jit_compile=None)
     fit(network(), callback, epochs=8)
     assert [r.epoch for r in callback.rounds] == [0, 1, 2, 3]
 
@@ -663,7 +663,7 @@ def test_rounds_are_compared_with_the_model_that_fit_was_given(settled, capsys):
 
 
 def test_they_can_be_compared_with_the_epochs_before_alone(settled, capsys):
-    callback = pruner(baseline="first_epoch", **(SPOILED | {"max_accuracy_drop": 1.0}))
+    callback = pruner(baseline="first_epoch", **(SPOILED | {"max_accuracy_drop": 0.99}))
     history = fit(settled, [callback, spoil(settled)], epochs=2)
     assert callback.rounds[0].decision == "kept"
     first = history.history["val_accuracy"][0]
@@ -678,7 +678,7 @@ def test_they_can_be_compared_with_a_number(settled, capsys):
 def test_a_model_that_is_first_trained_is_compared_with_what_it_learnt(capsys):
     model = network()
     model.get_layer("end").kernel.assign(0 * model.get_layer("end").kernel)
-    callback = pruner(max_accuracy_drop=1.0, begin_epoch=3, verbose=1)
+    callback = pruner(max_accuracy_drop=0.99, begin_epoch=3, verbose=1)
     history = fit(model, callback, epochs=6)
     best = max(history.history["val_accuracy"][:4])
     assert baseline_of(capsys).startswith(f"{best:.4f}, the best before the first round; the model")
@@ -688,7 +688,7 @@ def test_without_an_evaluation_the_line_says_why(capsys):
     own = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: logs.update(val_accuracy=0.5, own=0.5)
     )
-    arguments = {"max_accuracy_drop": 1.0, "verbose": 1, "mode": "max"}
+    arguments = {"max_accuracy_drop": 0.99, "verbose": 1, "mode": "max"}
     fit(network(), [own, pruner(monitor="own", **arguments)], epochs=2)
     assert "best before the first round: evaluate gives no finite value of it." in baseline_of(
         capsys

@@ -100,13 +100,13 @@ def test_of_the_model_brought_and_the_epochs_before_the_better_is_the_baseline(
 ):
     guard = started(sign=sign, brought=brought)
     assert guard.baseline == baseline
-    assert guard.begin() is None and guard.baseline == baseline
+    assert guard.begin(3) is None and guard.baseline == baseline
 
 
 def test_a_baseline_that_is_given_stays():
     guard = Guard(0.02, brought=0.99, baseline=0.7)
     improved(guard, 0.9)
-    assert guard.begin() == 0.9
+    assert guard.begin(3) == 0.9
     assert guard.baseline == 0.7
 
 
