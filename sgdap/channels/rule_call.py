@@ -35,8 +35,6 @@ class RuleCall:
         mixes_for_a_loss: Whether an operation may mix channels: only an `add_loss` needs it.
     """
 
-    mixes_for_a_loss = False
-
     def __init__(
         self,
         statements: Statements,
@@ -54,6 +52,7 @@ class RuleCall:
         self.args = call.args
         self.kwargs = call.kwargs
         self.untraced = call.untraced
+        self.mixes_for_a_loss = False
         self._statements = statements
         self._call = call
         self._number = number
