@@ -10,6 +10,7 @@ from hypothesis import settings
 # Keras and TensorFlow read these when they are first imported, which is after this file.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["COLUMNS"] = "200"  # tables are as wide as the terminal
 
 # No test needs a network. To run them on the whole of MNIST, name its file in SGDAP_MNIST.
 SUBSET = Path(__file__).parents[1] / "sgdap" / "data" / "mnist_subset.npz"

@@ -222,7 +222,8 @@ def test_overrides_hold_for_the_whole_run():
 
 
 def test_a_summary_tells_of_the_whole_run_in_the_end(capsys):
-    model, callback = network(), pruner(max_accuracy_drop=0.99, verbose=1)
+    model = network()
+    callback = pruner(max_accuracy_drop=0.99, final_finetune_epochs=1, verbose=1)
     before = cost(model)
     assert callback.summary is None
     scored = model.evaluate(X[:64], Y[:64], batch_size=64, verbose=0)[1]

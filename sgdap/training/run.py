@@ -326,7 +326,7 @@ class Run:
         undone = sum(r.decision == "undone" for r in rounds)
         return RunSummary(
             params=(int(all_params), int(params)),
-            flops=(int(all_flops), int(flops)),
+            flops=None if open_inputs(self.scope.graph) else (int(all_flops), int(flops)),
             widths={name: (width, widths[name]) for name, width in self.whole.items()},
             metric=metric,
             score=(before, score),

@@ -12,7 +12,7 @@ class RunSummary:
 
     Attributes:
         params: Parameters before and after.
-        flops: FLOPs for one sample before and after.
+        flops: FLOPs for one sample before and after; None where an input leaves sizes open.
         widths: The number of channels before and after of each group that could shrink, by name.
         metric: The name of the monitored metric; None if it was never seen.
         score: The monitored metric before and after. Before: of the model that `fit` was given,
@@ -22,7 +22,7 @@ class RunSummary:
     """
 
     params: tuple[int, int]
-    flops: tuple[int, int]
+    flops: tuple[int, int] | None
     widths: Mapping[str, tuple[int, int]]
     metric: str | None = None
     score: tuple[float | None, float | None] = (None, None)
@@ -33,13 +33,16 @@ class RunSummary:
     def line(self) -> str:
         """All of it in one line."""
         old, new = ("-".join(str(w[i]) for w in self.widths.values()) for i in (0, 1))
-        parts = [_change(self.params, " parameters"), _change(self.flops, " FLOPs")]
+        parts = [_change(self.params, " parameters")]
+        parts += [_change(self.flops, " FLOPs")] if self.flops else []
         parts += [f"widths {old} → {new}"] if self.widths else []
         parts += [f"{self.metric} {_scores(*self.score)}"] if self.metric else []
         return ", ".join(parts)
 
     def __str__(self) -> str:
-        lines = {"parameters": _change(self.params), "FLOPs": _change(self.flops)}
+        lines = {"parameters": _change(self.params)}
+        if self.flops:
+            lines["FLOPs"] = _change(self.flops)
         if self.metric:
             lines[self.metric] = _scores(*self.score)
         lines["rounds"] = f"{self.rounds} kept, {self.undone} undone"

@@ -31,6 +31,11 @@ def test_it_prints_a_line_for_each_group(summary):
     ]
 
 
+def test_flops_that_are_not_known_are_not_told():
+    found = sgdap.RunSummary((8, 4), None, {})
+    assert "FLOPs" not in found.line + str(found)
+
+
 def test_a_run_without_groups_and_metric_has_a_summary_too():
     bare = sgdap.RunSummary((0, 0), (7, 7), {})
     assert bare.line == "0 → 0 parameters (0.0%), 7 → 7 FLOPs (100.0%)"
