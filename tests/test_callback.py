@@ -196,7 +196,8 @@ def test_a_machine_that_gets_busy_does_not_end_the_run():
     def measured(model):
         return cost(model)[1] * 1e-9 * (1000 if slow else 1)
 
-    budget = sgdap.Budget(latency=0.5, runtime=measured)
+    half = 0.5 * measured(network()) * 1e6
+    budget = sgdap.Budget(latency=f"{half:.3f}us", runtime=measured)
     note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: slow.append(epoch))
     model = network()
     with warned("Going by the latency measured before.*narrowest"):

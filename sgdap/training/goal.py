@@ -107,7 +107,13 @@ class Goal:
             return self
         model = scope.graph.program.model
         watch = Stopwatch(model, self.final.batch_size, self.final.runtime)
-        return _timed(self, scope, curves, allocation, watch)
+        cost = cost_model(scope.graph)
+        flops = cost.cost(cost.lengths(np.ones(scope.graph.count, bool)))[_FLOPS]
+        goal = self
+        if not isinstance(self.final.latency, str) and flops >= self.full[_FLOPS]:
+            # A share of the whole model's time is of its time now: the machine's pace changes.
+            goal = replace(self, seconds=self.final.latency_target(watch.seconds))
+        return _timed(goal, scope, curves, allocation, watch)
 
     def missed(self, costs: Array, progress: float) -> list[str]:
         """Describes the costs of a model that are above the budget, in words.

@@ -7,6 +7,7 @@ from tensorflow_model_optimization.sparsity.keras import ConstantSparsity
 import sgdap
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.pipeline import PruningOptions, pruning_scope
+from sgdap.planning.allocation import flat_curves
 from sgdap.training.goal import make_goal
 from sgdap.training.schedule import StepSchedule
 from tests.models import convnet
@@ -59,6 +60,18 @@ def test_a_latency_leads_to_the_flops_that_it_takes():
     costs = np.array([whole.params // 2, whole.flops, 2 * whole.params])
     assert made.missed(costs, 0.5) == ["more time than allowed"]
     assert made.missed(costs, 1.0) == []
+
+
+def test_a_share_of_the_time_is_of_what_the_whole_model_takes_now():
+    pace = [1.0]
+    budget = sgdap.Budget(latency=0.5, runtime=lambda model: pace[0] * a_nanosecond_a_flop(model))
+    graph = sgdap.channel_graph(convnet())
+    scope = pruning_scope(graph, PruningOptions())
+    made = make_goal(budget, sgdap.OneShot(), scope, 1)
+    pace[0] = 3.0
+    again = made.measured(scope, flat_curves(scope.groups), "layerwise")
+    assert again.seconds == pytest.approx(3 * made.seconds)
+    assert again.target(1.0).flops == made.target(1.0).flops
 
 
 def test_what_is_missed_is_said_for_each_limit():
