@@ -70,18 +70,24 @@ class SGDAPCallback(keras.callbacks.Callback):
             half of those that are left after it, or all if these are fewer than four. A round that
             no other could follow has all epochs that are left. Epochs without the metric
             (`validation_freq`) do not count.
-        begin_epoch: The first epoch (from 0) after which layers may shrink.
+        begin_epoch: The first epoch (from 0) after which layers may shrink. `"auto"`: the first
+            round comes before the first epoch if the model tells the targets of the training data
+            already (its loss is at most half of that with the targets mixed up) and the data can be
+            read without taking them away from `fit` (arrays, a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, or `calibration_data` with targets). With `max_accuracy_drop`
+            it also takes a metric to compare with. Else, as for a new model, a new head or a
+            generator, it comes after the first epoch.
         frequency: The number of epochs from one round to the next.
         final_finetune_epochs: The number of epochs at the end in which nothing is removed.
             `"auto"`: rounds lie in the first half of the run, counted from `begin_epoch`, unless
             the schedule asks for more of them; a schedule without a number of rounds takes as few
-            as remove at most 70 % of what is left each. In a run of 8 epochs `Budget(flops=0.3)` is
-            met in one round after the first epoch, and seven epochs are left to recover;
-            `Budget(flops=0.1)` in two rounds, after the first and the second epoch, and six are
-            left. With `max_accuracy_drop` rounds are smaller, of 30 % if the half is long enough
-            (in 8 epochs for either budget four rounds, after the first four), and one that was
-            undone, or had to wait for the one before, may come later. A tfmot schedule has its own
-            end.
+            as remove at most 70 % of what is left each. In a run of 8 epochs of a
+            trained model `Budget(flops=0.3)` is met in one round before the first epoch, and all
+            eight are left to recover; `Budget(flops=0.1)` in two rounds, before and after the
+            first epoch, and seven are left. With `max_accuracy_drop` rounds are smaller, of 30 % if
+            the half is long enough (in 8 epochs for either budget four rounds, before the first
+            four), and one that was undone, or had to wait for the one before, may come later. A
+            tfmot schedule has its own end.
         calibration_data: Inputs for the statistics, in any form that `fit` takes. None: the train
             step keeps a random sample of the training inputs, of 256 MB at most, with their targets
             where the curvature of a loss is not known without.
@@ -144,7 +150,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         mode: str = "auto",
         baseline: str | float = "evaluate",
         patience: int | str = "auto",
-        begin_epoch: int = 0,
+        begin_epoch: int | str = "auto",
         frequency: int = 1,
         final_finetune_epochs: int | str = "auto",
         calibration_data: Any = None,

@@ -524,8 +524,9 @@ def stopping_short(reason: str = "rounds were undone"):
 
 
 def careless(**arguments) -> sgdap.SGDAPCallback:
-    """Prunes hard and blindly."""
-    return pruner(sgdap.Budget(flops=0.1), guidance="random", reconstruction=False, **arguments)
+    """Prunes hard and blindly, after epochs."""
+    arguments = {"guidance": "random", "reconstruction": False, "begin_epoch": 0} | arguments
+    return pruner(sgdap.Budget(flops=0.1), **arguments)
 
 
 def test_a_round_that_costs_too_much_is_undone_and_tried_smaller(settled):
@@ -649,6 +650,7 @@ def baseline_of(capsys) -> str:
 
 
 SPOILED = {"max_accuracy_drop": 0.02, "patience": 1, "schedule": "one_shot", "verbose": 1}
+SPOILED |= {"begin_epoch": 0}
 
 
 def test_rounds_are_compared_with_the_model_that_fit_was_given(settled, capsys):
@@ -861,7 +863,7 @@ def test_arguments_without_meaning_are_refused(arguments, error, message):
 def test_it_prints_only_where_asked(verbose, capsys):
     fit(network(), pruner(schedule="one_shot", verbose=verbose), epochs=2)
     printed = capsys.readouterr().out
-    assert ("Epoch 1: SGDAP keeps" in printed) == bool(verbose)
+    assert ("After epoch 1: SGDAP keeps" in printed) == bool(verbose)
     assert bool(printed) == bool(verbose)
 
 

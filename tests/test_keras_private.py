@@ -404,6 +404,21 @@ def test_what_a_fit_validates_with_is_known_when_it_begins():
     model.evaluate(**split, verbose=0)  # takes them by these names
 
 
+def test_what_a_fit_trains_on_is_known_when_it_begins():
+    found = []
+    finder = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: found.append(_keras.training_data(model))
+    )
+    model = convnet(optimizer="sgd")
+    x, y = digits_like(8)
+    model.fit(x, y, validation_split=0.25, callbacks=[finder], verbose=0)
+    model.fit(batches := tf.data.Dataset.from_tensors((x, y)), callbacks=[finder], verbose=0)
+    (split, targets), (given, nothing) = found
+    assert np.array_equal(split, x[:6]) and np.array_equal(targets, y[:6])
+    assert given is batches and nothing is None
+    assert _keras.training_data(model) is None
+
+
 @pytest.mark.parametrize(
     ("metric", "mode", "better"),
     [("val_accuracy", "auto", True), ("loss", "auto", False), ("own", "max", True)],

@@ -372,6 +372,15 @@ def validation_arguments(model: Any) -> dict[str, Any] | None:
     }
 
 
+def training_data(model: Any) -> tuple[Any, Any] | None:
+    """Returns the inputs and targets that the `fit` of a model trains on, without those validated.
+
+    Data that come in batches are the first of the two. It is None where there is no such `fit`.
+    """
+    fit = _fit_of(model)
+    return None if fit is None or not fit.keys() >= {"x", "y"} else (fit["x"], fit["y"])
+
+
 def more_is_better(model: Any, metric: str, mode: str) -> bool:
     """Whether more of a metric in the logs is better, as Keras' own callbacks decide.
 

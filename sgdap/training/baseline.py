@@ -33,16 +33,17 @@ def validation_metrics(model: Any) -> tuple[dict[str, float], str]:
         return {}, "the validation data of this fit can't be reached"
     if not arguments:
         return {}, "fit has no validation data"
-    if not _can_be_read_again(arguments["x"]):
+    if not can_be_read_again(arguments["x"]):
         kind = type(arguments["x"]).__name__
         return {}, f"validation data of type {kind} may be gone after they are read once"
-    with _state_kept(model):
+    with state_kept(model):
         found = model.evaluate(**arguments, verbose=0, return_dict=True)
     scalars = {f"val_{n}": float(value) for n, value in found.items() if np.ndim(value) == 0}
     return {name: value for name, value in scalars.items() if math.isfinite(value)}, ""
 
 
-def _can_be_read_again(x: Any) -> bool:
+def can_be_read_again(x: Any) -> bool:
+    """Whether data of a `fit` can be read without taking them away from it."""
     import tensorflow as tf
 
     again = (tf.data.Dataset, tf.distribute.DistributedDataset, keras.utils.PyDataset)
@@ -52,7 +53,7 @@ def _can_be_read_again(x: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _state_kept(model: Any) -> Iterator[None]:
+def state_kept(model: Any) -> Iterator[None]:
     """A context that leaves no trace in a model or in what the process draws by default."""
     drawn = random_state()
     held = [*_keras.layer_variables(model), *model.metrics_variables]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class Calendar:
 
     Attributes:
         epochs: The number of epochs of the run.
-        begin: The first epoch (from 0) after which layers may shrink.
+        earliest: The first epoch (from 0) after which layers may shrink.
         frequency: The number of epochs from one round to the next.
         final: The number of epochs at the end in which nothing is removed. None: rounds are planned
             in the first half of the epochs from then on, rounded down; only one that was undone
@@ -22,20 +22,23 @@ class Calendar:
         least: The number of rounds that find a place, even if the half is too short for them.
         most: The number of rounds that are planned at most; None: as many as find a place.
         first: The first epoch of the run.
+        early: Whether the first round comes before the first epoch of the run.
     """
 
     epochs: int
-    begin: int
+    earliest: int
     frequency: int
     final: int | None
     measured: Sequence[int] | None = None
     least: int = 1
     most: int | None = None
     first: int = 0
+    early: bool = False
 
-    def begun_at(self, epoch: int) -> Calendar:
-        """The calendar of the same run if its first epoch is another one."""
-        return replace(self, first=epoch)
+    @property
+    def begin(self) -> int:
+        """The first epoch after which layers may shrink; one less than `first` if it is early."""
+        return self.first - 1 if self.early else max(self.earliest, self.first)
 
     @property
     def end(self) -> int:
@@ -49,11 +52,12 @@ class Calendar:
         Raises:
             ValueError: There is no such epoch.
         """
-        first = max(self.begin, self.first)
+        first = self.begin
         found: list[int] = []
         for epoch in range(first, self.end):
             rested = not found or epoch - found[-1] >= self.frequency
-            if rested and (self.measured is None or epoch in self.measured):
+            measured = self.measured is None or epoch in self.measured or epoch < self.first
+            if rested and measured:
                 found.append(epoch)
         if not found:
             judged = (

@@ -29,16 +29,17 @@ class Course:
     steps: StepSchedule | None = None
     steps_per_epoch: int = 0
 
-    def begun_at(self, epoch: int) -> Course:
-        """The course of the same run if it begins at a later epoch.
+    def begun_at(self, epoch: int, early: bool = False) -> Course:
+        """The course of the same run if it begins at another epoch.
 
         Args:
             epoch: The epoch at which the run begins.
+            early: Whether the first round comes before that epoch.
 
         Raises:
             ValueError: There is no epoch for a round.
         """
-        calendar = self.calendar.begun_at(epoch)
+        calendar = replace(self.calendar, first=epoch, early=early)
         return replace(self, calendar=calendar, epochs=calendar.rounds())
 
     def allows(self, epoch: int) -> bool:

@@ -20,7 +20,7 @@ class Round:
     """One round of pruning and its result.
 
     Attributes:
-        epoch: The epoch (from 0) after which the layers shrank.
+        epoch: The epoch (from 0) after which the layers shrank; -1: before the first one.
         progress: How far on the way to the budget the round aimed, from 0 to 1.
         params: Parameters before and after.
         flops: FLOPs for one sample before and after.
@@ -41,6 +41,11 @@ class Round:
     after: float | None = None
     decision: Decision = "pending"
     held: tuple[str, ...] = ()
+
+    @property
+    def when(self) -> str:
+        """When the layers shrank, in words, with epochs counted from 1 as Keras shows them."""
+        return f"after epoch {self.epoch + 1}" if self.epoch >= 0 else "before epoch 1"
 
 
 @dataclass

@@ -41,7 +41,7 @@ class Summaries:
         import tensorflow as tf
 
         for writer in self._writers:
-            with writer.as_default(epoch):
+            with writer.as_default(max(epoch, 0)):
                 for name, curve in curves.items():
                     tf.summary.histogram(f"scores/{name}", np.diff(curve.errors))
 
@@ -66,7 +66,7 @@ def round_line(last: Round, full: tuple[float, float | None], seconds: float) ->
     """
     flops = "" if full[1] is None else f"{last.flops[1] / full[1]:.1%} of the FLOPs, "
     return (
-        f"\nEpoch {last.epoch + 1}: SGDAP keeps {flops}{last.params[1] / full[0]:.1%} of the "
+        f"\n{last.when.capitalize()}: SGDAP keeps {flops}{last.params[1] / full[0]:.1%} of the "
         f"parameters, widths {joined(last.widths)} ({seconds:.1f}s)"
     )
 
@@ -94,7 +94,8 @@ def baseline_line(
         )
         return f"{line}the best before the first round{why}."
     if guard.baseline == guard.brought:
-        return f"{line}of the model that fit was given; before the first round it is {before:.4f}."
+        later = "" if before == guard.brought else f"; before the first round it is {before:.4f}"
+        return f"{line}of the model that fit was given{later}."
     return (
         f"{line}the best before the first round; the model that fit was given had "
         f"{guard.brought:.4f}."
@@ -115,7 +116,7 @@ def decision_line(
     found = "was not measured" if last.after is None else f"is {last.after:.4f}"
     kept = last.decision == "kept"
     return (
-        f"\nSGDAP {'keeps' if kept else 'undoes'} the round after epoch {last.epoch + 1}: "
+        f"\nSGDAP {'keeps' if kept else 'undoes'} the round {last.when}: "
         f"{metric} {found}, compared with {baseline:.4f}."
         + ("" if kept else f" Channels come back to {', '.join(costly)} first.")
     )

@@ -54,6 +54,11 @@ class Monitor:
         value = None if self.name is None else logs.get(self.name)
         return None if value is None else float(value)
 
+    def before(self, metrics: Mapping[str, Any]) -> float | None:
+        """The metric before the first epoch; None if it is not among those that are known then."""
+        known = bool(metrics) and self._metric in ("auto", *metrics)
+        return self.read(metrics) if known else None
+
     def sign(self, model: Any) -> float:
         """1 if a higher metric is better, -1 if a lower one is.
 

@@ -26,7 +26,7 @@ class TrainingOptions:
         mode: `"min"`, `"max"` or `"auto"`.
         baseline: `"evaluate"`, `"first_epoch"` or a value of the metric.
         patience: The number of epochs that a round has to recover before it is undone, or `"auto"`.
-        begin_epoch: The first epoch (from 0) after which layers may shrink.
+        begin_epoch: The first epoch (from 0) after which layers may shrink, or `"auto"`.
         frequency: The number of epochs from one round to the next.
         final_finetune_epochs: The number of epochs at the end in which nothing is removed, or
             `"auto"`.
@@ -44,7 +44,7 @@ class TrainingOptions:
     mode: str = "auto"
     baseline: str | float = "evaluate"
     patience: int | str = "auto"
-    begin_epoch: int = 0
+    begin_epoch: int | str = "auto"
     frequency: int = 1
     final_finetune_epochs: int | str = "auto"
     jit_compile: str | bool | None = "auto"
@@ -67,8 +67,7 @@ class TrainingOptions:
                 "max_accuracy_drop must be a finite number that is not negative, or None. "
                 f"Received: max_accuracy_drop={shown(drop)}"
             )
-        check_integer("begin_epoch", self.begin_epoch, 0)
-        for name in ("patience", "final_finetune_epochs"):
+        for name in ("begin_epoch", "patience", "final_finetune_epochs"):
             if getattr(self, name) != "auto":
                 check_integer(name, getattr(self, name), 0)
         check_integer("frequency", self.frequency, 1)

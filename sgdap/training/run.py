@@ -86,25 +86,28 @@ class Run:
     # Hooks
 
     def measure_baseline(self) -> None:
-        """Evaluates the model that `fit` was given, if rounds are compared with it."""
+        """Evaluates the model that `fit` was given, if a round may be compared with it."""
         state = self.state
-        if state.guard.drop is not None and self.training.baseline == "evaluate":
+        judged = state.guard.drop is not None and self.training.baseline == "evaluate"
+        if judged or self.course.calendar.early:
             state.brought, state.unmeasured = validation_metrics(self.model)
 
     def begin_at(self, epoch: int) -> None:
         """Plans the rounds anew when the first epoch of the run is known."""
-        if self.state.first is None:
-            self.state.first = epoch
-            self.course = self.course.begun_at(epoch)
-            self.goal.check(len(self.course.epochs))
+        if self.state.first is not None:
+            return
+        value = self.monitor.before(self.state.brought)
+        early = self.course.calendar.early and (self.state.guard.drop is None or value is not None)
+        course = self.course.begun_at(epoch, early)
+        self.goal.check(len(course.epochs))
+        self.state.first, self.course = epoch, course
+        if early:
+            self._note_metric(epoch - 1, value)
 
     def note_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
         """Reads the metric and adds the cost of the model to the logs."""
         value = self.monitor.read(logs)
-        if self.state.guard.drop is not None and value is not None:
-            self.monitor.check_drop(self.state.guard.drop)
-            self.state.guard.sign = self.monitor.sign(self.model)
-        self.state.ended = (epoch, value)
+        self._note_metric(epoch, value)
         logs["params"] = float(self.costs[0])
         if not open_inputs(self.scope.graph):
             logs["flops"] = float(self.costs[1])
@@ -175,12 +178,20 @@ class Run:
         self.state = replace(state, reservoir=None)
         self.monitor.name = state.metric
         self.goal = replace(self.goal, seconds=state.seconds)
-        self.course = replace(self.course.begun_at(state.first or 0), epochs=state.epochs)
+        early = bool(state.epochs) and state.epochs[0] < (state.first or 0)
+        self.course = replace(self.course.begun_at(state.first or 0, early), epochs=state.epochs)
         if self.sampler is not None and state.reservoir is not None:
             self.sampler.reservoir.set_state(dict(state.reservoir))
         self._note_widths(channel_graph(self.model))
 
     # Decisions
+
+    def _note_metric(self, epoch: int, value: float | None) -> None:
+        """Notes the metric after an epoch, which ended but is not judged yet."""
+        if self.state.guard.drop is not None and value is not None:
+            self.monitor.check_drop(self.state.guard.drop)
+            self.state.guard.sign = self.monitor.sign(self.model)
+        self.state.ended = (epoch, value)
 
     def _remember(self, value: float | None) -> None:
         """Stores the model if it is the best one with the present widths and rounds are judged."""
@@ -218,7 +229,7 @@ class Run:
                 self.goal = replace(self.goal, latency=None)
             return self.goal.target(progress)
 
-        options = replace(self.pruning, seed=self.pruning.seed + epoch)
+        options = replace(self.pruning, seed=self.pruning.seed + max(epoch, 0))
         plan, curves = make_plan(replace(scope, rules=held), data, options, limits)
         state.plan = plan = replace(plan, notes=(*plan.notes, *self.goal.notes))
         if all(len(group.kept) == group.size for group in plan.groups):

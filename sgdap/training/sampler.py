@@ -22,10 +22,18 @@ class TrainStepSampler:
         graph: The channels of the compiled model.
         reservoir: The reservoir that keeps the samples.
         targets: Whether the inputs' targets are kept too, where their shape is known.
+        first: Inputs and targets that are the sample until there is a batch.
     """
 
-    def __init__(self, graph: ChannelGraph, reservoir: Reservoir, targets: bool = False) -> None:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        reservoir: Reservoir,
+        targets: bool = False,
+        first: tuple[Any, Any] | None = None,
+    ) -> None:
         self.reservoir = reservoir
+        self._first = first
         self._targets = targets
         self._graph = graph
         self._model = graph.program.model
@@ -66,6 +74,8 @@ class TrainStepSampler:
         Raises:
             ValueError: No batch was seen yet.
         """
+        if self._first is not None and not self.reservoir.seen:
+            return self._first if self._targets else self._first[:1]
         kept = self.reservoir.sample()
         return tuple(kept) if self._targets else (kept,)  # x alone may have any structure
 

@@ -18,6 +18,7 @@ from sgdap.pipeline import PruningOptions, pruning_scope
 from sgdap.surgery.prune import check_can_be_rebuilt
 from sgdap.training.calendar import Calendar
 from sgdap.training.course import Course
+from sgdap.training.first_sample import known_samples
 from sgdap.training.goal import make_goal
 from sgdap.training.guard import Guard
 from sgdap.training.log import Summaries
@@ -63,13 +64,22 @@ def start_run(
     monitor = Monitor(training.monitor, training.mode, _keras.validated_epochs(model))
     monitor.check_drop(training.max_accuracy_drop)
     final = training.final_finetune_epochs
+    data = None
+    if calibration_data is not None:
+        data = reusable(calibration_data, pruning.samples)
+        check_calibration_data(graph, data)
+    limit = min(LIMIT, pruning.memory_limit or LIMIT)
+    known = None
+    if _may_begin_early(training):
+        known = known_samples(model, data, pruning.samples, limit, pruning.seed)
     calendar = Calendar(
         int(params["epochs"]),
-        training.begin_epoch,
+        0 if isinstance(training.begin_epoch, str) else training.begin_epoch,
         training.frequency,
         None if isinstance(final, str) else final,
         None if training.max_accuracy_drop is None else monitor.epochs,
         least=int(params["epochs"]),
+        early=known is not None,
     )
     steps, steps_per_epoch = None, 0
     if not isinstance(training.schedule, Schedule):
@@ -82,14 +92,10 @@ def start_run(
         most = goal.way.rounds if calendar.final is not None else goal.way.enough(share, judged)
         calendar = replace(calendar, least=goal.way.least(share), most=most)
     course = Course(calendar, goal.way, calendar.rounds(), steps, steps_per_epoch)
-    data, sampler = None, None
-    if calibration_data is not None:
-        data = reusable(calibration_data, pruning.samples)
-        check_calibration_data(graph, data)
-    else:
-        limit = min(LIMIT, pruning.memory_limit or LIMIT)
+    sampler = None
+    if data is None:
         reservoir = Reservoir(pruning.samples, pruning.seed, limit, least=pruning.folds)
-        sampler = TrainStepSampler(graph, reservoir, model_loss(graph).needs_targets)
+        sampler = TrainStepSampler(graph, reservoir, model_loss(graph).needs_targets, known)
     summaries = Summaries(neighbours.of_class(keras.callbacks.TensorBoard))
     return Run(
         model,
@@ -108,6 +114,13 @@ def start_run(
         sampler,
         by_xla=bool(model.jit_compile),
     )
+
+
+def _may_begin_early(training: TrainingOptions) -> bool:
+    """Whether the options leave it open if the first round comes before the first epoch."""
+    judged_by_epochs = training.max_accuracy_drop is not None and training.baseline == "first_epoch"
+    by_steps = not isinstance(training.schedule, Schedule)
+    return training.begin_epoch == "auto" and not by_steps and not judged_by_epochs
 
 
 def _guard(training: TrainingOptions, step: float) -> Guard:

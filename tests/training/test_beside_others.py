@@ -26,8 +26,9 @@ def network(optimizer=None, kind: type = keras.Model, **arguments) -> keras.Mode
 
 
 def careless(**arguments) -> sgdap.SGDAPCallback:
-    """Prunes hard and blindly, and undoes it."""
+    """Prunes hard and blindly after an epoch, and undoes it."""
     arguments = {"max_accuracy_drop": 0.0, "patience": 1, "schedule": "one_shot"} | arguments
+    arguments = {"begin_epoch": 0} | arguments
     arguments = {"patience": 2, "final_finetune_epochs": 1} | arguments
     return sgdap.SGDAPCallback(
         sgdap.Budget(flops=0.1), "random", reconstruction=False, verbose=0, **arguments

@@ -11,7 +11,7 @@ from sgdap.training.schedule import Schedule, StepSchedule
 
 
 def course(way: Schedule, epochs: int = 6, frequency: int = 1) -> Course:
-    calendar = Calendar(epochs, begin=0, frequency=frequency, final=1)
+    calendar = Calendar(epochs, earliest=0, frequency=frequency, final=1)
     return Course(calendar, way, calendar.rounds()[: way.rounds])
 
 
@@ -37,11 +37,11 @@ def test_a_run_that_begins_later_has_the_rounds_that_are_left():
     later = course(sgdap.Linear()).begun_at(3)
     assert later.epochs == [3, 4]
     assert later.progress(3, None, 0) == 0.5
-    assert [later.allows(epoch) for epoch in (0, 4, 5)] == [True, True, False]
+    assert [later.allows(epoch) for epoch in (0, 4, 5)] == [False, True, False]
 
 
 def test_a_schedule_over_steps_looks_at_the_steps_since_the_last_round():
-    calendar = Calendar(6, begin=0, frequency=1, final=1)
+    calendar = Calendar(6, earliest=0, frequency=1, final=1)
     steps = StepSchedule(ConstantSparsity(0.5, begin_step=10, frequency=100), 50)
     by_steps = Course(calendar, Schedule(), calendar.rounds(), steps, steps_per_epoch=10)
     assert by_steps.steps_until(1) == 20

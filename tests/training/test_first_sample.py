@@ -1,0 +1,216 @@
+"""A model that knows its targets already is pruned before the first epoch, without a trace."""
+
+import random
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import sgdap
+from sgdap.training.first_sample import known_samples
+from tests.models import digits_like
+
+pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+
+X, Y = digits_like(128)
+VALIDATION = (X[:48], Y[:48])
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        rows = slice(32 * index, 32 * index + 32)
+        return X[rows], Y[rows]
+
+
+def stream():
+    while True:
+        yield X[:32], Y[:32]
+
+
+DATA = {
+    "arrays": lambda: {"x": X, "y": Y, "batch_size": 32},
+    "tensors": lambda: {"x": tf.constant(X), "y": tf.constant(Y), "batch_size": 32},
+    "tf.data": lambda: {"x": tf.data.Dataset.from_tensor_slices((X, Y)).batch(32)},
+    "PyDataset": lambda: {"x": Batches()},
+}
+
+
+def network() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.Flatten(),
+            layers.Dense(12, "relu", name="one"),
+            layers.BatchNormalization(),
+            layers.Dense(9, "relu", name="two"),
+            layers.Dense(3, "softmax", name="end"),
+        ]
+    )
+    compiled(model)
+    return model
+
+
+def compiled(model: keras.Model) -> None:
+    loss = "sparse_categorical_crossentropy"
+    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+
+
+@pytest.fixture(scope="module")
+def weights() -> list:
+    model = network()
+    model.fit(X, Y, epochs=10, verbose=0)
+    return model.get_weights()
+
+
+@pytest.fixture
+def trained(weights) -> keras.Model:
+    model = network()
+    model.set_weights(weights)
+    return model
+
+
+def pruned(model, epochs=4, budget=0.5, callbacks=(), data="arrays", **arguments):
+    fit = {
+        key: arguments.pop(key) for key in ("initial_epoch", "validation_data") & arguments.keys()
+    }
+    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=budget), **({"verbose": 0} | arguments))
+    data = DATA[data]() if isinstance(data, str) else data
+    model.fit(**data, epochs=epochs, verbose=0, callbacks=[*callbacks, callback], **fit)
+    return callback
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_a_trained_model_is_pruned_before_the_first_epoch(trained, data, capsys):
+    whole = trained.count_params()
+    callback = pruned(trained, epochs=1, data=data, verbose=1)
+    assert [r.epoch for r in callback.rounds] == [-1]
+    assert trained.count_params() < whole
+    assert "Before epoch 1: SGDAP keeps 4" in capsys.readouterr().out
+
+
+def test_all_rounds_come_an_epoch_earlier(trained):
+    callback = pruned(trained, epochs=6, budget=0.2, schedule=sgdap.Linear(3))
+    assert [r.epoch for r in callback.rounds] == [-1, 0, 1]
+    assert callback.rounds[-1].flops[1] <= 0.2 * callback.rounds[0].flops[0]
+
+
+def test_a_run_that_begins_later_is_pruned_before_its_own_first_epoch(trained):
+    callback = pruned(trained, epochs=7, initial_epoch=5)
+    assert [r.epoch for r in callback.rounds] == [4]
+
+
+def test_a_new_model_and_one_with_a_new_head_are_trained_for_an_epoch_first(trained):
+    assert pruned(network()).rounds[0].epoch == 0
+    head = layers.Dense(3, "softmax")(trained.layers[-2].output)
+    headed = keras.Model(trained.inputs, head)
+    compiled(headed)
+    assert pruned(headed).rounds[0].epoch == 0
+
+
+def test_a_sample_of_one_class_tells_nothing(trained):
+    order = np.argsort(Y)
+    data = tf.data.Dataset.from_tensor_slices((X[order], Y[order])).batch(16)
+    assert pruned(trained, data={"x": data}, samples=16).rounds[0].epoch == 0
+
+
+def test_a_number_says_after_which_epoch(trained):
+    assert pruned(trained, begin_epoch=0).rounds[0].epoch == 0
+
+
+def test_data_that_come_only_once_stay_with_fit(trained):
+    once = {"x": stream(), "steps_per_epoch": 4}
+    assert pruned(trained, data=once).rounds[0].epoch == 0
+    again = {"x": stream(), "steps_per_epoch": 4}
+    given = pruned(trained, data=again, budget=0.4, calibration_data=(X, Y))
+    assert given.rounds[0].epoch == -1
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae"])
+def test_a_regression_that_is_trained_is_known_by_its_loss(loss):
+    keras.utils.set_random_seed(2)
+    x = np.random.default_rng(0).normal(size=(256, 6)).astype("float32")
+    y = 40 * x[:, :2] + 7
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8, "relu"), layers.Dense(2)])
+    model.compile(keras.optimizers.Adam(0.05), loss)
+    data = {"x": x, "y": y}
+    assert pruned(model, epochs=60, budget=0.9, data=data).rounds[0].epoch == 0
+    assert pruned(model, epochs=2, data=data).rounds[0].epoch == -1
+
+
+def test_a_guard_compares_with_the_model_that_was_brought(trained):
+    brought = trained.evaluate(*VALIDATION, verbose=0)[1]
+    callback = pruned(trained, max_accuracy_drop=0.9, validation_data=VALIDATION, epochs=8)
+    first = callback.rounds[0]
+    assert first.epoch == -1
+    assert first.before == pytest.approx(brought)
+    assert callback.summary.score[0] == pytest.approx(brought)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"baseline": "first_epoch", "validation_data": VALIDATION},
+        {"monitor": "loss", "mode": "min"},  # the training loss is not known before
+        {},  # without validation data nothing is known before
+    ],
+)
+def test_a_guard_without_a_metric_waits_for_the_first_epoch(trained, arguments):
+    callback = pruned(trained, max_accuracy_drop=0.9, **arguments)
+    assert callback.rounds[0].epoch == 0
+
+
+def test_a_round_before_the_first_epoch_can_be_undone(trained):
+    trained.optimizer.learning_rate = 0.0
+    whole = trained.count_params()
+    guarded = {"max_accuracy_drop": 0.02, "validation_data": VALIDATION, "patience": 1}
+    blind = {"guidance": "random", "reconstruction": False, "schedule": "one_shot"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="SGDAPCallback stopped short")
+        callback = pruned(trained, epochs=2, budget=0.1, **guarded, **blind)
+    assert (callback.rounds[0].epoch, callback.rounds[0].decision) == (-1, "undone")
+    assert trained.count_params() >= 0.5 * whole
+    assert trained.evaluate(*VALIDATION, verbose=0)[1] >= callback.summary.score[0] - 0.02
+
+
+class Asking(keras.callbacks.Callback):
+    """Asks when the fit begins, and notes what could have changed."""
+
+    def on_train_begin(self, logs=None):
+        before = self.noted()
+        self.found = known_samples(self.model, None, 50, 2**20, 0)
+        after = self.noted()  # and that of metrics which Keras made meanwhile
+        self.same = {key: value == after[key] for key, value in before.items()}
+
+    def noted(self) -> dict:
+        optimizer = self.model.optimizer
+        held = [*self.model.variables, *self.model.metrics_variables, *optimizer.variables]
+        drawn = {"python": random.getstate(), "numpy": str(np.random.get_state())}  # noqa: NPY002
+        return {variable.path: variable.numpy().tobytes() for variable in held} | drawn
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_the_question_leaves_no_trace(trained, data):
+    asking = Asking()
+    trained.fit(**DATA[data](), verbose=0, callbacks=[asking])
+    assert all(asking.same.values()), asking.same
+    x, y = asking.found
+    assert x.shape == (50, 8, 8, 2)
+    whole = {row.tobytes(): label for row, label in zip(X, Y, strict=True)}
+    assert [whole[row.tobytes()] for row in x] == list(y)
+    assert len({row.tobytes() for row in x}) == 50
+
+
+def test_the_sample_is_held_to_its_bytes(trained):
+    found = []
+    ask = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: found.append(known_samples(trained, None, None, 40_000, 0))
+    )
+    trained.fit(**DATA["PyDataset"](), verbose=0, callbacks=[ask])
+    assert 0 < found[0][0].nbytes <= 40_000
