@@ -412,7 +412,12 @@ def test_what_a_fit_trains_on_is_known_when_it_begins():
     model = convnet(optimizer="sgd")
     x, y = digits_like(8)
     model.fit(x, y, validation_split=0.25, callbacks=[finder], verbose=0)
-    model.fit(batches := tf.data.Dataset.from_tensors((x, y)), callbacks=[finder], verbose=0)
+    model.fit(
+        batches := tf.data.Dataset.from_tensors((x, y)),
+        shuffle=False,
+        callbacks=[finder],
+        verbose=0,
+    )
     (split, targets), (given, nothing) = found
     assert np.array_equal(split, x[:6]) and np.array_equal(targets, y[:6])
     assert given is batches and nothing is None
