@@ -219,7 +219,7 @@ def measure_time(options, data, results):
             continue
         images = x[:count]
         start = clock()
-        statistics = sgdap.collect_statistics(graph, images)
+        statistics = sgdap.collect_statistics(graph, images, folds=5)
         gathered = clock()
         with threadpool_limits(1, "blas"):
             known = group_data(graph, group, statistics)

@@ -1,7 +1,10 @@
 """The public names and the modules that they are imported from when they are first used."""
 
+from . import channels as channels
 from . import datasets as datasets
+from . import guidance as guidance
 from . import layers as layers
+from . import statistics as statistics
 from .callback import SGDAPCallback as SGDAPCallback
 from .channels import ChannelGraph as ChannelGraph
 from .channels import ChannelGroup as ChannelGroup
@@ -74,15 +77,17 @@ __all__ = [
     "activation_statistics",
     "apply",
     "channel_graph",
+    "channels",
     "collect_statistics",
     "datasets",
     "fold",
     "functional",
+    "guidance",
     "inspect",
     "layers",
     "plan",
     "profile",
     "register_guidance",
     "register_rule",
+    "statistics",
 ]
-__version__: str

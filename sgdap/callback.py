@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from sgdap import _keras
-from sgdap.guidance.base import Guidance
+from sgdap.guidance.base import Guidance, check_chooses_widths
 from sgdap.model.tracing import check_is_no_tf_keras
 from sgdap.pipeline import PruningOptions
 from sgdap.planning.budget import Budget
@@ -46,9 +46,10 @@ class SGDAPCallback(keras.callbacks.Callback):
     start anew with each architecture.
 
     Args:
-        budget: What the slim model may cost. It may be left out in two cases. With a tfmot
-            schedule, its final sparsity is the share of FLOPs to remove. With `max_accuracy_drop`,
-            the model gets as small as that allows.
+        budget: What the slim model may cost. Left out with a tfmot schedule, the schedule's final
+            sparsity is the share of FLOPs to remove; with `max_accuracy_drop`, the model gets as
+            small as that allows; else the criterion chooses the widths in one round, as in
+            `sgdap.plan`.
         guidance: The criterion, by name or as an object, as in `sgdap.plan`.
         schedule: How the budget is approached: `"geometric"`, `"cubic"`, `"linear"`,
             `"one_shot"`, `"adaptive"`, an object such as `sgdap.Cubic(rounds=5)`, or a
@@ -102,7 +103,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         jit_compile: `"auto"` measures after each round whether compiling with XLA saves time over
             the steps that are left; a model compiled with XLA stays so. True or False decide
             without measuring. None leaves the model's setting.
-        folds: The number of folds of the cross-validation.
+        folds: The number of folds of the cross-validation, without a budget.
         positions: The most output positions of a convolution to use from each sample.
         memory_limit: Bytes for all moments together and the tensors of one batch, as in
             `sgdap.plan`. The sample of the training inputs is held to this limit too.
@@ -197,6 +198,8 @@ class SGDAPCallback(keras.callbacks.Callback):
             seed=seed,
             memory_limit=memory_limit,
         )
+        if self.training.chosen:
+            check_chooses_widths(self.pruning.criterion)
         self.calibration_data = calibration_data
         self.backup_dir = backup_dir
         self.verbose = verbose

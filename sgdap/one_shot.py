@@ -10,7 +10,7 @@ from sgdap._arguments import shown
 from sgdap.channels.grouping import channel_graph
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import reusable
-from sgdap.guidance.base import Guidance
+from sgdap.guidance.base import Guidance, check_chooses_widths
 from sgdap.pipeline import Curves, PruningOptions, make_plan, pruning_scope
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.planning.plan import Plan
@@ -22,7 +22,7 @@ from sgdap.training.schedule import OneShot
 def plan(
     model: Any,
     data: Any,
-    budget: Budget,
+    budget: Budget | None = None,
     *,
     guidance: str | Guidance = "lasso",
     allocation: str = "global",
@@ -48,7 +48,10 @@ def plan(
         data: Calibration inputs: an array, a list or dict of arrays, a tuple `(x, y)`, a
             `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator. Targets are used for losses
             whose curvature is not known without, such as functions of your own.
-        budget: What the slim model may cost.
+        budget: What the slim model may cost. None: the criterion says which channels stay.
+            `"lasso"` can, by cross-validation: those whose coefficient is not zero at the penalty
+            that predicts best. That removes what is free, seldom more
+            (`sgdap.LassoGuidance(one_standard_error=True)` removes more).
         guidance: The criterion, by name or as an object. Names: `"lasso"`, `"second_order"`,
             `"magnitude"`, `"activation"`, `"taylor"`, `"fpgm"`, `"batch_norm_scale"`,
             `"correlation"`, `"growth"`, `"random"`.
@@ -62,7 +65,7 @@ def plan(
         overrides: A dict from layer names or patterns to the share of their channels to keep,
             whatever the guidance says: `{"stem*": 1.0}`. The first matching entry holds.
         samples: The number of calibration samples to use; None: all.
-        folds: The number of folds of the cross-validation.
+        folds: The number of folds of the cross-validation, without a budget.
         positions: The most output positions of a convolution to use from each sample.
         seed: Seed for sampled positions and targets.
         memory_limit: Bytes that planning may take beyond the model and one sample; None: a quarter
@@ -93,7 +96,8 @@ def plan(
             "The data come before the budget: sgdap.plan(model, data, budget). Received: "
             f"sgdap.plan(model, {shown(data)}, {shown(budget)})"
         )
-    check_budget(budget)
+    if budget is not None:
+        check_budget(budget)
     options = PruningOptions(
         guidance=guidance,
         allocation=allocation,
@@ -108,15 +112,17 @@ def plan(
         seed=seed,
         memory_limit=memory_limit,
     )
+    if budget is None:
+        check_chooses_widths(options.criterion)
     scope = pruning_scope(channel_graph(model), options)
-    goal = make_goal(budget, OneShot(), scope, rounds=1)
+    goal = make_goal(budget, OneShot(), scope, rounds=1, chosen=budget is None)
 
     def limits(curves: Curves) -> Budget:
         nonlocal goal
         goal = goal.measured(scope, curves, allocation)
-        return goal.target(1.0) if goal.timed else budget
+        return goal.target(1.0) if goal.timed else goal.final
 
     data = reusable(data, samples)
     with Progress(verbose) as progress:
-        made = make_plan(scope, data, options, limits, progress)[0]
+        made = make_plan(scope, data, options, None if goal.chosen else limits, progress)[0]
     return replace(made, notes=(*made.notes, *goal.notes))

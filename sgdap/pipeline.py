@@ -45,7 +45,7 @@ class PruningOptions:
         round_to: Groups that shrink keep a multiple of this many channels.
         overrides: A dict from layer names or patterns to the share of their channels to keep.
         samples: The number of calibration samples to use; None: all.
-        folds: The number of folds of the cross-validation.
+        folds: The number of folds of the cross-validation, which chooses widths without a budget.
         positions: The most output positions of a convolution to use from each sample.
         seed: Seed for sampled positions and targets.
         memory_limit: Bytes that planning may take beyond the model and one sample; None: a quarter
@@ -176,7 +176,7 @@ def make_plan(
     scope: Scope,
     data: Any,
     options: PruningOptions,
-    budget: Callable[[Curves], Budget],
+    budget: Callable[[Curves], Budget] | None,
     progress: PlanProgress | None = None,
 ) -> tuple[Plan, Curves]:
     """Makes a plan: collects statistics, scores the groups, spends the budget, refits consumers.
@@ -186,7 +186,8 @@ def make_plan(
         data: Calibration inputs that can be read repeatedly, as `reusable` returns them.
         options: The options of calibration, scoring and planning.
         budget: Returns the budget for given error curves of the groups. A latency limit needs the
-            curves, to measure models of the widths that they lead to.
+            curves, to measure models of the widths that they lead to. None: the criterion chooses
+            the widths, by cross-validation.
         progress: Receives the progress; None: nothing is shown.
 
     Returns:
@@ -200,7 +201,7 @@ def make_plan(
     statistics = collect_statistics(
         scope.graph,
         data,
-        folds=options.folds,
+        folds=options.folds if budget is None else 1,
         samples=options.samples,
         positions=options.positions,
         seed=options.seed,
@@ -213,10 +214,16 @@ def make_plan(
         options.criterion,
         groups=scope.groups,
         reconstruction=options.reconstruction,
+        choose=budget is None,
         memory_limit=options.memory_limit,
         progress=progress.groups(len(scope.groups)) if progress else None,
     )
-    spent, handed_over = budget(curves), [statistics]
+    if budget is None:
+        spent = Budget(params=1.0)
+        scope = replace(scope, rules=scope.rules.chosen(scope.groups, curves))
+    else:
+        spent = budget(curves)
+    handed_over = [statistics]
     del statistics  # so that plan_from_curves can free its matrices before the refit
     plan = plan_from_curves(scope, handed_over.pop(), curves, spent, options, data, progress)
     return plan, curves

@@ -809,8 +809,26 @@ def test_a_schedule_over_steps_needs_their_number():
         network().fit(data, epochs=2, verbose=0, callbacks=[callback], shuffle=False)
 
 
+def test_without_budget_and_guard_the_lasso_chooses_the_widths_in_one_round():
+    model = network()
+    for name in ("hidden_1", "hidden_2"):  # dead channels are free
+        kernel, bias = model.get_layer(name).get_weights()
+        kernel[:, :3], bias[:3] = 0.0, -1.0
+        model.get_layer(name).set_weights([kernel, bias])
+    callback = pruner(None)
+    fit(model, callback, epochs=3)
+    assert len(callback.rounds) == 1
+    assert all(width <= 12 - 3 for width in callback.rounds[0].widths.values())
+    assert model.get_layer("hidden_1").units <= 9
+
+
 ARGUMENTS = {
-    "no budget": ({"budget": None}, TypeError, "budget must be a sgdap.Budget"),
+    "no budget": ({"budget": None, "schedule": "cubic"}, TypeError, "must be a sgdap.Budget"),
+    "nothing that says how many channels stay": (
+        {"budget": None, "guidance": "magnitude"},
+        ValueError,
+        "guidance='magnitude' says in which order",
+    ),
     "a number as budget": ({"budget": 0.3}, TypeError, "Received: 0.3"),
     "guidance": ({"guidance": "lazo"}, ValueError, "No guidance is called 'lazo'"),
     "schedule": ({"schedule": "fast"}, ValueError, "No schedule is called 'fast'"),

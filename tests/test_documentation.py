@@ -3,6 +3,8 @@
 import doctest
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,23 @@ def test_examples_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.
         runner.run(example, out=complaints.append, clear_globs=False)
         names = example.globs
     assert not runner.summarize(verbose=False).failed, "".join(complaints)
+
+
+def test_every_name_that_pages_and_messages_tell_is_there_in_a_fresh_process():
+    texts = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("sgdap/**/*.py")]
+    told = {
+        name
+        for path in texts
+        for name in re.findall(r"\bsgdap(?:\.[a-z_]+)*\.[A-Za-z_]+\b(?!\.\w|/)", path.read_text())
+        if "._" not in name and not re.search(rf"(from|import) {name}\b", path.read_text())
+    }
+    code = (
+        "import operator, sgdap, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: operator.attrgetter(name.removeprefix('sgdap.'))(sgdap)\n"
+        "    except AttributeError: print(name)"
+    )
+    command = [sys.executable, "-c", code, *sorted(told)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert len(told) > 20
+    assert done.stdout.split() == []

@@ -264,7 +264,7 @@ WRONG = {
         ValueError,
         "data are empty",
     ),
-    "too few samples": (lambda: (convnet(), x[:3], HALF), ValueError, "5 folds. Received: 3 sam"),
+    "too few samples": (lambda: (convnet(), x[:3], None), ValueError, "5 folds. Received: 3 sam"),
     "data of no known kind": (lambda: (convnet(), 7, HALF), TypeError, "must be an array.*: 7"),
     "arrays of different lengths": (
         lambda: (convnet(), (x, y[:-1]), HALF),
@@ -420,9 +420,9 @@ def correlated(count: int) -> tuple[keras.Model, np.ndarray]:
 @pytest.mark.parametrize(
     ("limit", "worse", "words"),
     [
-        (8 * 4 * 256**2, 1.1, "Moments of all folds are kept together"),
+        (8 * 4 * 256**2, 1.1, "Batches hold at most"),
         (8 * 300**2, 2.0, "Only products of whole channels are kept"),
-        (140_000, 2.5, "Only each channel's own power is kept"),
+        (30_000, 3.5, "Only each channel's own power is kept"),
     ],
 )
 def test_with_less_memory_a_plan_meets_the_budget_and_costs_little_more(limit, worse, words):
@@ -440,6 +440,12 @@ def test_with_less_memory_a_plan_meets_the_budget_and_costs_little_more(limit, w
     assert limited.flops[1] <= 0.5 * limited.flops[0]
     assert divergence(limited) < worse * divergence(whole)
     assert sgdap.Plan.from_json(limited.to_json()).notes == limited.notes
+
+
+def test_folds_that_memory_has_no_room_for_are_said_where_they_choose_the_widths():
+    model, x = correlated(300)
+    notes = sgdap.plan(model, x, memory_limit=8 * 4 * 256**2).notes
+    assert any("Moments of all folds are kept together" in note for note in notes)
 
 
 def test_the_matrices_of_the_statistics_are_let_go_before_the_refit(monkeypatch):
@@ -650,3 +656,43 @@ def test_the_scale_of_batch_normalisations_is_no_criterion_where_there_are_none(
     model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(2)])
     with pytest.raises(ValueError, match="needs a BatchNormalization .* has none. Take"):
         sgdap.plan(model, np.ones((8, 4)), sgdap.Budget(params=0.5), guidance="batch_norm_scale")
+
+
+def doubled() -> keras.Model:
+    """A regression whose hidden layer has each of its four channels twice, and one that is dead."""
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(9, "relu", name="hidden")])
+    model.add(layers.Dense(2, name="end"))
+    random = np.random.default_rng(3)
+    kernel, end = random.normal(size=(6, 4)), random.normal(size=(9, 2))
+    whole = np.concatenate([kernel, kernel, np.zeros((6, 1))], axis=1)
+    model.set_weights([whole, np.append(np.full(8, 0.3), -1.0), end, random.normal(size=2)])
+    return model
+
+
+def test_without_a_budget_the_lasso_removes_what_is_free():
+    model = doubled()
+    data = np.random.default_rng(0).normal(size=(300, 6)).astype("float32")
+    plan = sgdap.plan(model, data)
+    slim = sgdap.apply(model, plan)
+    assert slim.layers[0].units <= 8
+    np.testing.assert_allclose(
+        slim.predict(data, verbose=0), model.predict(data, verbose=0), atol=2e-3
+    )
+    fewer = sgdap.plan(model, data, guidance=sgdap.LassoGuidance(one_standard_error=True))
+    assert fewer.params[1] <= plan.params[1]
+
+
+def test_without_a_budget_the_users_widths_still_hold():
+    model = doubled()
+    data = np.random.default_rng(0).normal(size=(300, 6)).astype("float32")
+    assert sgdap.plan(model, data, overrides={"hidden": 1.0}).params[1] == model.count_params()
+    rounded = sgdap.plan(model, data, round_to=4)
+    assert len(rounded.groups[0].kept) in (8, 9)
+
+
+@pytest.mark.parametrize("guidance", ["magnitude", "second_order", "random"])
+def test_without_a_budget_a_criterion_must_say_how_many_channels_stay(guidance):
+    with pytest.raises(
+        ValueError, match=f"guidance='{guidance}' says in which order.*Budget.*'lasso'"
+    ):
+        sgdap.plan(convnet(), x, guidance=guidance)

@@ -59,10 +59,11 @@ class Storage:
         sensitivity = {"whole": size.outputs**2, "diagonal": size.outputs, "none": 0}
         return 8 * _numbers(self.level, size, folds) + 12 * sensitivity[self.sensitivity]
 
-    def work(self, size: Size) -> int:
-        """Bytes of the matrices made of it while the consumer is scored: a sum and an inverse."""
+    def work(self, size: Size, folds: int) -> int:
+        """Bytes of the matrices made of it while the consumer is scored: an inverse, and a sum."""
         n = {"folds": size.features, "merged": size.features, "channels": size.channels}
-        return 8 * (2 if self.level == "folds" else 1) * n.get(self.level, 0) ** 2
+        matrices = 2 if self.level == "folds" and folds > 1 else 1
+        return 8 * matrices * n.get(self.level, 0) ** 2
 
 
 def _numbers(level: str, size: Size, folds: int) -> int:
@@ -125,7 +126,7 @@ def choose_storage(
 def _needed(chosen: Mapping[str, Storage], sizes: Mapping[str, Size], folds: int) -> int:
     """The least limit, in bytes, under which what is chosen can be gathered and scored."""
     kept = kept_memory(chosen, sizes, folds)
-    work = max((own.work(sizes[path]) for path, own in chosen.items()), default=0)
+    work = max((own.work(sizes[path], folds) for path, own in chosen.items()), default=0)
     return max(-(-kept * BATCH_SHARE // (BATCH_SHARE - 1)), kept + work)
 
 

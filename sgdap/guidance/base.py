@@ -51,6 +51,8 @@ class Guidance:
 
     name: ClassVar[str] = ""
     looks_at_consumers: ClassVar[bool] = False
+    chooses_widths: ClassVar[bool] = False
+    """Whether the criterion says without a budget which channels stay: it has `keeps`."""
     refinement: float = 0.0
     """Share of the remaining channels among which elimination may choose the next one to leave."""
 
@@ -73,6 +75,13 @@ class Guidance:
         scores = self.scores(data)[data.candidates]
         return data.candidates[np.argsort(scores, kind="stable")]
 
+    def keeps(self, data: GroupData) -> Order:
+        """The channels that may leave and yet stay where no budget says how many, in any order.
+
+        Only criteria with `chooses_widths` have it. The moments are those of several folds.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how many channels stay.")
+
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         return dict(vars(self))
@@ -80,6 +89,20 @@ class Guidance:
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
         return f"{type(self).__name__}({arguments})"
+
+
+def check_chooses_widths(guidance: Guidance) -> None:
+    """Checks that a criterion says how many channels stay where there is no budget.
+
+    Raises:
+        ValueError: It only says in which order they leave.
+    """
+    if not guidance.chooses_widths:
+        raise ValueError(
+            f"guidance={(guidance.name or guidance)!r} says in which order channels leave, not how "
+            "many. Pass a budget such as sgdap.Budget(flops=0.5), or guidance='lasso', which "
+            "chooses by cross-validation where there is none."
+        )
 
 
 _GUIDANCES: dict[str, Callable[[], Guidance]] = {}
@@ -112,6 +135,6 @@ def get_guidance(identifier: str | Guidance) -> Guidance:
     if identifier not in _GUIDANCES:
         raise ValueError(
             f"No guidance is called '{identifier}'. {choices_for(identifier, sorted(_GUIDANCES))} "
-            'The geometric median is "fpgm", APoZ is sgdap.guidance.ActivationGuidance("apoz").'
+            'The geometric median is "fpgm", APoZ is sgdap.ActivationGuidance("apoz").'
         )
     return _GUIDANCES[identifier]()

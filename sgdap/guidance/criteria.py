@@ -33,7 +33,9 @@ class LassoGuidance(Guidance):
 
     The outputs of a group's consumers are predicted as `Σ_i β_i Z_i`, `Z_i` the contribution of
     channel i; channels leave as a growing penalty α makes their β zero. How many leave is for the
-    budget to say; which penalty predicts best by cross-validation over the folds, `fit` tells.
+    budget to say. Without one, those stay whose β is not zero at the penalty that predicts best by
+    cross-validation. Outputs are exact functions of the contributions, so that penalty is small,
+    and little more leaves than what is free.
 
     Args:
         alphas: Number of penalties on the path.
@@ -43,6 +45,8 @@ class LassoGuidance(Guidance):
             LASSO looks at all channels at once but shrinks what it keeps; elimination knows the
             cost of the next step only. 0 keeps strictly to the LASSO's order, 1 does not ask it.
         tol: Duality gap at which a coordinate descent stops, relative to the outputs' power.
+        one_standard_error: Without a budget, the largest penalty within one standard error of the
+            best is taken: fewer channels stay.
 
     Raises:
         ValueError: `alphas` is less than 2, `eps` or `refinement` not between 0 and 1, or `tol`
@@ -55,9 +59,15 @@ class LassoGuidance(Guidance):
 
     name: ClassVar[str] = "lasso"
     looks_at_consumers: ClassVar[bool] = True
+    chooses_widths: ClassVar[bool] = True
 
     def __init__(
-        self, alphas: int = 100, eps: float = 1e-3, refinement: float = 0.75, tol: float = 1e-4
+        self,
+        alphas: int = 100,
+        eps: float = 1e-3,
+        refinement: float = 0.75,
+        tol: float = 1e-4,
+        one_standard_error: bool = False,
     ) -> None:
         check_integer("alphas", alphas, 2)
         check_share("refinement", refinement)
@@ -69,6 +79,7 @@ class LassoGuidance(Guidance):
         self.eps = eps
         self.refinement = refinement
         self.tol = tol
+        self.one_standard_error = one_standard_error
 
     def fit(self, data: GroupData) -> LassoFit:
         """The cross-validated LASSO path of a group, coefficients `(removable, alphas)`.
@@ -96,8 +107,14 @@ class LassoGuidance(Guidance):
             self._whole(data),
             alphas=self.alphas,
             eps=self.eps,
+            one_standard_error=self.one_standard_error,
             tol=self.tol,
         )
+
+    def keeps(self, data: GroupData) -> Order:
+        """The channels whose coefficient is not 0 at the penalty that cross-validation chooses."""
+        stay: Order = data.candidates[self.fit(data).coefficients != 0]
+        return stay
 
     def order(self, data: GroupData) -> Order:
         """The channels in the order in which growing penalties remove them.

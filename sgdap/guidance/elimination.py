@@ -61,10 +61,12 @@ class ErrorCurve:
     Attributes:
         order: Channels in the order of their removal, `(removable,)`.
         errors: Expected loss with 0, 1, … of them removed, `(removable + 1,)`.
+        wanted: How many of them the criterion itself removes; None: it was not asked.
     """
 
     order: Order
     errors: Array
+    wanted: int | None = None
 
 
 def eliminate(

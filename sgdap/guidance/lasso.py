@@ -51,8 +51,8 @@ class LassoFit:
         alphas: Penalties, largest first, `(alphas,)`.
         path: Coefficients on all data for each penalty, `(c, alphas)`.
         errors: Mean squared error of each validation fold for each penalty, `(alphas, folds)`.
-        alpha: The penalty with the smallest mean error; the smallest one where there is no fold
-            to validate with.
+        alpha: The penalty with the smallest mean error, or the largest one within a standard error
+            of it; the smallest one where there is no fold to validate with.
         coefficients: The coefficients on all data at `alpha`, `(c,)`.
     """
 
@@ -70,6 +70,7 @@ def lasso_cv(
     *,
     alphas: int = 100,
     eps: float = 1e-3,
+    one_standard_error: bool = False,
     tol: float = 1e-4,
     max_iter: int = 10_000,
 ) -> LassoFit:
@@ -86,6 +87,9 @@ def lasso_cv(
         total: The problem on all data.
         alphas: Number of penalties on the path.
         eps: Smallest penalty over largest.
+        one_standard_error: Whether to take the largest penalty whose mean error is within one
+            standard error of the smallest one's, in the place of that one (Hastie, Tibshirani,
+            Friedman 2009, "The Elements of Statistical Learning", section 7.10.1).
         tol: Duality gap at which a coordinate descent stops, relative to `yᵀy`.
         max_iter: Most sweeps of a coordinate descent.
 
@@ -102,7 +106,11 @@ def lasso_cv(
         beta = solve_path(train, grid, tol=tol, max_iter=max_iter)
         errors[:, fold] = held_out.error(beta)
     path = solve_path(total, grid, tol=tol, max_iter=max_iter)
-    best = int(np.argmin(errors.mean(axis=1))) if len(training) else len(grid) - 1
+    mean = errors.mean(axis=1) if len(training) else -np.arange(len(grid))
+    best = int(np.argmin(mean))
+    if one_standard_error and len(training) > 1:
+        spread = float(errors[best].std(ddof=1)) / np.sqrt(len(training))
+        best = int(np.argmax(mean <= mean[best] + spread))
     return LassoFit(grid, path, errors, float(grid[best]), path[:, best])
 
 

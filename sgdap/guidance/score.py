@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,7 @@ def score_groups(
     *,
     groups: Sequence[ChannelGroup] | None = None,
     reconstruction: bool = True,
+    choose: bool = False,
     memory_limit: int | None = None,
     progress: Callable[[ChannelGroup], None] | None = None,
 ) -> dict[str, ErrorCurve]:
@@ -47,6 +49,8 @@ def score_groups(
         guidance: The criterion.
         groups: Prunable groups; None: all.
         reconstruction: Whether the consumers' weights will be refitted to the channels that stay.
+        choose: Whether the criterion also says how many channels leave (`ErrorCurve.wanted`). These
+            are the first in the order then. Groups that are nowhere seen stay whole.
         memory_limit: Fewer groups are scored side by side where their matrices and the statistics
             would need more bytes than this; None: as for `collect_statistics`.
         progress: Called with each group before it is scored.
@@ -71,13 +75,22 @@ def score_groups(
             progress(group)
         data = group_data(graph, group, statistics)
         asked = data.consumers or not guidance.looks_at_consumers
-        return eliminate(
+        order = guidance.order(data) if asked else None
+        refinement, wanted = guidance.refinement, None
+        if choose:
+            stay = guidance.keeps(data) if data.consumers else data.candidates
+            order = data.candidates if order is None else order
+            last = np.isin(order, stay)
+            order, refinement = np.concatenate([order[~last], order[last]]), 0.0
+            wanted = int((~last).sum())
+        found = eliminate(
             data.consumers or (_by_filters(data),),
             data.candidates,
-            guidance.order(data) if asked else None,
-            guidance.refinement,
+            order,
+            refinement,
             reconstruction=reconstruction,
         )
+        return replace(found, wanted=wanted)
 
     # Threads of the linear algebra would wait for each other: one each, the groups side by side.
     with _LIMITED, threadpool_limits(limits=1, user_api="blas"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,21 @@ class WidthRules:
         if group.name in self.fixed:
             return (min(self.fixed[group.name], group.size),)
         return (group.size, *_narrower(group.size, self.min_channels, self.round_to))
+
+    def chosen(
+        self, groups: Sequence[ChannelGroup], curves: Mapping[str, ErrorCurve]
+    ) -> WidthRules:
+        """The rules with the widths fixed that the criterion wants, where the user has set none.
+
+        Args:
+            groups: The groups that may shrink.
+            curves: Their error curves by name; `wanted` says how many channels leave.
+        """
+        fixed = dict(self.fixed)
+        for group in groups:
+            least = group.size - (curves[group.name].wanted or 0)
+            fixed.setdefault(group.name, min(w for w in self.allowed(group) if w >= least))
+        return replace(self, fixed=fixed)
 
 
 def width_rules(

@@ -107,7 +107,7 @@ def collect_statistics(
     graph: ChannelGraph,
     data: Any,
     *,
-    folds: int = 5,
+    folds: int = 1,
     samples: int | None = None,
     positions: int = 32,
     sensitivity: bool = True,
@@ -129,7 +129,7 @@ def collect_statistics(
     Args:
         graph: The model's channels.
         data: Inputs in any form that `fit` takes; of targets see `sensitivity`.
-        folds: Number of folds, at least 2.
+        folds: Number of folds. More than one are for cross-validation (`LassoGuidance.fit`) only.
         samples: Stop after this many samples; None takes all.
         positions: Output positions of a convolution that are read of each sample at most.
         sensitivity: Whether to gather the sensitivity of the compiled loss too; outputs without a
@@ -158,7 +158,7 @@ def collect_statistics(
         TypeError: `data` is of an unknown kind.
     """
     check_backend("sgdap.collect_statistics")
-    check_integer("folds", folds, 2)
+    check_integer("folds", folds, 1)
     check_integer("positions", positions, 1)
     check_integer("batch_size", batch_size, 1)
     check_integer("seed", seed, 0)

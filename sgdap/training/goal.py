@@ -15,7 +15,7 @@ from sgdap.planning.allocation import check_budget_can_be_met, flat_curves, narr
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import MEASURES, cost_model
 from sgdap.training.latency import Latency, flops_within_latency
-from sgdap.training.schedule import Adaptive, Schedule, StepSchedule
+from sgdap.training.schedule import Adaptive, OneShot, Schedule, StepSchedule
 
 Array = npt.NDArray[np.float64]
 _FLOPS = MEASURES.index("flops")
@@ -37,6 +37,7 @@ class Goal:
         seconds: The seconds that the final model may take for a batch, infinite without a limit.
         latency: What slim copies took when they were last timed; None without a limit.
         open: Whether the user gave no budget, so that the model gets as small as it can.
+        chosen: Whether the criterion chooses the widths, in the place of a budget.
         fixed: Whether the user chose the schedule, which must then reach its end within the run.
     """
 
@@ -47,6 +48,7 @@ class Goal:
     seconds: float = math.inf
     latency: Latency | None = None
     open: bool = False
+    chosen: bool = False
     fixed: bool = True
 
     @property
@@ -137,7 +139,11 @@ class Goal:
 
 
 def make_goal(
-    budget: Budget | None, schedule: Schedule | StepSchedule, scope: Scope, rounds: int
+    budget: Budget | None,
+    schedule: Schedule | StepSchedule,
+    scope: Scope,
+    rounds: int,
+    chosen: bool = False,
 ) -> Goal:
     """Makes the goal of a run. If the budget limits the latency, models are timed.
 
@@ -147,6 +153,7 @@ def make_goal(
         schedule: The schedule by which the budget is approached, or a schedule over steps.
         scope: The groups of the whole model that may shrink.
         rounds: How many rounds there are epochs for.
+        chosen: Whether the criterion chooses the widths; there is no budget then.
 
     Raises:
         ValueError: The budget cannot be met, or not in so few rounds.
@@ -154,6 +161,8 @@ def make_goal(
     model = cost_model(scope.graph)
     everything = np.ones(scope.graph.count, bool)
     full = model.cost(model.lengths(everything))
+    if chosen:
+        return Goal(Budget(params=1.0), OneShot(), full, np.ones(len(full)), open=True, chosen=True)
     way = Schedule() if isinstance(schedule, StepSchedule) else schedule
     is_open = budget is None and way is schedule
     if is_open:

@@ -10,7 +10,7 @@ from sgdap._arguments import check_choice, check_integer, is_number, shown
 from sgdap.pipeline import PruningOptions
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.training.monitor import check_monitor
-from sgdap.training.schedule import Adaptive, Geometric, Schedule, get_schedule
+from sgdap.training.schedule import Adaptive, Geometric, OneShot, Schedule, get_schedule
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class TrainingOptions:
     """The options of a run, apart from those of pruning. `SGDAPCallback` explains them in full.
 
     Attributes:
-        budget: What the slim model may cost; None: the schedule or the guard decides.
+        budget: What the slim model may cost; None: the schedule, the guard or the criterion
+            decides.
         schedule: The schedule by which the budget is approached, by name or as an object.
         max_accuracy_drop: The most that the monitored metric may get worse; None: rounds are never
             undone.
@@ -53,7 +54,8 @@ class TrainingOptions:
         given = self.schedule
         object.__setattr__(self, "schedule", get_schedule(given))
         open_end = self.budget is None and self.max_accuracy_drop is not None
-        if self.budget is not None or (isinstance(self.schedule, Schedule) and not open_end):
+        by_schedule = isinstance(self.schedule, Schedule)
+        if self.budget is not None or (by_schedule and not open_end and not self.chosen):
             check_budget(self.budget)
         if open_end and type(self.schedule) not in (Geometric, Adaptive):
             raise ValueError(
@@ -83,6 +85,12 @@ class TrainingOptions:
                 "final_finetune_epochs to 1 or more. Received: final_finetune_epochs=0"
             )
         check_choice("jit_compile", self.jit_compile, ("auto", True, False, None))
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the criterion chooses the widths: nothing else says how small the model gets."""
+        default = type(self.schedule) in (Geometric, OneShot)
+        return self.budget is None and self.max_accuracy_drop is None and default
 
 
 def settings(pruning: PruningOptions, training: TrainingOptions) -> dict[str, str]:

@@ -230,7 +230,8 @@ class Run:
             return self.goal.target(progress)
 
         options = replace(self.pruning, seed=self.pruning.seed + max(epoch, 0))
-        plan, curves = make_plan(replace(scope, rules=held), data, options, limits)
+        spend = None if self.goal.chosen else limits
+        plan, curves = make_plan(replace(scope, rules=held), data, options, spend)
         state.plan = plan = replace(plan, notes=(*plan.notes, *self.goal.notes))
         if all(len(group.kept) == group.size for group in plan.groups):
             state.guard.progress = progress  # the model is small enough already

@@ -85,7 +85,13 @@ def start_run(
     if not isinstance(training.schedule, Schedule):
         steps_per_epoch = _steps_per_epoch(params)
         steps = StepSchedule(training.schedule, calendar.end * steps_per_epoch)
-    goal = make_goal(training.budget, steps or training.schedule, scope, len(calendar.rounds()))
+    goal = make_goal(
+        training.budget,
+        steps or training.schedule,
+        scope,
+        len(calendar.rounds()),
+        training.chosen,
+    )
     if steps is None:
         share = float(goal.shares.min())
         judged = training.max_accuracy_drop is not None

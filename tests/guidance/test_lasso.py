@@ -82,7 +82,7 @@ def quadratic(z: np.ndarray, y: np.ndarray, about: tuple) -> Quadratic:
     return Quadratic(z.T @ z, z.T @ y, float(y @ y), len(y))
 
 
-def from_moments(z: np.ndarray, y: np.ndarray) -> LassoFit:
+def from_moments(z: np.ndarray, y: np.ndarray, **options) -> LassoFit:
     fold = np.arange(len(y)) % FOLDS
     training, validation = [], []
     for f in range(FOLDS):
@@ -91,7 +91,7 @@ def from_moments(z: np.ndarray, y: np.ndarray) -> LassoFit:
         training.append(quadratic(z[seen], y[seen], means))
         validation.append(quadratic(z[~seen], y[~seen], means))
     total = quadratic(z, y, (z.mean(axis=0), y.mean()))
-    return lasso_cv(training, validation, total, **TIGHT)
+    return lasso_cv(training, validation, total, **TIGHT, **options)
 
 
 def from_samples(z: np.ndarray, y: np.ndarray, fold: np.ndarray) -> LassoCV:
@@ -142,6 +142,35 @@ def test_guidance_fits_what_scikit_learn_fits_on_the_samples_of_the_consumer(kin
     mine = sgdap.LassoGuidance(tol=1e-12).fit(data)
     assert mine.alpha == pytest.approx(theirs.alpha_, rel=1e-6)
     np.testing.assert_allclose(mine.coefficients, theirs.coef_, atol=1e-6)
+
+
+def test_without_a_budget_those_stay_that_scikit_learn_keeps():
+    hidden = [layers.Dense(9, "relu", name="one"), layers.Dense(12, "relu", name="two")]
+    model = randomise(keras.Sequential([keras.Input((7,)), *hidden, layers.Dense(1, name="end")]))
+    kernel = model.layers[1].kernel
+    kernel.assign(kernel * np.geomspace(1, 1e-4, 12))
+    x = np.random.default_rng(0).normal(size=(200, 7)).astype("float32")
+    hidden = outputs(keras.Model(model.inputs[0], model.layers[1].output), x)
+    z = (hidden * model.layers[2].kernel.numpy()[:, 0]).astype(np.float64)
+    z /= z.sum(axis=1).std()
+    theirs = from_samples(z, z.sum(axis=1), np.arange(len(x)) % FOLDS)
+    plan = sgdap.plan(model, x, guidance=sgdap.LassoGuidance(tol=1e-12), layers=["two"])
+    stays = next(group.kept for group in plan.groups if group.size == 12)
+    assert list(stays) == np.flatnonzero(theirs.coef_).tolist()
+    assert 0 < len(stays) < 12
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_one_standard_error_takes_the_largest_penalty_that_is_as_good(problem):
+    random = np.random.default_rng(1)
+    z = problem(random)
+    y = z.sum(axis=1) + random.normal(0, 0.5, len(z))
+    best, simple = from_moments(z, y), from_moments(z, y, one_standard_error=True)
+    place = list(best.alphas).index(best.alpha)
+    error = best.errors[place]
+    allowed = error.mean() + error.std(ddof=1) / np.sqrt(FOLDS)
+    good = [a for a, own in zip(best.alphas, best.errors, strict=True) if own.mean() <= allowed]
+    assert simple.alpha == max(good)
 
 
 def test_a_target_that_is_zero_gives_coefficients_that_are_zero():

@@ -213,7 +213,7 @@ def test_the_same_seed_gives_the_same_statistics():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"folds": 1}, "folds must be an integer of at least 2. Received: folds=1"),
+        ({"folds": 0}, "folds must be an integer of at least 1. Received: folds=0"),
         ({"folds": 9}, "each of the 9 folds. Received: 8 samples"),
     ],
 )

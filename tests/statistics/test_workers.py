@@ -98,7 +98,9 @@ def collected(part, monkeypatch, level="folds", **options):
         return dict.fromkeys(sizes, Storage(level, "whole" if sensitivity else "none"))
 
     monkeypatch.setattr("sgdap.statistics.collect.choose_storage", choose)
-    return sgdap.collect_statistics(sgdap.channel_graph(net()), part, batch_size=10, **options)
+    return sgdap.collect_statistics(
+        sgdap.channel_graph(net()), part, folds=5, batch_size=10, **options
+    )
 
 
 def everything_in(statistics):
