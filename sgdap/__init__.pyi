@@ -24,6 +24,7 @@ from .model.functional import functional as functional
 from .one_shot import plan as plan
 from .planning import Budget as Budget
 from .planning import Plan as Plan
+from .planning import plan_removal as plan_removal
 from .report import Inspection as Inspection
 from .report import Profile as Profile
 from .report import inspect as inspect
@@ -33,6 +34,7 @@ from .statistics import CalibrationStatistics as CalibrationStatistics
 from .statistics import activation_statistics as activation_statistics
 from .statistics import collect_statistics as collect_statistics
 from .surgery import apply as apply
+from .surgery import remove as remove
 from .training.guard import Round as Round
 from .training.schedule import Adaptive as Adaptive
 from .training.schedule import Cubic as Cubic
@@ -81,8 +83,10 @@ __all__ = [
     "inspect",
     "layers",
     "plan",
+    "plan_removal",
     "profile",
     "register_guidance",
     "register_rule",
+    "remove",
 ]
 __version__: str

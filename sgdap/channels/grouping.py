@@ -13,7 +13,7 @@ from scipy.sparse import csgraph
 from sgdap.channels import rules as _rules  # noqa: F401  (registers the rules)
 from sgdap.channels.facts import Axis, Statements, settled_facts
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
-from sgdap.channels.labels import Settled, Symbol, plain
+from sgdap.channels.labels import Channels, Settled, Symbol, plain
 from sgdap.channels.places import observed_places
 from sgdap.channels.registry import apply_rule
 from sgdap.channels.regularizers import keep_what_regularizers_need
@@ -153,6 +153,7 @@ def _assemble(
     return ChannelGraph(
         program=program,
         groups=_groups(program, statements.ledger.origins, settled, axes),
+        made=_made(statements.ledger.origins, settled),
         count=len(settled.removable),
         tensors=tensors,
         axes=axes,
@@ -165,6 +166,16 @@ def _assemble(
         ),
         kept=tuple(statements.kept),
     )
+
+
+def _made(origins: Sequence[tuple[str, int]], settled: Settled) -> dict[str, Channels]:
+    """The channels that each layer makes, by the name that it is the origin of its labels by."""
+    starts = np.cumsum([0, *(size for _, size in origins)])
+    return {
+        name: settled.classes[start : start + size]
+        for start, (name, size) in zip(starts, origins, strict=False)
+        if name and size
+    }
 
 
 def _groups(

@@ -2,5 +2,6 @@
 
 from sgdap.planning.budget import Budget
 from sgdap.planning.plan import GroupPlan, Plan
+from sgdap.planning.removal import plan_removal
 
-__all__ = ["Budget", "GroupPlan", "Plan"]
+__all__ = ["Budget", "GroupPlan", "Plan", "plan_removal"]

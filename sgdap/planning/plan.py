@@ -34,7 +34,7 @@ class GroupPlan:
         layers: The names of the group's producers.
         size: The number of channels before pruning.
         kept: The channels that stay, by their number in the group.
-        error: The expected rise of the loss from the removal.
+        error: The expected rise of the loss from the removal; None where it was not asked for.
         note: Why channels are protected; empty if none are.
     """
 
@@ -42,7 +42,7 @@ class GroupPlan:
     layers: tuple[str, ...]
     size: int
     kept: tuple[int, ...]
-    error: float
+    error: float | None
     note: str = ""
 
 
@@ -52,7 +52,7 @@ class Plan:
 
     Attributes:
         model: Fingerprint of the model's architecture.
-        guidance: The name of the criterion that chose the channels.
+        guidance: The name of the criterion that chose the channels; empty where they were named.
         groups: The plan for each channel group, protected ones too.
         unknown: The layers and operations that no rule covers: path and reason of each.
         params: Parameters before and after.
@@ -141,7 +141,7 @@ class Plan:
                         tuple(g["layers"]),
                         int(g["size"]),
                         tuple(operator.index(k) for k in g["kept"]),
-                        float(g["error"]),
+                        None if g["error"] is None else float(g["error"]),
                         str(g["note"]),
                     )
                     for g in content["groups"]
@@ -230,7 +230,7 @@ class Plan:
             names = [(group.name,), made_by] if wide else [made_by]
             numbers = [
                 f"{group.size} → {after}" if shrinks else f"{group.size}",
-                f"{group.error:.2g}" if shrinks else "",
+                f"{group.error:.2g}" if shrinks and group.error is not None else "",
             ]
             rows.append((names, numbers, group.note))
         for path, reason in self.unknown:
