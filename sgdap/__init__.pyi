@@ -24,6 +24,7 @@ from .model.functional import functional as functional
 from .one_shot import plan as plan
 from .planning import Budget as Budget
 from .planning import Plan as Plan
+from .planning import Sensitivity as Sensitivity
 from .planning import plan_removal as plan_removal
 from .report import Inspection as Inspection
 from .report import Profile as Profile
@@ -72,6 +73,7 @@ __all__ = [
     "SGDAPCallback",
     "Schedule",
     "SecondOrderGuidance",
+    "Sensitivity",
     "TaylorGuidance",
     "activation_statistics",
     "apply",

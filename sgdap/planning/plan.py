@@ -19,6 +19,7 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap._table import Row, table_text, terminal_width
 from sgdap.channels.groups import ChannelGraph
+from sgdap.planning.sensitivity import GroupSensitivity, Sensitivity
 
 _FORMAT = 1
 _BESIDE = "weights_beside"
@@ -36,6 +37,8 @@ class GroupPlan:
         kept: The channels that stay, by their number in the group.
         error: The expected rise of the loss from the removal; None where it was not asked for.
         note: Why channels are protected; empty if none are.
+        curve: The expected rise of the loss with 0, 1, … channels removed, in the order of the
+            criterion; empty where it was not asked for.
     """
 
     name: str
@@ -44,6 +47,7 @@ class GroupPlan:
     kept: tuple[int, ...]
     error: float | None
     note: str = ""
+    curve: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +89,48 @@ class Plan:
         """The number of channels that each group keeps, by name."""
         return {group.name: len(group.kept) for group in self.groups}
 
+    def sensitivity(self) -> Sensitivity:
+        """How much the loss is expected to rise when channels of each group leave.
+
+        They are the error curves that the plan was made from; nothing is computed again.
+
+        Returns:
+            A `Sensitivity`: print it for a table, or call its `plot()`.
+
+        Raises:
+            ValueError: The plan was made without data.
+        """
+        if not any(group.curve for group in self.groups):
+            raise ValueError(
+                "This plan holds no error curves: it was made without data, or is of an older "
+                "file. Make one with sgdap.plan(model, data, budget)."
+            )
+        return Sensitivity(
+            tuple(GroupSensitivity(g.name, g.layers, g.size, g.curve, g.note) for g in self.groups)
+        )
+
+    def plot(self) -> Any:
+        """Draws the channels of each group, those that stay and those that leave.
+
+        `sgdap.inspect(model).plot(plan)` draws the layers instead, with their numbers. Needs
+        matplotlib: `pip install sgdap[plots]`.
+
+        Returns:
+            The matplotlib figure.
+        """
+        from sgdap.planning.figures import plot_widths
+
+        others = [len(group.layers) - 1 for group in self.groups]
+        return plot_widths(
+            [
+                f"{g.name} + {n}" if n > 0 else g.name
+                for g, n in zip(self.groups, others, strict=True)
+            ],
+            [group.size for group in self.groups],
+            [len(group.kept) for group in self.groups],
+            "\n".join(self._costs()),
+        )
+
     def to_json(self) -> str:
         """The plan as JSON; arrays are stored exactly, bit by bit."""
         content = {
@@ -99,6 +145,7 @@ class Plan:
                     "kept": list(g.kept),
                     "error": g.error,
                     "note": g.note,
+                    "curve": list(g.curve),
                 }
                 for g in self.groups
             ],
@@ -143,6 +190,7 @@ class Plan:
                         tuple(operator.index(k) for k in g["kept"]),
                         None if g["error"] is None else float(g["error"]),
                         str(g["note"]),
+                        tuple(float(e) for e in g.get("curve", ())),
                     )
                     for g in content["groups"]
                 ),

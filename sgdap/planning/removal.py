@@ -48,10 +48,13 @@ def plan_from_mask(
     for group in graph.groups:
         stays = kept[group.channels]
         removed = int((~stays).sum())
-        error = None if errors is None else float(errors[group.name][removed]) if removed else 0.0
+        curve = tuple(map(float, (errors or {}).get(group.name, ())))
+        error = curve[removed] if curve else 0.0 if not removed else None
         numbers = tuple(int(i) for i in np.flatnonzero(stays))
         note = "; ".join(group.reasons)
-        groups.append(GroupPlan(group.name, group.producers, group.size, numbers, error, note))
+        groups.append(
+            GroupPlan(group.name, group.producers, group.size, numbers, error, note, curve)
+        )
     return Plan(
         model=model_fingerprint(graph),
         guidance=guidance,
