@@ -2,6 +2,7 @@
 
 from . import datasets as datasets
 from . import layers as layers
+from . import testing as testing
 from .callback import SGDAPCallback as SGDAPCallback
 from .channels import ChannelGraph as ChannelGraph
 from .channels import ChannelGroup as ChannelGroup
@@ -90,5 +91,6 @@ __all__ = [
     "register_guidance",
     "register_rule",
     "remove",
+    "testing",
 ]
 __version__: str

@@ -48,6 +48,26 @@ def channel_graph(model: Any) -> ChannelGraph:
           made by hidden
           read by logits
     """
+    program, statements, symbols = _told(model)
+    while True:
+        settled = statements.ledger.settle()
+        graph = _assemble(program, statements, symbols, settled)
+        stays = what_code_does_not_follow(graph, settled.removable)
+        stays = stays or what_fails_rehearsal(graph, settled.removable)
+        if not stays:
+            return graph
+        for channels, reason in stays:
+            statements.ledger.protect(settled.labels(channels), reason)
+
+
+def untried_channel_graph(model: Any) -> ChannelGraph:
+    """Reads which channels of a model are tied together as its rules tell, before any is tried."""
+    program, statements, symbols = _told(model)
+    return _assemble(program, statements, symbols, statements.ledger.settle())
+
+
+def _told(model: Any) -> tuple[Program, Statements, dict[int, Symbol]]:
+    """A model's calls, what their rules say, and the labels of each tensor by its number."""
     program = trace(model)
     statements = Statements()
     symbols: dict[int, Symbol] = {
@@ -79,15 +99,7 @@ def channel_graph(model: Any) -> ChannelGraph:
     _keep_inside_configs(program, statements)
     _keep_what_training_calls(program, statements, symbols)
     keep_what_regularizers_need(program, statements, symbols)
-    while True:
-        settled = statements.ledger.settle()
-        graph = _assemble(program, statements, symbols, settled)
-        stays = what_code_does_not_follow(graph, settled.removable)
-        stays = stays or what_fails_rehearsal(graph, settled.removable)
-        if not stays:
-            return graph
-        for channels, reason in stays:
-            statements.ledger.protect(settled.labels(channels), reason)
+    return program, statements, symbols
 
 
 def _sharing_weights(program: Program) -> dict[str, str]:
