@@ -76,6 +76,10 @@ def gated_dense(layer, call):
     return call.input.with_axis(-1, units)
 
 
+# Removes channels by the rules, and compares with the layers as they are, these channels zeroed.
+sgdap.testing.check_rule(ChannelScale(), (16,))
+sgdap.testing.check_rule(GatedDense(24), (16,))
+
 print(sgdap.inspect(model), "\n")
 plan = sgdap.plan(model, x, sgdap.Budget(params=0.5))
 print(plan)

@@ -5,6 +5,7 @@ from . import datasets as datasets
 from . import guidance as guidance
 from . import layers as layers
 from . import statistics as statistics
+from . import testing as testing
 from .callback import SGDAPCallback as SGDAPCallback
 from .channels import ChannelGraph as ChannelGraph
 from .channels import ChannelGroup as ChannelGroup
@@ -27,6 +28,8 @@ from .model.functional import functional as functional
 from .one_shot import plan as plan
 from .planning import Budget as Budget
 from .planning import Plan as Plan
+from .planning import Sensitivity as Sensitivity
+from .planning import plan_removal as plan_removal
 from .report import Inspection as Inspection
 from .report import Profile as Profile
 from .report import inspect as inspect
@@ -36,6 +39,7 @@ from .statistics import CalibrationStatistics as CalibrationStatistics
 from .statistics import activation_statistics as activation_statistics
 from .statistics import collect_statistics as collect_statistics
 from .surgery import apply as apply
+from .surgery import remove as remove
 from .training.guard import Round as Round
 from .training.schedule import Adaptive as Adaptive
 from .training.schedule import Cubic as Cubic
@@ -73,6 +77,7 @@ __all__ = [
     "SGDAPCallback",
     "Schedule",
     "SecondOrderGuidance",
+    "Sensitivity",
     "TaylorGuidance",
     "activation_statistics",
     "apply",
@@ -86,8 +91,11 @@ __all__ = [
     "inspect",
     "layers",
     "plan",
+    "plan_removal",
     "profile",
     "register_guidance",
     "register_rule",
+    "remove",
     "statistics",
+    "testing",
 ]

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from sgdap._arguments import check_choice, check_integer, is_number, shown
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
@@ -20,14 +19,13 @@ from sgdap.guidance.elimination import ErrorCurve
 from sgdap.guidance.score import score_groups, scoring_notes
 from sgdap.planning.allocation import ALLOCATIONS, allocate
 from sgdap.planning.budget import Budget
-from sgdap.planning.cost import cost_model, open_inputs
-from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
+from sgdap.planning.cost import cost_model
+from sgdap.planning.plan import Plan
+from sgdap.planning.removal import plan_from_mask
 from sgdap.planning.widths import WidthRules, prunable_groups, width_rules
-from sgdap.planning.work import work_notes
 from sgdap.reconstruction import Weights, reconstructed_weights, refitted_weights
 from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
 
-Mask = npt.NDArray[np.bool_]
 Curves = Mapping[str, ErrorCurve]
 
 
@@ -265,7 +263,6 @@ def plan_from_curves(
         allocation=options.allocation,
         rules=scope.rules,
     )
-    after = model.cost(model.lengths(kept))
     notes = (*statistics.notes, *scoring_notes(graph, statistics))
     weights: Weights = {}
     if options.reconstruction:
@@ -284,29 +281,12 @@ def plan_from_curves(
                 memory_limit=options.memory_limit,
                 progress=progress.passes(statistics.samples) if progress else None,
             )
-    return Plan(
-        model=model_fingerprint(graph),
+    return plan_from_mask(
+        graph,
+        kept,
         guidance=options.criterion.name or type(options.criterion).__name__,
-        groups=tuple(_group_plan(group, kept, curves) for group in graph.groups),
-        unknown=graph.kept,
-        params=(round(full[0]), round(after[0])),
-        flops=(round(full[1]), round(after[1])),
+        errors={name: curve.errors for name, curve in curves.items()},
         samples=statistics.samples,
-        weights={f"{path}:{number}": value for (path, number), value in weights.items()},
-        fitted_to=reconstruction_fingerprint(graph, kept) if weights else "",
-        notes=(*work_notes(graph), *notes),
-        open_inputs=tuple(map(str, open_inputs(graph))),
-    )
-
-
-def _group_plan(group: ChannelGroup, kept: Mask, curves: Curves) -> GroupPlan:
-    stays = kept[group.channels]
-    removed = int((~stays).sum())
-    return GroupPlan(
-        name=group.name,
-        layers=group.producers,
-        size=group.size,
-        kept=tuple(int(i) for i in np.flatnonzero(stays)),
-        error=float(curves[group.name].errors[removed]) if removed else 0.0,
-        note="; ".join(group.reasons),
+        weights=weights,
+        notes=notes,
     )

@@ -19,7 +19,7 @@ JOURNEY = [
 ]
 STEPS = ["_arguments", "_table", "_keras", *JOURNEY, "training"]
 ENTRANCES = {"callback", "one_shot", "cli", "__init__", "__main__"}
-ON_TOP = {*ENTRANCES, "layers", "report", "demo", "datasets"}
+ON_TOP = {*ENTRANCES, "layers", "report", "demo", "datasets", "testing"}
 
 
 def names_imported_by(path: Path) -> set[str]:

@@ -13,7 +13,7 @@ from scipy.sparse import csgraph
 from sgdap.channels import rules as _rules  # noqa: F401  (registers the rules)
 from sgdap.channels.facts import Axis, Statements, settled_facts
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
-from sgdap.channels.labels import Settled, Symbol, plain
+from sgdap.channels.labels import Channels, Settled, Symbol, plain
 from sgdap.channels.places import observed_places
 from sgdap.channels.registry import apply_rule
 from sgdap.channels.regularizers import keep_what_regularizers_need
@@ -48,6 +48,26 @@ def channel_graph(model: Any) -> ChannelGraph:
           made by hidden
           read by logits
     """
+    program, statements, symbols = _told(model)
+    while True:
+        settled = statements.ledger.settle()
+        graph = _assemble(program, statements, symbols, settled)
+        stays = what_code_does_not_follow(graph, settled.removable)
+        stays = stays or what_fails_rehearsal(graph, settled.removable)
+        if not stays:
+            return graph
+        for channels, reason in stays:
+            statements.ledger.protect(settled.labels(channels), reason)
+
+
+def untried_channel_graph(model: Any) -> ChannelGraph:
+    """Reads which channels of a model are tied together as its rules tell, before any is tried."""
+    program, statements, symbols = _told(model)
+    return _assemble(program, statements, symbols, statements.ledger.settle())
+
+
+def _told(model: Any) -> tuple[Program, Statements, dict[int, Symbol]]:
+    """A model's calls, what their rules say, and the labels of each tensor by its number."""
     program = trace(model)
     statements = Statements()
     symbols: dict[int, Symbol] = {
@@ -79,15 +99,7 @@ def channel_graph(model: Any) -> ChannelGraph:
     _keep_inside_configs(program, statements)
     _keep_what_training_calls(program, statements, symbols)
     keep_what_regularizers_need(program, statements, symbols)
-    while True:
-        settled = statements.ledger.settle()
-        graph = _assemble(program, statements, symbols, settled)
-        stays = what_code_does_not_follow(graph, settled.removable)
-        stays = stays or what_fails_rehearsal(graph, settled.removable)
-        if not stays:
-            return graph
-        for channels, reason in stays:
-            statements.ledger.protect(settled.labels(channels), reason)
+    return program, statements, symbols
 
 
 def _sharing_weights(program: Program) -> dict[str, str]:
@@ -153,6 +165,7 @@ def _assemble(
     return ChannelGraph(
         program=program,
         groups=_groups(program, statements.ledger.origins, settled, axes),
+        made=_made(statements.ledger.origins, settled),
         count=len(settled.removable),
         tensors=tensors,
         axes=axes,
@@ -165,6 +178,16 @@ def _assemble(
         ),
         kept=tuple(statements.kept),
     )
+
+
+def _made(origins: Sequence[tuple[str, int]], settled: Settled) -> dict[str, Channels]:
+    """The channels that each layer makes, by the name that it is the origin of its labels by."""
+    starts = np.cumsum([0, *(size for _, size in origins)])
+    return {
+        name: settled.classes[start : start + size]
+        for start, (name, size) in zip(starts, origins, strict=False)
+        if name and size
+    }
 
 
 def _groups(

@@ -65,6 +65,7 @@ class ChannelGraph:
     Attributes:
         program: The model's calls.
         groups: All groups, protected ones too, in order of the layers that make them.
+        made: The channels that each producer makes, by its path, `(channels of the producer,)`.
         count: The number of channels of the whole model.
         tensors: The channels of each tensor, by its number in the program.
         axes: Every axis of a variable that has channels.
@@ -79,6 +80,7 @@ class ChannelGraph:
 
     program: Program
     groups: tuple[ChannelGroup, ...]
+    made: Mapping[str, Channels]
     count: int
     tensors: Mapping[int, TensorChannels]
     axes: tuple[Axis, ...]

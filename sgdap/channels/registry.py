@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import keras
 
@@ -24,7 +24,17 @@ _RULES: dict[type, Rule] = {}
 _DEFAULT: list[Rule] = []
 
 
-def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
+@overload
+def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]: ...
+
+
+@overload
+def register_rule(*layer_classes: type, like: type) -> None: ...
+
+
+def register_rule(
+    *layer_classes: type, like: type | None = None
+) -> Callable[[_Decorated], _Decorated] | None:
     """Registers the rule of one or several layer (or `keras.Operation`) classes.
 
     A rule is a function `(layer, call) -> Symbol` that tells, through the methods of
@@ -35,18 +45,31 @@ def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
 
     Args:
         *layer_classes: The classes that the rule is for.
+        like: A class whose rule holds for these classes too, in place of a function.
+            `keras.layers.BatchNormalization` suits layers with weights of one number for each
+            channel, whatever their names, along `axis`, or the last axis if they have no such
+            attribute; `keras.layers.GroupNormalization` those that also have `groups`. Rules of
+            other layers ask for the attributes of these.
 
     Returns:
-        A decorator that returns the rule unchanged.
+        A decorator that returns the rule unchanged; with `like`, None.
 
     Raises:
         TypeError: An argument is no class of layers or operations, there is none, or the rule is
             no function.
+        ValueError: There is no rule for `like`.
 
     Example:
         >>> @sgdap.register_rule(keras.layers.GaussianNoise)
         ... def noise(layer, call):
         ...     return call.input  # the channels of the output are those of the input
+
+        >>> class Scale(keras.layers.Layer):
+        ...     def build(self, shape):
+        ...         self.factors = self.add_weight(shape=(shape[-1],))
+        ...     def call(self, x):
+        ...         return x * self.factors
+        >>> sgdap.register_rule(Scale, like=keras.layers.BatchNormalization)
     """
     for layer_class in layer_classes or (None,):
         if not isinstance(layer_class, type) or not issubclass(layer_class, keras.Operation):
@@ -63,7 +86,31 @@ def register_rule(*layer_classes: type) -> Callable[[_Decorated], _Decorated]:
             _RULES[layer_class] = rule
         return rule
 
-    return decorate
+    if like is None:
+        return decorate
+    if like not in _RULES:
+        raise ValueError(
+            "like must be a class that has a rule, for example keras.layers.BatchNormalization. "
+            f"Received: {shown(like)}"
+        )
+    decorate(_rule_like(like, _RULES[like]))
+    return None
+
+
+def _rule_like(like: type, rule: Rule) -> Rule:
+    """The rule of one class, for others; where it does not fit them, the error says so."""
+
+    def of_another(layer: Any, call: RuleCall) -> Symbol | Sequence[Symbol]:
+        try:
+            return rule(layer, call)
+        except Exception as error:
+            raise ValueError(
+                f"{call.title}, taken from {like.__name__}, does not fit: "
+                f"{str(error).rstrip('.')}. Write one of its own with "
+                f"@sgdap.register_rule({type(layer).__name__})."
+            ) from error
+
+    return of_another
 
 
 def register_default(rule: _Decorated) -> _Decorated:
@@ -104,7 +151,9 @@ def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
             return checked_outputs(call.title, rule(operation, call), call.output_shapes)
         except Exception as error:
             of_ours = getattr(rule, "__module__", "").startswith("sgdap.")
-            if of_ours or call.title in str(error):
+            if call.title in str(error):
+                raise
+            if of_ours:
                 error.add_note(call.title)
                 raise
             raise ValueError(

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap._table import Row, table_text, terminal_width
 from sgdap.channels.groups import ChannelGraph
+from sgdap.planning.sensitivity import GroupSensitivity, Sensitivity
 
 _FORMAT = 1
 _BESIDE = "weights_beside"
@@ -34,16 +35,19 @@ class GroupPlan:
         layers: The names of the group's producers.
         size: The number of channels before pruning.
         kept: The channels that stay, by their number in the group.
-        error: The expected rise of the loss from the removal.
+        error: The expected rise of the loss from the removal; None where it was not asked for.
         note: Why channels are protected; empty if none are.
+        curve: The expected rise of the loss with 0, 1, … channels removed, in the order of the
+            criterion; empty where it was not asked for.
     """
 
     name: str
     layers: tuple[str, ...]
     size: int
     kept: tuple[int, ...]
-    error: float
+    error: float | None
     note: str = ""
+    curve: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +56,7 @@ class Plan:
 
     Attributes:
         model: Fingerprint of the model's architecture.
-        guidance: The name of the criterion that chose the channels.
+        guidance: The name of the criterion that chose the channels; empty where they were named.
         groups: The plan for each channel group, protected ones too.
         unknown: The layers and operations that no rule covers: path and reason of each.
         params: Parameters before and after.
@@ -85,6 +89,48 @@ class Plan:
         """The number of channels that each group keeps, by name."""
         return {group.name: len(group.kept) for group in self.groups}
 
+    def sensitivity(self) -> Sensitivity:
+        """How much the loss is expected to rise when channels of each group leave.
+
+        They are the error curves that the plan was made from; nothing is computed again.
+
+        Returns:
+            A `Sensitivity`: print it for a table, or call its `plot()`.
+
+        Raises:
+            ValueError: The plan was made without data.
+        """
+        if not any(group.curve for group in self.groups):
+            raise ValueError(
+                "This plan holds no error curves: it was made without data, or is of an older "
+                "file. Make one with sgdap.plan(model, data, budget)."
+            )
+        return Sensitivity(
+            tuple(GroupSensitivity(g.name, g.layers, g.size, g.curve, g.note) for g in self.groups)
+        )
+
+    def plot(self) -> Any:
+        """Draws the channels of each group, those that stay and those that leave.
+
+        `sgdap.inspect(model).plot(plan)` draws the layers instead, with their numbers. Needs
+        matplotlib: `pip install sgdap[plots]`.
+
+        Returns:
+            The matplotlib figure.
+        """
+        from sgdap.planning.figures import plot_widths
+
+        others = [len(group.layers) - 1 for group in self.groups]
+        return plot_widths(
+            [
+                f"{g.name} + {n}" if n > 0 else g.name
+                for g, n in zip(self.groups, others, strict=True)
+            ],
+            [group.size for group in self.groups],
+            [len(group.kept) for group in self.groups],
+            "\n".join(self._costs()),
+        )
+
     def to_json(self) -> str:
         """The plan as JSON; arrays are stored exactly, bit by bit."""
         content = {
@@ -99,6 +145,7 @@ class Plan:
                     "kept": list(g.kept),
                     "error": g.error,
                     "note": g.note,
+                    "curve": list(g.curve),
                 }
                 for g in self.groups
             ],
@@ -141,8 +188,9 @@ class Plan:
                         tuple(g["layers"]),
                         int(g["size"]),
                         tuple(operator.index(k) for k in g["kept"]),
-                        float(g["error"]),
+                        None if g["error"] is None else float(g["error"]),
                         str(g["note"]),
+                        tuple(float(e) for e in g.get("curve", ())),
                     )
                     for g in content["groups"]
                 ),
@@ -230,7 +278,7 @@ class Plan:
             names = [(group.name,), made_by] if wide else [made_by]
             numbers = [
                 f"{group.size} → {after}" if shrinks else f"{group.size}",
-                f"{group.error:.2g}" if shrinks else "",
+                f"{group.error:.2g}" if shrinks and group.error is not None else "",
             ]
             rows.append((names, numbers, group.note))
         for path, reason in self.unknown:

@@ -122,7 +122,13 @@ def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) ->
 
 
 def _called(pattern: str, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-    """The groups with a producer whose path matches a pattern; if none does, the end of its path.
+    """The groups with a producer that a pattern means."""
+    fitting = {*paths_called(pattern, _producers(groups))}
+    return [group for group in groups if not fitting.isdisjoint(group.producers)]
+
+
+def paths_called(pattern: str, paths: Sequence[str]) -> list[str]:
+    """The paths that match a name or pattern; if none does, those of which the end does.
 
     So `"block5*"` finds layers of a model inside the model, `"backbone/block5a_conv"`.
     """
@@ -130,10 +136,10 @@ def _called(pattern: str, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
     def matches(path: str, inside: bool) -> bool:
         parts = path.split("/")
         ends = ["/".join(parts[i:]) for i in range(len(parts) if inside else 1)]
-        return any(fnmatch.fnmatchcase(end, pattern) for end in ends)
+        return any(end == pattern or fnmatch.fnmatchcase(end, pattern) for end in ends)
 
     for inside in (False, True):
-        fitting = [g for g in groups if any(matches(path, inside) for path in g.producers)]
+        fitting = [path for path in paths if matches(path, inside)]
         if fitting:
             return fitting
     return []

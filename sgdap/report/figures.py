@@ -10,10 +10,9 @@ import numpy.typing as npt
 
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.guidance.lasso import LassoFit
+from sgdap.planning.figures import ACCENT, STAYS, draw_widths, plot_curves, subplots
 
 Array = npt.NDArray[np.floating[Any]]
-
-GONE, STAYS, ACCENT = "#c9ced6", "#1f5fa8", "#c4571b"
 
 
 def plot_run(
@@ -35,7 +34,7 @@ def plot_run(
     Returns:
         The matplotlib figure.
     """
-    figure, (left, right) = _subplots(1, 2, figsize=(10, 3.8))
+    figure, (left, right) = subplots(1, 2, figsize=(10, 3.8))
     epochs = np.arange(len(flops) + 1)
     left.step(epochs, np.append(1.0, flops) * 100, where="post", color=STAYS)
     left.set_xlabel("epoch of pruning")
@@ -49,19 +48,9 @@ def plot_run(
     twin.set_ylabel("validation accuracy, % (dotted: dense)", color=ACCENT)
     twin.spines["right"].set_visible(True)
     names = list(before)
-    rows = np.arange(len(names))[::-1]
-    shares = [after[name] / before[name] * 100 for name in names]
-    right.barh(rows, 100, color=GONE, label="removed")
-    right.barh(rows, shares, color=STAYS, label="kept")
-    for row, name in zip(rows, names, strict=True):
-        right.text(103, row, f"{before[name]} → {after[name]}", va="center")
-    right.set_yticks(rows, names)
-    right.set_xlim(0, 130)
-    right.set_xticks([0, 50, 100])
-    right.set_xlabel("channels, %")
+    draw_widths(right, names, [before[n] for n in names], [after[n] for n in names])
     right.set_title("widths", loc="left")
     left.set_title("accuracy and cost", loc="left")
-    figure.tight_layout()
     return figure
 
 
@@ -75,13 +64,12 @@ def plot_activation_histograms(activations: Mapping[str, Array], bins: int = 60)
     Returns:
         The matplotlib figure.
     """
-    figure, axes = _subplots(1, len(activations), figsize=(3.2 * len(activations), 2.8))
+    figure, axes = subplots(1, len(activations), figsize=(3.2 * len(activations), 2.8))
     for axis, (name, values) in zip(np.atleast_1d(axes), activations.items(), strict=True):
         axis.hist(np.ravel(values), bins=bins, color=STAYS, log=True)
         silent = float(np.mean(np.ravel(values) == 0))
         axis.set_title(f"{name}: {silent:.0%} zeros", loc="left")
         axis.set_xlabel("activation")
-    figure.tight_layout()
     return figure
 
 
@@ -95,13 +83,12 @@ def plot_correlation(correlation: Array, title: str = "") -> Any:
     Returns:
         The matplotlib figure.
     """
-    figure, axis = _subplots(1, 1, figsize=(4.6, 3.8))
+    figure, axis = subplots(1, 1, figsize=(4.6, 3.8))
     image = axis.imshow(correlation, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     figure.colorbar(image, ax=axis, label="correlation")
     axis.set_xlabel("channel")
     axis.set_ylabel("channel")
     axis.set_title(title, loc="left")
-    figure.tight_layout()
     return figure
 
 
@@ -115,7 +102,7 @@ def plot_lasso_path(fit: LassoFit, title: str = "") -> Any:
     Returns:
         The matplotlib figure.
     """
-    figure, axis = _subplots(1, 1, figsize=(5.6, 3.6))
+    figure, axis = subplots(1, 1, figsize=(5.6, 3.6))
     axis.plot(fit.alphas, fit.path.T, linewidth=1)
     axis.axvline(fit.alpha, color=ACCENT, linestyle=":", label="cross-validated")
     axis.set_xscale("log")
@@ -123,7 +110,6 @@ def plot_lasso_path(fit: LassoFit, title: str = "") -> Any:
     axis.set_ylabel("coefficient β of a channel")
     axis.set_title(title, loc="left")
     axis.legend(frameon=False)
-    figure.tight_layout()
     return figure
 
 
@@ -136,17 +122,7 @@ def plot_error_curves(curves: Mapping[str, ErrorCurve]) -> Any:
     Returns:
         The matplotlib figure.
     """
-    figure, axis = _subplots(1, 1, figsize=(5.6, 3.6))
-    for name, curve in curves.items():
-        left = 100 * (1 - np.arange(len(curve.errors)) / (len(curve.errors) - 1))
-        axis.plot(left, np.maximum(curve.errors, 1e-6), label=name)
-    axis.set_yscale("log")
-    axis.invert_xaxis()
-    axis.set_xlabel("channels kept, %")
-    axis.set_ylabel("expected loss")
-    axis.legend(frameon=False)
-    figure.tight_layout()
-    return figure
+    return plot_curves({n: (c.errors.tolist(), len(c.errors) - 1) for n, c in curves.items()})
 
 
 def plot_accuracy(shares: Sequence[float], accuracy: Mapping[str, Sequence[float]]) -> Any:
@@ -159,26 +135,11 @@ def plot_accuracy(shares: Sequence[float], accuracy: Mapping[str, Sequence[float
     Returns:
         The matplotlib figure.
     """
-    figure, axis = _subplots(1, 1, figsize=(5.6, 3.6))
+    figure, axis = subplots(1, 1, figsize=(5.6, 3.6))
     for name, values in accuracy.items():
         axis.plot(np.array(shares) * 100, np.array(values) * 100, "o-", markersize=4, label=name)
     axis.invert_xaxis()
     axis.set_xlabel("FLOPs kept, %")
     axis.set_ylabel("accuracy, %")
     axis.legend(frameon=False)
-    figure.tight_layout()
     return figure
-
-
-def _subplots(rows: int, columns: int, figsize: tuple[float, float]) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Figures need matplotlib. Install it with: pip install 'sgdap[plots]'"
-        ) from error
-    figure = Figure(figsize=figsize, dpi=120)
-    axes = figure.subplots(rows, columns)
-    for axis in np.ravel(axes):
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes

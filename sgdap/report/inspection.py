@@ -8,6 +8,7 @@ from typing import Any
 from sgdap._table import Row, table_text, terminal_width
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
+from sgdap.planning.plan import Plan, kept_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,17 +31,24 @@ class Inspection:
         """The number of channels that may be removed."""
         return sum(int(group.removable.sum()) for group in self.graph.groups)
 
-    def plot(self) -> Any:
+    def plot(self, plan: Plan | None = None) -> Any:
         """Draws the model's layers. Layers whose channels are tied have the same colour.
 
         Needs matplotlib: `pip install sgdap[plots]`.
 
+        Args:
+            plan: A plan for the model. Each layer that makes channels tells how many, and how many
+                of them stay.
+
         Returns:
             The matplotlib figure.
+
+        Raises:
+            ValueError: The plan was made for another model.
         """
         from sgdap.report.picture import draw
 
-        return draw(self.graph)
+        return draw(self.graph, None if plan is None else kept_mask(self.graph, plan))
 
     def __str__(self) -> str:
         width = terminal_width(120)

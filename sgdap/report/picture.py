@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
+from sgdap.channels.labels import Channels
+from sgdap.planning.figures import subplots
 
 PALETTE = (
     "#4e79a7 #f28e2b #59a14f #e15759 #b07aa1 #76b7b2 #edc948 #ff9da7 #9c755f "
@@ -32,6 +37,7 @@ class Box:
         groups: The groups whose channels the box's output carries.
         parents: The numbers of the boxes before it.
         unknown: Whether no rule covers its layer.
+        made: For each kind of channels that its layer makes, which they are.
         row: The number of rows above it.
         place: The box's position in its row, centred at 0.
     """
@@ -41,15 +47,18 @@ class Box:
     parents: list[int]
     passed: list[str] = field(default_factory=list)
     unknown: bool = False
+    made: list[Channels] = field(default_factory=list)
     row: int = 0
     place: float = 0.0
 
 
-def draw(graph: ChannelGraph) -> Any:
+def draw(graph: ChannelGraph, kept: npt.NDArray[np.bool_] | None = None) -> Any:
     """Draws a model's layers from top to bottom, coloured by the channels that they carry.
 
     Args:
         graph: The model's channels.
+        kept: A mask of the channels that stay, `(channels,)`; layers that make channels then tell
+            how many, before and after.
 
     Returns:
         The matplotlib figure.
@@ -70,13 +79,15 @@ def draw(graph: ChannelGraph) -> Any:
     spots = [(left[b.row // ROWS] + b.place, -(b.row % ROWS)) for b in boxes]
     shown = [g for g in graph.groups if g.prunable and g.name in colours][: 2 * rows]
     width = 2.7 * sum(wide) + 3.2
-    figure, axes = _figure((width, max(0.52 * rows, 0.24 * len(shown)) + 0.9))
+    figure, axes = subplots(1, 1, (width, max(0.52 * rows, 0.24 * len(shown)) + 0.9), "constrained")
+    axes.set_axis_off()
     for number, box in enumerate(boxes):
         for parent in box.parents:
             gutter = sum(wide[: box.row // ROWS]) - 0.5
             _arrow(axes, spots[parent], spots[number], box.row - boxes[parent].row, gutter)
     for spot, box in zip(spots, boxes, strict=True):
-        _box(axes, spot, box, [colours.get(g.name, ALONE) for g in box.groups])
+        numbers = "" if kept is None else _numbers(box, kept)
+        _box(axes, spot, box, [colours.get(g.name, ALONE) for g in box.groups], numbers)
     axes.set_xlim(-0.55, sum(wide) - 0.45)
     axes.set_ylim(-rows + 0.4, 0.6)
     handles = [_patch(colours[group.name], _legend(group)) for group in shown]
@@ -101,6 +112,9 @@ def boxes_of(graph: ChannelGraph) -> list[Box]:
     program = graph.program
     calls = set(program.layers())
     makers: dict[str, list[ChannelGroup]] = {}
+    made: dict[str, list[Channels]] = {}
+    for path, channels in graph.made.items():
+        made.setdefault(_called(path.split(":")[0], calls), []).append(channels)
     for group in graph.groups:
         for path in group.producers:
             makers.setdefault(_called(path.split(":")[0], calls), []).append(group)
@@ -120,7 +134,9 @@ def boxes_of(graph: ChannelGraph) -> list[Box]:
         carried = [g for number in parents for g in boxes[number].groups] if passes else []
         groups = list({g.name: g for g in [*makers.get(call.path, []), *carried]}.values())
         owner.update({ref.index: len(boxes) for ref in call.outputs})
-        boxes.append(Box(call.path, groups, parents, unknown=call.path in unknown))
+        box = Box(call.path, groups, parents, unknown=call.path in unknown)
+        box.made = made.get(call.path, [])
+        boxes.append(box)
     return boxes
 
 
@@ -175,17 +191,6 @@ def _short(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
 
 
-def _figure(size: tuple[float, float]) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Pictures need matplotlib: pip install sgdap[plots]") from error
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_axis_off()
-    return figure, axes
-
-
 def _patch(colour: str, label: str, linestyle: Any = "-") -> Any:
     from matplotlib.patches import Patch
 
@@ -194,7 +199,18 @@ def _patch(colour: str, label: str, linestyle: Any = "-") -> Any:
     )
 
 
-def _box(axes: Any, spot: tuple[float, float], box: Box, colours: list[str]) -> None:
+def _numbers(box: Box, kept: npt.NDArray[np.bool_]) -> str:
+    """How many channels a box's layer makes, and how many of them stay."""
+    whole = [len(channels) for channels in box.made]
+    stay = [int(kept[channels].sum()) for channels in box.made]
+    shown = [
+        f"{old}" if old == new else f"{old} → {new}" for old, new in zip(whole, stay, strict=True)
+    ]
+    more = ["…"] if len(shown) > 3 else []
+    return ", ".join([*shown[:3], *more])
+
+
+def _box(axes: Any, spot: tuple[float, float], box: Box, colours: list[str], numbers: str) -> None:
     from matplotlib.patches import Rectangle
 
     x, y = spot
@@ -221,7 +237,7 @@ def _box(axes: Any, spot: tuple[float, float], box: Box, colours: list[str]) -> 
     axes.text(
         x,
         y,
-        _short(box.name, 26) + extra,
+        "\n".join(filter(None, [_short(box.name, 26) + extra, numbers])),
         ha="center",
         va="center",
         fontsize=7.5,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from sgdap.channels.slices import variable_slices
 from sgdap.model.copying import copied_operation, copy_state
 from sgdap.model.functional import functional_program, saves_by_its_graph, warn_of_losses
 from sgdap.planning.plan import Plan, kept_mask
+from sgdap.planning.removal import mask_without, plan_from_mask
 from sgdap.surgery.optimizer import copied_optimizer
 from sgdap.surgery.prune import prune_in_place
 
@@ -53,12 +54,62 @@ def apply(model: Any, plan: Plan, *, in_place: bool = False, optimizer: Any | No
         raise TypeError(
             f"plan must be a sgdap.Plan. Received: {shown(plan)} (of type {type(plan).__name__})"
         )
+    return _applied(model, lambda graph: plan, in_place, optimizer)
+
+
+def remove(
+    model: Any,
+    channels: Mapping[str, Iterable[int]],
+    *,
+    in_place: bool = False,
+    optimizer: Any | None = None,
+) -> Any:
+    """Removes channels that you name from a model, and adjusts all layers that they lie in.
+
+    What comes out equals the model with these channels zeroed where they are read. Channels of
+    other layers that are tied to these (a residual sum's) leave with them.
+
+    Args:
+        model: A built `keras.Sequential` or functional `keras.Model`.
+        channels: The numbers of the channels to remove, from 0, by the layer that makes them:
+            `{"conv1": [3, 7]}`. Names as in `layers` of `sgdap.plan`: patterns and ends of paths.
+        in_place: Whether to make `model` itself slim, as in `sgdap.apply`.
+        optimizer: An optimizer of your own training loop, as in `sgdap.apply`.
+
+    Returns:
+        The slim model; with `in_place`, `model` itself. With an `optimizer`, a tuple of it and the
+        optimizer to train it with. `sgdap.plan_removal` tells what it costs before.
+
+    Raises:
+        TypeError: `model` is no Keras model, `optimizer` no Keras optimizer, or `channels` no dict
+            of lists of numbers.
+        ValueError: The model is not built, a layer is unknown or can't be rebuilt, a channel is
+            named twice, does not exist or can't leave, or none would be left.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, name="hidden"),
+        ...                           keras.layers.Dense(3, name="logits")])
+        >>> sgdap.remove(model, {"hidden": [0, 5]}).get_layer("hidden").units
+        4
+    """
+
+    def plan(graph: ChannelGraph) -> Plan:
+        return plan_from_mask(graph, mask_without(graph, channels))
+
+    return _applied(model, plan, in_place, optimizer)
+
+
+def _applied(
+    model: Any, plan_for: Callable[[ChannelGraph], Plan], in_place: bool, optimizer: Any | None
+) -> Any:
+    """The slim model of a plan, which is told when the model's channels are known."""
     if not isinstance(optimizer, (keras.optimizers.Optimizer, type(None))):
         raise TypeError(
             "optimizer must be a keras.optimizers.Optimizer. "
             f"Received: {optimizer!r} (of type {type(optimizer).__name__})"
         )
     graph = channel_graph(model)
+    plan = plan_for(graph)
     if not in_place:
         kept_mask(graph, plan)  # refuses before anything is copied
         whole, graph = graph, copied(graph)

@@ -164,14 +164,12 @@ class Guard:
 
 def costliest_groups(plan: Plan) -> tuple[str, ...]:
     """The groups that make up half of a plan's expected loss, the costliest first."""
-    shrunk = sorted(
-        (g for g in plan.groups if len(g.kept) < g.size), key=lambda g: g.error, reverse=True
-    )
-    half = sum(g.error for g in shrunk) / 2
+    errors = {g.name: g.error or 0.0 for g in plan.groups if len(g.kept) < g.size}
+    half = sum(errors.values()) / 2
     found: list[str] = []
-    for group in shrunk:
+    for name in sorted(errors, key=errors.__getitem__, reverse=True):
         if half <= 0:
             break
-        found.append(group.name)
-        half -= group.error
+        found.append(name)
+        half -= errors[name]
     return tuple(found)

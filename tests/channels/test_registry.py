@@ -317,3 +317,136 @@ def test_fit_tries_only_widths_that_are_allowed(widths):
     with pytest.raises(ValueError, match=r"'fours' .*fewer channels: assert \(7 % 4\)"):
         fitted()
     assert fitted(**widths)[0] in (4, 8)
+
+
+class OwnNorm(layers.Layer):
+    """Standardises by running statistics, with weights named and shaped in a way of its own."""
+
+    def __init__(self, axis=-1, **kwargs):
+        super().__init__(**kwargs)
+        self.axis = axis
+
+    def build(self, shape):
+        along = [1] * len(shape)
+        along[self.axis] = shape[self.axis]
+        add = self.add_weight
+        self.size = add(shape=along, initializer="random_uniform", name="size")
+        self.shift = add(shape=along, initializer="random_uniform", name="shift")
+        self.variance = add(shape=along, initializer="ones", name="variance", trainable=False)
+        self.temperature = add(shape=(), initializer="ones", name="temperature")
+
+    def call(self, x):
+        return self.temperature * x * self.size / keras.ops.sqrt(self.variance) + self.shift
+
+    def get_config(self):
+        return {**super().get_config(), "axis": self.axis}
+
+
+class OwnGroupNorm(layers.Layer):
+    def __init__(self, groups, **kwargs):
+        super().__init__(**kwargs)
+        self.groups = groups
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="random_uniform", name="scale")
+
+    def call(self, x):
+        width = x.shape[-1]
+        y = keras.ops.reshape(x, (-1, self.groups, width // self.groups))
+        y = y / (1e-3 + keras.ops.sqrt(keras.ops.mean(y**2, axis=-1, keepdims=True)))
+        return keras.ops.reshape(y, (-1, width)) * self.scale
+
+    def get_config(self):
+        return {**super().get_config(), "groups": self.groups}
+
+
+def between(layer: layers.Layer, width: int = 8) -> keras.Model:
+    return randomise(
+        keras.Sequential(
+            [
+                keras.Input((4,)),
+                layers.Dense(width, name="first"),
+                layer,
+                layers.Dense(2, name="end"),
+            ]
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "like", "gone"),
+    [
+        (OwnNorm(name="own"), layers.BatchNormalization, [0, 5]),
+        (OwnNorm(axis=1, name="own"), layers.BatchNormalization, [7]),
+        (Scale(name="own"), layers.BatchNormalization, [3]),
+        (OwnGroupNorm(4, name="own"), layers.GroupNormalization, [2, 3]),
+    ],
+)
+def test_a_norm_of_ones_own_is_declared_by_one_line(layer, like, gone):
+    sgdap.register_rule(type(layer), like=like)
+    model, x = between(layer), np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+    slim = sgdap.remove(model, {"first": gone})
+    first, own, end = model.layers
+    y = own(first(x)).numpy()
+    y[:, gone] = 0
+    np.testing.assert_allclose(outputs(slim, x), end(y).numpy(), atol=1e-5)
+    assert slim.get_layer("first").units == 8 - len(gone)
+
+
+class Whitening(Scale):
+    def build(self, shape):
+        self.factors = self.add_weight(shape=(shape[-1], shape[-1]), name="factors")
+
+    def call(self, x):
+        return x @ self.factors
+
+
+class Centred(Scale):
+    def call(self, x):
+        return (x - keras.ops.mean(x, axis=-1, keepdims=True)) * self.factors
+
+
+class Counted(Scale):
+    def __init__(self, width, **kwargs):
+        super().__init__(**kwargs)
+        self.width = width
+
+    def build(self, shape):
+        self.factors = self.add_weight(shape=(self.width,), name="factors")
+
+    def get_config(self):
+        return {**super().get_config(), "width": self.width}
+
+
+@pytest.mark.parametrize(
+    ("layer", "like", "words"),
+    [
+        (
+            Whitening(name="own"),
+            layers.BatchNormalization,
+            r"one number for each of the 8 channels",
+        ),
+        (Scale(name="own"), layers.Dense, r"'Scale' object has no attribute 'units'"),
+    ],
+)
+def test_a_likeness_that_does_not_fit_is_refused_with_the_reason(layer, like, words):
+    sgdap.register_rule(type(layer), like=like)
+    with pytest.raises(ValueError, match=rf"'own' .*taken from {like.__name__}, .*{words}"):
+        sgdap.channel_graph(between(layer))
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [(Centred(name="own"), "its rule .* is wrong"), (Counted(8, name="own"), "own")],
+)
+def test_a_likeness_that_computes_otherwise_keeps_its_channels_with_the_reason(layer, words):
+    sgdap.register_rule(type(layer), like=layers.BatchNormalization)
+    group = sgdap.channel_graph(between(layer)).group("first")
+    assert not group.prunable
+    assert re.search(words, "; ".join(group.reasons))
+
+
+@pytest.mark.parametrize("like", ["BatchNormalization", layers.Layer, Scale(name="own")])
+def test_what_has_no_rule_is_no_likeness(like):
+    with pytest.raises(ValueError, match=r"like must be a class that has a rule.*Received"):
+        sgdap.register_rule(OwnNorm, like=like)

@@ -91,3 +91,20 @@ def test_groups_of_several_layers_keep_their_colour_among_many():
     colours = colours_of(sgdap.channel_graph(residual(len(PALETTE) + 1)))
     assert colours == {"stem": PALETTE[0], "end": PROTECTED}
     assert ALONE not in PALETTE
+
+
+def test_with_a_plan_boxes_tell_channels_before_and_after():
+    model = residual(2)
+    plan = sgdap.plan_removal(model, {"first_0": [1, 2], "stem": [3]})
+    shown = texts(sgdap.inspect(model).plot(plan))
+    expected = [
+        "stem\n4 → 3",
+        "first_0\n5 → 3",
+        "relu_0",
+        "second_0\n4 → 3",
+        "first_1\n5",
+        "end\n2",
+    ]
+    assert set(expected) <= set(shown)
+    with pytest.raises(ValueError, match="another model"):
+        sgdap.inspect(convnet()).plot(plan)

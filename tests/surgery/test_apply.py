@@ -230,3 +230,36 @@ def test_what_is_no_optimizer_is_refused(pruned):
     model, plan, *_ = pruned
     with pytest.raises(TypeError, match="optimizer must be a keras.optimizers.Optimizer.*'adam'"):
         sgdap.apply(model, plan, optimizer="adam")
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_removing_named_channels_gives_the_original_with_them_zeroed(in_place):
+    model, x = convnet(), digits_like(32)[0]
+    whole = keras.models.clone_model(model)
+    whole.set_weights(model.get_weights())
+    slim = sgdap.remove(model, {"conv_1": [0, 4], "conv_2": np.array([2])}, in_place=in_place)
+    assert (slim is model) == in_place
+    assert slim.get_layer("conv_1").filters == whole.get_layer("conv_1").filters - 2
+    np.testing.assert_allclose(outputs(slim, x), masked_outputs(whole, slim, x), atol=1e-5)
+    kernel = whole.get_layer("conv_1").kernel.numpy()
+    kept = np.delete(kernel, [0, 4], axis=-1)
+    assert np.array_equal(slim.get_layer("conv_1").kernel.numpy(), kept)
+
+
+def test_a_removal_that_is_refused_changes_nothing():
+    model, x = convnet(optimizer="adam"), digits_like(8)[0]
+    before = outputs(model, x)
+    with pytest.raises(ValueError, match="can't be removed"):
+        sgdap.remove(model, {"conv_1": [0], "end": [0]}, in_place=True)
+    assert np.array_equal(outputs(model, x), before)
+    assert model.get_layer("conv_1").filters == 6
+
+
+def test_the_optimizer_of_a_loop_of_ones_own_follows_a_removal():
+    model = mlp()
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(model.trainable_variables)
+    name = next(g.name for g in sgdap.channel_graph(model).groups if g.prunable)
+    slim, following = sgdap.remove(model, {name: [0]}, optimizer=optimizer)
+    slots = [v.shape for v in following.variables if "momentum" in v.path]
+    assert slots == [v.shape for v in slim.trainable_variables]

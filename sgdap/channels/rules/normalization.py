@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from keras import layers
+from keras.backend import is_float_dtype
 
 from sgdap import _keras
-from sgdap.channels.labels import Symbol
+from sgdap.channels.labels import Labels, Symbol
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall
 
@@ -16,7 +18,8 @@ from sgdap.channels.rule_call import RuleCall
 @register_rule(layers.BatchNormalization)
 def batch_normalization(layer: Any, call: RuleCall) -> Symbol:
     """Scale, offset and moving statistics lie along the channels of its axis."""
-    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    given = getattr(layer, "axis", -1)
+    axes = given if isinstance(given, (list, tuple)) else [given]
     for axis in axes:
         channels = call.input.axes[axis]
         if channels is None:
@@ -24,9 +27,26 @@ def batch_normalization(layer: Any, call: RuleCall) -> Symbol:
         if len(axes) > 1:
             call.keep(channels, f"'{layer.name}' normalises over several axes")
             continue
-        for variable in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance):
-            call.weight(variable, channels)
+        _follow(layer, call, channels)
     return call.input
+
+
+def _follow(layer: Any, call: RuleCall, channels: Labels) -> None:
+    """All weights of a layer lie along some channels, but for those that all channels share.
+
+    The names of the weights don't matter, so that the rule holds for layers like this one.
+    """
+    for variable in _keras.layer_variables(layer):
+        shape = tuple(variable.shape)
+        if math.prod(shape) == 1 < len(channels) or not is_float_dtype(variable.dtype):
+            continue
+        if math.prod(shape) != len(channels) or len(channels) not in shape:
+            raise ValueError(
+                f"each weight must have one number for each of the {len(channels)} channels. "
+                f"Received: '{variable.name}' of shape {shape}"
+            )
+        place = shape.index(len(channels))
+        call.weight(variable, *(channels if a == place else None for a in range(len(shape))))
 
 
 @register_rule(layers.LayerNormalization, layers.RMSNormalization, layers.UnitNormalization)
@@ -40,15 +60,15 @@ def over_channels(layer: Any, call: RuleCall) -> Symbol:
 @register_rule(layers.GroupNormalization)
 def group_normalization(layer: Any, call: RuleCall) -> Symbol:
     """A group is normalised by itself, so channels leave by whole groups."""
-    call.keep_positions(layer.axis)
-    channels = call.input.axes[layer.axis]
+    axis = getattr(layer, "axis", -1)
+    call.keep_positions(axis)
+    channels = call.input.axes[axis]
     if channels is None:
         return call.input
     members = channels.reshape(layer.groups, -1)
     call.tie(members[:, 1:], members[:, :1])
     call.resize("groups", np.array(members[:, 0]))
-    for variable in (layer.gamma, layer.beta):
-        call.weight(variable, channels)
+    _follow(layer, call, channels)
     return call.input
 
 
