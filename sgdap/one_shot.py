@@ -10,6 +10,7 @@ from sgdap._arguments import shown
 from sgdap.channels.grouping import channel_graph
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import reusable
+from sgdap.execution.inputs import counted_on_data
 from sgdap.guidance.base import Guidance
 from sgdap.pipeline import Curves, PruningOptions, make_plan, pruning_scope
 from sgdap.planning.budget import Budget, check_budget
@@ -48,7 +49,8 @@ def plan(
         data: Calibration inputs: an array, a list or dict of arrays, a tuple `(x, y)`, a
             `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator. Targets are used for losses
             whose curvature is not known without, such as functions of your own.
-        budget: What the slim model may cost.
+        budget: What the slim model may cost. Where inputs leave sizes open, FLOPs are those of
+            inputs of the size of the first batch of `data`.
         guidance: The criterion, by name or as an object. Names: `"lasso"`, `"second_order"`,
             `"magnitude"`, `"activation"`, `"taylor"`, `"fpgm"`, `"batch_norm_scale"`,
             `"correlation"`, `"growth"`, `"random"`.
@@ -108,7 +110,9 @@ def plan(
         seed=seed,
         memory_limit=memory_limit,
     )
-    scope = pruning_scope(channel_graph(model), options)
+    graph = channel_graph(model)
+    data = reusable(data, samples)
+    scope = pruning_scope(counted_on_data(graph, data), options)
     goal = make_goal(budget, OneShot(), scope, rounds=1)
 
     def limits(curves: Curves) -> Budget:
@@ -116,7 +120,6 @@ def plan(
         goal = goal.measured(scope, curves, allocation)
         return goal.target(1.0) if goal.timed else budget
 
-    data = reusable(data, samples)
     with Progress(verbose) as progress:
         made = make_plan(scope, data, options, limits, progress)[0]
     return replace(made, notes=(*made.notes, *goal.notes))

@@ -20,7 +20,7 @@ from sgdap.guidance.elimination import ErrorCurve
 from sgdap.guidance.score import score_groups, scoring_notes
 from sgdap.planning.allocation import ALLOCATIONS, allocate
 from sgdap.planning.budget import Budget
-from sgdap.planning.cost import cost_model, open_inputs
+from sgdap.planning.cost import cost_model
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
 from sgdap.planning.widths import WidthRules, prunable_groups, width_rules
 from sgdap.planning.work import work_notes
@@ -288,7 +288,7 @@ def plan_from_curves(
         weights={f"{path}:{number}": value for (path, number), value in weights.items()},
         fitted_to=reconstruction_fingerprint(graph, kept) if weights else "",
         notes=(*work_notes(graph), *notes),
-        open_inputs=tuple(map(str, open_inputs(graph))),
+        open_inputs=tuple(map(str, graph.open_inputs)),
     )
 
 

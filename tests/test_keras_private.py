@@ -385,6 +385,19 @@ def test_the_epochs_that_a_fit_validates_are_known_when_it_begins(arguments, epo
     assert _keras.validated_epochs(model) is None, validation_freq
 
 
+def test_what_a_fit_trains_on_is_known_when_it_begins():
+    found = []
+    finder = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: found.append(_keras.training_inputs(model))
+    )
+    model = convnet(optimizer="sgd")
+    x, y = digits_like(8)
+    model.fit(x, y, callbacks=[finder], verbose=0)
+    model.fit(x, y, validation_split=0.25, callbacks=[finder], verbose=0)
+    assert found[0] is x and np.array_equal(found[1], x[:6])
+    assert _keras.training_inputs(model) is None
+
+
 def test_what_a_fit_validates_with_is_known_when_it_begins():
     found = []
     finder = keras.callbacks.LambdaCallback(

@@ -351,6 +351,14 @@ def validated_epochs(model: Any) -> list[int] | None:
     return [e for e in range(fit["epochs"]) if model._should_eval(e, often)]
 
 
+def training_inputs(model: Any) -> Any:
+    """Returns the inputs, or the whole data, that the `fit` of a model trains on.
+
+    It is None where there is no such `fit`.
+    """
+    return (_fit_of(model) or {}).get("x")
+
+
 def validation_arguments(model: Any) -> dict[str, Any] | None:
     """Returns what the `fit` of a model gives to `evaluate`: data, batch size and steps.
 

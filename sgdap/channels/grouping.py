@@ -49,6 +49,30 @@ def channel_graph(model: Any) -> ChannelGraph:
           read by logits
     """
     program = trace(model)
+    statements, symbols = stated(program)
+    for ref in program.outputs:
+        for labels in symbols[ref.index].all_channels():
+            statements.ledger.protect(labels, "model output")
+    _keep_inside_configs(program, statements)
+    _keep_what_training_calls(program, statements, symbols)
+    keep_what_regularizers_need(program, statements, symbols)
+    while True:
+        settled = statements.ledger.settle()
+        graph = _assemble(program, statements, symbols, settled)
+        stays = what_code_does_not_follow(graph, settled.removable)
+        stays = stays or what_fails_rehearsal(graph, settled.removable)
+        if not stays:
+            return graph
+        for channels, reason in stays:
+            statements.ledger.protect(settled.labels(channels), reason)
+
+
+def stated(program: Program) -> tuple[Statements, dict[int, Symbol]]:
+    """Lets the rules speak on each call of a model.
+
+    Returns:
+        What they say, and the labels of each tensor, by its number.
+    """
     statements = Statements()
     symbols: dict[int, Symbol] = {
         ref.index: plain(program.shapes[ref.index]) for ref in program.inputs
@@ -73,21 +97,7 @@ def channel_graph(model: Any) -> ChannelGraph:
         if number in only_for_losses and in_layer:
             for labels in (own for symbol in made for own in symbol.all_channels()):
                 statements.ledger.protect(labels, f"'{call.path}' makes them for a loss alone")
-    for ref in program.outputs:
-        for labels in symbols[ref.index].all_channels():
-            statements.ledger.protect(labels, "model output")
-    _keep_inside_configs(program, statements)
-    _keep_what_training_calls(program, statements, symbols)
-    keep_what_regularizers_need(program, statements, symbols)
-    while True:
-        settled = statements.ledger.settle()
-        graph = _assemble(program, statements, symbols, settled)
-        stays = what_code_does_not_follow(graph, settled.removable)
-        stays = stays or what_fails_rehearsal(graph, settled.removable)
-        if not stays:
-            return graph
-        for channels, reason in stays:
-            statements.ledger.protect(settled.labels(channels), reason)
+    return statements, symbols
 
 
 def _sharing_weights(program: Program) -> dict[str, str]:
@@ -152,6 +162,7 @@ def _assemble(
     axes = settled_facts(statements.axes.values(), settled)
     return ChannelGraph(
         program=program,
+        counted=program,
         groups=_groups(program, statements.ledger.origins, settled, axes),
         count=len(settled.removable),
         tensors=tensors,

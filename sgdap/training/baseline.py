@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 
 from sgdap import _keras
+from sgdap.execution.data import can_be_read_again
 from sgdap.model.generators import random_state, set_random_state
 
 
@@ -33,22 +33,13 @@ def validation_metrics(model: Any) -> tuple[dict[str, float], str]:
         return {}, "the validation data of this fit can't be reached"
     if not arguments:
         return {}, "fit has no validation data"
-    if not _can_be_read_again(arguments["x"]):
+    if not can_be_read_again(arguments["x"]):
         kind = type(arguments["x"]).__name__
         return {}, f"validation data of type {kind} may be gone after they are read once"
     with _state_kept(model):
         found = model.evaluate(**arguments, verbose=0, return_dict=True)
     scalars = {f"val_{n}": float(value) for n, value in found.items() if np.ndim(value) == 0}
     return {name: value for name, value in scalars.items() if math.isfinite(value)}, ""
-
-
-def _can_be_read_again(x: Any) -> bool:
-    import tensorflow as tf
-
-    again = (tf.data.Dataset, tf.distribute.DistributedDataset, keras.utils.PyDataset)
-    return isinstance(x, again) or all(
-        leaf is None or hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)
-    )
 
 
 @contextlib.contextmanager

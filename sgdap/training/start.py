@@ -10,9 +10,10 @@ import keras
 
 from sgdap import _keras
 from sgdap.channels.grouping import channel_graph
+from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.backend import check_backend
-from sgdap.execution.data import reusable
-from sgdap.execution.inputs import check_calibration_data
+from sgdap.execution.data import can_be_read_again, reusable
+from sgdap.execution.inputs import check_calibration_data, counted_on_data
 from sgdap.execution.losses import model_loss
 from sgdap.pipeline import PruningOptions, pruning_scope
 from sgdap.surgery.prune import check_can_be_rebuilt
@@ -58,6 +59,11 @@ def start_run(
     """
     check_backend("sgdap.SGDAPCallback")
     graph = channel_graph(model)
+    data = None
+    if calibration_data is not None:
+        data = reusable(calibration_data, pruning.samples)
+        check_calibration_data(graph, data)
+    graph = _counted(graph, data)
     scope = pruning_scope(graph, pruning)
     check_can_be_rebuilt(graph, scope.groups, scope.rules)
     monitor = Monitor(training.monitor, training.mode, _keras.validated_epochs(model))
@@ -82,11 +88,8 @@ def start_run(
         most = goal.way.rounds if calendar.final is not None else goal.way.enough(share, judged)
         calendar = replace(calendar, least=goal.way.least(share), most=most)
     course = Course(calendar, goal.way, calendar.rounds(), steps, steps_per_epoch)
-    data, sampler = None, None
-    if calibration_data is not None:
-        data = reusable(calibration_data, pruning.samples)
-        check_calibration_data(graph, data)
-    else:
+    sampler = None
+    if data is None:
         limit = min(LIMIT, pruning.memory_limit or LIMIT)
         reservoir = Reservoir(pruning.samples, pruning.seed, limit, least=pruning.folds)
         sampler = TrainStepSampler(graph, reservoir, model_loss(graph).needs_targets)
@@ -108,6 +111,25 @@ def start_run(
         sampler,
         by_xla=bool(model.jit_compile),
     )
+
+
+def _counted(graph: ChannelGraph, data: Any) -> ChannelGraph:
+    """Counts a model's work on inputs of the sizes that the data of a run have.
+
+    Args:
+        graph: The model's channels.
+        data: Calibration inputs; None: those that `fit` trains on, where they can be read.
+    """
+    if data is not None:
+        return counted_on_data(graph, data)
+    trained_on = _keras.training_inputs(graph.program.model)
+    if trained_on is None or not can_be_read_again(trained_on):
+        return graph
+    in_batches = hasattr(trained_on, "element_spec") or hasattr(trained_on, "num_batches")
+    try:
+        return counted_on_data(graph, trained_on if in_batches else (trained_on,))
+    except (TypeError, ValueError):  # a train step of the user's own may take other batches
+        return graph
 
 
 def _guard(training: TrainingOptions, step: float) -> Guard:
