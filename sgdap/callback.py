@@ -39,11 +39,14 @@ class SGDAPCallback(keras.callbacks.Callback):
     What channels are worth is the expected rise of the compiled loss, with its `loss_weights`.
 
     Layers shrink when an epoch begins. So the metrics of an epoch belong to the model at its end.
-    Each epoch adds the cost of the model to the logs: `params` and `flops` (not where inputs
-    leave sizes open). If there is a `keras.callbacks.TensorBoard`, the width of each group and the
-    scores of its channels are written too. Other callbacks that remember the best epoch
-    (`EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`, any with an attribute `best_weights`)
-    start anew with each architecture.
+    Each epoch adds the cost of the model to the logs: `params` and `flops`. If there is a
+    `keras.callbacks.TensorBoard`, the width of each group and the scores of its channels are
+    written too. Other callbacks that remember the best epoch (`EarlyStopping`, `ModelCheckpoint`,
+    `ReduceLROnPlateau`, any with an attribute `best_weights`) start anew with each architecture.
+
+    Where inputs leave sizes open, FLOPs are those of inputs of the size of the first batch of
+    `calibration_data`, or of what `fit` trains on. A generator's can't be told before the first
+    step: then there are no `flops` in the logs, and a budget of them is refused.
 
     Args:
         budget: What the slim model may cost. Left out with a tfmot schedule, the schedule's final

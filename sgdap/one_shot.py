@@ -10,6 +10,7 @@ from sgdap._arguments import shown
 from sgdap.channels.grouping import channel_graph
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import reusable
+from sgdap.execution.inputs import counted_on_data
 from sgdap.guidance.base import Guidance, check_chooses_widths
 from sgdap.pipeline import Curves, PruningOptions, make_plan, pruning_scope
 from sgdap.planning.budget import Budget, check_budget
@@ -51,7 +52,8 @@ def plan(
         budget: What the slim model may cost. None: the criterion says which channels stay.
             `"lasso"` can, by cross-validation: those whose coefficient is not zero at the penalty
             that predicts best. That removes what is free, seldom more
-            (`sgdap.LassoGuidance(one_standard_error=True)` removes more).
+            (`sgdap.LassoGuidance(one_standard_error=True)` removes more). Where inputs
+            leave sizes open, FLOPs are those of inputs of the size of the first batch of `data`.
         guidance: The criterion, by name or as an object. Names: `"lasso"`, `"second_order"`,
             `"magnitude"`, `"activation"`, `"taylor"`, `"fpgm"`, `"batch_norm_scale"`,
             `"correlation"`, `"growth"`, `"random"`.
@@ -114,7 +116,9 @@ def plan(
     )
     if budget is None:
         check_chooses_widths(options.criterion)
-    scope = pruning_scope(channel_graph(model), options)
+    graph = channel_graph(model)
+    data = reusable(data, samples)
+    scope = pruning_scope(counted_on_data(graph, data), options)
     goal = make_goal(budget, OneShot(), scope, rounds=1, chosen=budget is None)
 
     def limits(curves: Curves) -> Budget:
@@ -122,7 +126,6 @@ def plan(
         goal = goal.measured(scope, curves, allocation)
         return goal.target(1.0) if goal.timed else goal.final
 
-    data = reusable(data, samples)
     with Progress(verbose) as progress:
         made = make_plan(scope, data, options, None if goal.chosen else limits, progress)[0]
     return replace(made, notes=(*made.notes, *goal.notes))

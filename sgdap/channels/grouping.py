@@ -69,6 +69,22 @@ def untried_channel_graph(model: Any) -> ChannelGraph:
 def _told(model: Any) -> tuple[Program, Statements, dict[int, Symbol]]:
     """A model's calls, what their rules say, and the labels of each tensor by its number."""
     program = trace(model)
+    statements, symbols = stated(program)
+    for ref in program.outputs:
+        for labels in symbols[ref.index].all_channels():
+            statements.ledger.protect(labels, "model output")
+    _keep_inside_configs(program, statements)
+    _keep_what_training_calls(program, statements, symbols)
+    keep_what_regularizers_need(program, statements, symbols)
+    return program, statements, symbols
+
+
+def stated(program: Program) -> tuple[Statements, dict[int, Symbol]]:
+    """Lets the rules speak on each call of a model.
+
+    Returns:
+        What they say, and the labels of each tensor, by its number.
+    """
     statements = Statements()
     symbols: dict[int, Symbol] = {
         ref.index: plain(program.shapes[ref.index]) for ref in program.inputs
@@ -93,13 +109,7 @@ def _told(model: Any) -> tuple[Program, Statements, dict[int, Symbol]]:
         if number in only_for_losses and in_layer:
             for labels in (own for symbol in made for own in symbol.all_channels()):
                 statements.ledger.protect(labels, f"'{call.path}' makes them for a loss alone")
-    for ref in program.outputs:
-        for labels in symbols[ref.index].all_channels():
-            statements.ledger.protect(labels, "model output")
-    _keep_inside_configs(program, statements)
-    _keep_what_training_calls(program, statements, symbols)
-    keep_what_regularizers_need(program, statements, symbols)
-    return program, statements, symbols
+    return statements, symbols
 
 
 def _sharing_weights(program: Program) -> dict[str, str]:
@@ -164,6 +174,7 @@ def _assemble(
     axes = settled_facts(statements.axes.values(), settled)
     return ChannelGraph(
         program=program,
+        counted=program,
         groups=_groups(program, statements.ledger.origins, settled, axes),
         made=_made(statements.ledger.origins, settled),
         count=len(settled.removable),

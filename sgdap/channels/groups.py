@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sgdap._arguments import choices_for
 from sgdap.channels.facts import Axis, Place, Resize, Scale, Work
 from sgdap.channels.labels import Channels, TensorChannels
-from sgdap.model.program import Program
+from sgdap.model.program import Program, Shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +64,8 @@ class ChannelGraph:
 
     Attributes:
         program: The model's calls.
+        counted: The calls that `work` was counted on: those of `program`, or the same ones on
+            inputs of sizes that the model leaves open.
         groups: All groups, protected ones too, in order of the layers that make them.
         made: The channels that each producer makes, by its path, `(channels of the producer,)`.
         count: The number of channels of the whole model.
@@ -79,6 +81,7 @@ class ChannelGraph:
     """
 
     program: Program
+    counted: Program
     groups: tuple[ChannelGroup, ...]
     made: Mapping[str, Channels]
     count: int
@@ -90,6 +93,16 @@ class ChannelGraph:
     work: tuple[Work, ...]
     places: tuple[Place, ...]
     kept: tuple[tuple[str, str], ...]
+
+    @property
+    def counted_shapes(self) -> tuple[Shape, ...]:
+        """The shapes of the model's inputs that `work` was counted on."""
+        return tuple(self.counted.shapes[ref.index] for ref in self.counted.inputs)
+
+    @property
+    def open_inputs(self) -> tuple[Shape, ...]:
+        """Those of them that leave sizes open; these count as 1, so `work` is no measure then."""
+        return tuple(shape for shape in self.counted_shapes if None in shape[1:])
 
     def group(self, name: str) -> ChannelGroup:
         """The group of that name.

@@ -76,6 +76,32 @@ def reusable(data: Any, limit: int | None) -> Any:
     return _joined(inputs), _joined(targets)
 
 
+def can_be_read_again(x: Any) -> bool:
+    """Whether what `fit` or `evaluate` is given as inputs is still there after it was read."""
+    again = (tf.data.Dataset, tf.distribute.DistributedDataset, keras.utils.PyDataset)
+    return isinstance(x, again) or all(
+        leaf is None or hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)
+    )
+
+
+def first_sample(data: Any) -> Any:
+    """The model inputs of the first sample, or zeros of its shape where a dataset tells that.
+
+    Args:
+        data: As `batches` takes it.
+
+    Raises:
+        ValueError: There is no sample, or the arrays differ in length.
+        TypeError: `data` is None or of an unknown kind.
+    """
+    if isinstance(data, tf.data.Dataset):  # one that shuffles draws anew whenever it is read
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data.element_spec)
+        specs = keras.tree.flatten(x)
+        if not any(spec.shape.rank is None or None in spec.shape[1:] for spec in specs):
+            return keras.tree.map_structure(lambda s: tf.zeros([1, *s.shape[1:]], s.dtype), x)
+    return next(batches(data, 1, 1))[0]
+
+
 def _joined(parts: Sequence[Any]) -> Any:
     return keras.tree.map_structure(lambda *leaves: np.concatenate(leaves), *parts)
 

@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sgdap.channels.counting import counted_on
 from sgdap.channels.groups import ChannelGraph
-from sgdap.execution.data import batches
+from sgdap.execution.data import batches, first_sample
 
 
 def affordable_batch(graph: ChannelGraph, memory: int) -> int:
@@ -24,7 +25,7 @@ def affordable_batch(graph: ChannelGraph, memory: int) -> int:
     Returns:
         The number of samples, at least 1.
     """
-    numbers = sum(math.prod(n or 1 for n in shape[1:]) for shape in graph.program.shapes)
+    numbers = sum(math.prod(n or 1 for n in shape[1:]) for shape in graph.counted.shapes)
     return max(memory // (2 * 4 * max(numbers, 1)), 1)
 
 
@@ -42,6 +43,26 @@ def check_calibration_data(graph: ChannelGraph, data: Any) -> None:
     """
     for x, _, _ in batches(data, 32, 32):
         checked_inputs(graph, x)
+
+
+def counted_on_data(graph: ChannelGraph, data: Any) -> ChannelGraph:
+    """Counts a model's work on inputs of the size of the data's first batch.
+
+    Args:
+        graph: The model's channels.
+        data: Inputs as `collect_statistics` takes them, no iterator that can be read only once.
+
+    Returns:
+        The same channels; see `counted_on`.
+
+    Raises:
+        ValueError: There is no sample, or it does not fit the model or is not finite.
+        TypeError: `data` is of an unknown kind.
+    """
+    if not graph.open_inputs:
+        return graph
+    inputs = checked_inputs(graph, first_sample(data))
+    return counted_on(graph, [tuple(tensor.shape) for tensor in inputs])
 
 
 def input_batches(

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from sgdap._arguments import is_number, shown
+from sgdap.model.program import Program
 from sgdap.model.tracing import trace
 
 Runtime = str | Callable[[Any], float]
@@ -67,12 +68,23 @@ def check_runtime(runtime: object) -> None:
         )
 
 
-def measure_latency(model: Any, batch_size: int = 1, repeats: int = 50) -> float:
+Shapes = Sequence[Sequence[int | None]]
+"""The shapes of a model's inputs, on which it is timed."""
+
+
+def measure_latency(
+    model: Any, batch_size: int = 1, repeats: int = 50, shapes: Shapes | None = None
+) -> float:
     """Median seconds of a model for a batch, in a compiled function, after a warm-up."""
-    return compare_latency([model], batch_size, repeats)[0]
+    return compare_latency([model], batch_size, repeats, shapes)[0]
 
 
-def compare_latency(models: Sequence[Any], batch_size: int = 1, repeats: int = 50) -> list[float]:
+def compare_latency(
+    models: Sequence[Any],
+    batch_size: int = 1,
+    repeats: int = 50,
+    shapes: Shapes | None = None,
+) -> list[float]:
     """Median seconds of each of several models for a batch, measured in turns.
 
     Other work on the machine slows models that take turns alike. So the ratio of their times is
@@ -82,11 +94,13 @@ def compare_latency(models: Sequence[Any], batch_size: int = 1, repeats: int = 5
         models: Built models.
         batch_size: The number of samples in the batch.
         repeats: How often each model is timed, after a warm-up.
+        shapes: The shapes of the inputs that they are timed on, apart from the batch axis; None:
+            those that they were built with. Sizes left open count as 1.
 
     Returns:
         The seconds of each model.
     """
-    runs = [_in_keras(model, batch_size) for model in models]
+    runs = [_in_keras(model, batch_size, shapes) for model in models]
     times = np.array([[_seconds(run) for run in runs] for _ in range(repeats + 5)])
     return [float(median) for median in np.median(times[5:], axis=0)]
 
@@ -102,6 +116,8 @@ class Stopwatch:
         batch_size: The number of samples in a batch.
         runtime: `"keras"` (a compiled function), `"litert"`, `"onnx"`, or a function of a model
             that returns seconds.
+        shapes: The shapes of the inputs that they are timed on, apart from the batch axis; None:
+            those that they were built with. Sizes left open count as 1.
 
     Attributes:
         seconds: The median seconds of that model for a batch.
@@ -111,13 +127,19 @@ class Stopwatch:
         ValueError: A function of the user's returned no time.
     """
 
-    def __init__(self, model: Any, batch_size: int = 1, runtime: Runtime = "keras") -> None:
-        self._batch_size, self._runtime = batch_size, runtime
+    def __init__(
+        self,
+        model: Any,
+        batch_size: int = 1,
+        runtime: Runtime = "keras",
+        shapes: Shapes | None = None,
+    ) -> None:
+        self._batch_size, self._runtime, self._shapes = batch_size, runtime, shapes
         self._run: Callable[[], object] = lambda: None
         if callable(runtime):
             self.seconds = _told(runtime, model)
         else:
-            self._run = _prepared(model, batch_size, runtime)
+            self._run = _prepared(model, batch_size, runtime, shapes)
             (self.seconds,) = _medians([self._run])
 
     def seconds_of(self, model: Any, limit: float | None = None) -> float:
@@ -129,7 +151,7 @@ class Stopwatch:
         """
         if callable(self._runtime):
             return _told(self._runtime, model)
-        run = _prepared(model, self._batch_size, self._runtime)
+        run = _prepared(model, self._batch_size, self._runtime, self._shapes)
         first, other = _medians([self._run, run], limit and limit / self.seconds)
         return self.seconds * other / first
 
@@ -186,28 +208,33 @@ def _medians(runs: Sequence[Callable[[], object]], limit: float | None = None) -
             )
 
 
-def _prepared(model: Any, batch_size: int, runtime: str) -> Callable[[], object]:
+def _prepared(
+    model: Any, batch_size: int, runtime: str, shapes: Shapes | None
+) -> Callable[[], object]:
     """A function that runs a model once on a batch of zeros."""
     make = {"keras": _in_keras, "litert": _in_litert, "onnx": _in_onnx}[runtime]
-    return make(model, batch_size)
+    return make(model, batch_size, shapes)
 
 
-def _in_keras(model: Any, batch_size: int) -> Callable[[], object]:
+def _in_keras(model: Any, batch_size: int, shapes: Shapes | None) -> Callable[[], object]:
     program = trace(model)
-    inputs = [
-        tf.zeros(_closed(program.shapes[ref.index], batch_size), program.dtypes[ref.index])
-        for ref in program.inputs
-    ]
+    inputs = _zeros(program, batch_size, shapes)
     compiled = tf.function(lambda *x: program.run_flat(list(x)))
     return lambda: [output.numpy() for output in compiled(*inputs)]
 
 
-def _in_litert(model: Any, batch_size: int) -> Callable[[], object]:
+def _in_litert(model: Any, batch_size: int, shapes: Shapes | None) -> Callable[[], object]:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=_exported(model, "litert"))
+    wanted = [_closed(shape, batch_size) for shape in shapes or ()]
     for given in interpreter.get_input_details():
-        interpreter.resize_tensor_input(given["index"], _closed(given["shape"], batch_size))
+        open_shape = given["shape_signature"]  # the runtime has an order of its own
+        shape = next((s for s in wanted if _fits(s, open_shape)), None)
+        if shape is not None:
+            wanted.remove(shape)
+        shape = shape or _closed(given["shape"], batch_size)
+        interpreter.resize_tensor_input(given["index"], shape)
     interpreter.allocate_tensors()
     for given in interpreter.get_input_details():
         interpreter.set_tensor(given["index"], np.zeros(given["shape"], given["dtype"]))
@@ -215,14 +242,11 @@ def _in_litert(model: Any, batch_size: int) -> Callable[[], object]:
     return run
 
 
-def _in_onnx(model: Any, batch_size: int) -> Callable[[], object]:
+def _in_onnx(model: Any, batch_size: int, shapes: Shapes | None) -> Callable[[], object]:
     import onnxruntime
 
     program = trace(model)
-    zeros = {
-        ref: tf.zeros(_closed(program.shapes[ref.index], batch_size), program.dtypes[ref.index])
-        for ref in program.inputs
-    }
+    zeros = dict(zip(program.inputs, _zeros(program, batch_size, shapes), strict=True))
     model(*keras.tree.map_structure(zeros.get, program.unrolled[-1].args))  # before an export
     session = onnxruntime.InferenceSession(_exported(model, "onnx"))
     inputs = {
@@ -230,6 +254,15 @@ def _in_onnx(model: Any, batch_size: int) -> Callable[[], object]:
         for given, ref in zip(session.get_inputs(), program.inputs, strict=True)
     }
     return lambda: session.run(None, inputs)
+
+
+def _zeros(program: Program, batch_size: int, shapes: Shapes | None) -> list[Any]:
+    """A batch of zeros of given shapes, or of those that a model was built with."""
+    shapes = shapes or [program.shapes[ref.index] for ref in program.inputs]
+    return [
+        tf.zeros(_closed(shape, batch_size), program.dtypes[ref.index])
+        for ref, shape in zip(program.inputs, shapes, strict=True)
+    ]
 
 
 def _exported(model: Any, kind: str) -> bytes:
@@ -244,3 +277,10 @@ def _exported(model: Any, kind: str) -> bytes:
 def _closed(shape: Sequence[int | None], batch_size: int) -> list[int]:
     """A tensor's shape with the batch axis closed."""
     return [batch_size, *(int(size or 1) for size in shape[1:])]
+
+
+def _fits(shape: Sequence[int], open_shape: Sequence[int]) -> bool:
+    """Whether a shape is one of those that an open shape, with -1 for each open size, allows."""
+    return len(shape) == len(open_shape) and all(
+        wanted in (-1, size) for size, wanted in zip(shape[1:], open_shape[1:], strict=True)
+    )

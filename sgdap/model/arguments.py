@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from sgdap import _keras
+from sgdap.model.program import Shape, leaves_of
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def symbolic_arguments(model: Any) -> Arguments:
-    """Returns new symbolic arguments for a model's `call`, of the shapes it was built with.
+def symbolic_arguments(model: Any, shapes: Sequence[Shape] | None = None) -> Arguments:
+    """Returns new symbolic arguments for a model's `call`.
 
     Args:
         model: A Keras model.
+        shapes: The shape of each tensor among them; None: those that the model was built with.
 
     Returns:
         Positional and keyword arguments.
@@ -25,6 +27,17 @@ def symbolic_arguments(model: Any) -> Arguments:
     Raises:
         ValueError: The model is not built, has no `call`, or Keras does not know the shapes.
     """
+    arguments = _as_built(model)
+    if shapes is None:
+        return arguments
+    pairs = zip(leaves_of(arguments), shapes, strict=True)
+    tensors = [keras.KerasTensor(shape, dtype=x.dtype, name=x.name) for x, shape in pairs]
+    packed: Arguments = keras.tree.pack_sequence_as(arguments, tensors)
+    return packed
+
+
+def _as_built(model: Any) -> Arguments:
+    """Symbolic arguments of the shapes that a model was built with."""
     functional = _keras.functional_of(model)
     if functional is not None:
         return (keras.tree.map_structure(symbolic_like, functional.input),), {}

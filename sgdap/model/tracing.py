@@ -32,28 +32,30 @@ def check_is_no_tf_keras(model: Any) -> None:
         )
 
 
-def trace(model: Any) -> Program:
+def trace(model: Any, shapes: Sequence[Shape] | None = None) -> Program:
     """Unrolls a built model, the models nested in it too.
 
     Its `call` is run once on symbolic tensors; nothing of that stays on the model.
 
     Args:
         model: A built Keras model.
+        shapes: The shapes of the tensors that it is called on; None: those it was built with.
 
     Returns:
         The model's `Program`.
 
     Raises:
         TypeError: `model` is no Keras model.
-        ValueError: It is not built, or its `call` can't be run on symbolic tensors.
+        ValueError: It is not built, or its `call` can't be run on symbolic tensors, or on some of
+            these shapes.
     """
     check_is_no_tf_keras(model)
     if not isinstance(model, keras.Model):
         raise TypeError(
             f"Expected a keras.Model. Received: {shown(model)} (of type {type(model).__name__})."
         )
-    args, kwargs = symbolic_arguments(model)
-    recorder = _Recorder()
+    args, kwargs = symbolic_arguments(model, shapes)
+    recorder = _Recorder(of_shapes=shapes is not None)
     inputs = tuple(map(recorder.numbered, leaves_of((args, kwargs))))
     outputs = recorder.run(model, "", args, kwargs)
     leaves = leaves_of(outputs)
@@ -130,12 +132,19 @@ class _Recorder:
         program: A program whose first calls were made already; None: nothing was.
         start: How many of its calls were made.
         slim: The shapes of its tensors when its layers are slim.
+        of_shapes: Whether every call must tell its outputs' shapes for those of its inputs.
+            Otherwise the shapes that it had when its model was made will do.
     """
 
     def __init__(
-        self, program: Program | None = None, start: int = 0, slim: Sequence[Shape] = ()
+        self,
+        program: Program | None = None,
+        start: int = 0,
+        slim: Sequence[Shape] = (),
+        *,
+        of_shapes: bool = False,
     ) -> None:
-        self._program, self._slim = program, slim
+        self._program, self._slim, self._of_shapes = program, slim, of_shapes
         self.calls: list[Call] = list(program.calls[:start]) if program else []
         made = sum(len(call.outputs) for call in self.calls)
         known = made + len(program.inputs) if program else 0
@@ -334,7 +343,7 @@ class _Recorder:
             with originals():
                 return output_spec(operation, args, kwargs)
         except Exception:
-            if node is None:
+            if node is None or self._of_shapes:
                 raise
             return node.outputs  # it takes no tensors of these sizes
 

@@ -15,7 +15,6 @@ from sgdap.planning.cost import (
     MEASURES,
     CostModel,
     cost_model,
-    open_inputs,
 )
 from sgdap.planning.widths import Step, WidthRules, WidthSearch
 from sgdap.planning.work import warn_of_uncounted
@@ -124,14 +123,17 @@ def check_budget_can_be_met(
 
     Raises:
         ValueError: Even the narrowest model costs more, a limit must be meant as a percentage, or
-            the budget limits FLOPs and an input shape has an open (None) size.
+            the budget limits FLOPs or the latency, an input shape has an open (None) size, and no
+            data told it.
     """
-    open_shapes = open_inputs(graph)
-    if budget.flops is not None and open_shapes:
+    open_shapes = graph.open_inputs
+    timed = budget.latency is not None and not callable(budget.runtime)
+    if open_shapes and (budget.flops is not None or timed):
         raise ValueError(
             f"{budget} can't be checked: an input of model '{graph.program.model.name}' has the "
-            f"shape {open_shapes[0]}, and FLOPs depend on the sizes left open. Build the model "
-            "with a fixed keras.Input shape, or limit its parameters: Budget(params=0.5)."
+            f"shape {open_shapes[0]}, and what the model costs at the sizes of your data is not "
+            "known. Pass calibration_data to SGDAPCallback, build the model with a fixed "
+            "keras.Input shape, or limit its parameters: Budget(params=0.5)."
         )
     if budget.flops is not None:
         warn_of_uncounted(graph)

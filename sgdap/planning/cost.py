@@ -13,6 +13,7 @@ from scipy import sparse
 
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.labels import Channels
+from sgdap.model.program import Program
 from sgdap.planning.work import untold_work
 
 MEASURES = ("params", "flops", "bytes")
@@ -95,11 +96,11 @@ def cost_model(graph: ChannelGraph) -> CostModel:
     return CostModel(widths, (tuple(parameters), tuple(work), tuple(sizes)))
 
 
-def parameters_by_layer(graph: ChannelGraph) -> dict[str, int]:
-    """The number of parameters of each layer, by path."""
+def parameters_by_layer(program: Program) -> dict[str, int]:
+    """The number of parameters of each layer of a model, by path."""
     return {
         path: sum(math.prod(v.shape) for v in _weights(layer))
-        for path, layer in graph.program.layers().items()
+        for path, layer in program.layers().items()
     }
 
 
@@ -111,13 +112,3 @@ def _weights(layer: Any) -> list[Any]:
 def _item_size(variable: Any) -> int:
     """Bytes of one entry of a variable."""
     return int(np.dtype(variable.dtype).itemsize)
-
-
-def open_inputs(graph: ChannelGraph) -> list[Any]:
-    """The shapes of the inputs that leave sizes open, on which the model's FLOPs then depend."""
-    return [shape for shape in input_shapes(graph) if None in shape[1:]]
-
-
-def input_shapes(graph: ChannelGraph) -> list[Any]:
-    """The shapes of the model's inputs."""
-    return [graph.program.shapes[ref.index] for ref in graph.program.inputs]

@@ -60,8 +60,9 @@ class Plan:
         groups: The plan for each channel group, protected ones too.
         unknown: The layers and operations that no rule covers: path and reason of each.
         params: Parameters before and after.
-        flops: FLOPs for one sample before and after, one multiply-add = 2. Where inputs leave sizes
-            open these count as 1, so that the numbers are no measure of the model, and not shown.
+        flops: FLOPs for one sample before and after, one multiply-add = 2. Where the model leaves
+            sizes open, they are those of the first batch of data. Sizes that no data tell count as
+            1: then the numbers are no measure of the model, and not shown.
         samples: The number of calibration samples that were used.
         weights: The reconstruction: new values of consumers' variables, by
             `"path:number of the variable"`; empty without reconstruction.
@@ -69,7 +70,7 @@ class Plan:
             fitted to.
         notes: Sentences on FLOPs that are not counted, on what was given up to save memory, and
             on groups that are not scored by what the next layer needs.
-        open_inputs: The shapes of the inputs that leave sizes open, as text.
+        open_inputs: The shapes of the inputs that leave sizes open that no data tell, as text.
     """
 
     model: str

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sgdap._arguments import choices_for, shown
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
-from sgdap.planning.cost import cost_model, open_inputs
+from sgdap.planning.cost import cost_model
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint, reconstruction_fingerprint
 from sgdap.planning.widths import paths_called
 from sgdap.planning.work import work_notes
@@ -66,7 +66,7 @@ def plan_from_mask(
         weights={f"{path}:{number}": v for (path, number), v in (weights or {}).items()},
         fitted_to=reconstruction_fingerprint(graph, kept) if weights else "",
         notes=(*work_notes(graph), *notes),
-        open_inputs=tuple(map(str, open_inputs(graph))),
+        open_inputs=tuple(map(str, graph.open_inputs)),
     )
 
 

@@ -27,7 +27,7 @@ def work_by_layer(graph: ChannelGraph) -> dict[str, float]:
 
 def _told_work(graph: ChannelGraph) -> dict[str, float]:
     """FLOPs of each layer that its channel rule states."""
-    flops: dict[str, float] = {path: 0.0 for path in graph.program.layers()}
+    flops: dict[str, float] = {path: 0.0 for path in graph.counted.layers()}
     for work in graph.work:
         flops[work.path] += work.factor * math.prod(len(c) for c in work.axes)
     return flops
@@ -58,11 +58,11 @@ def _traced_by_path(graph: ChannelGraph) -> dict[str, TracedWork]:
     told, kept = _told_work(graph), dict(graph.kept)
     paths = {
         number: call.path
-        for number, call in enumerate(graph.program.calls)
+        for number, call in enumerate(graph.counted.calls)
         if call.path in kept or not (told[call.path] or _has_built_in_rule(call.operation))
     }
     found = {path: TracedWork(-told[path]) for path in paths.values()}
-    for number, work in traced_work(graph.program, paths).items():
+    for number, work in traced_work(graph.counted, paths).items():
         known = found[paths[number]]
         uncounted = tuple(dict.fromkeys((*known.uncounted, *work.uncounted)))
         found[paths[number]] = TracedWork(known.flops + work.flops, uncounted)
@@ -76,15 +76,23 @@ def _has_built_in_rule(operation: Any) -> bool:
 
 
 def work_notes(graph: ChannelGraph) -> tuple[str, ...]:
-    """Notes on FLOPs that no rule states: those not counted, and those taken to stay the same."""
-    layers, kept = graph.program.layers(), dict(graph.kept)
+    """Notes on FLOPs: on what sizes they depend, which are not counted, which are taken to stay."""
+    layers, kept = graph.counted.layers(), dict(graph.kept)
     fixed = tuple(
         f"FLOPs of '{path}' ({work.flops:,.0f}) are taken to stay: its rule does not say them by "
         "call.work."
         for path, work in untold_work(graph).items()
         if work.flops and isinstance(layers[path], keras.Layer) and path not in kept
     )
-    return (*uncounted_notes(graph), *fixed)
+    return (*_sizes_note(graph), *uncounted_notes(graph), *fixed)
+
+
+def _sizes_note(graph: ChannelGraph) -> tuple[str, ...]:
+    """The sizes of the data that FLOPs are counted on, where the model leaves sizes open."""
+    if graph.counted is graph.program or graph.open_inputs:
+        return ()
+    shapes = ", ".join(str(shape) for shape in graph.counted_shapes)
+    return (f"FLOPs are those of inputs of shape {shapes}, as the first batch has them.",)
 
 
 def uncounted_notes(graph: ChannelGraph) -> tuple[str, ...]:

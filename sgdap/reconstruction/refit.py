@@ -15,7 +15,7 @@ from sgdap.execution.inputs import affordable_batch
 from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.precision import full_precision
 from sgdap.execution.side_by_side import SideBySide
-from sgdap.planning.cost import cost_model, open_inputs
+from sgdap.planning.cost import cost_model
 from sgdap.reconstruction.closed_form import cross_validated_fit
 from sgdap.reconstruction.residuals import ResidualAccumulator, Residuals
 from sgdap.reconstruction.weights import Mask, Weights
@@ -148,7 +148,7 @@ def _solving_memory(place: Place, kept: Mask) -> int:
 
 def _affordable_passes(graph: ChannelGraph, samples: int) -> int:
     """The number of passes, from 2 to 8, within WORK; 8 if the model's FLOPs aren't known."""
-    if open_inputs(graph):
+    if graph.open_inputs:
         return PASSES
     model = cost_model(graph)
     flops = float(model.cost(model.lengths(np.ones(graph.count, bool)))[1])

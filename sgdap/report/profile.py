@@ -9,8 +9,10 @@ from typing import Any
 from sgdap._arguments import check_integer
 from sgdap._table import short_name
 from sgdap.channels.grouping import channel_graph
+from sgdap.execution.data import reusable
+from sgdap.execution.inputs import counted_on_data
 from sgdap.execution.latency import measure_latency
-from sgdap.planning.cost import open_inputs, parameters_by_layer
+from sgdap.planning.cost import parameters_by_layer
 from sgdap.planning.work import untold_work, work_by_layer, work_notes
 
 
@@ -83,11 +85,20 @@ class Profile:
         return out.getvalue().rstrip()
 
 
-def profile(model: Any, *, latency: bool = True, batch_size: int = 1, repeats: int = 50) -> Profile:
+def profile(
+    model: Any,
+    data: Any = None,
+    *,
+    latency: bool = True,
+    batch_size: int = 1,
+    repeats: int = 50,
+) -> Profile:
     """Counts the parameters, bytes and FLOPs of a model, and measures its latency.
 
     Args:
         model: A built `keras.Sequential` or functional `keras.Model`.
+        data: Inputs in any form that `fit` takes, whose first batch tells the sizes that the model
+            leaves open; None: it leaves none open.
         latency: Whether to measure the latency.
         batch_size: The number of samples in the batch that is timed.
         repeats: How often the batch is timed, after a warm-up; the median is taken.
@@ -97,8 +108,8 @@ def profile(model: Any, *, latency: bool = True, batch_size: int = 1, repeats: i
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: The model is not built, or an input has an open (None) size; or `batch_size` or
-            `repeats` is not an integer of at least 1.
+        ValueError: The model is not built, or an input has an open (None) size that no data tell;
+            or `batch_size` or `repeats` is not an integer of at least 1.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
@@ -108,18 +119,21 @@ def profile(model: Any, *, latency: bool = True, batch_size: int = 1, repeats: i
     check_integer("batch_size", batch_size, 1)
     check_integer("repeats", repeats, 1)
     graph = channel_graph(model)
-    for shape in open_inputs(graph):
+    if data is not None:
+        graph = counted_on_data(graph, reusable(data, 1))
+    for shape in graph.open_inputs:
         raise ValueError(
             f"Model '{model.name}' has an input of shape {shape}: what it computes depends on "
-            "the sizes left open. Build it with a fixed keras.Input shape to profile it."
+            "the sizes left open. Pass inputs that tell them, sgdap.profile(model, data), or build "
+            "it with a fixed keras.Input shape."
         )
     flops = work_by_layer(graph)
-    params = parameters_by_layer(graph)
+    params = parameters_by_layer(graph.counted)
     told = {work.path for work in graph.work}
     unknown = {
         path for path, work in untold_work(graph).items() if work.uncounted and not flops[path]
     }
-    shapes = {c.path: graph.program.shapes[c.outputs[0].index] for c in graph.program.calls}
+    shapes = {c.path: graph.counted.shapes[c.outputs[0].index] for c in graph.counted.calls}
     return Profile(
         name=model.name,
         layers=tuple(
@@ -130,12 +144,14 @@ def profile(model: Any, *, latency: bool = True, batch_size: int = 1, repeats: i
                 params[path],
                 None if path in unknown else round(flops[path]),
             )
-            for path, layer in graph.program.layers().items()
+            for path, layer in graph.counted.layers().items()
             if params[path] or flops[path] or path in told or path in unknown
         ),
         params=model.count_params(),
         flops=round(sum(flops.values())),
-        latency=measure_latency(model, batch_size, repeats) if latency else None,
+        latency=measure_latency(model, batch_size, repeats, graph.counted_shapes)
+        if latency
+        else None,
         batch_size=batch_size,
         notes=work_notes(graph),
     )

@@ -204,7 +204,7 @@ def copied(graph: ChannelGraph, *, compiled: bool = True) -> ChannelGraph:
     program = functional_program(graph.program)
     if model.compiled and compiled:
         compile_alike(program.model, model)
-    return replace(graph, program=program)
+    return replace(graph, program=program, counted=program)
 
 
 def _is_model(layer: Any) -> bool:

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 
 from sgdap import _keras
+from sgdap.execution.data import can_be_read_again
 from sgdap.model.generators import random_state, set_random_state
 
 
@@ -40,16 +40,6 @@ def validation_metrics(model: Any) -> tuple[dict[str, float], str]:
         found = model.evaluate(**arguments, verbose=0, return_dict=True)
     scalars = {f"val_{n}": float(value) for n, value in found.items() if np.ndim(value) == 0}
     return {name: value for name, value in scalars.items() if math.isfinite(value)}, ""
-
-
-def can_be_read_again(x: Any) -> bool:
-    """Whether data of a `fit` can be read without taking them away from it."""
-    import tensorflow as tf
-
-    again = (tf.data.Dataset, tf.distribute.DistributedDataset, keras.utils.PyDataset)
-    return isinstance(x, again) or all(
-        leaf is None or hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)
-    )
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from sgdap import _keras
-from sgdap.execution.data import Batch, batches
+from sgdap.execution.data import Batch, batches, can_be_read_again
 from sgdap.model.generators import random_state, set_random_state
-from sgdap.training.baseline import can_be_read_again, state_kept
+from sgdap.training.baseline import state_kept
 
 TRAINED = 0.5
 """A model is trained if its loss is at most this share of that with its targets mixed up."""
@@ -50,12 +50,12 @@ def known_samples(
     """
     for data in (_keras.training_data(model), calibration_data):
         if isinstance(data, tuple) and len(data) > 1 and can_be_read_again(data[0]):
-            found = first_sample(data[0], data[1], samples, limit, seed)
+            found = drawn_sample(data[0], data[1], samples, limit, seed)
             return found if found is not None and is_trained(model, *found) else None
     return None
 
 
-def first_sample(
+def drawn_sample(
     x: Any, y: Any, samples: int | None, limit: int, seed: int
 ) -> tuple[Any, Any] | None:
     """Reads some training data; see `known_samples`.

@@ -108,7 +108,8 @@ class Goal:
         if not self.timed:
             return self
         model = scope.graph.program.model
-        watch = Stopwatch(model, self.final.batch_size, self.final.runtime)
+        shapes = scope.graph.counted_shapes
+        watch = Stopwatch(model, self.final.batch_size, self.final.runtime, shapes)
         cost = cost_model(scope.graph)
         flops = cost.cost(cost.lengths(np.ones(scope.graph.count, bool)))[_FLOPS]
         goal = self
@@ -177,7 +178,10 @@ def make_goal(
     shares = np.minimum(budget.targets(full) / full, 1.0)
     goal = Goal(budget, way, full, shares, open=is_open, fixed=way is schedule and not is_open)
     if budget.latency is not None:
-        watch = Stopwatch(scope.graph.program.model, budget.batch_size, budget.runtime)
+        graph = scope.graph
+        watch = Stopwatch(
+            graph.program.model, budget.batch_size, budget.runtime, graph.counted_shapes
+        )
         goal = replace(goal, seconds=budget.latency_target(watch.seconds))
         goal = _timed(goal, scope, flat_curves(scope.groups), "layerwise", watch)
         _warn_if_near_the_floor(goal)

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from sgdap._keras.optimizers import optimizer_parts
+from sgdap.channels.counting import counted_on
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.latency import NoisyClockError
 from sgdap.pipeline import Curves, PruningOptions, Scope, make_plan
 from sgdap.planning.budget import Budget
-from sgdap.planning.cost import cost_model, open_inputs
+from sgdap.planning.cost import cost_model
 from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.apply import prune_by_plan
 from sgdap.surgery.snapshot import restore_snapshot, take_snapshot
@@ -109,7 +110,7 @@ class Run:
         value = self.monitor.read(logs)
         self._note_metric(epoch, value)
         logs["params"] = float(self.costs[0])
-        if not open_inputs(self.scope.graph):
+        if not self.scope.graph.open_inputs:
             logs["flops"] = float(self.costs[1])
         self.state.widths.append(self.widths)
         self.summaries.epoch(epoch, self.widths)
@@ -182,7 +183,7 @@ class Run:
         self.course = replace(self.course.begun_at(state.first or 0, early), epochs=state.epochs)
         if self.sampler is not None and state.reservoir is not None:
             self.sampler.reservoir.set_state(dict(state.reservoir))
-        self._note_widths(channel_graph(self.model))
+        self._read_anew()
 
     # Decisions
 
@@ -259,7 +260,7 @@ class Run:
                 held=tuple(state.guard.widths),
             )
         )
-        full = (self.goal.full[0], None if open_inputs(scope.graph) else self.goal.full[1])
+        full = (self.goal.full[0], None if scope.graph.open_inputs else self.goal.full[1])
         self.say(round_line(state.rounds[-1], full, time.perf_counter() - began))
         for note in self.goal.notes:
             self.say(note)
@@ -338,7 +339,7 @@ class Run:
         undone = sum(r.decision == "undone" for r in rounds)
         return RunSummary(
             params=(int(all_params), int(params)),
-            flops=None if open_inputs(self.scope.graph) else (int(all_flops), int(flops)),
+            flops=None if self.scope.graph.open_inputs else (int(all_flops), int(flops)),
             widths={name: (width, widths[name]) for name, width in self.whole.items()},
             metric=metric,
             score=(before, score),
@@ -348,7 +349,12 @@ class Run:
 
     def _shapes_changed(self) -> None:
         self.neighbours.begin_anew()
-        self._note_widths(channel_graph(self.model))
+        self._read_anew()
+
+    def _read_anew(self) -> None:
+        """Reads the model's channels as they are now, for inputs of the same sizes."""
+        shapes = self.scope.graph.counted_shapes
+        self._note_widths(counted_on(channel_graph(self.model), shapes))
 
     def _note_widths(self, graph: ChannelGraph) -> None:
         """Updates the scope, costs and widths to the model as it is now."""

@@ -10,9 +10,10 @@ import keras
 
 from sgdap import _keras
 from sgdap.channels.grouping import channel_graph
+from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.backend import check_backend
-from sgdap.execution.data import reusable
-from sgdap.execution.inputs import check_calibration_data
+from sgdap.execution.data import can_be_read_again, reusable
+from sgdap.execution.inputs import check_calibration_data, counted_on_data
 from sgdap.execution.losses import model_loss
 from sgdap.pipeline import PruningOptions, pruning_scope
 from sgdap.surgery.prune import check_can_be_rebuilt
@@ -59,15 +60,16 @@ def start_run(
     """
     check_backend("sgdap.SGDAPCallback")
     graph = channel_graph(model)
+    data = None
+    if calibration_data is not None:
+        data = reusable(calibration_data, pruning.samples)
+        check_calibration_data(graph, data)
+    graph = _counted(graph, data)
     scope = pruning_scope(graph, pruning)
     check_can_be_rebuilt(graph, scope.groups, scope.rules)
     monitor = Monitor(training.monitor, training.mode, _keras.validated_epochs(model))
     monitor.check_drop(training.max_accuracy_drop)
     final = training.final_finetune_epochs
-    data = None
-    if calibration_data is not None:
-        data = reusable(calibration_data, pruning.samples)
-        check_calibration_data(graph, data)
     limit = min(LIMIT, pruning.memory_limit or LIMIT)
     known = None
     if _may_begin_early(training):
@@ -127,6 +129,25 @@ def _may_begin_early(training: TrainingOptions) -> bool:
     judged_by_epochs = training.max_accuracy_drop is not None and training.baseline == "first_epoch"
     by_steps = not isinstance(training.schedule, Schedule)
     return training.begin_epoch == "auto" and not by_steps and not judged_by_epochs
+
+
+def _counted(graph: ChannelGraph, data: Any) -> ChannelGraph:
+    """Counts a model's work on inputs of the sizes that the data of a run have.
+
+    Args:
+        graph: The model's channels.
+        data: Calibration inputs; None: those that `fit` trains on, where they can be read.
+    """
+    if data is not None:
+        return counted_on_data(graph, data)
+    trained_on, _ = _keras.training_data(graph.program.model) or (None, None)
+    if trained_on is None or not can_be_read_again(trained_on):
+        return graph
+    in_batches = hasattr(trained_on, "element_spec") or hasattr(trained_on, "num_batches")
+    try:
+        return counted_on_data(graph, trained_on if in_batches else (trained_on,))
+    except (TypeError, ValueError):  # a train step of the user's own may take other batches
+        return graph
 
 
 def _guard(training: TrainingOptions, step: float) -> Guard:

@@ -12,7 +12,8 @@ class RunSummary:
 
     Attributes:
         params: Parameters before and after.
-        flops: FLOPs for one sample before and after; None where an input leaves sizes open.
+        flops: FLOPs for one sample before and after; None where inputs leave sizes
+            open that no data told.
         widths: The number of channels before and after of each group that could shrink, by name.
         metric: The name of the monitored metric; None if it was never seen.
         score: The monitored metric before and after. Before: of the model that `fit` was given,

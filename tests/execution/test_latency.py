@@ -39,6 +39,19 @@ def test_a_model_that_computes_more_takes_longer_in_each_runtime(runtime, monkey
     assert 0 < watch.seconds_of(dense(16)) < watch.seconds < 10
 
 
+@pytest.mark.compiled
+@pytest.mark.parametrize("runtime", ["keras", "litert", "onnx"])
+def test_longer_inputs_take_longer_where_sizes_are_left_open(runtime, monkeypatch):
+    monkeypatch.setattr(latency, "_TOLERANCE", 1.0)
+    first, second = keras.Input((None, 64)), keras.Input((4,))
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.Conv1D(64, 5, padding="same")(first))
+    model = keras.Model([first, second], keras.layers.Concatenate()([x, second]))
+    short, long = (
+        Stopwatch(model, 2, runtime, [(None, length, 64), (None, 4)]) for length in (4, 4000)
+    )
+    assert 0 < short.seconds < long.seconds < 10
+
+
 def test_a_machine_that_gets_slower_makes_no_difference(monkeypatch):
     """Times are compared with what the first model takes at the same time."""
     pace = [1.0]

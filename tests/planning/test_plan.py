@@ -6,6 +6,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import sgdap
@@ -150,30 +151,71 @@ def test_a_plan_that_leaves_a_layer_without_channels_is_refused():
         sgdap.apply(model, replace(plan, groups=groups))
 
 
-def test_flops_that_depend_on_sizes_left_open_are_not_told(capsys):
-    def model(size):
-        return keras.Sequential(
-            [
-                keras.Input((size, size, 3)),
-                keras.layers.Conv2D(6, 3, name="conv"),
-                keras.layers.GlobalAveragePooling2D(),
-                keras.layers.Dense(2, name="end"),
-            ]
-        )
+class Told(keras.layers.Layer):
+    """Takes another way where it knows the length, so its work can't be told from the other."""
 
-    x = np.random.default_rng(0).normal(size=(16, 8, 8, 3))
-    plan = sgdap.plan(model(None), x, sgdap.Budget(params=0.5))
-    shape = "(None, None, None, 3)"
+    def build(self, shape):
+        self.inner = keras.layers.Dense(4, name="inner")
+        self.inner.build(shape)
+
+    def call(self, x):
+        return self.inner(x) if x.shape[1] is None else self.inner(self.inner(x)[..., :1] + x)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 4)
+
+
+def test_flops_that_depend_on_sizes_left_open_are_not_told():
+    inputs = keras.Input((None, 3))
+    hidden = keras.layers.Dense(3, name="hidden")(inputs)
+    model = keras.Model(inputs, Told()(hidden))
+    x = np.random.default_rng(0).normal(size=(16, 8, 3))
+    plan = sgdap.plan(model, x, sgdap.Budget(params=0.8))
+    shape = "(None, None, 3)"
     assert f"FLOPs: not known, they depend on the sizes left open in {shape}" in str(plan)
     assert sgdap.Plan.from_json(plan.to_json()).open_inputs == (shape,)
-    assert "FLOPs: 11,688" in str(sgdap.plan(model(8), x, sgdap.Budget(params=0.5)))
-    trained = model(None)
+    for budget in (sgdap.Budget(flops=0.5), sgdap.Budget(latency=0.5)):
+        with pytest.raises(ValueError, match="at the sizes of your data is not known"):
+            sgdap.plan(model, x, budget)
+
+
+def test_flops_are_those_of_the_first_batch_where_sizes_are_left_open():
+    model = keras.Sequential(
+        [
+            keras.Input((None, 3)),
+            keras.layers.Conv1D(6, 3, name="conv"),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dense(2, name="end"),
+        ]
+    )
+    batches = [np.random.default_rng(n).normal(size=(8, n, 3)) for n in (8, 5)]
+    data = tf.data.Dataset.from_generator(
+        lambda: iter(batches), output_signature=tf.TensorSpec((None, None, 3))
+    )
+    plan = sgdap.plan(model, data, sgdap.Budget(flops=0.5))
+    assert plan.flops[0] == 2 * 6 * 9 * 6 + 2 * 6 * 2 and not plan.open_inputs
+    assert "FLOPs are those of inputs of shape (None, 8, 3), as the first batch has" in str(plan)
+
+
+def test_a_run_tells_no_flops_where_no_data_tell_the_sizes(capsys):
+    inputs = keras.Input((None, None, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(6, 3)(inputs))
+    trained = keras.Model(inputs, keras.layers.Dense(2)(pooled))
     trained.compile("sgd", "mse")
+
+    def batches():
+        while True:
+            yield np.ones((8, 6, 6, 3)), np.ones((8, 2))
+
     callback = sgdap.SGDAPCallback(sgdap.Budget(params=0.5), schedule="one_shot")
-    logs = trained.fit(x, np.ones((16, 2)), epochs=2, verbose=0, callbacks=[callback]).history
+    arguments = {"steps_per_epoch": 2, "epochs": 2, "verbose": 0, "shuffle": False}
+    logs = trained.fit(batches(), callbacks=[callback], **arguments).history
     said = capsys.readouterr().out
     assert "of the parameters" in said and "FLOPs" not in said
     assert "params" in logs and "flops" not in logs
+    refused = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5))
+    with pytest.raises(ValueError, match="Pass calibration_data to SGDAPCallback"):
+        trained.fit(batches(), callbacks=[refused], **arguments)
 
 
 def test_a_saved_plan_is_a_small_text_with_its_weights_beside(plan, tmp_path):

@@ -1,6 +1,7 @@
 """Profiles: parameters as Keras counts them, FLOPs as TensorFlow's profiler counts them."""
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -115,10 +116,15 @@ def test_a_layer_of_which_nothing_can_be_counted_has_no_number():
     assert "not counted" in str(found)
 
 
-def test_open_input_sizes_are_refused():
+def test_sizes_left_open_are_those_of_the_data_and_refused_without():
     model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(2, 3)])
-    with pytest.raises(ValueError, match="fixed keras.Input shape"):
+    with pytest.raises(ValueError, match=r"sgdap.profile\(model, data\).*fixed keras.Input shape"):
         sgdap.profile(model)
+    found = sgdap.profile(model, np.zeros((2, 6, 7, 3)), repeats=1)
+    assert found.flops == 2 * 4 * 5 * 27 * 2
+    assert found.layers[0].output_shape == (None, 4, 5, 2)
+    assert found.latency > 0
+    assert "FLOPs are those of inputs of shape (None, 6, 7, 3)" in str(found)
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": 1.5}, {"repeats": 0}])
