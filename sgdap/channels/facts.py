@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from sgdap import _keras
 from sgdap.channels.labels import Channels, Labels, Ledger, Settled, Symbol
 from sgdap.channels.patches import Patches
@@ -18,24 +21,28 @@ class Place:
     """Where channels are observed while the model runs.
 
     At a linear layer, rows of its input are observed, and the layer multiplies them with its
-    kernel. Everywhere else (what an LSTM reads, heads inside an attention layer, a tensor that only
-    operations without weights read) a tensor is observed itself: its outputs are its features.
+    kernel. So does one of several kernels inside a layer (a projection of attention, the gates of
+    an LSTM), but its products are not shown: what an error there counts is seen at its input.
+    Everywhere else (heads inside an attention layer, a tensor that only operations without weights
+    read) a tensor is observed itself: its outputs are its features.
 
     Attributes:
         path: Path of the layer; where there is no kernel, also which of its tensors is observed.
         call: Number of the call.
         axis: The axis along which the channels lie, in what is read and in what is made.
         features: The channel of each feature: of each kernel row, or along the axis, `(features,)`.
-        outputs: The channel of each output, `(outputs,)`.
+        outputs: The channel of each output, `(outputs,)`; several rows, `(axes, outputs)`, where
+            the outputs have more than one axis with channels.
         patches: How rows are read from the input of a linear layer.
         kernel: Number of the kernel among the layer's variables, None where there is none. Its
-            leading axes are features, its last axis is outputs.
+            leading axes are features, its last axis (or axes) is outputs.
         bias: Number of the bias, or None.
         refittable: Whether the kernel and the bias may be fitted to the channels that stay. A
             variable under a constraint may not.
         tensor: Number of the tensor among the inputs of the call, or among its outputs.
         made: Whether the tensor is an output of the call, not an input.
         inside: Number of the layer that is meant among the layers of the call's layer, itself 0.
+        shown: Whether a kernel's products are shown: the layer's output before its activation.
     """
 
     path: str
@@ -50,11 +57,32 @@ class Place:
     tensor: int = 0
     made: bool = False
     inside: int = 0
+    shown: bool = True
 
     @property
     def is_linear(self) -> bool:
         """Whether a kernel multiplies what is observed."""
         return self.kernel is not None
+
+    @property
+    def shows_outputs(self) -> bool:
+        """Whether what an error counts is seen at a kernel's products, not where rows are read."""
+        return self.is_linear and self.shown
+
+    @property
+    def tapped(self) -> bool:
+        """Whether the layer that is meant shows the tensor while it is called."""
+        return not self.shows_outputs and (self.is_linear or self.inside > 0)
+
+    @property
+    def weighed(self) -> int:
+        """How many quantities there are whose errors the sensitivity weighs."""
+        return self.outputs.shape[-1] if self.shows_outputs else len(self.features)
+
+    def kept_outputs(self, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """A mask of the outputs that stay, `(outputs,)`, by one of the model's channels."""
+        mask: npt.NDArray[np.bool_] = np.logical_and.reduce(kept[np.atleast_2d(self.outputs)])
+        return mask
 
     def layer_of(self, operation: Any) -> Any:
         """Returns the layer that is meant: that of the call, or the one inside it."""

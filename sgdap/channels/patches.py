@@ -39,22 +39,22 @@ class Patches:
     transposed: Any = None
     steps: int = 0
 
-    def kernel_matrix(self, kernel: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def kernel_matrix(self, kernel: npt.NDArray[Any], features: int) -> npt.NDArray[Any]:
         """A kernel as a matrix, `(features, outputs)`."""
         if self.transposed is not None:
             kernel = kernel.swapaxes(-1, -2)
-        return kernel.reshape(-1, kernel.shape[-1])
+        return kernel.reshape(features, -1)
 
-    def kernel_of(self, matrix: npt.NDArray[Any], leading: tuple[int, ...]) -> npt.NDArray[Any]:
+    def kernel_of(self, matrix: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """The kernel whose matrix this is.
 
         Args:
             matrix: `(features, outputs)`.
-            leading: The sizes of the kernel's axes but the last two.
+            shape: The shape of the kernel.
         """
-        inputs = len(matrix) // math.prod(leading)
-        kernel = matrix.reshape(*leading, inputs, matrix.shape[1])
-        return kernel if self.transposed is None else kernel.swapaxes(-1, -2)
+        if self.transposed is None:
+            return matrix.reshape(shape)
+        return matrix.reshape(*shape[:-2], shape[-1], shape[-2]).swapaxes(-1, -2)
 
     def geometry(self, spatial: list[int]) -> tuple[list[tuple[int, int]], list[int]]:
         """Returns how a tensor is padded and how many positions it has, for each spatial axis.

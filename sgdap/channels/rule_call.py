@@ -13,16 +13,16 @@ import numpy as np
 from sgdap import _keras
 from sgdap._arguments import shown
 from sgdap.channels.checks import check_axes, check_channels, check_number, checked_key
-from sgdap.channels.facts import Axis, Key, Place, Resize, Scale, Statements, Unsettled, Work
+from sgdap.channels.facts import Axis, Key, Resize, Scale, Statements, Unsettled, Work
 from sgdap.channels.labels import Labels, Ledger, Symbol, plain, positions
-from sgdap.channels.patches import Patches
+from sgdap.channels.observing import Observing
 from sgdap.channels.registry import apply_rule
 from sgdap.channels.rewriting import is_written_with_sizes
 from sgdap.channels.subject import Subject
 from sgdap.model.program import Call, Ref, Shape
 
 
-class RuleCall:
+class RuleCall(Observing):
     """One call of a layer, as its rule sees it.
 
     Attributes:
@@ -75,16 +75,6 @@ class RuleCall:
     def output_shape(self) -> Shape:
         """Shape of the only, or first, output tensor."""
         return self.output_shapes[0]
-
-    @property
-    def path(self) -> str:
-        """The path of the layer, with the names of the layers that it is inside of."""
-        return "/".join((self._call.path, *self._subject.names))
-
-    @property
-    def title(self) -> str:
-        """The name of the rule in messages."""
-        return f"The rule of '{self.path}' (of class {type(self._subject.layer).__name__})"
 
     @property
     def ledger(self) -> Ledger:
@@ -264,15 +254,6 @@ class RuleCall:
         known = self._statements.axes.get((self._call.path, number, axis))
         return None if known is None else known.labels[0]
 
-    def _number_of(self, variable: Any) -> int:
-        """The number of one of the layer's variables."""
-        number = self._variables.get(id(variable))
-        if number is None:
-            raise ValueError(
-                f"{self.title} must speak of its variables. Received: {shown(variable)}"
-            )
-        return number
-
     def scale(self, variable: Any, power: float, channels: Labels) -> None:
         """States that a variable is multiplied with `(kept / all) ** power` of these channels.
 
@@ -321,54 +302,6 @@ class RuleCall:
                 else:
                     for symbol in (before, after):
                         self.keep_along(symbol, axis, f"'{path}' is called on other channels too")
-
-    def linear(
-        self, kernel: Any, bias: Any, patches: Patches, features: Labels, outputs: Labels
-    ) -> None:
-        """States that the layer multiplies patches of its first input with a kernel.
-
-        Args:
-            kernel: The variable whose last axis is the outputs.
-            bias: The variable added to them, or None.
-            patches: The way the input is read.
-            features: The channel of each row of the kernel, `(features,)`.
-            outputs: The channel of each output, `(outputs,)`.
-        """
-        if not self._subject.measured:
-            return
-        steps = len(self._subject.steps)
-        fact = partial(
-            Place,
-            self._call.path,
-            self._number,
-            steps + 1 if patches.channels_first else -1,
-            patches=replace(patches, steps=steps),
-            kernel=self._number_of(kernel),
-            bias=None if bias is None else self._number_of(bias),
-            refittable=all(v is None or v.constraint is None for v in (kernel, bias)),
-            inside=self._inside(self._subject.layer),
-        )
-        self._statements.places.append(Unsettled((features, outputs), fact))
-
-    def reading(self, part: Any, axis: int, channels: Labels, *, made: bool = False) -> None:
-        """States where channels inside the layer can be observed.
-
-        Args:
-            part: The inner layer that is called on the channels, or that makes them.
-            axis: The axis of the channels in its first input, or in its output.
-            channels: The channels along this axis.
-            made: Whether the inner layer makes them.
-        """
-        if not self._subject.names:
-            path = f"{self._call.path}/{part.name}:{axis}"
-            inside = self._inside(part)
-            fact = partial(Place, path, self._number, axis, made=made, inside=inside)
-            self._statements.places.append(Unsettled((channels, channels), fact))
-
-    def _inside(self, layer: Any) -> int:
-        """The number of a layer among the layers of the call's layer, itself 0."""
-        parts = _keras.flatten_layers(self._call.operation)
-        return next(number for number, part in enumerate(parts) if part is layer)
 
     def work(self, factor: float, *axes: Labels) -> None:
         """States what the layer computes for one sample: `factor` times the number of channels.

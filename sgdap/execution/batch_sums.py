@@ -18,7 +18,7 @@ from sgdap.execution.compiled import traced_for_any_batch
 from sgdap.execution.curvature import drawn_loss
 from sgdap.execution.losses import KnownLoss
 from sgdap.execution.memory import Storage
-from sgdap.execution.rows import input_rows
+from sgdap.execution.rows import Rows, input_rows, rows_looked_at
 from sgdap.execution.taps import linear_outputs, tensors_inside
 from sgdap.model.program import Call, Ref, leaves_of
 
@@ -68,8 +68,8 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
 
     Returns:
         A function of the batch's tensors and two integers for the sampling. It returns for each
-        consumer the `rows` that it reads, `(batch, positions, features)` for each of its calls,
-        and the sums `sensitivity` and `taylor` over the batch where gradients are gathered.
+        consumer the `rows` that it reads, `Rows` for each of its calls, and the sums
+        `sensitivity` and `taylor` over the batch where gradients are gathered.
     """
     program = graph.program
     by_call: dict[int, list[Place]] = {}
@@ -79,7 +79,7 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
     of_losses = [program.calls[number] for number in program.operations_of_losses()]
 
     def step(x: list[Any], seed: Any) -> Any:
-        rows: dict[str, list[Any]] = {}
+        rows: dict[str, list[Rows]] = {}
         given: dict[str, list[Any]] = {}
         outputs: dict[str, list[Any]] = {}
         added: list[Any] = []
@@ -91,14 +91,15 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
                 tape.watch(tensor)
             seen.setdefault(path, []).append(tensor)
 
-        def see(place: Place, tensor: Any) -> None:
-            """Notes what is read; the outputs of a linear layer are seen apart."""
+        def see(place: Place, tensor: Any, mask: Any = None) -> None:
+            """Notes what is read; shown outputs of a linear layer are seen apart."""
             watched(given, place.path, tensor)
-            if not place.is_linear:
+            if not place.shows_outputs:
                 watched(outputs, place.path, tensor)
                 tensor = keras.ops.moveaxis(tensor, place.axis, -1)
-            read = input_rows(place.patches, tensor, positions, seed)
-            rows.setdefault(place.path, []).append(tf.cast(read, tf.float32))
+            read = tf.cast(input_rows(place.patches, tensor, positions, seed), tf.float32)
+            there = rows_looked_at(place.patches, tensor, mask, positions, seed)
+            rows.setdefault(place.path, []).append(Rows(read, there))
 
         def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
             made = tapped(call, compute, inputs)
@@ -114,13 +115,13 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
 
         def tapped(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
             here = by_call.get(program.calls.index(call), [])
-            inside = [own for own in here if own.inside and not own.is_linear]
-            around = [own for own in here if own not in inside]
+            inside = [own for own in here if own.tapped]
+            around = [own for own in here if not own.tapped]
             for own in around:
                 if not own.made:
                     see(own, inputs[own.tensor])
-            linear = next((own for own in here if own.is_linear), None)
-            with tensors_inside(call.operation, inside, see):
+            linear = next((own for own in around if own.is_linear), None)
+            with tensors_inside(call.operation, inputs, inside, see):
                 if linear is None:
                     made = compute()
                 else:

@@ -14,6 +14,7 @@ from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.batch_sums import Gathering, make_step
 from sgdap.execution.inputs import input_batches
 from sgdap.execution.row_sums import RowSums, Sums
+from sgdap.execution.rows import Rows
 
 Shifts = dict[str, npt.NDArray[np.float32]]
 """For each consumer the point about which sums are taken, `(features,)`."""
@@ -77,10 +78,9 @@ def batch_sums(
         seen += size
 
 
-def _mean(parts: list[Any]) -> npt.NDArray[np.float32]:
-    rows = sum(tf.reduce_sum(part, [0, 1]) for part in parts)
-    count = sum(int(part.shape[0] * part.shape[1]) for part in parts)
-    mean: npt.NDArray[np.float32] = np.asarray(rows / max(count, 1))
+def _mean(parts: list[Rows]) -> npt.NDArray[np.float32]:
+    rows = tf.concat([part.of(0, 1) for part in parts], 0)
+    mean: npt.NDArray[np.float32] = np.asarray(tf.reduce_sum(rows, 0) / max(int(rows.shape[0]), 1))
     return mean
 
 

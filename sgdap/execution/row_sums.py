@@ -10,6 +10,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from sgdap.execution.batch_sums import Gathering
+from sgdap.execution.rows import Rows
 
 BLOCK_BYTES = 1 << 26
 """Memory for the contributions of all channels to some outputs, of one batch's rows."""
@@ -35,17 +36,17 @@ class RowSums:
             rows = 256 * gathering.positions // gathering.folds + 1
             self._weights = by_channel(features, gathering.weights[path], rows)
 
-    def of(self, parts: list[Any], first: int, shift: Any) -> Iterator[tuple[int, Sums]]:
+    def of(self, parts: list[Rows], first: int, shift: Any) -> Iterator[tuple[int, Sums]]:
         """Yields the sums of each fold that has rows.
 
         Args:
-            parts: The rows `(batch, positions, features)` of each of the consumer's calls.
+            parts: The rows of each of the consumer's calls.
             first: Fold of the batch's first sample; the next sample is in the next fold.
             shift: The point, `(features,)`.
         """
         for fold in range(self._folds):
-            own = [part[(fold - first) % self._folds :: self._folds] for part in parts]
-            rows = tf.concat([tf.reshape(part, [-1, part.shape[-1]]) for part in own], 0)
+            own = [part.of((fold - first) % self._folds, self._folds) for part in parts]
+            rows = tf.concat(own, 0)
             if rows.shape[0]:
                 yield fold, {k: np.asarray(v) for k, v in self._sums(rows, rows - shift).items()}
 

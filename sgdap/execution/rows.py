@@ -10,13 +10,50 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from sgdap.channels.patches import Patches
+
+
+class Rows(NamedTuple):
+    """Rows of a batch that a kernel multiplies.
+
+    Attributes:
+        values: `(batch, positions, features)`.
+        there: Which of them the layer looks at, `(batch, positions)`; None: all.
+    """
+
+    values: Any
+    there: Any = None
+
+    def of(self, first: int, step: int) -> Any:
+        """The rows looked at of every `step`-th sample from `first` on, `(rows, features)`."""
+        values = self.values[first::step]
+        if self.there is None:
+            return tf.reshape(values, [-1, values.shape[-1]])
+        return tf.boolean_mask(values, self.there[first::step])
+
+
+def rows_looked_at(patches: Patches, x: Any, mask: Any, limit: int, seed: Any) -> Any:
+    """Returns at which of the rows that `input_rows` returns a mask is true.
+
+    Args:
+        patches: How the layer reads its input: each position for itself, where there is a mask.
+        x: The layer's input, `(batch, …, channels)`.
+        mask: `(batch, …)`, or None.
+        limit: As for `input_rows`.
+        seed: As for `input_rows`.
+
+    Returns:
+        Tensor `(batch, positions)`, or None.
+    """
+    if mask is None or len(mask.shape) != len(x.shape) - 1:
+        return None
+    return input_rows(patches, tf.cast(mask, tf.int32)[..., None], limit, seed)[..., 0] > 0
 
 
 def input_rows(patches: Patches, x: Any, limit: int, seed: Any) -> Any:

@@ -17,8 +17,8 @@ from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
 from sgdap.execution.compiled import traced_for_any_batch
 from sgdap.execution.inputs import input_batches
-from sgdap.execution.rows import input_rows, output_rows
-from sgdap.execution.taps import linear_outputs
+from sgdap.execution.rows import Rows, input_rows, output_rows, rows_looked_at
+from sgdap.execution.taps import linear_outputs, projected, tensors_inside
 from sgdap.model.program import Call
 
 Array = npt.NDArray[np.float64]
@@ -147,7 +147,10 @@ class SideBySide:
         That is before the first consumer that may change from now on.
         """
         program, paths, since = self._graph.program, self._parts[part], self._reached
-        by_call = {linear.call: linear for linear in self._graph.places if linear.path in paths}
+        by_call: dict[int, list[Place]] = {}
+        for linear in self._graph.places:
+            if linear.path in paths:
+                by_call.setdefault(linear.call, []).append(linear)
         later = {path for other in self._parts[part:] for path in other}
         calls = [linear.call for linear in self._graph.places if linear.path in later]
         cut, end, stop = min(calls), max(calls) + 1, max(by_call) + 1
@@ -162,16 +165,28 @@ class SideBySide:
 
         def run(
             tensors: list[Any], seed: Any
-        ) -> tuple[dict[str, list[tuple[Any, Any]]], list[Any]]:
+        ) -> tuple[dict[str, list[tuple[Rows, Any]]], list[Any]]:
             """The rows that each consumer reads, what it makes of them, and what is left."""
-            seen: dict[str, list[tuple[Any, Any]]] = {}
+            seen: dict[str, list[tuple[Rows, Any]]] = {}
 
             def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
-                linear = by_call[program.calls.index(call)]
-                output, result = linear_outputs(linear, call, compute)
+                def see(place: Place, x: Any, mask: Any) -> None:
+                    """What a kernel makes that doesn't show it is computed here."""
+                    rows = input_rows(place.patches, x, self._positions, seed)
+                    there = rows_looked_at(place.patches, x, mask, self._positions, seed)
+                    made = projected(place, call.operation, rows)
+                    seen.setdefault(place.path, []).append((Rows(rows, there), made))
+
+                here = by_call[program.calls.index(call)]
+                linear = next((own for own in here if own.shows_outputs), None)
+                tapped = [own for own in here if own.tapped]
+                with tensors_inside(call.operation, inputs, tapped, see):
+                    if linear is None:
+                        return compute()
+                    output, result = linear_outputs(linear, call, compute)
                 rows = input_rows(linear.patches, inputs[0], self._positions, seed)
                 made = output_rows(linear.patches, output, self._positions, seed)
-                seen.setdefault(call.path, []).append((rows, made))
+                seen.setdefault(linear.path, []).append((Rows(rows), made))
                 return result
 
             known = dict(zip(since.tensors, tensors, strict=True))
@@ -180,7 +195,7 @@ class SideBySide:
             program.advance(known, dict.fromkeys(by_call, tap), cut, stop)
             return seen, left
 
-        def step(flat: list[Any], seed: Any) -> tuple[dict[str, tuple[Any, Any]], Any, Any]:
+        def step(flat: list[Any], seed: Any) -> tuple[dict[str, Any], Any, Any]:
             count = len(since.tensors)
             tensors, masks = list(map(tf.identity, flat[: 2 * count])), flat[2 * count :]
             for place, mask in zip(since.masked, masks, strict=True):
@@ -196,12 +211,14 @@ class SideBySide:
             for path in paths:
                 linear = self._place(path)
                 features = np.flatnonzero(self._kept[linear.features])
-                outputs = np.flatnonzero(self._kept[linear.outputs])
+                outputs = np.flatnonzero(linear.kept_outputs(self._kept))
                 shift = tf.constant(self._shifts[path][features], tf.float32)
                 rows, lack = [], []
                 for (_, target), (read, made) in zip(whole[path], slim[path], strict=True):
-                    rows.append(_kept_channels(read, features) - shift)
-                    lack.append(_kept_channels(target, outputs) - _kept_channels(made, outputs))
+                    x = _kept_channels(read.values, features) - shift
+                    r = _kept_channels(target, outputs) - _kept_channels(made, outputs)
+                    rows.append(Rows(x, read.there))
+                    lack.append(Rows(r, read.there))
                 found[path] = rows, lack
             left_masks = {place: _keras.mask_of(tensor) for place, tensor in enumerate(left)}
             return found, left, {i: mask for i, mask in left_masks.items() if mask is not None}
@@ -211,15 +228,12 @@ class SideBySide:
         return traced_for_any_batch(shapes, step), after
 
 
-def _halves(found: dict[str, tuple[list[Any], list[Any]]]) -> Iterator[Half]:
+def _halves(found: dict[str, tuple[list[Rows], list[Rows]]]) -> Iterator[Half]:
     """The sums of each consumer and half, one at a time: the matrices are large."""
     for path in list(found):
         rows, lack = found.pop(path)
         for half in range(2):
-            x, r = (
-                tf.concat([tf.reshape(p[half::2], [-1, p.shape[-1]]) for p in parts], 0)
-                for parts in (rows, lack)
-            )
+            x, r = (tf.concat([p.of(half, 2) for p in parts], 0) for parts in (rows, lack))
             yield (
                 path,
                 half,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -48,28 +49,44 @@ def _linear(layer: Any) -> Any:
 
 @contextmanager
 def tensors_inside(
-    operation: Any, places: Sequence[Place], see: Callable[[Place, Any], None]
+    operation: Any,
+    inputs: Sequence[Any],
+    places: Sequence[Place],
+    see: Callable[[Place, Any, Any], None],
 ) -> Iterator[None]:
     """Shows tensors inside a layer while this thread calls it.
 
     Args:
         operation: The layer.
+        inputs: The tensors that it is called on, flattened.
         places: Which of its tensors are observed.
-        see: What each of these places and its tensor are shown to.
+        see: What each of these places is shown to, with its tensor and a mask of the positions
+            that the layer looks at, or None. A tensor that a kernel multiplies is that of this
+            call alone: others that take the same values take other tensors.
     """
+    of_inputs = [_keras.mask_of(x) for x in inputs]  # attention takes them away
     of_part: dict[int, list[Place]] = {}
     for place in places:
         of_part.setdefault(id(place.layer_of(operation)), []).append(place)
 
-    def showing(original: Callable[..., Any], own: Any, x: Any, *args: Any, **kw: Any) -> Any:
+    def showing(original: Callable[..., Any], own: Any, *args: Any, **kw: Any) -> Any:
         here = of_part.get(id(own), [])
+        if not here:
+            return original(own, *args, **kw)
+        given = inspect.signature(original).bind(own, *args, **kw)
+        name, x = list(given.arguments.items())[1]
+        if any(place.is_linear for place in here):
+            given.arguments[name] = keras.ops.copy(x)
+            _keras.attach_mask(given.arguments[name], _keras.mask_of(x))
+            x = given.arguments[name]
         for place in here:
             if not place.made:
-                see(place, x)
-        y = original(own, x, *args, **kw)
+                mask = given.arguments.get("mask")
+                see(place, x, of_inputs[place.tensor] if mask is None else mask)
+        y = original(*given.args, **given.kwargs)
         for place in here:
             if place.made:
-                see(place, y)
+                see(place, y, None)
         return y
 
     parts = {type(place.layer_of(operation)) for place in places}
@@ -77,9 +94,44 @@ def tensors_inside(
         yield
 
 
+def projected(place: Place, operation: Any, rows: Any) -> Any:
+    """What a kernel that doesn't show its products makes of rows, with the values of this scope.
+
+    Args:
+        place: Where the kernel reads.
+        operation: The layer that is called there.
+        rows: `(…, features)`.
+
+    Returns:
+        The products and the bias, `(…, outputs)`.
+    """
+    assert place.kernel is not None
+    variables, dtype = _keras.layer_variables(operation), rows.dtype
+    outputs = place.outputs.shape[-1]
+    kernel = keras.ops.reshape(variables[place.kernel], (-1, outputs))
+    made = keras.ops.matmul(rows, keras.ops.cast(kernel, dtype))
+    if place.bias is not None:
+        bias = keras.ops.reshape(variables[place.bias], (-1, outputs))
+        made += keras.ops.cast(bias[0], dtype)
+    return made
+
+
 def kernel_matrix(place: Place, operation: Any) -> npt.NDArray[np.float64]:
     """A consumer's kernel as a matrix, `(features, outputs)`; the identity where there is none."""
     if place.kernel is None:
         return np.eye(len(place.features))
     kernel = _keras.layer_variables(operation)[place.kernel].numpy()
-    return place.patches.kernel_matrix(np.asarray(kernel, np.float64))
+    return place.patches.kernel_matrix(np.asarray(kernel, np.float64), len(place.features))
+
+
+def weighed_matrix(place: Place, operation: Any) -> npt.NDArray[np.float64]:
+    """What makes of a consumer's features that whose errors the sensitivity weighs.
+
+    It is the kernel, or the identity where errors are weighed at the input. With the gradient g of
+    a kernel's products, that of its input is `W g`, so the sensitivity there is `W Γ Wᵀ`: as much
+    as errors of fewer features, the others refitted, depend on.
+
+    Returns:
+        `(features, weighed)`.
+    """
+    return kernel_matrix(place, operation) if place.shows_outputs else np.eye(len(place.features))

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from sgdap import _keras
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.execution.memory import checked_memory_limit
-from sgdap.execution.taps import kernel_matrix
+from sgdap.execution.taps import kernel_matrix, weighed_matrix
 from sgdap.guidance.base import GroupData, Guidance
 from sgdap.guidance.criteria import is_batch_norm_scale
 from sgdap.guidance.elimination import PENDING, Consumer, ErrorCurve, eliminate, scale_of
@@ -58,8 +58,8 @@ def score_groups(
     Returns:
         The `ErrorCurve` of each group by name. With sensitivities in the statistics,
         errors are in units of loss and comparable between groups; without, each consumer's error
-        is relative to the power of its outputs. What others read (recurrent, grouped or attention
-        layers, operations), whose weights are never refitted, costs what zeroing it there does. A
+        is relative to the power of its outputs. What others read (grouped layers, recurrent states,
+        operations), whose weights are never refitted, costs what zeroing it there does. A
         group that is nowhere seen, inside a wrapper, costs the norm of its filters; the criterion
         gives its order unless it looks at consumers. Where memory allowed to know only each
         channel's own contribution, channels cost their power.
@@ -116,7 +116,7 @@ def _working_memory(group: ChannelGroup, statistics: CalibrationStatistics, chan
         if member[own.place.features].any():
             known = own.moments if own.gathered is None else own.gathered
             size = known.mean.shape[1] if known.has_products else 0
-            total += 8 * size * (size + 3 * len(own.place.outputs) + PENDING)
+            total += 8 * size * (size + 3 * own.place.weighed + PENDING)
             summed = max(summed, 8 * size**2 if known.folds > 1 else 0)
     return total + summed
 
@@ -174,9 +174,9 @@ def group_data(
     """
     local = np.full(graph.count, -1, np.int64)
     local[group.channels] = np.arange(group.size)
-    layers = graph.program.layers()
+    calls, layers = graph.program.calls, graph.program.layers()
     consumers = [
-        _consumer(own, layers.get(own.place.path), local, group.size)
+        _consumer(own, calls[own.place.call].operation, local, group.size)
         for own in statistics.consumers.values()
         if (local[own.place.features] >= 0).any()
     ]
@@ -218,7 +218,7 @@ def _consumer(
 
     Args:
         statistics: The consumer's statistics.
-        layer: Its layer; None where it has no kernel.
+        layer: The layer or operation that is called there.
         local: For each channel of the model its number in the group, or -1.
         size: Number of channels in the group.
     """
@@ -226,7 +226,8 @@ def _consumer(
     channels, distinct = local[place.features], local[np.unique(place.features)]
     taylor = statistics.taylor
     if statistics.gathered is None:
-        moments, weights = statistics.moments, kernel_matrix(place, layer)
+        matrix = kernel_matrix if statistics.sensitivity is None else weighed_matrix
+        moments, weights = statistics.moments, matrix(place, layer)
         activation = activation_statistics(moments, channels)
     else:
         moments, weights = statistics.gathered, np.ones((len(distinct), 1))

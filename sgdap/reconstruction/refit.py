@@ -18,7 +18,7 @@ from sgdap.execution.side_by_side import SideBySide
 from sgdap.planning.cost import cost_model
 from sgdap.reconstruction.closed_form import cross_validated_fit
 from sgdap.reconstruction.residuals import ResidualAccumulator, Residuals
-from sgdap.reconstruction.weights import Mask, Weights
+from sgdap.reconstruction.weights import Mask, Weights, with_offset
 from sgdap.statistics.collect import CalibrationStatistics
 
 Array = npt.NDArray[np.float64]
@@ -71,10 +71,12 @@ def refitted_weights(
         original model are the target, the inputs come from the pruned one).
     """
     fitted = dict(weights)
+    calls = graph.program.calls
     behind = _behind_changes(graph, {path for path, _ in weights})
     free = max(checked_memory_limit(memory_limit) - statistics.nbytes, 0)
     limit = free - batch_memory(free)
-    places = {path: own.place for path, own in statistics.consumers.items() if path in behind}
+    observed = {path: own.place for path, own in statistics.consumers.items()}
+    places = {path: own for path, own in observed.items() if calls[own.call].path in behind}
     needed = {
         path: _residual_memory(place, kept) for path, place in places.items() if place.refittable
     }
@@ -116,10 +118,13 @@ def refitted_weights(
             change, offset = _fitted_change(sums.pop(path).result(), place)
             for number, delta in ((place.kernel, change), (place.bias, offset)):
                 if number is not None:
-                    before = _slim(graph, kept, fitted, (path, number))
+                    key = (calls[place.call].path, number)
+                    value = _slim(graph, kept, fitted, key)
                     if number == place.kernel:
-                        delta = place.patches.kernel_of(delta, before.shape[:-2])
-                    fitted[(path, number)] = (before + delta).astype(np.float32)
+                        value = value + place.patches.kernel_of(delta, value.shape)
+                    else:
+                        value = with_offset(value, delta)
+                    fitted[key] = value.astype(np.float32)
     return fitted
 
 
@@ -136,13 +141,13 @@ def _fitted_change(own: Residuals, place: Place) -> tuple[Array, Array]:
 
 def _residual_memory(place: Place, kept: Mask) -> int:
     """Bytes of a slim consumer's moments, for both halves of the samples."""
-    features, outputs = int(kept[place.features].sum()), int(kept[place.outputs].sum())
+    features, outputs = int(kept[place.features].sum()), int(place.kept_outputs(kept).sum())
     return 2 * 8 * features * (features + outputs)
 
 
 def _solving_memory(place: Place, kept: Mask) -> int:
     """Bytes of the temporary matrices while a slim consumer is fitted."""
-    features, outputs = int(kept[place.features].sum()), int(kept[place.outputs].sum())
+    features, outputs = int(kept[place.features].sum()), int(place.kept_outputs(kept).sum())
     return 2 * 8 * features * (features + 2 * outputs)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from sgdap import _keras
 from sgdap.channels.groups import ChannelGraph
+from sgdap.channels.slices import sliced, variable_of, variable_slices
 from sgdap.execution.taps import kernel_matrix
 from sgdap.reconstruction.closed_form import reconstruct
 from sgdap.statistics.collect import CalibrationStatistics, ConsumerStatistics
@@ -32,13 +34,14 @@ def reconstructed_weights(
         The new values, by path of the layer and number of the variable.
     """
     updates: Weights = {}
-    layers = graph.program.layers()
-    for path, own in statistics.consumers.items():
+    slices = variable_slices(graph, kept)
+    for own in statistics.consumers.values():
         place = own.place
         stays = kept[place.features]
         if place.kernel is None or not place.refittable or stays.all():
             continue
-        kernel = kernel_matrix(place, layers[path])[:, kept[place.outputs]]
+        call = graph.program.calls[place.call]
+        kernel = kernel_matrix(place, call.operation)[:, place.kept_outputs(kept)]
         if own.gathered is None:
             total = own.moments.total()
             mean = total.mean[0]
@@ -46,14 +49,29 @@ def reconstructed_weights(
             fitted, offset = reconstruct(second, mean, kernel, stays)
         else:
             fitted, offset = _rescaled(own, own.gathered.total(), kernel, kept)
-        variables = _keras.layer_variables(layers[path])
-        leading = tuple(variables[place.kernel].shape[:-2])
-        fitted = place.patches.kernel_of(fitted, leading)
-        updates[(path, place.kernel)] = fitted.astype(np.float32)
-        if place.bias is not None:
-            bias = variables[place.bias].numpy()[kept[place.outputs]]
-            updates[(path, place.bias)] = (bias + offset).astype(np.float32)
+        for number, made in ((place.kernel, fitted), (place.bias, offset)):
+            if number is None:
+                continue
+            key = (call.path, number)
+            value = sliced(variable_of(graph.program, key).numpy(), slices.get(key, []))
+            if number == place.kernel:
+                value = place.patches.kernel_of(made, value.shape)
+            else:
+                value = with_offset(value, made)
+            updates[key] = value.astype(np.float32)
     return updates
+
+
+def with_offset(bias: npt.NDArray[Any], offset: Array) -> npt.NDArray[Any]:
+    """A bias plus a change of it; of several rows, the first is added to the kernel's products.
+
+    Args:
+        bias: As its layer has it.
+        offset: `(outputs,)`, flattened where the outputs have several axes.
+    """
+    moved = bias.astype(np.float64).reshape(-1, len(offset))
+    moved[0] += offset
+    return moved.reshape(bias.shape)
 
 
 def _rescaled(

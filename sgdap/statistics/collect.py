@@ -29,7 +29,7 @@ from sgdap.execution.memory import (
 )
 from sgdap.execution.output_scales import settled_losses
 from sgdap.execution.precision import full_precision
-from sgdap.execution.taps import kernel_matrix
+from sgdap.execution.taps import weighed_matrix
 from sgdap.statistics.contributions import channel_sums, weighted_kernel
 from sgdap.statistics.moments import MomentAccumulator, Moments, Powers
 
@@ -47,9 +47,10 @@ class ConsumerStatistics:
             one entry.
         moments: Moments of its features; their `Powers` where others were gathered instead.
         sensitivity: `Σ_positions E[g gᵀ]` of the gradient g at its outputs (before the
-            activation) of the model's softened loss, `(outputs, outputs)`; None where it was
-            not collected. Half of it times an output error's second moment is the expected rise
-            of that loss. Only its diagonal, `(outputs,)`, where memory did not allow for more.
+            activation; at its features where it doesn't show them) of the model's softened loss,
+            `(outputs, outputs)`; None where it was not collected. Half of it times an output
+            error's second moment is the expected rise of that loss. Only its diagonal,
+            `(outputs,)`, where memory did not allow for more.
         taylor: Mean over the samples of `|Σ_positions a ∂L/∂a|` for each distinct channel among
             the features (in the order of its number), L the same loss; None likewise.
         gathered: Moments of what each distinct channel among the features (in the order of its
@@ -167,7 +168,7 @@ def collect_statistics(
     limit = checked_memory_limit(memory_limit)
     places = _consumers(graph)
     sizes = {
-        path: Size(len(own.features), len(np.unique(own.features)), len(own.outputs))
+        path: Size(len(own.features), len(np.unique(own.features)), own.weighed)
         for path, (own, *_) in places.items()
     }
     storage = choose_storage(sizes, folds, limit, sensitivity)
@@ -189,7 +190,8 @@ def collect_statistics(
         before = run(data, replace(whole, moments=False))
         weights = {}
         for path in contributing:
-            kernel = kernel_matrix(places[path][0], graph.program.layers().get(path))
+            place = places[path][0]
+            kernel = weighed_matrix(place, graph.program.calls[place.call].operation)
             known = before[path].sensitivity
             known = None if known is None else known / run.seen
             weights[path] = weighted_kernel(kernel, known).astype(np.float32)

@@ -211,6 +211,8 @@ def _project(call: RuleCall, part: Any, x: Symbol, heads: Labels, dims: Labels) 
     features = call.along(x, -1)
     call.weight(part.kernel, features, heads, dims)
     call.weight(part.bias, heads, dims)
+    outputs = np.stack([np.repeat(heads, len(dims)), np.tile(dims, len(heads))])
+    call.projection(part, x, part.kernel, part.bias, features, outputs)
     call.work(2 * positions(x.shape[1:-1]), features, heads, dims)
 
 

@@ -32,7 +32,9 @@ def recurrent(layer: Any, call: RuleCall) -> list[Symbol]:
     of_states: list[Labels] = []
     for number, cell in enumerate(cells):
         units = call.new_channels(cell.units, str(number) if stacked else "")
-        _cell_weights(cell, call, features, units)
+        gates = _cell_weights(cell, call, features, units)
+        if number == 0:  # others read what no one sees between the steps
+            call.projection(layer, call.input, cell.kernel, cell.bias, features, gates)
         _keep_unless_elementwise(layer, cell, call, units)
         place = ("cell", "config", "cells", number, "config") if stacked else ("cell", "config")
         call.resize("units" if whole else (*place, "units"), units)
@@ -43,7 +45,8 @@ def recurrent(layer: Any, call: RuleCall) -> list[Symbol]:
     return [x.with_axis(-1, own) for x, own in zip(call.outputs(), channels, strict=False)]
 
 
-def _cell_weights(cell: Any, call: RuleCall, features: Labels, units: Labels) -> None:
+def _cell_weights(cell: Any, call: RuleCall, features: Labels, units: Labels) -> Labels:
+    """States what lies along a cell's variables; returns the units of all its gates."""
     gates = np.tile(units, cell.recurrent_kernel.shape[1] // cell.units)
     call.weight(cell.kernel, features, gates)
     call.weight(cell.recurrent_kernel, units, gates)
@@ -52,6 +55,7 @@ def _cell_weights(cell: Any, call: RuleCall, features: Labels, units: Labels) ->
     steps = positions(call.input.shape[1:-1])
     call.work(2 * steps, features, gates)
     call.work(2 * steps, units, gates)
+    return gates
 
 
 @register_rule(layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D)
