@@ -97,7 +97,8 @@ def plot_curves(curves: Mapping[str, tuple[Sequence[float], int]]) -> Any:
     for colour, (name, (errors, size)) in zip(colours, curves.items(), strict=True):
         left = 100 * (1 - np.arange(1, len(errors)) / size)
         rises = np.maximum(errors[1:], lowest)  # with all channels it is 0, which no log axis has
-        axis.plot(left, rises, ".-", color=colour, label=short_name(name, 28), markersize=4)
+        dots = "." if len(left) <= 20 else ""
+        axis.plot(left, rises, marker=dots, color=colour, label=short_name(name, 28), markersize=4)
     axis.set_yscale("log")
     axis.invert_xaxis()
     axis.set_xlabel("channels kept, %")

@@ -206,8 +206,8 @@ def _numbers(box: Box, kept: npt.NDArray[np.bool_]) -> str:
     shown = [
         f"{old}" if old == new else f"{old} → {new}" for old, new in zip(whole, stay, strict=True)
     ]
-    more = ["…"] if len(shown) > 3 else []
-    return ", ".join([*shown[:3], *more])
+    more = ["…"] if len(shown) > 4 else []
+    return ", ".join([*shown[:4], *more])
 
 
 def _box(axes: Any, spot: tuple[float, float], box: Box, colours: list[str], numbers: str) -> None:
