@@ -157,7 +157,8 @@ class Likeness:
         """Leaves out one half of the channels after another and describes the first fault.
 
         A slim layer must compute what the likeness computes when the channels that leave are
-        zeroed in its inputs and variables. Nothing of this stays in Keras' global state.
+        zeroed where they are read: in its inputs, in kernels inside it (a recurrent one), and where
+        they are inside only. Nothing of this stays in Keras' global state.
 
         Returns:
             The fault; None if there is none.
@@ -189,7 +190,8 @@ class Likeness:
             of_inputs = [self._stays(tensor, kept) for tensor in self.part.inputs]
             of_values = [self._stays(self._lines_of(n), kept) for n in range(len(values))]
             zeroed = list(map(_zeroed, inputs, of_inputs))
-            expected = self._run(whole, self.present, zeroed, list(map(_zeroed, values, of_values)))
+            inside = [self._read_inside(n, masks) for n, masks in enumerate(of_values)]
+            expected = self._run(whole, self.present, zeroed, list(map(_zeroed, values, inside)))
             widths = tuple(int(kept[line].sum()) for line in self.part.lines)
             key = widths if self.part.is_layer else kept.tobytes()  # bounds are not widths alone
             slim = layers[key] = layers.get(key) or self._made(kept)
@@ -231,6 +233,22 @@ class Likeness:
             if axis.variable == number:
                 lines[axis.axis] = axis.channels
         return lines
+
+    def _read_inside(self, number: int, masks: Masks) -> Masks:
+        """The masks along those axes of a variable whose channels the layer itself reads.
+
+        They carry channels to others of them, or channels that are nowhere but inside. Of what
+        else a layer has for a channel that is zeroed, nothing may matter.
+        """
+        lines = self._lines_of(number)
+        if sum(line is not None for line in lines) > 1:
+            return masks
+        outer = [line for t in (*self.part.inputs, *self.part.outputs) for line in t]
+        outside = np.concatenate([own for own in outer if own is not None] or [np.zeros(0, int)])
+        return [
+            None if line is None or np.isin(line, outside).any() else mask
+            for line, mask in zip(lines, masks, strict=True)
+        ]
 
     def _shape(self, number: int) -> tuple[int, ...]:
         """The shape of a variable."""

@@ -59,6 +59,13 @@ class FromTheFirst(Factors):
         return super().call(x) - x[..., :1]
 
 
+class Summed(Factors):
+    """Adds all factors to each channel."""
+
+    def call(self, x):
+        return x + ops.sum(self.factors)
+
+
 class OfOneWidth(Factors):
     """Counts its channels as they were when it was made."""
 
@@ -94,6 +101,7 @@ WRONG = {
     Flipped: "computes something else without some of them",
     Turned: "computes something else without some of them",
     FromTheFirst: "computes something else without some of them",
+    Summed: "computes something else without some of them",
     OfOneWidth: "computes something else without some of them",
     Drawing: "draws random numbers in inference",
 }
