@@ -40,7 +40,7 @@ class PruningOptions:
             each by itself, then one after another.
         layers: Names or patterns of the layers whose channels may be removed; None: all.
         min_channels: The least number of channels of every group.
-        round_to: Groups that shrink keep a multiple of this many channels.
+        round_to: Groups that shrink keep a multiple of this many channels, or `"auto"`.
         overrides: A dict from layer names or patterns to the share of their channels to keep.
         samples: The number of calibration samples to use; None: all.
         folds: The number of folds of the cross-validation, which chooses widths without a budget.
@@ -59,7 +59,7 @@ class PruningOptions:
     reconstruction: bool = True
     layers: Sequence[str] | None = None
     min_channels: int = 1
-    round_to: int = 1
+    round_to: int | str = 1
     overrides: Mapping[str, float] | None = None
     samples: int | None = 4096
     folds: int = 5
@@ -73,7 +73,8 @@ class PruningOptions:
         check_choice("reconstruction", self.reconstruction, (True, False))
         check_integer("folds", self.folds, 2)
         for name in ("min_channels", "round_to", "positions"):
-            check_integer(name, getattr(self, name), 1)
+            if (name, getattr(self, name)) != ("round_to", "auto"):
+                check_integer(name, getattr(self, name), 1)
         check_integer("seed", self.seed, 0)
         if self.samples is not None:
             check_integer("samples", self.samples, self.folds)

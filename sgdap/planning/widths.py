@@ -26,12 +26,13 @@ class WidthRules:
 
     Attributes:
         min_channels: The least number of channels of every group.
-        round_to: Groups that shrink keep a multiple of this many channels.
+        round_to: Groups that shrink keep a multiple of this many channels. `"auto"`: of 8 from 32
+            channels on, of 4 from 16 on, of 2 from 8 on.
         fixed: The widths of groups whose width the user set, by name.
     """
 
     min_channels: int = 1
-    round_to: int = 1
+    round_to: int | str = 1
     fixed: Mapping[str, int] = field(default_factory=dict)
 
     def allowed(self, group: ChannelGroup) -> tuple[int, ...]:
@@ -59,7 +60,7 @@ class WidthRules:
 def width_rules(
     groups: Sequence[ChannelGroup],
     min_channels: int = 1,
-    round_to: int = 1,
+    round_to: int | str = 1,
     overrides: Mapping[str, float] | None = None,
 ) -> WidthRules:
     """Makes the rules for widths from the user's options.
@@ -67,7 +68,7 @@ def width_rules(
     Args:
         groups: The groups that may shrink.
         min_channels: The least number of channels of every group.
-        round_to: Groups that shrink keep a multiple of this many channels.
+        round_to: Groups that shrink keep a multiple of this many channels, or `"auto"`.
         overrides: A dict from layer names or patterns (`"conv*"`) to the share of channels that
             their groups keep. The first matching entry holds.
 
@@ -149,8 +150,15 @@ def _producers(groups: Sequence[ChannelGroup]) -> list[str]:
     return [path for group in groups for path in group.producers]
 
 
-def _narrower(size: int, least: int, multiple: int) -> list[int]:
-    return [width for width in range(size - 1, least - 1, -1) if width % multiple == 0]
+def _narrower(size: int, least: int, round_to: int | str) -> list[int]:
+    return [w for w in range(size - 1, least - 1, -1) if w % _multiple(w, round_to) == 0]
+
+
+def _multiple(width: int, round_to: int | str) -> int:
+    """What a width must be a multiple of."""
+    if not isinstance(round_to, str):
+        return round_to
+    return next((multiple for multiple in (8, 4, 2) if width >= 4 * multiple), 1)
 
 
 @dataclass(eq=False)
