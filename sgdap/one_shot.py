@@ -111,8 +111,9 @@ def plan(
         memory_limit=memory_limit,
     )
     graph = channel_graph(model)
+    scope = pruning_scope(graph, options)
     data = reusable(data, samples)
-    scope = pruning_scope(counted_on_data(graph, data), options)
+    scope = replace(scope, graph=counted_on_data(graph, data))
     goal = make_goal(budget, OneShot(), scope, rounds=1)
 
     def limits(curves: Curves) -> Budget:

@@ -306,37 +306,43 @@ _CHEAP = frozenset(
     AvgPool3D BatchToSpaceND BesselI0e BesselI1e Betainc BiasAdd Bincount Bitcast BitwiseAnd
     BitwiseOr BitwiseXor BroadcastArgs BroadcastTo Bucketize Cast Ceil CheckNumerics ClipByValue
     Complex ComplexAbs Concat ConcatV2 Conj ConjugateTranspose Const Cos Cosh CropAndResize Cross
-    Cumprod Cumsum CumulativeLogsumexp DenseBincount DepthToSpace Diag DiagPart Digamma Div
-    DivNoNan DynamicPartition DynamicStitch Elu EmptyTensorList EnsureShape Equal Erf Erfc Erfinv
-    Exp ExpandDims Expm1 Fill Floor FloorDiv FloorMod FusedBatchNorm FusedBatchNormV2
-    FusedBatchNormV3 Gather GatherNd GatherV2 Greater GreaterEqual HSVToRGB HistogramFixedWidth
-    Identity IdentityN Igamma Igammac Imag ImageProjectiveTransformV2 ImageProjectiveTransformV3
-    InTopKV2 Inv Invert InvertPermutation IsFinite IsInf IsNan L2Loss LRN LeakyRelu LeftShift Less
-    LessEqual Lgamma LinSpace Log Log1p LogSoftmax LogicalAnd LogicalNot LogicalOr
-    LookupTableFindV2 LookupTableSizeV2 LowerBound MatrixBandPart MatrixDiag MatrixDiagPart
-    MatrixDiagPartV2 MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3 MatrixSetDiag MatrixSetDiagV2
-    MatrixSetDiagV3 Max MaxPool MaxPool3D MaxPoolV2 Maximum Mean Min Minimum MirrorPad Mod Mul
-    MulNoNan Ndtri Neg NextAfter NoOp NotEqual OneHot OnesLike Pack Pad PadV2 Placeholder
-    PlaceholderWithDefault Polygamma PopulationCount Pow PreventGradient Prod RGBToHSV
+    Cumprod Cumsum CumulativeLogsumexp DenseBincount DenseCountSparseOutput DepthToSpace Diag
+    DiagPart Digamma Div DivNoNan DynamicPartition DynamicStitch Elu EmptyTensorList EnsureShape
+    Equal Erf Erfc Erfinv Exp ExpandDims Expm1 Fill Floor FloorDiv FloorMod FusedBatchNorm
+    FusedBatchNormV2 FusedBatchNormV3 Gather GatherNd GatherV2 Greater GreaterEqual HSVToRGB
+    HistogramFixedWidth Identity IdentityN Igamma Igammac Imag ImageProjectiveTransformV2
+    ImageProjectiveTransformV3 InTopKV2 Inv Invert InvertPermutation IsFinite IsInf IsNan L2Loss
+    LRN LeakyRelu LeftShift Less LessEqual Lgamma LinSpace Log Log1p LogSoftmax LogicalAnd
+    LogicalNot LogicalOr LookupTableFindV2 LookupTableSizeV2 LowerBound MatrixBandPart MatrixDiag
+    MatrixDiagPart MatrixDiagPartV2 MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3 MatrixSetDiag
+    MatrixSetDiagV2 MatrixSetDiagV3 Max MaxPool MaxPool3D MaxPoolV2 Maximum Mean Min Minimum
+    MirrorPad Mod Mul MulNoNan Ndtri Neg NextAfter NoOp NotEqual OneHot OnesLike Pack Pad PadV2
+    Placeholder PlaceholderWithDefault Polygamma PopulationCount Pow PreventGradient Prod RGBToHSV
+    RaggedBincount RaggedCountSparseOutput RaggedCross RaggedGather RaggedRange
+    RaggedTensorFromVariant RaggedTensorToSparse RaggedTensorToTensor RaggedTensorToVariant
     RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt Range Rank ReadVariableOp
-    Real RealDiv Reciprocal Relu Relu6 Reshape ResizeArea ResizeBicubic ResizeBilinear
-    ResizeNearestNeighbor ResourceGather ResourceGatherNd Reverse ReverseSequence ReverseV2
-    RightShift Rint Roll Round Rsqrt ScaleAndTranslate ScatterNd SearchSorted SegmentMax
-    SegmentMean SegmentMin SegmentProd SegmentSum Select SelectV2 Selu Shape ShapeN Sigmoid Sign
-    Sin Sinh Size Slice Softmax Softplus Softsign SpaceToBatchND SpaceToDepth
-    SparseSoftmaxCrossEntropyWithLogits Split SplitV Sqrt Square SquaredDifference Squeeze
-    StatelessMultinomial StatelessRandomGammaV2 StatelessRandomGetAlg StatelessRandomGetKeyCounter
-    StatelessRandomNormal StatelessRandomNormalV2 StatelessRandomUniform
-    StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2 StatelessRandomUniformInt
-    StatelessRandomUniformIntV2 StatelessRandomUniformV2 StatelessTruncatedNormal
-    StatelessTruncatedNormalV2 StaticRegexReplace StopGradient StridedSlice StringLower
-    StringSplitV2 StringToHashBucketFast StringToNumber Sub Sum Tan Tanh TensorListFromTensor
-    TensorListGetItem TensorListLength TensorListReserve TensorListSetItem TensorListStack
-    TensorScatterAdd TensorScatterMax TensorScatterMin TensorScatterSub TensorScatterUpdate Tile
-    TopK TopKV2 Transpose TruncateDiv TruncateMod TruncatedNormal Unique UniqueV2 Unpack
-    UnravelIndex UnsortedSegmentMax UnsortedSegmentMean UnsortedSegmentMin UnsortedSegmentProd
-    UnsortedSegmentSum UpperBound VarHandleOp VarIsInitializedOp Where Xdivy Xlog1py Xlogy
-    ZerosLike Zeta
+    Real RealDiv Reciprocal ReduceJoin RegexFullMatch RegexReplace Relu Relu6 Reshape ResizeArea
+    ResizeBicubic ResizeBilinear ResizeNearestNeighbor ResourceGather ResourceGatherNd Reverse
+    ReverseSequence ReverseV2 RightShift Rint Roll Round Rsqrt ScaleAndTranslate ScatterNd
+    SearchSorted SegmentMax SegmentMean SegmentMin SegmentProd SegmentSum Select SelectV2 Selu
+    Shape ShapeN Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToBatchND
+    SpaceToDepth SparseBincount SparseCountSparseOutput SparseCross SparseCrossHashed
+    SparseCrossV2 SparseReorder SparseReshape SparseSoftmaxCrossEntropyWithLogits SparseToDense
+    Split SplitV Sqrt Square SquaredDifference Squeeze StatelessMultinomial StatelessRandomGammaV2
+    StatelessRandomGetAlg StatelessRandomGetKeyCounter StatelessRandomNormal
+    StatelessRandomNormalV2 StatelessRandomUniform StatelessRandomUniformFullInt
+    StatelessRandomUniformFullIntV2 StatelessRandomUniformInt StatelessRandomUniformIntV2
+    StatelessRandomUniformV2 StatelessTruncatedNormal StatelessTruncatedNormalV2
+    StaticRegexFullMatch StaticRegexReplace StopGradient StridedSlice StringFormat StringJoin
+    StringLength StringLower StringNGrams StringSplit StringSplitV2 StringStrip StringToHashBucket
+    StringToHashBucketFast StringToHashBucketStrong StringToNumber StringUpper Sub Substr Sum Tan
+    Tanh TensorListFromTensor TensorListGetItem TensorListLength TensorListReserve
+    TensorListSetItem TensorListStack TensorScatterAdd TensorScatterMax TensorScatterMin
+    TensorScatterSub TensorScatterUpdate Tile TopK TopKV2 Transpose TruncateDiv TruncateMod
+    TruncatedNormal UnicodeDecode UnicodeDecodeWithOffsets UnicodeEncode UnicodeScript
+    UnicodeTranscode Unique UniqueV2 Unpack UnravelIndex UnsortedSegmentJoin UnsortedSegmentMax
+    UnsortedSegmentMean UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum UpperBound
+    VarHandleOp VarIsInitializedOp Where Xdivy Xlog1py Xlogy ZerosLike Zeta
     """.split()
 )
 """Operators that only pass over their numbers once or a few times: they count as 0."""
