@@ -1,6 +1,7 @@
 """FLOPs of calls that no rule counts, from the graphs that TensorFlow traces of them.
 
-One handle for each operator; what has none and does more than pass over its numbers is named.
+A handle counts each kind of TensorFlow operator. Operators without a handle count as 0 where they
+are known to be cheap; others are named, as what the number leaves out.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class TracedWork:
 
     Attributes:
         flops: FLOPs for one sample, one multiply-add = 2, of the operators that can be counted.
-        uncounted: Why the number is not the whole, empty where it is.
+        uncounted: What the number leaves out, in words; empty where it is the whole.
     """
 
     flops: float
@@ -39,7 +40,8 @@ def traced_work(program: Program, numbers: Iterable[int]) -> dict[int, TracedWor
     """Counts what some calls of a model compute, without running them.
 
     Operators that only pass over their numbers (activations, sums, copies) count as 0, as they do
-    in layers that have a rule. Sizes that the model leaves open are those of one sample.
+    in layers that have a rule. Axes that grow with the batch are as long as for one sample; other
+    sizes that the model leaves open count as 1.
 
     Args:
         program: The model's calls.
@@ -81,7 +83,7 @@ def traced_work(program: Program, numbers: Iterable[int]) -> dict[int, TracedWor
 
 
 def _work_of(graph: Any, tensors: Sequence[Any]) -> TracedWork:
-    """The work of all operators of a graph that some of its tensors need."""
+    """The work of those operators of a graph that are needed to compute some of its tensors."""
     flops, uncounted = 0.0, []
     for operator in _needed(tensors):
         if operator.type in _HANDLES:
@@ -104,7 +106,7 @@ def _work_of(graph: Any, tensors: Sequence[Any]) -> TracedWork:
 
 
 def _needed(tensors: Sequence[Any]) -> list[Any]:
-    """The operators that compute some tensors; what is computed for nothing is not run."""
+    """The operators that some tensors are computed with; TensorFlow does not run the others."""
     import tensorflow as tf
 
     waiting = [tensor.op for tensor in tensors if tf.is_symbolic_tensor(tensor)]
@@ -223,7 +225,7 @@ def _fourier_along_axes(operator: Any) -> float:
 
 @_counts(*(f"{i}RFFT{n}" for i in ("", "I") for n in ("", "2D", "3D", "ND")))
 def _real_fourier(operator: Any) -> float:
-    """Half of that where one side is real."""
+    """Half of `5 n log2 n` for each transform of n real points, or to such."""
     lengths = _constant(operator.inputs[1])
     halves = operator.inputs[0] if operator.type.startswith("I") else operator.outputs[0]
     complex_points = math.prod(_shape(halves)[-len(lengths) :])
@@ -241,7 +243,10 @@ def _factorization(operator: Any) -> float:
 
 @_counts("MatrixSolve", "MatrixTriangularSolve", "CholeskySolve")
 def _solution(operator: Any) -> float:
-    """`2 n²` for each right side by triangular matrices twice, and the LU of `MatrixSolve`."""
+    """`n²` for each right side and triangular matrix, of which there are two but for one kind.
+
+    `MatrixSolve` factors its matrix first.
+    """
     matrix, n = operator.inputs[0], _shape(operator.inputs[0])[-1]
     triangles = 1 if operator.type == "MatrixTriangularSolve" else 2
     factors = 2 / 3 * _size(matrix) * n if operator.type == "MatrixSolve" else 0.0
@@ -270,7 +275,7 @@ def _function(operator: Any) -> tuple[list[str], int | None]:
 
 
 def _loop(operator: Any) -> tuple[list[str], int | None]:
-    """A loop counts with as many turns as it may take at most."""
+    """A loop counts as often as it may run at most, None where that is not known."""
     import tensorflow as tf
 
     limit = operator.inputs[1]
