@@ -145,6 +145,8 @@ def _remedy(layer: Any, error: Exception) -> str:
             "The size of a batch is None there: make a tensor of that size from another one, "
             "with ops.zeros_like(x[:, :1]) or x * 0, say."
         )
+    if "not known before the model runs" in str(error):
+        return "Or build the model with that size as a number."
     if "UnknownSize" in str(error):
         return (
             "A size stands there that is known only when the model runs. Draw random numbers of "
