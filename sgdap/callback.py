@@ -224,7 +224,9 @@ class SGDAPCallback(keras.callbacks.Callback):
         self.summary = None
         neighbours = Neighbours(*_keras.callbacks_beside(self))
         if neighbours.of_class(SGDAPCallback):
-            raise ValueError("A fit takes one SGDAPCallback. Received: more than one.")
+            raise ValueError(
+                "A fit takes one SGDAPCallback. Received: more than one. Leave the others out."
+            )
         self._run = run = start_run(
             self.model,
             self.pruning,

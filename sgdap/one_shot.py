@@ -118,8 +118,9 @@ def plan(
     if budget is None:
         check_chooses_widths(options.criterion)
     graph = channel_graph(model)
+    scope = pruning_scope(graph, options)
     data = reusable(data, samples)
-    scope = pruning_scope(counted_on_data(graph, data), options)
+    scope = replace(scope, graph=counted_on_data(graph, data))
     goal = make_goal(budget, OneShot(), scope, rounds=1, chosen=budget is None)
 
     def limits(curves: Curves) -> Budget:

@@ -172,7 +172,10 @@ def test_layers_without_a_rule_keep_what_they_touch_and_are_named():
     plan = sgdap.plan(model, samples(model, 32), sgdap.Budget(params=0.8))
     assert plan.widths["before"] == 6
     assert plan.widths["after"] < 6
-    reason = "no rule for Mystery; register one with sgdap.register_rule"
+    reason = (
+        "no rule for Mystery; it keeps all that it reads and makes, unless you register one with "
+        "sgdap.register_rule"
+    )
     assert plan.unknown == (("mystery", reason),)
     assert reason in " ".join(str(plan).replace("│", " ").split())
 

@@ -24,6 +24,7 @@ from sgdap.channels.rewriting import Masks, rewritten
 from sgdap.model.generators import global_state_kept
 from sgdap.model.leaves import leaf_class
 from sgdap.model.program import Call, OperationCall, Shape, fill, leaves_of
+from sgdap.model.user_code import first_sentence
 
 Mask = npt.NDArray[np.bool_]
 
@@ -176,7 +177,7 @@ class Likeness:
                 why = self._difference(whole, inputs, values)
             except Exception as error:  # whatever the layer or its device raises
                 has_rule = leaf_class(self.part.call.operation) is not None
-                why = str(error) if has_rule else self._not_without()
+                why = str(error) if has_rule else self._stopped(error)
         return None if why is None else Fault(why, can_run)
 
     def _difference(
@@ -199,19 +200,24 @@ class Likeness:
             given = list(map(taken, inputs, of_inputs))
             found = self._run(slim, kept, given, scaled)
             if not self._knows_shapes(slim, given, found):
-                return self._not_without()
+                return self._differs("makes another shape than Keras knows")
             of_outputs = [self._stays(tensor, kept) for tensor in self.part.outputs]
             if not agree(found, list(map(taken, expected, of_outputs))):
                 again = self._run(whole, self.present, zeroed, None)
-                return self._not_without() if agree(again, expected) else self._draws()
+                return self._differs() if agree(again, expected) else self._draws()
         return None
 
-    def _not_without(self) -> str:
+    def _differs(self, what: str = "computes something else") -> str:
         call = self.part.call
-        if leaf_class(call.operation) is None:
-            instead = f"; {call.untraced}" if call.untraced else ""
-            return f"'{call.operation.name}' can't do without some of them{instead}"
-        return f"{self._title} computes something else without some of them, {_BY_ITS_RULE}"
+        if leaf_class(call.operation) is not None:
+            return f"{self._title} {what} without some of them, {_BY_ITS_RULE}"
+        instead = f"; {call.untraced}" if call.untraced else ""
+        return f"'{call.operation.name}' {what} without some of them{instead}"
+
+    def _stopped(self, error: Exception) -> str:
+        call = self.part.call
+        why = call.untraced or f"it stops with {type(error).__name__}: {first_sentence(error)}"
+        return f"'{call.operation.name}' can't be computed without some of them; {why}"
 
     def _draws(self) -> str:
         return f"{self._title} draws random numbers in inference, so it can't be tried"

@@ -80,7 +80,10 @@ def register_rule(
 
     def decorate(rule: _Decorated) -> _Decorated:
         if not callable(rule):
-            raise TypeError(f"A rule must be a function (layer, call). Received: {shown(rule)}")
+            raise TypeError(
+                f"A rule must be a function (layer, call). Received: {shown(rule)}. Write "
+                "@sgdap.register_rule(MyLayer) above the function."
+            )
         add_leaves(*layer_classes)
         for layer_class in layer_classes:
             _RULES[layer_class] = rule
@@ -172,7 +175,10 @@ def without_rule(operation: Any, untraced: str) -> str:
         untraced: Why its code was not followed, if it has any.
     """
     why = f" ({untraced})" if untraced else ""
-    return f"no rule for {type(operation).__name__}{why}; register one with sgdap.register_rule"
+    return (
+        f"no rule for {type(operation).__name__}{why}; it keeps all that it reads and makes, "
+        "unless you register one with sgdap.register_rule"
+    )
 
 
 def _unlike_its_config(operation: Any) -> str | None:

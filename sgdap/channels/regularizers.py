@@ -11,6 +11,7 @@ from sgdap import _keras
 from sgdap.channels.facts import Statements
 from sgdap.channels.labels import Symbol
 from sgdap.model.program import Program
+from sgdap.model.user_code import first_sentence
 
 _KNOWN = tuple(
     found
@@ -35,28 +36,35 @@ def keep_what_regularizers_need(
     for (path, number, axis), fact in statements.axes.items():
         variable = _keras.layer_variables(layers[path])[number]
         regularizer = getattr(variable, "regularizer", None)
-        if _needs(regularizer, tuple(variable.shape), axis):
-            statements.ledger.protect(fact.labels[0], _reason(path, regularizer))
+        error = _failure(regularizer, tuple(variable.shape), axis)
+        if error is not None:
+            statements.ledger.protect(fact.labels[0], _reason(path, regularizer, error))
     for call in program.calls:
         regularizer = getattr(call.operation, "activity_regularizer", None)
         for symbol in (symbols[ref.index] for ref in call.outputs):
             for axis, labels in enumerate(symbol.axes):
                 shape = tuple(size or 2 for size in symbol.shape)
-                if labels is not None and _needs(regularizer, shape, axis):
-                    statements.ledger.protect(labels, _reason(call.path, regularizer))
+                error = None if labels is None else _failure(regularizer, shape, axis)
+                if labels is not None and error is not None:
+                    statements.ledger.protect(labels, _reason(call.path, regularizer, error))
 
 
-def _needs(regularizer: Any, shape: tuple[int, ...], axis: int) -> bool:
+def _failure(regularizer: Any, shape: tuple[int, ...], axis: int) -> Exception | None:
+    """What a regularizer raises where an axis is shorter; None where it can be computed."""
     if regularizer is None or isinstance(regularizer, _KNOWN):
-        return False
+        return None
     for width in {shape[axis] - 1, shape[axis] // 2}:
         try:
             regularizer(keras.ops.zeros([*shape[:axis], width, *shape[axis + 1 :]]))
-        except Exception:  # whatever it raises, it can't be computed for that width
-            return True
-    return False
+        except Exception as error:  # whatever it raises, it can't be computed for that width
+            return error
+    return None
 
 
-def _reason(path: str, regularizer: Any) -> str:
+def _reason(path: str, regularizer: Any, error: Exception) -> str:
     name = getattr(regularizer, "__name__", type(regularizer).__name__)
-    return f"{name}, a regularizer of '{path}', can't do without some of them"
+    return (
+        f"{name}, a regularizer of '{path}', can't be computed without some of them; it stops "
+        f"with {type(error).__name__}: {first_sentence(error)}. Let it take sizes from the shape "
+        "of what it is given"
+    )

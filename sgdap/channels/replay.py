@@ -56,8 +56,8 @@ def what_code_does_not_follow(graph: ChannelGraph, removable: Mask) -> list[tupl
             made_anew = code.path and by_configs and found is None
             if made_anew and not _is_rebuilt(program, code, slim, graph.axes, kept):
                 name = type(code.layer).__name__
-                remedy = "register a rule with sgdap.register_rule"
-                found = -1, f"config of '{code.path}' (a {name}) makes none for fewer; {remedy}"
+                why = f"the config of '{code.path}' (of class {name}) makes no layer for fewer"
+                found = -1, f"{why}; register a rule with sgdap.register_rule"
             if found is None:
                 continue
             place, reason = found

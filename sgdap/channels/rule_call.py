@@ -355,9 +355,15 @@ class RuleCall(Observing):
             self.keep(channels, reason)
 
     def keep_all(self, reason: str) -> list[Symbol]:
-        """Protects all inputs and notes that the layer is left as it is; returns the outputs."""
+        """Protects all inputs and notes that the layer is left as it is; returns the outputs.
+
+        Where the inputs have no channels and the layer no weights, nothing stays that might leave:
+        what makes ready a model's inputs is not noted.
+        """
         note = (self._call.path, reason)
-        if note not in self._statements.kept:
+        concerned = any(labels.size for symbol in self.inputs for labels in symbol.all_channels())
+        concerned = concerned or bool(getattr(self._call.operation, "weights", ()))
+        if concerned and note not in self._statements.kept:
             self._statements.kept.append(note)
         for symbol in self.inputs:
             self.keep(symbol, reason)

@@ -142,7 +142,9 @@ def _sliced(data: Any, batch_size: int) -> Iterator[Batch]:
     lengths = {_length(leaf) for leaf in keras.tree.flatten((x, y, weight)) if leaf is not None}
     if len(lengths) > 1:
         raise ValueError(
-            f"The arrays of the calibration data differ in length: {sorted(lengths)} samples."
+            f"The arrays of the calibration data differ in length: {sorted(lengths)} samples. Pass "
+            "equally many of each. A tuple is read as (inputs, targets, sample weights), a list as "
+            "several inputs."
         )
     for start in range(0, max(lengths, default=0), batch_size):
         stop = start + batch_size

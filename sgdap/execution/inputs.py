@@ -122,6 +122,15 @@ def checked_inputs(graph: ChannelGraph, x: Any) -> list[Any]:
         for shape, wanted in zip(shapes, expected, strict=True)
     ):
         leaves = {leaf.dtype.name for leaf in keras.tree.flatten(x)}
+        taken = {program.dtypes[ref.index] for ref in program.inputs}
+        if "string" in leaves - taken:
+            raise ValueError(
+                f"The calibration data are strings, and model '{program.model.name}' is read as "
+                f"one of {', '.join(sorted(taken))}: Keras does not tell what a `call` of your own "
+                "takes. Build it as a functional model, keras.Model(inputs, outputs) with "
+                "keras.Input(shape, dtype='string'), or leave TextVectorization and the like to "
+                "the data."
+            )
         kind = f"a {type(x).__name__}" if isinstance(x, (dict, list, tuple)) else "one tensor"
         kind += f" of {', '.join(sorted(leaves))}"
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What is kept of each consumer so that all of it stays under a memory limit."""
+"""Which statistics of each consumer are kept to stay under a memory limit; it gathers none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sgdap._arguments import check_integer
 LEVELS = ("folds", "merged", "channels", "alone")
 
 BATCH_SHARE = 4
-"""One part of so many of a memory limit is for the tensors of one batch."""
+"""The tensors of one batch get this part of a memory limit: one fourth."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,21 @@ class Storage:
         return self.sensitivity == "diagonal"
 
     def bytes(self, size: Size, folds: int) -> int:
-        """Bytes while it is gathered, small vectors not counted.
+        """Bytes of it while batches are added up, small vectors not counted.
 
-        A batch brings its sums of all sensitivities at once, in float32; those of moments come one
-        by one.
+        A sensitivity takes 8 bytes a number for the sum and 4 for what the present batch adds, as a
+        batch makes all sensitivities at once. It makes moments one after another, so what it adds
+        to them is not counted.
+
+        Args:
+            size: The consumer's size.
+            folds: Number of folds.
         """
         sensitivity = {"whole": size.outputs**2, "diagonal": size.outputs, "none": 0}
         return 8 * _numbers(self.level, size, folds) + 12 * sensitivity[self.sensitivity]
 
     def work(self, size: Size, folds: int) -> int:
-        """Bytes of the matrices made of it while the consumer is scored: an inverse, and a sum."""
+        """Bytes that scoring the consumer takes besides: an inverse, and a sum over folds."""
         n = {"folds": size.features, "merged": size.features, "channels": size.channels}
         matrices = 2 if self.level == "folds" and folds > 1 else 1
         return 8 * matrices * n.get(self.level, 0) ** 2
@@ -80,13 +85,15 @@ def choose_storage(
 ) -> dict[str, Storage]:
     """Chooses what is kept of each consumer.
 
-    First the folds of the most expensive consumers are merged, which changes nothing but the
-    choice of the LASSO's penalty. Where that is not enough, what takes most is given up next: a
-    consumer's second moment for the products of whole channels, these for the channels' powers, a
-    sensitivity for its diagonal.
+    As long as it is too much, the step that saves most is taken. First these are steps that merge a
+    consumer's folds, which changes nothing but the choice of the LASSO's penalty. Then these are:
 
-    What is kept leaves room for one batch (`batch_memory`) while it is gathered, and for the
-    matrices of the largest consumer while it is scored.
+    * products of whole channels instead of a second moment,
+    * the channels' powers instead of these products,
+    * the diagonal of a sensitivity instead of all of it.
+
+    Room is left for one batch (`batch_memory`) while statistics are gathered, and for the matrices
+    of the largest consumer while it is scored.
 
     Args:
         sizes: Each consumer's size, by path.
@@ -155,7 +162,15 @@ _WORDS = {
 
 
 def storage_notes(chosen: Mapping[str, Storage], limit: int) -> tuple[str, ...]:
-    """Describes what was given up to stay under the limit, a sentence each."""
+    """Describes what was given up to stay under the limit.
+
+    Args:
+        chosen: What is kept of each consumer, by path.
+        limit: The limit in bytes.
+
+    Returns:
+        A sentence for each kind of loss.
+    """
     notes = []
     for kind, words in _WORDS.items():
         paths = [p for p, own in chosen.items() if kind in (own.level, own.sensitivity)]
@@ -166,7 +181,13 @@ def storage_notes(chosen: Mapping[str, Storage], limit: int) -> tuple[str, ...]:
 
 
 def kept_memory(chosen: Mapping[str, Storage], sizes: Mapping[str, Size], folds: int) -> int:
-    """Bytes of what is chosen while it is gathered."""
+    """Bytes of all that is chosen while batches are added up, the folds' small vectors too.
+
+    Args:
+        chosen: What is kept of each consumer, by path.
+        sizes: Each consumer's size, by path.
+        folds: Number of folds.
+    """
     return sum(
         own.bytes(sizes[path], folds) + 8 * folds * 4 * sizes[path].features
         for path, own in chosen.items()

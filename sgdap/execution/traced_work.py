@@ -1,6 +1,7 @@
 """FLOPs of calls that no rule counts, from the graphs that TensorFlow traces of them.
 
-One handle for each operator; what has none and does more than pass over its numbers is named.
+A handle counts each kind of TensorFlow operator. Operators without a handle count as 0 where they
+are known to be cheap; others are named, as what the number leaves out.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class TracedWork:
 
     Attributes:
         flops: FLOPs for one sample, one multiply-add = 2, of the operators that can be counted.
-        uncounted: Why the number is not the whole, empty where it is.
+        uncounted: What the number leaves out, in words; empty where it is the whole.
     """
 
     flops: float
@@ -39,7 +40,8 @@ def traced_work(program: Program, numbers: Iterable[int]) -> dict[int, TracedWor
     """Counts what some calls of a model compute, without running them.
 
     Operators that only pass over their numbers (activations, sums, copies) count as 0, as they do
-    in layers that have a rule. Sizes that the model leaves open are those of one sample.
+    in layers that have a rule. Axes that grow with the batch are as long as for one sample; other
+    sizes that the model leaves open count as 1.
 
     Args:
         program: The model's calls.
@@ -81,7 +83,7 @@ def traced_work(program: Program, numbers: Iterable[int]) -> dict[int, TracedWor
 
 
 def _work_of(graph: Any, tensors: Sequence[Any]) -> TracedWork:
-    """The work of all operators of a graph that some of its tensors need."""
+    """The work of those operators of a graph that are needed to compute some of its tensors."""
     flops, uncounted = 0.0, []
     for operator in _needed(tensors):
         if operator.type in _HANDLES:
@@ -104,7 +106,7 @@ def _work_of(graph: Any, tensors: Sequence[Any]) -> TracedWork:
 
 
 def _needed(tensors: Sequence[Any]) -> list[Any]:
-    """The operators that compute some tensors; what is computed for nothing is not run."""
+    """The operators that some tensors are computed with; TensorFlow does not run the others."""
     import tensorflow as tf
 
     waiting = [tensor.op for tensor in tensors if tf.is_symbolic_tensor(tensor)]
@@ -223,7 +225,7 @@ def _fourier_along_axes(operator: Any) -> float:
 
 @_counts(*(f"{i}RFFT{n}" for i in ("", "I") for n in ("", "2D", "3D", "ND")))
 def _real_fourier(operator: Any) -> float:
-    """Half of that where one side is real."""
+    """Half of `5 n log2 n` for each transform of n real points, or to such."""
     lengths = _constant(operator.inputs[1])
     halves = operator.inputs[0] if operator.type.startswith("I") else operator.outputs[0]
     complex_points = math.prod(_shape(halves)[-len(lengths) :])
@@ -241,7 +243,10 @@ def _factorization(operator: Any) -> float:
 
 @_counts("MatrixSolve", "MatrixTriangularSolve", "CholeskySolve")
 def _solution(operator: Any) -> float:
-    """`2 n²` for each right side by triangular matrices twice, and the LU of `MatrixSolve`."""
+    """`n²` for each right side and triangular matrix, of which there are two but for one kind.
+
+    `MatrixSolve` factors its matrix first.
+    """
     matrix, n = operator.inputs[0], _shape(operator.inputs[0])[-1]
     triangles = 1 if operator.type == "MatrixTriangularSolve" else 2
     factors = 2 / 3 * _size(matrix) * n if operator.type == "MatrixSolve" else 0.0
@@ -270,7 +275,7 @@ def _function(operator: Any) -> tuple[list[str], int | None]:
 
 
 def _loop(operator: Any) -> tuple[list[str], int | None]:
-    """A loop counts with as many turns as it may take at most."""
+    """A loop counts as often as it may run at most, None where that is not known."""
     import tensorflow as tf
 
     limit = operator.inputs[1]
@@ -306,37 +311,43 @@ _CHEAP = frozenset(
     AvgPool3D BatchToSpaceND BesselI0e BesselI1e Betainc BiasAdd Bincount Bitcast BitwiseAnd
     BitwiseOr BitwiseXor BroadcastArgs BroadcastTo Bucketize Cast Ceil CheckNumerics ClipByValue
     Complex ComplexAbs Concat ConcatV2 Conj ConjugateTranspose Const Cos Cosh CropAndResize Cross
-    Cumprod Cumsum CumulativeLogsumexp DenseBincount DepthToSpace Diag DiagPart Digamma Div
-    DivNoNan DynamicPartition DynamicStitch Elu EmptyTensorList EnsureShape Equal Erf Erfc Erfinv
-    Exp ExpandDims Expm1 Fill Floor FloorDiv FloorMod FusedBatchNorm FusedBatchNormV2
-    FusedBatchNormV3 Gather GatherNd GatherV2 Greater GreaterEqual HSVToRGB HistogramFixedWidth
-    Identity IdentityN Igamma Igammac Imag ImageProjectiveTransformV2 ImageProjectiveTransformV3
-    InTopKV2 Inv Invert InvertPermutation IsFinite IsInf IsNan L2Loss LRN LeakyRelu LeftShift Less
-    LessEqual Lgamma LinSpace Log Log1p LogSoftmax LogicalAnd LogicalNot LogicalOr
-    LookupTableFindV2 LookupTableSizeV2 LowerBound MatrixBandPart MatrixDiag MatrixDiagPart
-    MatrixDiagPartV2 MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3 MatrixSetDiag MatrixSetDiagV2
-    MatrixSetDiagV3 Max MaxPool MaxPool3D MaxPoolV2 Maximum Mean Min Minimum MirrorPad Mod Mul
-    MulNoNan Ndtri Neg NextAfter NoOp NotEqual OneHot OnesLike Pack Pad PadV2 Placeholder
-    PlaceholderWithDefault Polygamma PopulationCount Pow PreventGradient Prod RGBToHSV
+    Cumprod Cumsum CumulativeLogsumexp DenseBincount DenseCountSparseOutput DepthToSpace Diag
+    DiagPart Digamma Div DivNoNan DynamicPartition DynamicStitch Elu EmptyTensorList EnsureShape
+    Equal Erf Erfc Erfinv Exp ExpandDims Expm1 Fill Floor FloorDiv FloorMod FusedBatchNorm
+    FusedBatchNormV2 FusedBatchNormV3 Gather GatherNd GatherV2 Greater GreaterEqual HSVToRGB
+    HistogramFixedWidth Identity IdentityN Igamma Igammac Imag ImageProjectiveTransformV2
+    ImageProjectiveTransformV3 InTopKV2 Inv Invert InvertPermutation IsFinite IsInf IsNan L2Loss
+    LRN LeakyRelu LeftShift Less LessEqual Lgamma LinSpace Log Log1p LogSoftmax LogicalAnd
+    LogicalNot LogicalOr LookupTableFindV2 LookupTableSizeV2 LowerBound MatrixBandPart MatrixDiag
+    MatrixDiagPart MatrixDiagPartV2 MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3 MatrixSetDiag
+    MatrixSetDiagV2 MatrixSetDiagV3 Max MaxPool MaxPool3D MaxPoolV2 Maximum Mean Min Minimum
+    MirrorPad Mod Mul MulNoNan Ndtri Neg NextAfter NoOp NotEqual OneHot OnesLike Pack Pad PadV2
+    Placeholder PlaceholderWithDefault Polygamma PopulationCount Pow PreventGradient Prod RGBToHSV
+    RaggedBincount RaggedCountSparseOutput RaggedCross RaggedGather RaggedRange
+    RaggedTensorFromVariant RaggedTensorToSparse RaggedTensorToTensor RaggedTensorToVariant
     RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt Range Rank ReadVariableOp
-    Real RealDiv Reciprocal Relu Relu6 Reshape ResizeArea ResizeBicubic ResizeBilinear
-    ResizeNearestNeighbor ResourceGather ResourceGatherNd Reverse ReverseSequence ReverseV2
-    RightShift Rint Roll Round Rsqrt ScaleAndTranslate ScatterNd SearchSorted SegmentMax
-    SegmentMean SegmentMin SegmentProd SegmentSum Select SelectV2 Selu Shape ShapeN Sigmoid Sign
-    Sin Sinh Size Slice Softmax Softplus Softsign SpaceToBatchND SpaceToDepth
-    SparseSoftmaxCrossEntropyWithLogits Split SplitV Sqrt Square SquaredDifference Squeeze
-    StatelessMultinomial StatelessRandomGammaV2 StatelessRandomGetAlg StatelessRandomGetKeyCounter
-    StatelessRandomNormal StatelessRandomNormalV2 StatelessRandomUniform
-    StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2 StatelessRandomUniformInt
-    StatelessRandomUniformIntV2 StatelessRandomUniformV2 StatelessTruncatedNormal
-    StatelessTruncatedNormalV2 StaticRegexReplace StopGradient StridedSlice StringLower
-    StringSplitV2 StringToHashBucketFast StringToNumber Sub Sum Tan Tanh TensorListFromTensor
-    TensorListGetItem TensorListLength TensorListReserve TensorListSetItem TensorListStack
-    TensorScatterAdd TensorScatterMax TensorScatterMin TensorScatterSub TensorScatterUpdate Tile
-    TopK TopKV2 Transpose TruncateDiv TruncateMod TruncatedNormal Unique UniqueV2 Unpack
-    UnravelIndex UnsortedSegmentMax UnsortedSegmentMean UnsortedSegmentMin UnsortedSegmentProd
-    UnsortedSegmentSum UpperBound VarHandleOp VarIsInitializedOp Where Xdivy Xlog1py Xlogy
-    ZerosLike Zeta
+    Real RealDiv Reciprocal ReduceJoin RegexFullMatch RegexReplace Relu Relu6 Reshape ResizeArea
+    ResizeBicubic ResizeBilinear ResizeNearestNeighbor ResourceGather ResourceGatherNd Reverse
+    ReverseSequence ReverseV2 RightShift Rint Roll Round Rsqrt ScaleAndTranslate ScatterNd
+    SearchSorted SegmentMax SegmentMean SegmentMin SegmentProd SegmentSum Select SelectV2 Selu
+    Shape ShapeN Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToBatchND
+    SpaceToDepth SparseBincount SparseCountSparseOutput SparseCross SparseCrossHashed
+    SparseCrossV2 SparseReorder SparseReshape SparseSoftmaxCrossEntropyWithLogits SparseToDense
+    Split SplitV Sqrt Square SquaredDifference Squeeze StatelessMultinomial StatelessRandomGammaV2
+    StatelessRandomGetAlg StatelessRandomGetKeyCounter StatelessRandomNormal
+    StatelessRandomNormalV2 StatelessRandomUniform StatelessRandomUniformFullInt
+    StatelessRandomUniformFullIntV2 StatelessRandomUniformInt StatelessRandomUniformIntV2
+    StatelessRandomUniformV2 StatelessTruncatedNormal StatelessTruncatedNormalV2
+    StaticRegexFullMatch StaticRegexReplace StopGradient StridedSlice StringFormat StringJoin
+    StringLength StringLower StringNGrams StringSplit StringSplitV2 StringStrip StringToHashBucket
+    StringToHashBucketFast StringToHashBucketStrong StringToNumber StringUpper Sub Substr Sum Tan
+    Tanh TensorListFromTensor TensorListGetItem TensorListLength TensorListReserve
+    TensorListSetItem TensorListStack TensorScatterAdd TensorScatterMax TensorScatterMin
+    TensorScatterSub TensorScatterUpdate Tile TopK TopKV2 Transpose TruncateDiv TruncateMod
+    TruncatedNormal UnicodeDecode UnicodeDecodeWithOffsets UnicodeEncode UnicodeScript
+    UnicodeTranscode Unique UniqueV2 Unpack UnravelIndex UnsortedSegmentJoin UnsortedSegmentMax
+    UnsortedSegmentMean UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum UpperBound
+    VarHandleOp VarIsInitializedOp Where Xdivy Xlog1py Xlogy ZerosLike Zeta
     """.split()
 )
 """Operators that only pass over their numbers once or a few times: they count as 0."""

@@ -1,4 +1,4 @@
-"""The criterion that reads how much the network let each channel grow."""
+"""The criterion that goes by how much each channel's activation grew in training."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ class GrowthGuidance(Guidance):
     """The growth rate |α| of the dynamic range activations along a channel.
 
     Every group that may shrink needs such an activation: `sgdap.layers.to_dra(model)`, then train.
-    The rates order the channels of one group; how many leave of which group is settled by what
-    their loss costs, as for every criterion.
+    Within a group, channels leave in the order of their rates, the smallest first. How many leave
+    of each group is settled by the expected loss, as for every criterion.
 
     Args:
-        refinement: The share of the remaining channels, those that grew least, of which the one
-            leaves that costs the next layers least, where weights are reconstructed. 0 keeps
-            strictly to the growth rates.
+        refinement: How freely the order may differ from that of the rates. At each step this share
+            of the channels that are left, those that grew least, are candidates, and the one leaves
+            that costs the next layers least. 0: the order is that of the rates. It has no effect
+            with `reconstruction=False`.
 
     Raises:
         ValueError: `refinement` is no number between 0 and 1.
@@ -36,20 +37,20 @@ class GrowthGuidance(Guidance):
         self.refinement = refinement
 
     def check(self, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> None:
-        """Raises if a group has no growth rates.
+        """Checks that each group has growth rates.
 
         Raises:
-            ValueError: One has none.
+            ValueError: A group has none.
         """
         without = [group.name for group in groups if not growth_rates(graph, group)]
         if without:
             raise _no_growth_rate(without, graph.program.model.name)
 
     def scores(self, data: GroupData) -> Array:
-        """The sum of |α| over the activations, `(size,)`.
+        """The growth rate |α| of each channel, summed over its activations, `(size,)`.
 
         Raises:
-            ValueError: The group has none.
+            ValueError: The group has no such activation.
         """
         if not data.growth:
             raise _no_growth_rate([data.name], "")
@@ -68,10 +69,17 @@ def _no_growth_rate(groups: Sequence[str], model: str) -> ValueError:
 
 
 def growth_rates(graph: ChannelGraph, group: ChannelGroup) -> tuple[Array, ...]:
-    """The magnitude of each growth rate along a group's channels, `(size,)`.
+    """The growth rates |α| along a group's channels.
 
-    A growth rate is a layer's variable `growth_rate` that its rule says to lie along channels. The
-    places of one channel (after a Flatten, say) are summed.
+    They are read from each layer that has a variable `growth_rate` along these channels. A channel
+    that has several entries there (behind a Flatten, say) counts with their sum.
+
+    Args:
+        graph: The model's channels.
+        group: The group.
+
+    Returns:
+        The rates of each such layer, `(size,)`; empty where there is none.
     """
     local = np.full(graph.count, -1, np.int64)
     local[group.channels] = np.arange(group.size)

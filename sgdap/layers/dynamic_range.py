@@ -109,13 +109,14 @@ class DynamicRangeActivation(keras.layers.Layer):
         if not -rank < self.channel_axis < rank or self.channel_axis % rank == 0:
             raise ValueError(
                 f"channel_axis={self.channel_axis} of '{self.name}' is no axis of channels of an "
-                f"input of shape {input_shape}."
+                f"input of shape {input_shape}. Give the number of theirs, -1 for the last one."
             )
         size = input_shape[self.channel_axis]
         if size is None:
             raise ValueError(
                 f"'{self.name}' needs to know the number of its channels, axis "
-                f"{self.channel_axis} of its input. Received: input shape {input_shape}"
+                f"{self.channel_axis} of its input. Received: input shape {input_shape}. Give the "
+                "model's Input that size."
             )
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={self.channel_axis: size})
         trained = self.growth == "trainable"
@@ -136,7 +137,7 @@ class DynamicRangeActivation(keras.layers.Layer):
             if self.activation.weights:
                 raise ValueError(
                     f"The activation of '{self.name}' must have no weights of its own. Received: "
-                    f"{self.activation}"
+                    f"{self.activation}. Leave that activation a layer of its own."
                 )
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:

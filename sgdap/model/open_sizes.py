@@ -77,7 +77,10 @@ def size_functions(reshaped: Reshaped) -> dict[tuple[Any, str], Any]:
         if not _is_unknown(size):
             return original(start, stop, step, dtype)
         if (start not in (0, size)) or step not in (None, 1):
-            raise ValueError("ops.arange takes an unknown size only without `start` and `step`")
+            raise ValueError(
+                "ops.arange takes a size that is not known before the model runs only without "
+                "`start` and `step`: add to, or multiply, what it makes"
+            )
         numbers = ops.cumsum(ops.ones_like(_counted(size))) - 1
         return ops.cast(numbers, dtype or "int32")
 
@@ -116,7 +119,10 @@ def size_functions(reshaped: Reshaped) -> dict[tuple[Any, str], Any]:
     def repeated(x: Any, repeats: dict[int, Any]) -> Any:
         times = {axis: size for axis, size in repeats.items() if _is_unknown(size)}
         if any(x.shape[axis] != 1 for axis in times):
-            raise ValueError("only an axis of size 1 can be repeated an unknown number of times")
+            raise ValueError(
+                "a number of times that is not known before the model runs repeats axes of size 1 "
+                "only: add such an axis, and reshape"
+            )
         sizes = [times.get(a, UnknownSize(x, a) if s is None else s) for a, s in enumerate(x.shape)]
         return spread(x, sizes)
 
@@ -129,7 +135,10 @@ def size_functions(reshaped: Reshaped) -> dict[tuple[Any, str], Any]:
 def _counted(size: UnknownSize) -> Any:
     """As many zeros as a size, made from the tensor that has it."""
     if size.tensor is None:
-        raise ValueError("it is computed from another one")
+        raise ValueError(
+            "its size is not known before the model runs, and it is computed from another one: "
+            "take one that a tensor has, as ops.shape(x)[1]"
+        )
     others = [axis for axis in range(len(size.tensor.shape)) if axis != size.axis]
     return ops.sum(ops.zeros_like(size.tensor, "int32"), others)
 
@@ -161,7 +170,10 @@ def sizes_asked(operation: Any, *args: Any) -> Any:
         return operation
     old, made = tuple(args[0].shape), tuple(operation.compute_output_spec(*args).shape)
     if new.count(-1) + new.count(None) > 1 and old.count(None) > 1:
-        raise ValueError("ops.reshape can't tell two sizes that are not known")
+        raise ValueError(
+            "ops.reshape can't tell two sizes that are not known before the model runs: give one "
+            "as a number"
+        )
     if -1 in new and new.count(None) == old.count(None) == 1:
         made = _without_rest(old, new)
     return type(operation)(_minus_one(made), name=operation.name)

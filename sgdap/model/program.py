@@ -171,9 +171,9 @@ class Program:
         return frozenset(self._behind(self.losses, calls) - self._behind(self.outputs, calls))
 
     def operations_of_losses(self) -> list[int]:
-        """The numbers of the operations that make losses of what layers, or outputs too, make."""
-        alone = self.only_for_losses()
-        own = [n for n in alone if not isinstance(self.calls[n].operation, keras.Layer)]
+        """The numbers of the operations that make losses of what layers make."""
+        calls = enumerate(self.calls)
+        own = [n for n, call in calls if not isinstance(call.operation, keras.Layer)]
         return sorted(self._behind(self.losses, own))
 
     def _behind(self, refs: tuple[Ref, ...], among: Iterable[int]) -> set[int]:

@@ -125,14 +125,16 @@ def untraceable(layer: Any, path: str, error: Exception) -> ValueError:
     return ValueError(
         f"The `call` of {what} (of class {type(layer).__name__}) can't be traced with symbolic "
         f"tensors: it stopped at {user_line(error.__traceback__)} with {type(error).__name__}: "
-        f"{_first_sentence(error)}. {_remedy(layer, error)}"
+        f"{first_sentence(error)}. {_remedy(layer, error)}"
     )
 
 
-def _first_sentence(error: Exception) -> str:
-    """What an error says, without the examples that Keras adds."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].split(". ")[0].rstrip(". ") if lines else "no message"
+def first_sentence(error: Exception) -> str:
+    """What an error says, without what Keras and TensorFlow write before it and add."""
+    text = re.sub(r"\x1b\[\d*m|\{\{.*?\}\} ?|\[Op:\w+\]( name:)?", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Exception encountered when calling")]
+    return re.split(r"\. (?=[A-Z])", lines[0])[0].rstrip(". ") if lines else "no message"
 
 
 def _remedy(layer: Any, error: Exception) -> str:
@@ -143,6 +145,8 @@ def _remedy(layer: Any, error: Exception) -> str:
             "The size of a batch is None there: make a tensor of that size from another one, "
             "with ops.zeros_like(x[:, :1]) or x * 0, say."
         )
+    if "not known before the model runs" in str(error):
+        return "Or build the model with that size as a number."
     if "UnknownSize" in str(error):
         return (
             "A size stands there that is known only when the model runs. Draw random numbers of "

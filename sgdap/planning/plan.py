@@ -211,7 +211,8 @@ class Plan:
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ValueError(
-                f"This is not a plan written by Plan.to_json (format {_FORMAT}): {error!r}"
+                f"This is not a plan written by Plan.to_json (format {_FORMAT}): {error!r}. Pass "
+                "the text as it was written, or make a new plan with sgdap.plan."
             ) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -253,7 +254,10 @@ class Plan:
             with np.load(arrays, allow_pickle=False) as read:
                 weights = {name: read[f"arr_{i}"] for i, name in enumerate(names)}
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{arrays} holds no weights of a plan: {error}") from error
+            raise ValueError(
+                f"{arrays} holds no weights of a plan: {error}. Keep both files that Plan.save "
+                "wrote together."
+            ) from error
         if _hash_of(weights) != content.get("weights_hash"):
             raise ValueError(
                 f"{arrays} does not belong to {text}: its weights are those of another plan. Keep "
@@ -381,10 +385,16 @@ def kept_mask(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
         mask[group.channels[list(entry.kept)]] = True
     protected = [g.name for g in graph.groups if not mask[g.channels[~g.removable]].all()]
     if protected:
-        raise ValueError(f"The plan removes protected channels of {', '.join(protected)}.")
+        raise ValueError(
+            f"The plan removes protected channels of {', '.join(protected)}. Keep them, or make a "
+            "new plan with sgdap.plan; sgdap.inspect(model) shows why they stay."
+        )
     empty = {axis.path for axis in graph.axes if not mask[axis.channels].any()}
     if empty:
-        raise ValueError(f"The plan leaves no channel of {', '.join(sorted(empty))}.")
+        raise ValueError(
+            f"The plan leaves no channel of {', '.join(sorted(empty))}. Keep one at least, or make "
+            "a new plan with sgdap.plan."
+        )
     if plan.weights and plan.fitted_to != reconstruction_fingerprint(graph, mask):
         raise ValueError(
             f"The weights of model '{graph.program.model.name}' or the plan's channels changed "

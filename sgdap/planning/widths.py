@@ -117,7 +117,11 @@ def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) ->
         reasons = "; ".join(f"'{name}': {reason}" for name, reason in [*why, *graph.kept][:5])
         raise ValueError(
             f"No channel of model '{graph.program.model.name}' can be removed. "
-            f"{reasons or 'It has no layer that makes channels.'}"
+            + (
+                f"{reasons}. sgdap.inspect(model) shows all of them."
+                if reasons
+                else "It has no layer that makes channels."
+            )
         )
     return prunable
 

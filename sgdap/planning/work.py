@@ -83,6 +83,7 @@ def work_notes(graph: ChannelGraph) -> tuple[str, ...]:
         "call.work."
         for path, work in untold_work(graph).items()
         if work.flops and isinstance(layers[path], keras.Layer) and path not in kept
+        if leaf_class(layers[path]) is not None
     )
     return (*_sizes_note(graph), *uncounted_notes(graph), *fixed)
 

@@ -199,7 +199,7 @@ def collect_statistics(
     if run.seen < folds:
         raise ValueError(
             f"Calibration needs at least one sample for each of the {folds} folds. "
-            f"Received: {run.seen} samples."
+            f"Received: {run.seen} samples. Pass more of them, or fewer folds."
         )
     consumers = {}
     for path, (place, *_) in places.items():

@@ -48,9 +48,19 @@ def cholesky_with(second: Array, added: Array) -> tuple[Array, bool]:
     was added. Then ten times as much is added, until the factor exists.
 
     Args:
-        second: Second moment M, finite, `(features, features)`.
+        second: Second moment M, `(features, features)`.
         added: What is added to its diagonal, positive, `(features,)`.
+
+    Returns:
+        The factor, `(features, features)`, and True, for its lower triangle is meant.
+
+    Raises:
+        ValueError: A moment is not finite, or what is added not positive.
     """
+    if not (added > 0).all():
+        raise ValueError(
+            f"What is added to second moments must be positive. Received: {added.min()}"
+        )
     while True:
         ridged = np.array(second, np.float64, order="F")
         ridged[np.diag_indices_from(ridged)] += added
@@ -58,6 +68,11 @@ def cholesky_with(second: Array, added: Array) -> tuple[Array, bool]:
             factor: tuple[Array, bool] = linalg.cho_factor(ridged, lower=True, overwrite_a=True)
         except linalg.LinAlgError:
             added = 10 * added
+        except ValueError as error:
+            raise ValueError(
+                f"The second moments of {len(second)} features, or what is added to them, are not "
+                "finite (NaN or infinity). Look for such numbers in the data and the weights."
+            ) from error
         else:
             return factor
 
@@ -71,6 +86,9 @@ def inverse_with(second: Array, added: Array) -> Array:
 
     Returns:
         The inverse, its rows one after another in memory, `(features, features)`.
+
+    Raises:
+        ValueError: As `cholesky_with`.
     """
     factor, _ = cholesky_with(second, added)
     inverse: Array

@@ -16,15 +16,15 @@ class Course:
 
     Attributes:
         calendar: The epochs after which there may be rounds.
-        way: The schedule by which the budget is approached.
+        schedule: The schedule by which the budget is approached.
         epochs: The epochs after which rounds are planned.
-        steps: A schedule over training steps that replaces `way` and `epochs`; None: there is
+        steps: A schedule over training steps that replaces `schedule` and `epochs`; None: there is
             none.
         steps_per_epoch: The number of training steps of an epoch; 0 without such a schedule.
     """
 
     calendar: Calendar
-    way: Schedule
+    schedule: Schedule
     epochs: Sequence[int]
     steps: StepSchedule | None = None
     steps_per_epoch: int = 0
@@ -46,23 +46,23 @@ class Course:
         """Whether layers may shrink after an epoch."""
         return self.calendar.begin <= epoch < self.calendar.end
 
-    def progress(self, epoch: int, last: Round | None, served: int) -> float | None:
+    def progress(self, epoch: int, last: Round | None, steps_done: int) -> float | None:
         """How far on the way to the budget the model should be after an epoch, from 0 to 1.
 
         Args:
             epoch: The epoch that ended.
             last: The last round; None before the first.
-            served: How many steps of the schedule over steps earlier calls have dealt with.
+            steps_done: How many steps of the schedule over steps earlier calls have dealt with.
 
         Returns:
             The progress; None if no round is planned now.
         """
         undone = last is not None and last.decision == "undone"
         if self.steps is not None:
-            return self.steps.progress(0 if undone else served, self.steps_until(epoch))
+            return self.steps.progress(0 if undone else steps_done, self.steps_until(epoch))
         if last is not None and not undone and epoch - last.epoch < self.calendar.frequency:
             return None
-        return self.way.progress(sum(e <= epoch for e in self.epochs) / len(self.epochs))
+        return self.schedule.progress(sum(e <= epoch for e in self.epochs) / len(self.epochs))
 
     def steps_until(self, epoch: int) -> int:
         """How many steps of a schedule over steps have passed after an epoch."""

@@ -30,7 +30,7 @@ class Goal:
 
     Attributes:
         final: The budget of the final model.
-        way: The schedule by which the budget is approached.
+        schedule: The schedule by which the budget is approached.
         full: The cost of the whole model, in the order of `sgdap.planning.cost.MEASURES`.
         shares: The share of each measure that the final model may keep, from 0 to 1. For FLOPs it
             includes the latency limit, as far as that was measured.
@@ -42,7 +42,7 @@ class Goal:
     """
 
     final: Budget
-    way: Schedule
+    schedule: Schedule
     full: Array
     shares: Array
     seconds: float = math.inf
@@ -64,7 +64,7 @@ class Goal:
     @property
     def step(self) -> float:
         """How far the first round may go, from 0 to 1."""
-        return self.way.step(float(self.shares.min()))
+        return self.schedule.step(float(self.shares.min()))
 
     def check(self, rounds: int) -> None:
         """Checks that the budget can be reached.
@@ -76,7 +76,7 @@ class Goal:
             ValueError: The schedule does not reach its end in so few rounds.
         """
         if self.fixed:
-            self.way.check(rounds, float(self.shares.min()))
+            self.schedule.check(rounds, float(self.shares.min()))
 
     def target(self, progress: float) -> Budget:
         """What the model may cost on the way to the budget, in absolute numbers.
@@ -85,7 +85,7 @@ class Goal:
             progress: How far on the way to the budget the model should be, from 0 to 1.
         """
         limits = {
-            name: max(self.way.fraction(progress, float(share)) * full, 1.5)
+            name: max(self.schedule.fraction(progress, float(share)) * full, 1.5)
             for name, share, full in zip(MEASURES, self.shares, self.full, strict=True)
             if share < 1
         }
@@ -164,10 +164,10 @@ def make_goal(
     full = model.cost(model.lengths(everything))
     if chosen:
         return Goal(Budget(params=1.0), OneShot(), full, np.ones(len(full)), open=True, chosen=True)
-    way = Schedule() if isinstance(schedule, StepSchedule) else schedule
-    is_open = budget is None and way is schedule
+    by_rounds = Schedule() if isinstance(schedule, StepSchedule) else schedule
+    is_open = budget is None and by_rounds is schedule
     if is_open:
-        way = way if isinstance(way, Adaptive) else Adaptive()
+        by_rounds = by_rounds if isinstance(by_rounds, Adaptive) else Adaptive()
         least = model.cost(model.lengths(narrowest(scope.groups, model, scope.rules)))
         budget = Budget(flops=float((least / full)[_FLOPS]))
     elif isinstance(schedule, StepSchedule):
@@ -176,7 +176,8 @@ def make_goal(
     if not is_open:
         check_budget_can_be_met(scope.graph, scope.groups, budget, scope.rules)
     shares = np.minimum(budget.targets(full) / full, 1.0)
-    goal = Goal(budget, way, full, shares, open=is_open, fixed=way is schedule and not is_open)
+    fixed = by_rounds is schedule and not is_open
+    goal = Goal(budget, by_rounds, full, shares, open=is_open, fixed=fixed)
     if budget.latency is not None:
         graph = scope.graph
         watch = Stopwatch(

@@ -209,8 +209,8 @@ class Run:
         if state.guard.drop is not None and state.guard.best is None:
             return None  # there is no metric yet to compare a round with
         last = state.rounds[-1] if state.rounds else None
-        wanted = self.course.progress(epoch, last, state.served)
-        state.served = self.course.steps_until(epoch)
+        wanted = self.course.progress(epoch, last, state.steps_done)
+        state.steps_done = self.course.steps_until(epoch)
         return None if wanted is None else state.guard.allowed(wanted)
 
     def _prune(self, epoch: int, progress: float, value: float | None) -> None:

@@ -60,15 +60,14 @@ def start_run(
     """
     check_backend("sgdap.SGDAPCallback")
     graph = channel_graph(model)
-    data = None
-    if calibration_data is not None:
-        data = reusable(calibration_data, pruning.samples)
-        check_calibration_data(graph, data)
-    graph = _counted(graph, data)
     scope = pruning_scope(graph, pruning)
     check_can_be_rebuilt(graph, scope.groups, scope.rules)
     monitor = Monitor(training.monitor, training.mode, _keras.validated_epochs(model))
     monitor.check_drop(training.max_accuracy_drop)
+    data = None
+    if calibration_data is not None:
+        data = reusable(calibration_data, pruning.samples)
+        check_calibration_data(graph, data)
     final = training.final_finetune_epochs
     limit = min(LIMIT, pruning.memory_limit or LIMIT)
     known = None
@@ -87,6 +86,7 @@ def start_run(
     if not isinstance(training.schedule, Schedule):
         steps_per_epoch = _steps_per_epoch(params)
         steps = StepSchedule(training.schedule, calendar.end * steps_per_epoch)
+    scope = replace(scope, graph=_counted(graph, data))
     goal = make_goal(
         training.budget,
         steps or training.schedule,
@@ -97,9 +97,10 @@ def start_run(
     if steps is None:
         share = float(goal.shares.min())
         judged = training.max_accuracy_drop is not None
-        most = goal.way.rounds if calendar.final is not None else goal.way.enough(share, judged)
-        calendar = replace(calendar, least=goal.way.least(share), most=most)
-    course = Course(calendar, goal.way, calendar.rounds(), steps, steps_per_epoch)
+        schedule = goal.schedule
+        most = schedule.enough(share, judged) if calendar.final is None else schedule.rounds
+        calendar = replace(calendar, least=schedule.least(share), most=most)
+    course = Course(calendar, goal.schedule, calendar.rounds(), steps, steps_per_epoch)
     sampler = None
     if data is None:
         reservoir = Reservoir(pruning.samples, pruning.seed, limit, least=pruning.folds)

@@ -24,7 +24,7 @@ class RunState:
         first: The first epoch of the run; None before it began.
         epochs: The epochs after which rounds are planned.
         ended: The last epoch and its metric, if it is not judged yet.
-        served: How many steps of a schedule over steps are dealt with.
+        steps_done: How many steps of a schedule over steps are dealt with.
         good: The model before the last round.
         best: The best model with the present widths.
         metric: The name of the monitored metric; None until it is found.
@@ -41,7 +41,7 @@ class RunState:
     first: int | None = None
     epochs: Sequence[int] = ()
     ended: tuple[int, float | None] | None = None
-    served: int = 0
+    steps_done: int = 0
     good: Snapshot | None = None
     best: Snapshot | None = None
     metric: str | None = None

@@ -90,10 +90,24 @@ def test_what_has_no_rule_protects_what_it_touches_and_is_named():
         return layers.Conv2D(2, 1)(x)
 
     graph = functional(build)
-    reason = "no rule for Mystery; register one with sgdap.register_rule"
+    reason = (
+        "no rule for Mystery; it keeps all that it reads and makes, unless you register one with "
+        "sgdap.register_rule"
+    )
     assert graph.kept == (("mystery", reason),)
     assert graph.group("before").reasons == (reason,)
     assert graph.group("after").prunable
+
+
+def test_what_makes_ready_the_inputs_of_a_model_is_not_named():
+    """It keeps no channel: there is nothing to do."""
+
+    def build(x):
+        x = layers.MixUp(name="ready")(x)
+        return layers.Conv2D(2, 1)(layers.Conv2D(4, 1, name="after")(x))
+
+    graph = functional(build)
+    assert not graph.kept and graph.group("after").prunable
 
 
 class Mish(layers.Layer):

@@ -53,3 +53,12 @@ def test_only_what_a_regularizer_needs_stays(arguments, stays):
     group = graph.group("made")
     assert group.prunable == (stays is None)
     assert (stays or "") in " ".join(group.reasons)
+
+
+def test_the_reason_tells_what_a_regularizer_stops_with():
+    inputs = keras.Input((4,))
+    x = layers.Dense(9, name="made", kernel_regularizer=OfMany(5))(inputs)
+    graph = sgdap.channel_graph(keras.Model(inputs, layers.Dense(2)(x)))
+    (reason,) = graph.group("made").reasons
+    assert "can't be computed without some of them; it stops with AssertionError" in reason
+    assert reason.endswith("Let it take sizes from the shape of what it is given")

@@ -81,6 +81,34 @@ def test_a_layer_that_only_an_added_loss_reads_counts_by_it():
     np.testing.assert_allclose(of_head, 10 / 3 * np.eye(3), atol=0.3)
 
 
+class Shared(keras.Model):
+    """Adds a loss that is linear in what an output needs too: squares of what a layer makes."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.hidden = layers.Dense(12, "tanh", name="hidden")
+        self.place, self.end = layers.Dense(3, name="place"), layers.Dense(2, name="end")
+        self.endpoint = Endpoint(lambda x: 5.0 * keras.ops.mean(x)) if inside else None
+
+    def call(self, x):
+        squared = keras.ops.square(self.place(self.hidden(x)))
+        if self.endpoint is None:
+            self.add_loss(5.0 * keras.ops.mean(squared))
+        else:
+            squared = self.endpoint(squared)
+        return self.end(0.0 * squared)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["in the model", "in a layer"])
+def test_a_loss_of_what_an_output_needs_too_counts_where_a_layer_makes_it(inside):
+    model, x = Shared(inside), np.random.default_rng(0).normal(size=(4000, 6)).astype("float32")
+    model(x)
+    model.compile(loss="mse")
+    found = sgdap.collect_statistics(sgdap.channel_graph(model), x, batch_size=1000)
+    of_place = found.consumers["place"].sensitivity
+    np.testing.assert_allclose(of_place, 10 / 3 * np.eye(3), atol=0.3)
+
+
 def test_each_entry_that_is_read_counts_for_itself():
     found = sensitivity(model_of(lambda x: keras.ops.mean(x[:, 0] ** 2 + 9 * x[:, 1] ** 2)))
     np.testing.assert_allclose(np.diag(found), [2, 18, 0], rtol=0.1)

@@ -1,5 +1,8 @@
 """Functions that were compiled with weights which are in no model any more fail."""
 
+import re
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -126,3 +129,28 @@ def test_a_copy_leaves_the_weights_of_its_model():
     before = step()
     sgdap.apply(model, sgdap.plan(model, x, sgdap.Budget(flops=0.7)))
     np.testing.assert_array_equal(step(), before)
+
+
+@pytest.mark.parametrize(
+    ("shape", "body"),
+    [
+        ((6,), lambda: [layers.Dense(8, "relu")]),
+        ((5, 3), lambda: [layers.Conv1D(8, 3), layers.GlobalMaxPooling1D()]),
+        ((5,), lambda: [layers.Embedding(9, 8), layers.GlobalAveragePooling1D()]),
+        ((5, 3), lambda: [layers.LSTM(8)]),
+    ],
+    ids=["dense", "convolution", "embedding", "recurrent"],
+)
+def test_the_page_names_what_tensorflow_says_then(shape, body):
+    """So that a search for the error leads there."""
+    model = keras.Sequential([keras.Input(shape), *body(), layers.Dense(3)])
+    stale = tf.function(lambda x: model(x, training=False))
+    x = tf.ones((4, *shape))
+    stale(x)
+    prune(model)
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        stale(x)
+    said = re.sub(r"\d+", "0", str(caught.value))
+    page = (Path(sgdap.__file__).parents[1] / "docs" / "custom-training-loops.md").read_text()
+    named = re.findall(r'"([^"\n]+)"', page[page.index("InvalidArgumentError") :])
+    assert any(re.sub(r"\d+", "0", words) in said for words in named)

@@ -10,9 +10,9 @@ from sgdap.training.guard import Round
 from sgdap.training.schedule import Schedule, StepSchedule
 
 
-def course(way: Schedule, epochs: int = 6, frequency: int = 1) -> Course:
+def course(schedule: Schedule, epochs: int = 6, frequency: int = 1) -> Course:
     calendar = Calendar(epochs, earliest=0, frequency=frequency, final=1)
-    return Course(calendar, way, calendar.rounds()[: way.rounds])
+    return Course(calendar, schedule, calendar.rounds()[: schedule.rounds])
 
 
 def last(epoch: int, decision: str = "kept") -> Round:

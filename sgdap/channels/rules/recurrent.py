@@ -25,7 +25,10 @@ def recurrent(layer: Any, call: RuleCall) -> list[Symbol]:
     cells = layer.cell.cells if stacked else [layer.cell]
     unknown = [type(cell).__name__ for cell in cells if type(cell) not in _CELLS]
     if unknown:
-        return call.keep_all(f"no rule for the cell {unknown[0]} of '{layer.name}'")
+        return call.keep_all(
+            f"no rule for the cell {unknown[0]} of '{layer.name}'; units of Keras' own cells may "
+            "leave (SimpleRNNCell, GRUCell, LSTMCell)"
+        )
     call.keep_positions(-1)
     whole = isinstance(layer, (layers.SimpleRNN, layers.LSTM, layers.GRU))
     features = call.along(call.input, -1)

@@ -56,7 +56,9 @@ def einsum_dense(layer: Any, call: RuleCall) -> Symbol:
     kernel, made = rest.split("->")
     x = call.input
     if "..." in made and not made.startswith("..."):
-        call.keep(x, f"'{layer.name}' has an ellipsis inside its equation")
+        call.keep(
+            x, f"'{layer.name}' has an ellipsis inside its equation; write a letter for each axis"
+        )
         return call.output()
     given = len(layer.partial_output_shape)
     before = len(call.output_shape) - given if made.startswith("...") else 1

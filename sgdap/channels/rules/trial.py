@@ -23,7 +23,7 @@ from sgdap.model.generators import global_state_kept
 from sgdap.model.program import Ref
 
 MIXES = "mixes them"
-_FIXED = "can't do without some of them: a constant or a size in the code counts them all"
+_FIXED = "takes some of them by their numbers: a constant or a size in the code counts them all"
 
 Numbers = npt.NDArray[np.int64]
 """The channels of one call, numbered from 0 for a trial."""
@@ -78,7 +78,7 @@ def tried(operation: Any, call: RuleCall) -> list[Symbol]:
         return call.keep_all(without_rule(operation, call.untraced))
     if movement is None:
         for symbol in call.inputs:
-            call.keep(symbol, f"'{operation.name}' can't be tried on random numbers")
+            call.keep(symbol, _untried(operation))
         return made
     for first, second in movement.pairs:
         call.tie(channels[[first]], channels[[second]])
@@ -99,6 +99,13 @@ def tried(operation: Any, call: RuleCall) -> list[Symbol]:
     if not is_layer:
         call.rewrite(made)
     return made
+
+
+def _untried(operation: Any) -> str:
+    return (
+        f"'{operation.name}' can't be tried on random numbers; it keeps all that it reads, unless "
+        f"you register a rule for {type(operation).__name__} with sgdap.register_rule"
+    )
 
 
 def _movement(

@@ -53,7 +53,10 @@ def model_inside(model: Any, call: RuleCall) -> list[Symbol]:
     symbols = {ref.index: x for ref, x in zip(program.inputs, call.inputs, strict=True)}
     for inner in program.calls:
         if id(inner.operation) not in ways:
-            return call.keep_all(f"'{inner.path}' in '{model.name}' is not in its config")
+            return call.keep_all(
+                f"'{inner.path}' is not in the config of '{model.name}', from which a slim one "
+                "would be made"
+            )
         symbols |= dict(
             zip(
                 [ref.index for ref in inner.outputs],
