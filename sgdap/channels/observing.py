@@ -65,7 +65,8 @@ class Observing:
             return
         steps = len(self._subject.steps)
         axis, patches = steps + 1 if patches.channels_first else -1, replace(patches, steps=steps)
-        fact = partial(Place, self._call.path, self._number, axis, patches=patches)
+        path = self._call.path + (f":{patches.group}" if patches.groups > 1 else "")
+        fact = partial(Place, path, self._number, axis, patches=patches)
         self._multiplied(self._subject.layer, kernel, bias, features, outputs, fact)
 
     def projection(

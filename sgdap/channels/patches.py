@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 
@@ -28,6 +29,8 @@ class Patches:
         transposed: A transposed convolution. Its rows are patches of the input with zeros between
             its positions, and the last two axes of its kernel are exchanged.
         steps: Number of axes after the batch axis along which the layer is applied anew.
+        group: Which group of the channels a grouped convolution's rows are of.
+        groups: The number of groups: each has its part of the input and of the outputs.
     """
 
     kernel_size: tuple[int, ...] = ()
@@ -38,23 +41,45 @@ class Patches:
     depthwise: Any = None
     transposed: Any = None
     steps: int = 0
+    group: int = 0
+    groups: int = 1
+
+    def of_group(self, size: int) -> slice:
+        """The channels of the group, of so many along an axis."""
+        each = size // self.groups
+        return slice(self.group * each, (self.group + 1) * each)
 
     def kernel_matrix(self, kernel: npt.NDArray[Any], features: int) -> npt.NDArray[Any]:
         """A kernel as a matrix, `(features, outputs)`."""
-        if self.transposed is not None:
-            kernel = kernel.swapaxes(-1, -2)
-        return kernel.reshape(features, -1)
+        return self._part(kernel).reshape(features, -1)
 
-    def kernel_of(self, matrix: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """The kernel whose matrix this is.
+    def with_matrix(
+        self, kernel: npt.NDArray[Any], matrix: npt.NDArray[Any]
+    ) -> npt.NDArray[np.float64]:
+        """A kernel with another matrix, `(features, outputs)`, in the place of its own."""
+        changed = kernel.astype(np.float64)
+        part = self._part(changed)
+        part[...] = matrix.reshape(part.shape)
+        return changed
+
+    def _part(self, kernel: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The group's part of a kernel, its last axes the input and the outputs; a view."""
+        if self.transposed is not None:
+            return kernel.swapaxes(-1, -2)
+        return kernel if self.groups == 1 else kernel[..., self.of_group(kernel.shape[-1])]
+
+    def with_offset(
+        self, bias: npt.NDArray[Any], offset: npt.NDArray[Any]
+    ) -> npt.NDArray[np.float64]:
+        """A bias plus a change of it; of several rows, the first is added to the products.
 
         Args:
-            matrix: `(features, outputs)`.
-            shape: The shape of the kernel.
+            bias: As its layer has it.
+            offset: `(outputs,)`, flattened where the outputs have several axes.
         """
-        if self.transposed is None:
-            return matrix.reshape(shape)
-        return matrix.reshape(*shape[:-2], shape[-1], shape[-2]).swapaxes(-1, -2)
+        moved = bias.astype(np.float64).reshape(-1, len(offset) * self.groups)
+        moved[0, self.of_group(moved.shape[1])] += offset
+        return moved.reshape(bias.shape)
 
     def geometry(self, spatial: list[int]) -> tuple[list[tuple[int, int]], list[int]]:
         """Returns how a tensor is padded and how many positions it has, for each spatial axis.

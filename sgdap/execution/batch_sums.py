@@ -120,13 +120,14 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
             for own in around:
                 if not own.made:
                     see(own, inputs[own.tensor])
-            linear = next((own for own in around if own.is_linear), None)
+            linears = [own for own in around if own.is_linear]
             with tensors_inside(call.operation, inputs, inside, see):
-                if linear is None:
+                if not linears:
                     made = compute()
                 else:
-                    before, made = linear_outputs(linear, call, compute)
-                    watched(outputs, linear.path, before)
+                    before, made = linear_outputs(linears[0], call, compute)
+                    for own in linears:
+                        watched(outputs, own.path, before)
             for own in around:
                 if own.made:
                     see(own, leaves_of(made)[own.tensor])
@@ -152,7 +153,7 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
         for path, result in results.items() if sensitivity else ():
             place, diagonal = gathering.places[path][0], gathering.storage[path].diagonal
             at_inputs, at_outputs = (of_place[path] for of_place in gradients)
-            result["sensitivity"] = tf.add_n([_outer(g, place.axis, diagonal) for g in at_outputs])
+            result["sensitivity"] = tf.add_n([_outer(g, place, diagonal) for g in at_outputs])
             result["taylor"] = tf.add_n(
                 [_first_order(x, g, place) for x, g in zip(given[path], at_inputs, strict=True)]
             )
@@ -166,8 +167,14 @@ def _seed_of(seed: Any, number: int) -> Any:
     return tf.random.experimental.stateless_fold_in(seed, number) if number else seed
 
 
-def _outer(gradient: Any, axis: int, diagonal: bool) -> Any:
-    gradient = keras.ops.moveaxis(tf.cast(gradient, tf.float32), axis, -1)
+def _channels_of(place: Place, tensor: Any) -> Any:
+    """The channels of a tensor that are a place's, along its last axis, in float32."""
+    tensor = keras.ops.moveaxis(tf.cast(tensor, tf.float32), place.axis, -1)
+    return tensor[..., place.patches.of_group(tensor.shape[-1])]
+
+
+def _outer(gradient: Any, place: Place, diagonal: bool) -> Any:
+    gradient = _channels_of(place, gradient)
     flat = tf.reshape(gradient, [-1, gradient.shape[-1]])
     if diagonal:
         return tf.reduce_sum(flat * flat, 0)
@@ -176,8 +183,7 @@ def _outer(gradient: Any, axis: int, diagonal: bool) -> Any:
 
 def _first_order(x: Any, gradient: Any, place: Place) -> Any:
     """Sum over the samples of `|Σ_positions a ∂L/∂a|`, for each distinct channel of a consumer."""
-    product = tf.cast(x, tf.float32) * tf.cast(gradient, tf.float32)
-    product = keras.ops.moveaxis(product, place.axis, -1)
+    product = _channels_of(place, x) * _channels_of(place, gradient)
     width = product.shape[-1]
     change = tf.reduce_sum(tf.reshape(product, [tf.shape(x)[0], -1, width]), 1)
     # The features of a kernel position are the input's channels; a depthwise part repeats each.

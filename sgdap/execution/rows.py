@@ -84,6 +84,7 @@ def input_rows(patches: Patches, x: Any, limit: int, seed: Any) -> Any:
         return _sampled_rows(_channels_last(x) if apart else x, limit, seed)
     if patches.channels_first:
         x = _channels_last(x)
+    x = x[..., patches.of_group(x.shape[-1])]
     spatial = [int(size) for size in x.shape[1:-1]]
     low_high, out = patches.geometry(spatial)
     strides, taps = patches.strides, _grid(patches.kernel_size, patches.dilation)
@@ -117,7 +118,8 @@ def output_rows(patches: Patches, y: Any, limit: int, seed: Any) -> Any:
     """
     if patches.steps:
         return _of_steps(patches, y, limit, seed, output_rows)
-    return _sampled_rows(_channels_last(y) if patches.channels_first else y, limit, seed)
+    y = _channels_last(y) if patches.channels_first else y
+    return _sampled_rows(y[..., patches.of_group(y.shape[-1])], limit, seed)
 
 
 def _of_steps(patches: Patches, x: Any, limit: int, seed: Any, read: Callable[..., Any]) -> Any:

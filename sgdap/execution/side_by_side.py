@@ -178,15 +178,16 @@ class SideBySide:
                     seen.setdefault(place.path, []).append((Rows(rows, there), made))
 
                 here = by_call[program.calls.index(call)]
-                linear = next((own for own in here if own.shows_outputs), None)
+                linears = [own for own in here if own.shows_outputs]
                 tapped = [own for own in here if own.tapped]
                 with tensors_inside(call.operation, inputs, tapped, see):
-                    if linear is None:
+                    if not linears:
                         return compute()
-                    output, result = linear_outputs(linear, call, compute)
-                rows = input_rows(linear.patches, inputs[0], self._positions, seed)
-                made = output_rows(linear.patches, output, self._positions, seed)
-                seen.setdefault(linear.path, []).append((Rows(rows), made))
+                    output, result = linear_outputs(linears[0], call, compute)
+                for own in linears:
+                    rows = input_rows(own.patches, inputs[0], self._positions, seed)
+                    made = output_rows(own.patches, output, self._positions, seed)
+                    seen.setdefault(own.path, []).append((Rows(rows), made))
                 return result
 
             known = dict(zip(since.tensors, tensors, strict=True))

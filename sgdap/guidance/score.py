@@ -58,7 +58,7 @@ def score_groups(
     Returns:
         The `ErrorCurve` of each group by name. With sensitivities in the statistics,
         errors are in units of loss and comparable between groups; without, each consumer's error
-        is relative to the power of its outputs. What others read (grouped layers, recurrent states,
+        is relative to the power of its outputs. What others read (ConvLSTM, recurrent states,
         operations), whose weights are never refitted, costs what zeroing it there does. A
         group that is nowhere seen, inside a wrapper, costs the norm of its filters; the criterion
         gives its order unless it looks at consumers. Where memory allowed to know only each

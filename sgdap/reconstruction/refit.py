@@ -18,7 +18,7 @@ from sgdap.execution.side_by_side import SideBySide
 from sgdap.planning.cost import cost_model
 from sgdap.reconstruction.closed_form import cross_validated_fit
 from sgdap.reconstruction.residuals import ResidualAccumulator, Residuals
-from sgdap.reconstruction.weights import Mask, Weights, with_offset
+from sgdap.reconstruction.weights import Mask, Weights
 from sgdap.statistics.collect import CalibrationStatistics
 
 Array = npt.NDArray[np.float64]
@@ -121,9 +121,10 @@ def refitted_weights(
                     key = (calls[place.call].path, number)
                     value = _slim(graph, kept, fitted, key)
                     if number == place.kernel:
-                        value = value + place.patches.kernel_of(delta, value.shape)
+                        delta += place.patches.kernel_matrix(value, len(delta))
+                        value = place.patches.with_matrix(value, delta)
                     else:
-                        value = with_offset(value, delta)
+                        value = place.patches.with_offset(value, delta)
                     fitted[key] = value.astype(np.float32)
     return fitted
 

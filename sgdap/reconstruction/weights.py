@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -53,25 +51,12 @@ def reconstructed_weights(
             if number is None:
                 continue
             key = (call.path, number)
-            value = sliced(variable_of(graph.program, key).numpy(), slices.get(key, []))
-            if number == place.kernel:
-                value = place.patches.kernel_of(made, value.shape)
-            else:
-                value = with_offset(value, made)
-            updates[key] = value.astype(np.float32)
+            if key not in updates:
+                updates[key] = sliced(variable_of(graph.program, key).numpy(), slices.get(key, []))
+            read = place.patches
+            change = read.with_matrix if number == place.kernel else read.with_offset
+            updates[key] = change(updates[key], made).astype(np.float32)
     return updates
-
-
-def with_offset(bias: npt.NDArray[Any], offset: Array) -> npt.NDArray[Any]:
-    """A bias plus a change of it; of several rows, the first is added to the kernel's products.
-
-    Args:
-        bias: As its layer has it.
-        offset: `(outputs,)`, flattened where the outputs have several axes.
-    """
-    moved = bias.astype(np.float64).reshape(-1, len(offset))
-    moved[0] += offset
-    return moved.reshape(bias.shape)
 
 
 def _rescaled(

@@ -232,3 +232,86 @@ def test_what_a_slim_kernel_lacks_is_made_up_for_on_what_it_gets(reader):
         design = np.column_stack([given, np.ones(len(given))])
         least = float(np.linalg.lstsq(design, rows @ kernel, rcond=None)[1].sum())
         assert lacking(fitted) < 1.02 * least < 0.9 * lacking(alone)
+
+
+def grouped(activation: str, format: str = "channels_last") -> keras.Model:
+    """Twelve channels in tied threes, which a convolution of three groups reads."""
+    inputs = keras.Input((7, 2))
+    x = layers.Conv1D(12, 2, activation=activation, name="made")(inputs)
+    if format == "channels_first":
+        x = layers.Permute((2, 1))(x)
+    x = layers.Conv1D(6, 3, groups=3, activation="tanh", data_format=format, name="end")(x)
+    return randomise(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))))
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("format", ["channels_last", "channels_first"])
+def test_each_group_of_a_convolution_is_the_least_squares_optimum_on_its_own_channels(format):
+    model = grouped("relu", format)
+    x = samples(model, 60)
+    graph = sgdap.channel_graph(model)
+    (group,) = (own for own in graph.groups if own.name == "made")
+    assert group.size == 4
+    kept = np.ones(graph.count, bool)
+    kept[group.channels[1]] = False
+    statistics = collect_statistics(graph, x)
+    fitted = reconstructed_weights(graph, statistics, kept)
+    read = read_by(model, x)
+    kernel, bias = model.get_layer("end").get_weights()
+    for number in range(3):
+        own, outs = read[..., 4 * number : 4 * number + 4], slice(2 * number, 2 * number + 2)
+        rows = np.concatenate([own[:, i : i + 4] for i in range(3)], axis=-1).reshape(-1, 12)
+        moments = statistics.consumers[f"end:{number}"].moments.total()
+        np.testing.assert_allclose(moments.mean[0], rows.mean(0), atol=1e-5)
+        covariance = np.cov(rows.T, bias=True)
+        np.testing.assert_allclose(moments.second[0] / len(rows), covariance, atol=1e-4)
+        stays = np.arange(12) % 4 != 1
+        design = np.column_stack([rows[:, stays], np.ones(len(rows))])
+        wanted = np.linalg.lstsq(design, rows @ kernel[..., outs].reshape(12, 2), rcond=None)[0]
+        found = fitted["end", 0][..., outs].reshape(9, 2)
+        np.testing.assert_allclose(found, wanted[:9], atol=2e-3)
+        np.testing.assert_allclose(fitted["end", 1][outs] - bias[outs], wanted[9], atol=2e-3)
+
+
+@pytest.mark.compiled
+def test_linear_combinations_in_each_group_leave_without_loss():
+    model = grouped("linear")
+    kernel, bias = model.get_layer("made").get_weights()
+    for first in (0, 4, 8):  # of four channels of each group two are of the others
+        for own, others in ((1, (0.5, -1)), (2, (2, 1))):
+            kernel[..., first + own] = kernel[..., [first, first + 3]] @ others
+            bias[first + own] = 1 + own
+    model.get_layer("made").set_weights([kernel, bias])
+    x = samples(model, 60)
+    plan = sgdap.plan(
+        model, x, sgdap.Budget(params=0.999), layers=["made"], overrides={"made": 0.5}
+    )
+    (group,) = (group for group in plan.groups if group.name == "made")
+    assert len(group.kept) == 2
+    assert group.error == pytest.approx(0, abs=1e-4)
+    slim, whole = outputs(sgdap.apply(model, plan), x), outputs(model, x)
+    np.testing.assert_allclose(slim, whole, atol=1e-3)
+
+
+@pytest.mark.parametrize("between", ["none", "depthwise", "grouped by one"])
+def test_the_mean_of_a_constant_channel_goes_into_the_next_bias(between):
+    inputs = keras.Input((8, 2))
+    x = layers.Conv1D(4, 2, activation="relu", name="made")(inputs)
+    if between == "depthwise":
+        x = layers.DepthwiseConv1D(3, depth_multiplier=2, activation="relu")(x)
+    elif between == "grouped by one":
+        x = layers.Conv1D(8, 3, groups=4, activation="relu")(x)
+    x = layers.Conv1D(3, 2, name="next")(x)
+    model = randomise(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    kernel, bias = model.get_layer("made").get_weights()
+    kernel[..., 2] = 0
+    bias[2] = 3
+    model.get_layer("made").set_weights([kernel, bias])
+    x = samples(model, 40)
+    plan = sgdap.plan(
+        model, x, sgdap.Budget(params=0.999), layers=["made"], overrides={"made": 0.75}
+    )
+    (group,) = (group for group in plan.groups if group.name == "made")
+    assert group.kept == (0, 1, 3)
+    slim, whole = outputs(sgdap.apply(model, plan), x), outputs(model, x)
+    np.testing.assert_allclose(slim, whole, atol=1e-4)

@@ -27,11 +27,13 @@ def convolution(layer: Any, call: RuleCall) -> Symbol:
     """Each filter reads every input channel at every kernel position."""
     read, filters = _read(layer, call), _filters(layer, call)
     area = math.prod(layer.kernel_size)
+    of_groups = [part.reshape(layer.groups, -1) for part in (read, filters)]
     if layer.groups > 1:
-        read = _in_groups(layer, call, read, filters)
-    else:
-        features = np.tile(read, area)
-        call.linear(layer.kernel, layer.bias, _patches(layer), features, filters)
+        read = _in_groups(layer, call, *of_groups)
+    if layer.groups == 1 or len(of_groups[0][0]) > 1:
+        for group, (features, outputs) in enumerate(zip(*of_groups, strict=True)):
+            patches = replace(_patches(layer), group=group, groups=layer.groups)
+            call.linear(layer.kernel, layer.bias, patches, np.tile(features, area), outputs)
     call.weight(layer.kernel, *[None] * len(layer.kernel_size), read, filters)
     call.work(2 * _places(layer, call.output_shape) * area, read, filters)
     return _made(layer, call, filters)
@@ -95,17 +97,21 @@ def _made(layer: Any, call: RuleCall, channels: Labels) -> Symbol:
     return call.output().with_axis(channel_axis(layer), channels)
 
 
-def _in_groups(layer: Any, call: RuleCall, features: Labels, filters: Labels) -> Labels:
+def _in_groups(layer: Any, call: RuleCall, inputs: Labels, outputs: Labels) -> Labels:
     """Ties the channels of a grouped convolution so that its groups stay even.
+
+    Args:
+        layer: The layer.
+        call: Its call.
+        inputs: The channels that it reads, `(groups, each)`.
+        outputs: The filters, `(groups, each)`.
 
     Returns:
         The channels along the kernel's input axis, which is as long as one group.
     """
-    inputs = features.reshape(layer.groups, -1)
-    outputs = filters.reshape(layer.groups, -1)
     if inputs.shape[1] == 1:  # one channel a group: a whole group leaves with its channel
         call.tie(outputs, inputs)
-        call.resize("groups", features)
+        call.resize("groups", inputs[:, 0])
         return call.fixed(1)
     call.tie(inputs[1:], inputs[:1])
     call.tie(outputs[1:], outputs[:1])
