@@ -96,7 +96,7 @@ class SGDAPCallback(keras.callbacks.Callback):
             step keeps a random sample of the training inputs, of 256 MB at most, with their targets
             where the curvature of a loss is not known without.
         samples: The number of samples to use; None: all, or as many as are kept.
-        allocation: `"global"` or `"layerwise"`, as in `sgdap.plan`.
+        allocation: `"global"`, `"layerwise"` or `"measured"`, as in `sgdap.plan`.
         reconstruction: Whether to refit the weights of the next layers, as in `sgdap.plan`.
         layers: Names or patterns of the layers whose channels may be removed; None: all.
         min_channels: The least number of channels of every group.

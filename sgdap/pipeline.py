@@ -20,10 +20,12 @@ from sgdap.guidance.score import score_groups, scoring_notes
 from sgdap.planning.allocation import ALLOCATIONS, allocate
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import cost_model
+from sgdap.planning.exchange import exchange
 from sgdap.planning.plan import Plan
 from sgdap.planning.removal import plan_from_mask
 from sgdap.planning.widths import WidthRules, prunable_groups, width_rules
 from sgdap.reconstruction import Weights, reconstructed_weights, refitted_weights
+from sgdap.reconstruction.trial import Trials
 from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
 
 Curves = Mapping[str, ErrorCurve]
@@ -35,7 +37,7 @@ class PruningOptions:
 
     Attributes:
         guidance: The criterion, by name or as an object.
-        allocation: `"global"` or `"layerwise"`.
+        allocation: `"global"`, `"layerwise"` or `"measured"`.
         reconstruction: Whether to refit the consumers' weights to the channels that stay, first
             each by itself, then one after another.
         layers: Names or patterns of the layers whose channels may be removed; None: all.
@@ -264,6 +266,28 @@ def plan_from_curves(
         allocation=options.allocation,
         rules=scope.rules,
     )
+    if options.allocation == "measured" and data is not None:
+        trials = Trials(
+            graph,
+            statistics,
+            data,
+            reconstruction=options.reconstruction,
+            samples=options.samples,
+            positions=options.positions,
+            seed=options.seed,
+            memory_limit=options.memory_limit,
+        )
+        kept = exchange(
+            scope.groups,
+            curves,
+            model,
+            budget,
+            kept,
+            trials.loss_of,
+            full=full,
+            rules=scope.rules,
+            tries=trials.affordable,
+        )
     notes = (*statistics.notes, *scoring_notes(graph, statistics))
     weights: Weights = {}
     if options.reconstruction:

@@ -21,7 +21,7 @@ from sgdap.planning.work import warn_of_uncounted
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
-ALLOCATIONS = ("global", "layerwise")
+ALLOCATIONS = ("global", "layerwise", "measured")
 
 
 def allocate(
@@ -45,7 +45,7 @@ def allocate(
         allocation: `"global"`: removes channels where the loss rises least for the cost saved,
             then gives channels back while the budget still holds. `"layerwise"`: every group
             keeps the same share p, `N_new = max(floor(p · N), 1)`, the largest that meets the
-            budget.
+            budget. `"measured"`: as `"global"`; `exchange` begins with it.
         rules: Which widths the groups may have; None: any.
 
     Returns:
@@ -64,7 +64,7 @@ def allocate(
             widths.remove(group, step)
     widths.groups = [group for group in groups if group.name not in rules.fixed]
     targets = budget.targets(full)
-    if allocation == "global":
+    if allocation != "layerwise":
         _globally(widths, targets, full)
     else:
         _layerwise(widths, targets)
@@ -158,12 +158,12 @@ def _check_is_no_percentage(budget: Budget, full: Array) -> None:
 
 def _globally(widths: WidthSearch, targets: Array, full: Array) -> None:
     slopes = {g.name: hull_slopes(widths.curves[g.name].errors) for g in widths.groups}
-    _remove_cheapest(widths, targets, full, slopes)
-    _give_back(widths, targets)
+    remove_cheapest(widths, targets, full, slopes)
+    give_back(widths, targets)
     _exchange(widths, targets, full, slopes)
 
 
-def _remove_cheapest(
+def remove_cheapest(
     widths: WidthSearch,
     targets: Array,
     full: Array,
@@ -223,8 +223,8 @@ def _exchange(
                 continue
             tries -= 1
             widths.restore(group)
-            _remove_cheapest(widths, targets, full, slopes, spared=group.name)
-            _give_back(widths, targets)
+            remove_cheapest(widths, targets, full, slopes, spared=group.name)
+            give_back(widths, targets)
             if (widths.cost() <= targets).all() and widths.error() < current * (1 - 1e-9):
                 break
             widths.set_removed(before)
@@ -232,7 +232,7 @@ def _exchange(
             return
 
 
-def _give_back(widths: WidthSearch, targets: Array) -> None:
+def give_back(widths: WidthSearch, targets: Array) -> None:
     """Restores steps while the targets still hold, first those that raised the loss most."""
     if (widths.cost() > targets).any():
         return
