@@ -5,7 +5,7 @@ Run it: python benchmarks/rounds.py --epochs 4 8 16 --shares 0.3 0.1 --seeds 0 1
 Each network is trained on Fashion-MNIST once, or read from the folder if it was trained before.
 Each run trains a copy of it on, with a learning rate that decays to zero, and prunes it on the
 way; its seed decides the order of the images. The way "cubic 3 2" prunes in three rounds of the
-schedule "cubic", after epochs 0, 2 and 4; "before" in one shot before the run, which is then plain
+schedule "cubic", before epochs 0, 2 and 4; "before" in one shot before the run, which is then plain
 fine-tuning; "default" with nothing but a budget. An epoch is short, so that the ways differ: it
 draws a few thousand of the 60 000 images.
 Results are written as they come: an interrupted run goes on where it was, and runs with other
@@ -30,7 +30,7 @@ from sgdap.training.schedule import SCHEDULES
 BATCH = 128
 RESULTS = "rounds.csv"
 COLUMNS = [
-    *("arch", "seed", "epochs", "share", "rate", "way"),
+    *("arch", "seed", "images", "epochs", "share", "rate", "way"),
     *("accuracy", "dense", "rounds", "flops", "seconds"),
 ]
 WAYS = (
@@ -150,13 +150,15 @@ def table(rows):
     cells = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     dense = {}
     for row in rows:
-        head = row["arch"], row["rate"], int(row["epochs"])
+        head = row["arch"], row["rate"], int(row["epochs"]), int(row["images"])
         cells[head][row["way"]][float(row["share"])].append(100 * float(row["accuracy"]))
         dense[row["arch"]] = 100 * float(row["dense"])
     for head in sorted(cells):
-        arch, rate, epochs = head
+        arch, rate, epochs, images = head
         shares = sorted({share for by_share in cells[head].values() for share in by_share})
-        text.append(f"\n### {arch}, {epochs} epochs, {rate} (dense {dense[arch]:.2f})\n")
+        text.append(
+            f"\n### {arch}, {epochs} epochs of {images} images, {rate} (dense {dense[arch]:.2f})\n"
+        )
         text.append("| way | " + " | ".join(f"{s:.0%}" for s in reversed(shares)) + " |")
         text.append("| --- |" + " --- |" * len(shares))
         for way in sorted(cells[head], key=lambda w: (rounds_of(w), w)):
@@ -172,6 +174,7 @@ def main():
     )
     parser.add_argument("--arch", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--epochs", nargs="+", type=int, default=[8], help="epochs of a run")
+    parser.add_argument("--images", type=int, help="of an epoch; default: a few thousand")
     parser.add_argument("--shares", nargs="+", type=float, default=[0.1], help="FLOPs to keep")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="the seeds, by number")
     parser.add_argument("--ways", nargs="+", default=WAYS, help='such as "cubic 3 2"')
@@ -192,7 +195,7 @@ def main():
     results = Results(options.out / RESULTS, COLUMNS)
     rate = f"{'constant' if options.constant else 'decaying'} {options.rate:g}"
     runs = [
-        (arch, seed, epochs, share, rate, way)
+        (arch, seed, options.images or NETWORKS[arch].images, epochs, share, rate, way)
         for seed in options.seeds
         for epochs in options.epochs
         for share in options.shares
@@ -202,7 +205,7 @@ def main():
     ]
     dense = {}
     for run in runs:
-        arch, seed, epochs, share, _, way = run
+        arch, seed, images, epochs, share, _, way = run
         if time.perf_counter() - began > options.time_limit:
             break
         if results.has(*run):
@@ -213,7 +216,6 @@ def main():
         keras.utils.set_random_seed(seed)
         start = time.perf_counter()
         whole = sgdap.profile(model, latency=False).flops
-        images = NETWORKS[arch].images
         rates = options.rate, not options.constant
         budget = sgdap.Budget(flops=share)
         model, shrank = pruned(model, way, budget, x, y, seed, epochs, images, *rates)

@@ -61,7 +61,7 @@ class Trials:
         self._graph, self._statistics = graph, statistics
         self._light = statistics.without_products()
         self._reconstruction = reconstruction
-        self._options = {"positions": positions, "seed": seed, "memory_limit": memory_limit}
+        self._positions, self._seed, self._limit = positions, seed, memory_limit
         drawn = _drawn(data, samples, batch_memory(limit))
         count = len(keras.tree.flatten(drawn)[0])
         held = min(MEASURED, count // 3)
@@ -75,8 +75,11 @@ class Trials:
         )
         keys = {(axis.path, axis.variable) for axis in graph.axes if axis.role != "follower"}
         for own in statistics.consumers.values():
-            numbers = (own.place.kernel, own.place.bias)
-            keys.update((own.place.path, number) for number in numbers if number is not None)
+            path, numbers = (
+                graph.program.calls[own.place.call].path,
+                (own.place.kernel, own.place.bias),
+            )
+            keys.update((path, number) for number in numbers if number is not None)
         self._divergence = Divergence(graph, measured_on, losses, sorted(keys), min(most, 256))
         self.affordable = _affordable(graph, count)
         """The number of slim models to try, so that it takes no more than a refit may take."""
@@ -87,7 +90,14 @@ class Trials:
         if self._reconstruction:
             weights = reconstructed_weights(self._graph, self._statistics, kept)
             weights = refitted_weights(
-                self._graph, self._light, kept, weights, self._fitted_on, None, **self._options
+                self._graph,
+                self._light,
+                kept,
+                weights,
+                self._fitted_on,
+                positions=self._positions,
+                seed=self._seed,
+                memory_limit=self._limit,
             )
         return self._divergence.of(in_full_size(self._graph, kept, weights))
 

@@ -1,0 +1,92 @@
+"""Widths are exchanged between groups only for a better measure, and always within the budget."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import sgdap
+from sgdap.guidance.elimination import ErrorCurve
+from sgdap.planning.allocation import allocate
+from sgdap.planning.cost import cost_model
+from sgdap.planning.exchange import exchange
+from sgdap.planning.widths import WidthRules
+from tests.models import digits_like, outputs, randomise
+
+MODEL = keras.Sequential([keras.Input((8, 8, 2)), layers.Flatten()])
+for size in (16, 14, 12):
+    MODEL.add(layers.Dense(size, "relu"))
+MODEL.add(layers.Dense(3, "softmax"))
+randomise(MODEL)
+GRAPH = sgdap.channel_graph(MODEL)
+GROUPS = [group for group in GRAPH.groups if group.prunable]
+COST = cost_model(GRAPH)
+FULL = COST.cost(COST.lengths(np.ones(GRAPH.count, bool)))
+BUDGET = sgdap.Budget(flops=0.4)
+
+
+def curves(cheap: str) -> dict[str, ErrorCurve]:
+    """The channels of one group look cheap, those of all others dear."""
+    found = {}
+    for group in GROUPS:
+        order = np.flatnonzero(group.removable)
+        rise = 0.01 if group.name == cheap else 1.0
+        found[group.name] = ErrorCurve(order, rise * np.arange(len(order) + 1.0))
+    return found
+
+
+def widths(kept) -> dict[str, int]:
+    return {group.name: int(kept[group.channels].sum()) for group in GROUPS}
+
+
+def exchanged(judge, tries=200, rules=None):
+    rules = rules or WidthRules()
+    known = curves(GROUPS[0].name)
+    start = allocate(GROUPS, known, COST, BUDGET, full=FULL, rules=rules)
+    found = exchange(GROUPS, known, COST, BUDGET, start, judge, full=FULL, rules=rules, tries=tries)
+    assert (COST.cost(COST.lengths(found)) <= BUDGET.targets(FULL) * (1 + 1e-9)).all()
+    return start, found
+
+
+def test_what_the_curves_got_wrong_the_measure_puts_right():
+    first = GROUPS[0]
+    start, found = exchanged(lambda kept: 1.0 / kept[first.channels].sum())
+    assert widths(found)[first.name] > widths(start)[first.name]
+
+
+def test_without_a_better_one_the_widths_stay():
+    start, found = exchanged(lambda kept: 1.0)
+    assert np.array_equal(start, found)
+
+
+def test_no_more_are_measured_than_allowed_and_none_twice():
+    asked = []
+
+    def judge(kept):
+        asked.append(kept.tobytes())
+        return float(1 / len(asked))
+
+    exchanged(judge, tries=2)
+    assert len(asked) == len(set(asked)) == 2
+
+
+def test_widths_that_the_user_set_are_not_exchanged():
+    name = GROUPS[1].name
+    rules = WidthRules(fixed={name: GROUPS[1].size - 1})
+    _, found = exchanged(lambda kept: 1.0 / kept[GROUPS[1].channels].sum(), rules=rules)
+    assert widths(found)[name] == GROUPS[1].size - 1
+
+
+@pytest.mark.parametrize("reconstruction", [True, False])
+def test_a_measured_plan_meets_the_budget_and_loses_no_more_on_its_own_data(reconstruction):
+    x, _ = digits_like(90)
+
+    def divergence(allocation):
+        plan = sgdap.plan(
+            MODEL, x, BUDGET, allocation=allocation, reconstruction=reconstruction, seed=1
+        )
+        assert plan.flops[1] <= 0.4 * plan.flops[0]
+        p, q = outputs(MODEL, x[:30]), outputs(sgdap.apply(MODEL, plan), x[:30])
+        return float((p * np.log((p + 1e-9) / (q + 1e-9))).sum(axis=1).mean())
+
+    assert divergence("measured") <= divergence("global") * 1.05
