@@ -135,6 +135,10 @@ def _sliced(data: Any, batch_size: int) -> Iterator[Batch]:
     x, y, weight = data, None, None
     if isinstance(data, tuple):  # a list is one of model inputs
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+    if any(hasattr(leaf, "toarray") for leaf in keras.tree.flatten(x)):
+        raise TypeError(
+            "Calibration data must be dense arrays. Received a sparse matrix: pass x.toarray()."
+        )
     x, y, weight = keras.tree.map_structure(
         lambda leaf: leaf if leaf is None or hasattr(leaf, "shape") else np.asarray(leaf),
         (x, y, weight),

@@ -66,11 +66,18 @@ class Calendar:
                 if self.measured is not None
                 else ""
             )
+            when = f"after epoch {first}" if first >= 0 else "before the first one"
+            known = (
+                ""
+                if self.early
+                else " A round before the first epoch takes a model that is trained already, and "
+                "data that can be read beforehand (those of fit, or calibration_data with targets)."
+            )
             raise ValueError(
-                f"There is no epoch for a round: of {self.epochs} epochs, pruning begins after "
-                f"epoch {first} (begin_epoch or fit's initial_epoch, counted from 0) and "
+                f"There is no epoch for a round: of {self.epochs} epochs, pruning begins {when} "
+                "(begin_epoch or fit's initial_epoch, counted from 0) and "
                 f"{self._final} are left for fine-tuning (final_finetune_epochs). Train for more "
-                f"epochs or lower one of the two.{judged}"
+                f"epochs or lower one of the two.{known}{judged}"
             )
         if self.final is None:
             half = first + (self.epochs - first) // 2

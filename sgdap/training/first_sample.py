@@ -66,7 +66,7 @@ def drawn_sample(
     drawn = random_state()
     try:
         return _joined(_drawn((x, y), samples, seed), limit)
-    except (TypeError, ValueError):  # training tells the user why
+    except (TypeError, ValueError, IndexError):  # no rows of arrays: training tells the user why
         return None
     finally:
         set_random_state(drawn)
@@ -83,7 +83,7 @@ def is_trained(model: Any, x: Any, y: Any) -> bool:
         x: Inputs, with a leading batch axis.
         y: Their targets; None: it can't be told.
     """
-    if y is None:
+    if any(leaf is None for leaf in keras.tree.flatten(y)):
         return False
     x, y = keras.tree.map_structure(lambda leaf: leaf[:_ASKED], (x, y))
     other = np.random.default_rng(0).permutation(len(keras.tree.flatten(y)[0]))
@@ -107,11 +107,14 @@ def _drawn(data: tuple[Any, Any], samples: int | None, seed: int) -> Iterator[Ba
     if isinstance(x, keras.utils.PyDataset):
         source = (x[int(i)] for i in random.permutation(x.num_batches))
     elif not isinstance(x, tf.data.Dataset):
-        x, y = keras.tree.map_structure(np.asarray, data)
+        x, y = _arrays(data)
         order = random.permutation(len(keras.tree.flatten(x)[0]))[:samples]
         parts = (np.sort(order[i : i + _BATCH]) for i in range(0, len(order), _BATCH))
         source = (
-            keras.tree.map_structure(lambda leaf, rows=rows: leaf[rows], (x, y)) for rows in parts
+            keras.tree.map_structure(
+                lambda leaf, rows=rows: None if leaf is None else leaf[rows], (x, y)
+            )
+            for rows in parts
         )
     return batches(source, 1, samples)
 
@@ -121,12 +124,18 @@ def _joined(found: Iterator[Batch], limit: int) -> tuple[Any, Any] | None:
     kept: list[Any] = []
     size = 0
     for x, y, _ in found:
-        part = keras.tree.map_structure(np.asarray, (x, y))
+        part = _arrays((x, y))
         size += sum(leaf.nbytes for leaf in keras.tree.flatten(part[0]))
         if size > limit:
             break
         kept.append(part)
     if not kept:
         return None
-    joined: tuple[Any, Any] = keras.tree.map_structure(lambda *rows: np.concatenate(rows), *kept)
+    joined: tuple[Any, Any] = keras.tree.map_structure(
+        lambda *rows: None if rows[0] is None else np.concatenate(rows), *kept
+    )
     return joined
+
+
+def _arrays(data: Any) -> Any:
+    return keras.tree.map_structure(lambda leaf: None if leaf is None else np.asarray(leaf), data)

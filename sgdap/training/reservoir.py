@@ -62,11 +62,18 @@ class Reservoir:
                 choice to TensorFlow. If it changes, the sample moves.
 
         Raises:
-            ValueError: The shape of a sample is not known, or too few samples fit into the limit.
+            ValueError: Inputs are not dense, the shape of a sample is not known, or too few samples
+                fit into the limit.
         """
         import tensorflow as tf
 
-        leaves = [tf.convert_to_tensor(leaf) for leaf in keras.tree.flatten(x)]
+        given = keras.tree.flatten(x)
+        if any(isinstance(leaf, (tf.SparseTensor, tf.RaggedTensor)) for leaf in given):
+            raise ValueError(
+                "The training inputs are sparse or ragged, so no sample of them can be kept. Pass "
+                "calibration_data, in dense arrays, to the callback."
+            )
+        leaves = [tf.convert_to_tensor(leaf) for leaf in given]
         structure = keras.tree.map_structure(lambda leaf: 0, x)
         replica = tf.distribute.get_replica_context()
         if replica is None or replica.num_replicas_in_sync == 1:

@@ -98,7 +98,8 @@ class Run:
         if self.state.first is not None:
             return
         value = self.monitor.before(self.state.brought)
-        early = self.course.calendar.early and (self.state.guard.drop is None or value is not None)
+        unasked = self.state.guard.drop is None and self.training.monitor == "auto"
+        early = self.course.calendar.early and (value is not None or unasked)
         course = self.course.begun_at(epoch, early)
         self.goal.check(len(course.epochs))
         self.state.first, self.course = epoch, course

@@ -37,24 +37,22 @@ class TrainStepSampler:
         self._targets = targets
         self._graph = graph
         self._model = graph.program.model
-        self._own: Any = None
         self._checked = False
 
     def install(self) -> None:
         """Replaces the model's train step by one that samples the batches."""
         model = self._model
+        give_back_train_step(model)
         own = vars(model).get("train_step")
-        if own is not None:  # set by the user, or left by an interrupted run
-            del model.train_step
-            own = getattr(own, "own_train_step", own)
-            if own is not None:
-                model.train_step = own
-        self._own = own
         train_step = model.train_step
 
         def sampled(data: Any) -> Any:
             device = None if model.jit_compile else HOST
-            self.reservoir.update(self._kept_of(data), device)
+            try:
+                self.reservoir.update(self._kept_of(data), device)
+            except ValueError:  # of these batches no sample can be kept: the model trains without
+                self.remove()
+                raise
             return train_step(data)
 
         sampled.own_train_step = own  # type: ignore[attr-defined]
@@ -63,10 +61,7 @@ class TrainStepSampler:
 
     def remove(self) -> None:
         """Gives the model its own train step back."""
-        del self._model.train_step
-        if self._own is not None:
-            self._model.train_step = self._own
-        remake_functions(self._model)
+        give_back_train_step(self._model)
 
     def sample(self) -> tuple[Any, ...]:
         """The inputs that are kept, and their targets if they are: `(x,)` or `(x, y)`.
@@ -99,6 +94,16 @@ class TrainStepSampler:
             for leaf in keras.tree.flatten(y)
         )
         return (x, y) if known else (x,)
+
+
+def give_back_train_step(model: Any) -> None:
+    """Gives a model its own train step back, if a run, or one that was interrupted, samples it."""
+    sampled = vars(model).get("train_step")
+    if hasattr(sampled, "own_train_step"):
+        del model.train_step
+        if sampled.own_train_step is not None:
+            model.train_step = sampled.own_train_step
+        remake_functions(model)
 
 
 def _check(graph: ChannelGraph, x: Any) -> None:

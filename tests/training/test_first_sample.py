@@ -214,3 +214,68 @@ def test_the_sample_is_held_to_its_bytes(trained):
     )
     trained.fit(**DATA["PyDataset"](), verbose=0, callbacks=[ask])
     assert 0 < found[0][0].nbytes <= 40_000
+
+
+@keras.saving.register_keras_serializable()
+class Reconstructing(keras.Model):
+    """An autoencoder: its inputs are its targets, and `fit` gets no others."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return keras.ops.mean((y_pred - x) ** 2)
+
+
+@pytest.mark.parametrize("calibration", [None, X])
+def test_inputs_without_targets_are_trained_on_first(calibration):
+    inputs = keras.Input((8, 8, 2))
+    x = layers.Dense(12, "relu", name="one")(layers.Flatten()(inputs))
+    model = Reconstructing(inputs, layers.Reshape((8, 8, 2))(layers.Dense(128)(x)))
+    model.compile("adam")
+    callback = pruned(model, data={"x": X}, calibration_data=calibration)
+    assert callback.rounds[0].epoch == 0
+
+
+def test_some_targets_may_be_missing(trained):
+    ends = {"a": trained.layers[-1].output, "b": trained.layers[-2].output}
+    pair = keras.Model(trained.inputs, ends)
+    pair.compile("adam", {"a": "sparse_categorical_crossentropy", "b": None})
+    assert pruned(pair, data={"x": X, "y": {"a": Y, "b": None}}).rounds[0].epoch == 0
+
+
+def test_a_monitor_that_is_not_there_costs_no_channel(trained):
+    whole = trained.count_params()
+    with pytest.raises(ValueError, match="watches 'val_acc', which is not among"):
+        pruned(trained, monitor="val_acc", validation_data=VALIDATION)
+    assert trained.count_params() == whole
+
+
+def texts() -> tf.data.Dataset:
+    """Sequences of several lengths, padded to the longest of a batch."""
+    random = np.random.default_rng(0)
+    rows = tf.ragged.constant([list(range(1, random.integers(3, 9))) for _ in range(40)])
+    data = tf.data.Dataset.from_tensor_slices((rows, random.integers(0, 2, 40)))
+    return data.map(lambda words, label: (words, label)).padded_batch(10)
+
+
+@pytest.mark.compiled
+def test_a_run_whose_inputs_can_not_be_sampled_leaves_a_model_that_trains():
+    inputs = keras.Input((None,), dtype="int32")
+    x = layers.GRU(6)(layers.Embedding(50, 8, mask_zero=True)(inputs))
+    model = keras.Model(inputs, layers.Dense(2, "softmax")(x))
+    compiled(model)
+    with pytest.raises(ValueError, match="Pass calibration_data to the callback"):
+        pruned(model, data={"x": texts()}, budget=0.7)
+    assert "train_step" not in vars(model)
+    model.fit(texts(), verbose=0)
+    calibration = np.random.default_rng(0).integers(1, 50, (40, 8)).astype("int32")
+    assert pruned(model, data={"x": texts()}, budget=0.7, calibration_data=calibration).rounds
+
+
+def test_a_run_with_calibration_data_does_not_go_on_sampling_for_an_interrupted_one(trained):
+    def stop(epoch, logs):
+        raise KeyboardInterrupt
+
+    stopping = keras.callbacks.LambdaCallback(on_epoch_end=stop)
+    with pytest.raises(KeyboardInterrupt):
+        pruned(trained, callbacks=[stopping], begin_epoch=1)
+    pruned(trained, calibration_data=X)
+    assert "train_step" not in vars(trained)
