@@ -253,6 +253,11 @@ class Plan:
         try:
             with np.load(arrays, allow_pickle=False) as read:
                 weights = {name: read[f"arr_{i}"] for i, name in enumerate(names)}
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{arrays} is missing: it holds the weights of the plan in {text}. Keep both files "
+                "that Plan.save wrote together."
+            ) from error
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"{arrays} holds no weights of a plan: {error}. Keep both files that Plan.save "

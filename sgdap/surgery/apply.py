@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap._arguments import shown
+from sgdap._keras.optimizers import optimizer_variables
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_slices
@@ -109,6 +110,7 @@ def _applied(
             f"Received: {optimizer!r} (of type {type(optimizer).__name__})"
         )
     graph = channel_graph(model)
+    _check_trains(optimizer, model)
     plan = plan_for(graph)
     if not in_place:
         kept_mask(graph, plan)  # refuses before anything is copied
@@ -121,6 +123,17 @@ def _applied(
         return model
     prune_by_plan(graph, plan, [optimizer])
     return model, optimizer
+
+
+def _check_trains(optimizer: Any, model: Any) -> None:
+    if optimizer is None or not optimizer.built:
+        return
+    own = {id(variable) for variable in _keras.layer_variables(model)}
+    if not any(id(variable) in own for variable in optimizer_variables(optimizer)):
+        raise ValueError(
+            f"The optimizer '{optimizer.name}' was built for another model: it updates no variable "
+            f"of '{model.name}'. Pass the one that trained this model, or a new one."
+        )
 
 
 def _optimizer_of_copy(optimizer: Any, whole: ChannelGraph, copy: ChannelGraph) -> Any:

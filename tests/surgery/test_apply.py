@@ -217,6 +217,17 @@ def test_the_optimizer_of_a_loop_of_ones_own_follows_as_that_of_compile_does(mak
 
 
 @pytest.mark.parametrize("in_place", [True, False])
+def test_an_optimizer_of_another_model_is_refused(in_place):
+    model, other = convnet(), convnet()
+    own = keras.optimizers.Adam(0.01)
+    own.build(other.trainable_variables)
+    before = model.count_params()
+    with pytest.raises(ValueError, match="built for another model: it updates no variable of"):
+        sgdap.remove(model, {"conv_1": [0]}, in_place=in_place, optimizer=own)
+    assert model.count_params() == before
+
+
+@pytest.mark.parametrize("in_place", [True, False])
 def test_an_optimizer_that_is_not_built_yet_stays_so(in_place):
     model = randomise(mlp())
     plan = sgdap.plan(model, samples(model, 32), sgdap.Budget(params=0.5))
