@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ from sgdap import _keras
 from sgdap.channels.facts import Axis
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.labels import Channels, TensorChannels
+from sgdap.channels.probing import halves
 from sgdap.channels.rewriting import rewritten_operations
 from sgdap.model.functional import saves_by_its_graph
 from sgdap.model.program import OperationCall, Program, Unrolled, fill, refs_of
@@ -22,7 +23,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def what_code_does_not_follow(graph: ChannelGraph, removable: Mask) -> list[tuple[Channels, str]]:
-    """Runs every `call` of the user's own again as if half of the channels were gone.
+    """Runs every `call` of the user's own again as if some of the channels were gone.
 
     Where it computes its sizes from the shapes of its tensors, it calls the same operations with
     the sizes that surgery would give them. Where it writes a size as a number, it does not, and
@@ -39,8 +40,9 @@ def what_code_does_not_follow(graph: ChannelGraph, removable: Mask) -> list[tupl
     if not program.codes:
         return []
     by_configs = saves_by_its_graph(program.model)
-    for side in (False, True):
-        kept = _half(removable, tensors, side)
+    codes = [(code, _channels_in(code, graph)) for code in program.codes]
+    tried: set[tuple[int, bytes]] = set()
+    for kept in _removals(removable, tensors):
         slim = [
             shape
             if number not in tensors
@@ -51,7 +53,11 @@ def what_code_does_not_follow(graph: ChannelGraph, removable: Mask) -> list[tupl
             for number, shape in enumerate(program.shapes)
         ]
         operations = rewritten_operations(graph, kept)
-        for code in program.codes:
+        for code, inside in codes:
+            stays = kept[inside]
+            if stays.all() or (code.start, stays.tobytes()) in tried:
+                continue
+            tried.add((code.start, stays.tobytes()))
             found = _first_difference(program, code, slim, operations)
             made_anew = code.path and by_configs and found is None
             if made_anew and not _is_rebuilt(program, code, slim, graph.axes, kept):
@@ -72,22 +78,77 @@ def what_code_does_not_follow(graph: ChannelGraph, removable: Mask) -> list[tupl
     return []
 
 
+def _channels_in(code: Unrolled, graph: ChannelGraph) -> Channels:
+    """The channels of all tensors that a `call` takes and makes."""
+    calls = graph.program.calls[code.start : code.stop]
+    refs = {*refs_of((code.args, dict(code.kwargs)))}
+    refs.update(ref for call in calls for ref in (*call.inputs, *call.outputs))
+    axes = [own for ref in refs for own in graph.tensors[ref.index] if own is not None]
+    return np.unique(np.concatenate(axes)) if axes else np.zeros(0, np.int64)
+
+
 def _removable(refs: Any, tensors: Mapping[int, TensorChannels], removable: Mask) -> list[Channels]:
     found = [own for ref in refs for own in tensors[ref.index] if own is not None]
     return [channels for channels in found if removable[channels].any()]
 
 
-def _half(removable: Mask, tensors: Mapping[int, TensorChannels], side: bool) -> Mask:
-    """A choice of channels that stay: about half, at least one along each axis.
+def _removals(removable: Mask, tensors: Mapping[int, TensorChannels]) -> Iterator[Mask]:
+    """Choices of channels that stay: at least one along each axis.
 
-    What stays on one side leaves on the other, so no axis stays whole on both.
+    Channels that lie along the same axes are one part. Numbers of channels that meet by chance in
+    one choice, as those of the halves of a tensor, differ in another:
+
+    * The first half of each part leaves, and the last half. As many stay in other places.
+    * One channel leaves from one part along each axis, from each in turn. Code that computes what
+      stays in a part from the length of an axis is wrong in one of two such choices, because the
+      length is the same.
+    * One channel leaves from some of the parts. Of any two, one is whole and the other is not, so
+      code that takes the length of one axis for that of another is wrong.
     """
-    half = np.random.default_rng(0).random(len(removable)) < 0.5
-    kept: Mask = ~removable | (half == side)
-    for channels in (own for tensor in tensors.values() for own in tensor if own is not None):
-        if not kept[channels].any():
-            kept[channels[0]] = True
-    return kept
+    axes = [own for tensor in tensors.values() for own in tensor if own is not None]
+    parts = _parts(axes, removable)
+    large_halves = [(part, (len(part) + 1) // 2) for part in parts]
+    leaving = [[part[:half] for part, half in large_halves]]
+    leaving += [[part[-half:] for part, half in large_halves]]
+    turns = _turns(axes, parts, len(removable))
+    chosen = [turns == turn for turn in range(turns.max(initial=-1) + 1)]
+    for some in (*chosen, *halves([len(parts)])):
+        leaving.append([part[:1] for part, leaves in zip(parts, some, strict=True) if leaves])
+    for channels in leaving:
+        kept = np.ones(len(removable), bool)
+        kept[np.concatenate([np.zeros(0, np.int64), *channels])] = False
+        for own in axes:
+            if not kept[own].any():
+                kept[own[0]] = True
+        yield kept
+
+
+def _parts(axes: Sequence[Channels], removable: Mask) -> list[Channels]:
+    """Removable channels, those together that lie along the same axes, each as often."""
+    part_of, count = np.zeros(len(removable), np.int64), 1
+    for own in axes:
+        found, times = np.unique(own, return_counts=True)
+        _, part = np.unique([part_of[found], times], axis=1, return_inverse=True)
+        part_of[found] = count + part.ravel()
+        count += len(found)
+    channels = np.flatnonzero(removable)
+    return [channels[part_of[channels] == number] for number in np.unique(part_of[channels])]
+
+
+def _turns(
+    axes: Sequence[Channels], parts: Sequence[Channels], count: int
+) -> npt.NDArray[np.int64]:
+    """A turn for each part, `(parts,)`: not that of another one along the same axis."""
+    part_of = np.full(count, -1)
+    for number, part in enumerate(parts):
+        part_of[part] = number
+    along = [set(part_of[own].tolist()) - {-1} for own in axes]
+    turns = np.full(len(parts), -1)
+    for number in range(len(parts)):
+        beside = set[int]().union(*(numbers for numbers in along if number in numbers))
+        taken = {int(turns[other]) for other in beside}
+        turns[number] = next(turn for turn in range(len(parts)) if turn not in taken)
+    return turns
 
 
 def _first_difference(
@@ -104,13 +165,15 @@ def _first_difference(
         if again is not None and same and computed:
             now = OperationCall.of(again)
             before = OperationCall.of(call)
-            same = now.same_as(operations.get(call.path, before)) and again.inputs == call.inputs
+            same = now.same_as(operations.get(call.path, before))
         if again is not None and same:
-            same = all(shapes[ref.index] == slim[ref.index] for ref in call.outputs)
+            same = again.inputs == call.inputs and all(
+                shapes[ref.index] == slim[ref.index] for ref in call.outputs
+            )
         if not same:
             return number, (
                 f"the `call` of '{name}' does not follow their number at {call.line}; compute "
-                "sizes from the shapes of tensors"
+                "sizes from the shapes of tensors, or prune sgdap.functional(model)"
             )
     return None
 

@@ -45,7 +45,10 @@ def rewritten(
     rewrite = _REWRITERS.get(type(operation))
     if rewrite is None:
         return call
-    stays = [[None if c is None else kept[c] for c in tensor] for tensor in (*inputs, *outputs)]
+    stays = [
+        [None if c is None or kept[c].all() else kept[c] for c in tensor]
+        for tensor in (*inputs, *outputs)
+    ]
     return rewrite(call, stays[: len(inputs)], stays[len(inputs) :])
 
 
