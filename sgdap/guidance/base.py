@@ -53,6 +53,8 @@ class Guidance:
     looks_at_consumers: ClassVar[bool] = False
     chooses_widths: ClassVar[bool] = False
     """Whether the criterion says without a budget which channels stay: it has `keeps`."""
+    gradient_samples: ClassVar[int | None] = 128
+    """About how many samples' gradients it needs, for sensitivities and curves; None: all."""
     refinement: float = 0.0
     """Share of the remaining channels among which elimination may choose the next one to leave."""
 

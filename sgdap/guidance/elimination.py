@@ -206,10 +206,11 @@ class _Elimination:
 
     def __init__(self, consumer: Consumer) -> None:
         total = consumer.moments.total()
-        added = ridges(total.second[0], mean=np.sqrt(total.rows) * total.mean[0])
-        self._inverse = inverse_with(total.second[0], added)
+        second = total.second[0]
+        added = ridges(second, mean=np.sqrt(total.rows) * total.mean[0])
+        self._inverse = inverse_with(second, added)
         self._inverse *= total.rows  # the sums are those of all rows
-        del total
+        del total, second
         self._weights = consumer.weights.copy()
         features, outputs = self._weights.shape
         if outputs > features:  # only W Wᵀ matters, and a triangle has it too
