@@ -85,8 +85,8 @@ def known_length(data: Any, limit: int | None) -> int | None:
     """
     if not isinstance(data, (np.ndarray, tf.Tensor, list, dict, tuple)):
         return None
-    first = keras.tree.flatten(data)[0]  # of inputs: they come before targets
-    shape: tuple[int, ...] = tuple(getattr(first, "shape", ()))
+    first = keras.tree.flatten(data)[:1]  # of inputs: they come before targets
+    shape: tuple[int, ...] = tuple(getattr(first[0], "shape", ())) if first else ()
     return min(int(shape[0]), limit or int(shape[0])) if shape else None
 
 

@@ -51,6 +51,8 @@ class Guidance:
 
     name: ClassVar[str] = ""
     looks_at_consumers: ClassVar[bool] = False
+    looks_at_data: ClassVar[bool] = True
+    """Whether it looks at what the calibration data do; else at the model's weights only."""
     chooses_widths: ClassVar[bool] = False
     """Whether the criterion says without a budget which channels stay: it has `keeps`."""
     gradient_samples: ClassVar[int | None] = 128
