@@ -62,7 +62,10 @@ def plan(
             widths are exchanged between groups as long as the loss falls that slim models, each
             refitted, have on a third of the data (500 samples at most) that was held back. It
             tries 64 slim models at most, fewer of a large one, and pays where little is left.
-        reconstruction: Whether to refit the consumers' weights to the channels that stay.
+        reconstruction: Whether to refit the consumers' weights to the channels that stay. Without,
+            and with `allocation="layerwise"` and a criterion that looks at weights only
+            (`"magnitude"`), nothing depends on what the data do: they are not run, and the plan
+            knows no expected losses.
         layers: Names or patterns (`"conv*"`) of the layers whose channels may be removed; None:
             all.
         min_channels: The least number of channels of every group.

@@ -13,6 +13,7 @@ import numpy as np
 
 from sgdap._arguments import check_choice, check_integer, is_number, shown
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
+from sgdap.execution.inputs import check_calibration_data
 from sgdap.execution.memory import checked_memory_limit
 from sgdap.guidance.base import Guidance, get_guidance
 from sgdap.guidance.elimination import ErrorCurve
@@ -84,6 +85,16 @@ class PruningOptions:
             check_integer("memory_limit", self.memory_limit, 1)
         _check_layers(self.layers)
         _check_overrides(self.overrides)
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether anything in a plan depends on what the calibration data do.
+
+        Nothing does where every group keeps the same share, the criterion looks at weights only,
+        and no consumer is refitted.
+        """
+        alike = self.allocation == "layerwise" and not self.reconstruction
+        return self.criterion.looks_at_data or not alike
 
     @property
     def criterion(self) -> Guidance:
@@ -199,16 +210,21 @@ def make_plan(
         TypeError: `data` is of a kind that can't be read.
     """
     options = replace(options, memory_limit=checked_memory_limit(options.memory_limit))
-    statistics = collect_statistics(
-        scope.graph,
-        data,
-        folds=options.folds if budget is None else 1,
-        samples=options.samples,
-        positions=options.positions,
-        seed=options.seed,
-        memory_limit=options.memory_limit,
-        progress=progress.samples("calibration", options.samples) if progress else None,
-    )
+    if options.needs_statistics:
+        statistics = collect_statistics(
+            scope.graph,
+            data,
+            folds=options.folds if budget is None else 1,
+            samples=options.samples,
+            positions=options.positions,
+            seed=options.seed,
+            gradient_samples=options.criterion.gradient_samples,
+            memory_limit=options.memory_limit,
+            progress=progress.samples("calibration", options.samples) if progress else None,
+        )
+    else:
+        check_calibration_data(scope.graph, data)
+        statistics = CalibrationStatistics(0, {})
     curves = score_groups(
         scope.graph,
         statistics,
@@ -288,7 +304,8 @@ def plan_from_curves(
             rules=scope.rules,
             tries=trials.affordable,
         )
-    notes = (*statistics.notes, *scoring_notes(graph, statistics))
+    known = statistics.samples > 0
+    notes = (*statistics.notes, *(scoring_notes(graph, statistics) if known else ()))
     weights: Weights = {}
     if options.reconstruction:
         weights = reconstructed_weights(graph, statistics, kept)
@@ -310,7 +327,7 @@ def plan_from_curves(
         graph,
         kept,
         guidance=options.criterion.name or type(options.criterion).__name__,
-        errors={name: curve.errors for name, curve in curves.items()},
+        errors={name: curve.errors for name, curve in curves.items()} if known else None,
         samples=statistics.samples,
         weights=weights,
         notes=notes,

@@ -699,3 +699,24 @@ def test_without_a_budget_a_criterion_must_say_how_many_channels_stay(guidance):
         ValueError, match=f"guidance='{guidance}' says in which order.*Budget.*'lasso'"
     ):
         sgdap.plan(convnet(), x, guidance=guidance)
+
+
+@pytest.mark.parametrize("guidance", ["magnitude", "fpgm", "random", "lasso"])
+def test_data_are_not_run_where_nothing_depends_on_them(guidance, monkeypatch):
+    model, (x, _) = convnet(), digits_like(40)
+    options = {"guidance": guidance, "allocation": "layerwise", "reconstruction": False}
+    run = []
+    original = pipeline.collect_statistics
+
+    def collecting(*args, **kwargs):
+        run.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "collect_statistics", collecting)
+    plan = sgdap.plan(model, x, sgdap.Budget(flops=0.5), **options)
+    assert bool(run) == (guidance == "lasso")
+    assert {group.error is None for group in plan.groups if group.size != len(group.kept)} == {
+        guidance != "lasso"
+    }
+    with pytest.raises(ValueError, match="not finite"):
+        sgdap.plan(model, x * np.nan, sgdap.Budget(flops=0.5), **options)

@@ -33,6 +33,7 @@ class Gathering:
         folds: Number of folds.
         positions: Output positions of a convolution that are read of each sample at most.
         gradients: Whether sensitivities and first order changes are gathered.
+        rows: Whether the rows that consumers read are shown.
         moments: Whether moments are gathered; else only counts and sums of the features.
         losses: What errors of the model's outputs count, where gradients are gathered.
         weights: For consumers of whose channels the contributions are gathered the kernel times
@@ -44,6 +45,7 @@ class Gathering:
     folds: int
     positions: int
     gradients: bool
+    rows: bool
     moments: bool
     losses: Sequence[KnownLoss]
     weights: Mapping[str, npt.NDArray[np.float32]]
@@ -68,8 +70,8 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
 
     Returns:
         A function of the batch's tensors and two integers for the sampling. It returns for each
-        consumer the `rows` that it reads, `Rows` for each of its calls, and the sums
-        `sensitivity` and `taylor` over the batch where gradients are gathered.
+        consumer the `rows` that it reads, `Rows` for each of its calls, where rows are shown, and
+        the sums `sensitivity` and `taylor` over the batch where gradients are gathered.
     """
     program = graph.program
     by_call: dict[int, list[Place]] = {}
@@ -97,6 +99,8 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
             if not place.shows_outputs:
                 watched(outputs, place.path, tensor)
                 tensor = keras.ops.moveaxis(tensor, place.axis, -1)
+            if not gathering.rows:
+                return
             read = tf.cast(input_rows(place.patches, tensor, positions, seed), tf.float32)
             there = rows_looked_at(place.patches, tensor, mask, positions, seed)
             rows.setdefault(place.path, []).append(Rows(read, there))
@@ -149,7 +153,9 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
         else:
             program.run_flat(x, taps)
             gradients = []
-        results = {path: {"rows": parts} for path, parts in rows.items()}
+        results: dict[str, dict[str, Any]] = {path: {} for path in given}
+        for path, parts in rows.items():
+            results[path]["rows"] = parts
         for path, result in results.items() if sensitivity else ():
             place, diagonal = gathering.places[path][0], gathering.storage[path].diagonal
             at_inputs, at_outputs = (of_place[path] for of_place in gradients)

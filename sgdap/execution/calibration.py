@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.batch_sums import Gathering, make_step
+from sgdap.execution.data import known_length
 from sgdap.execution.inputs import input_batches
 from sgdap.execution.row_sums import RowSums, Sums
 from sgdap.execution.rows import Rows
@@ -26,12 +28,14 @@ class BatchSums:
 
     Attributes:
         samples: Samples in the batch.
+        weighed: How many of them have gradients.
         shifts: The points about which sums are taken, the same for all batches of a run.
         sums: For each consumer and fold its sums by name, one after another. The fold is None for
             the sums `sensitivity` and `taylor` over all of them.
     """
 
     samples: int
+    weighed: int
     shifts: Shifts
     sums: Iterator[tuple[str, int | None, Sums]]
 
@@ -45,6 +49,7 @@ def batch_sums(
     samples: int | None,
     most: int,
     seed: int,
+    gradient_samples: int | None = None,
     shifts: Mapping[str, npt.NDArray[np.floating]] | None = None,
 ) -> Iterator[BatchSums]:
     """Runs a model over data in inference mode, each batch from the model's present state.
@@ -57,25 +62,44 @@ def batch_sums(
         samples: Stop after this many samples; None takes all.
         most: Batches of more samples are cut into several.
         seed: Seed for the sampled positions and targets.
+        gradient_samples: About how many samples, spread over all of them, have gradients where
+            gradients are gathered; None: all.
         shifts: The points about which sums are taken; None: the means of the first batch.
 
     Yields:
-        `BatchSums` of each batch.
+        `BatchSums` of each batch. The last one has no sample: it brings what waited till then.
     """
-    step = make_step(graph, gathering)
+    step = make_step(graph, replace(gathering, gradients=False))
+    both = make_step(graph, gathering)
+    weigh = make_step(graph, replace(gathering, rows=False))
+    total = known_length(data, samples)
+    fixed = graph.program.shapes[graph.program.inputs[0].index][0] is not None
+    wanted = None if fixed else gradient_samples
     sums = {path: RowSums(path, gathering) for path in gathering.places}
     around: Shifts = {}
     if shifts is not None:
         around = {path: own.astype(np.float32) for path, own in shifts.items()}
     seen = 0
     for number, inputs in input_batches(graph, data, batch_size, samples, most):
-        found = step(inputs, tf.constant([seed, number], tf.int32))
+        size, random = int(inputs[0].shape[0]), tf.constant([seed, number], tf.int32)
+        every = 1
+        if wanted is not None:
+            every = max((seen + size) // wanted if total is None else math.ceil(total / wanted), 1)
+        weighed = len(range(-seen % every, size, every))
+        if not gathering.gradients or not weighed:
+            found, weighed = step(inputs, random), 0
+        elif weighed == size:
+            found = both(inputs, random)
+        else:
+            found = step(inputs, random)
+            chosen = [tensor[-seen % every :: every] for tensor in inputs]
+            for path, own in weigh(chosen, random).items():
+                found[path].update(own)
         if not around:
             around = {path: _mean(own["rows"]) for path, own in found.items()}
-        first = seen % gathering.folds
-        size = int(inputs[0].shape[0])
-        yield BatchSums(size, around, _sums(found, sums, first, around))
+        yield BatchSums(size, weighed, around, _sums(found, sums, seen % gathering.folds, around))
         seen += size
+    yield BatchSums(0, 0, around, _rests(sums, around))
 
 
 def _mean(parts: list[Rows]) -> npt.NDArray[np.float32]:
@@ -92,5 +116,11 @@ def _sums(
         rows = own.pop("rows")
         if own:
             yield path, None, {name: np.asarray(own.pop(name)) for name in list(own)}
-        for fold, of_fold in sums[path].of(rows, first, tf.constant(around[path])):
+        for fold, of_fold in sums[path].add(rows, first, tf.constant(around[path])):
+            yield path, fold, of_fold
+
+
+def _rests(sums: Mapping[str, RowSums], around: Shifts) -> Iterator[tuple[str, int | None, Sums]]:
+    for path, own in sums.items():
+        for fold, of_fold in own.rest(tf.constant(around[path])):
             yield path, fold, of_fold

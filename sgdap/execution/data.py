@@ -76,6 +76,20 @@ def reusable(data: Any, limit: int | None) -> Any:
     return _joined(inputs), _joined(targets)
 
 
+def known_length(data: Any, limit: int | None) -> int | None:
+    """How many samples are read of data, where that is known before: of arrays.
+
+    Args:
+        data: As `batches` takes it.
+        limit: How many are read at most; None: all.
+    """
+    if not isinstance(data, (np.ndarray, tf.Tensor, list, dict, tuple)):
+        return None
+    first = keras.tree.flatten(data)[:1]  # of inputs: they come before targets
+    shape: tuple[int, ...] = tuple(getattr(first[0], "shape", ())) if first else ()
+    return min(int(shape[0]), limit or int(shape[0])) if shape else None
+
+
 def can_be_read_again(x: Any) -> bool:
     """Whether what `fit` or `evaluate` is given as inputs is still there after it was read."""
     again = (tf.data.Dataset, tf.distribute.DistributedDataset, keras.utils.PyDataset)

@@ -14,19 +14,23 @@ from sgdap.channels.counting import counted_on
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.data import batches, first_sample
 
+BATCH_MOST = 1 << 29
+"""Bytes that the tensors of one batch take at most, however much memory there is."""
+
 
 def affordable_batch(graph: ChannelGraph, memory: int) -> int:
     """How many samples a batch may have so that all tensors of a run and their gradients fit.
 
     Args:
         graph: The model's channels.
-        memory: Bytes for the tensors of one batch.
+        memory: Bytes for the tensors of one batch. More than half a gigabyte is not used: larger
+            batches are no faster.
 
     Returns:
         The number of samples, at least 1.
     """
     numbers = sum(math.prod(n or 1 for n in shape[1:]) for shape in graph.counted.shapes)
-    return max(memory // (2 * 4 * max(numbers, 1)), 1)
+    return max(min(memory, BATCH_MOST) // (2 * 4 * max(numbers, 1)), 1)
 
 
 def check_calibration_data(graph: ChannelGraph, data: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from sgdap._arguments import check_integer
+from sgdap.execution.triangle import numbers_kept
 
 LEVELS = ("folds", "merged", "channels", "alone")
 
@@ -73,9 +74,9 @@ class Storage:
 
 def _numbers(level: str, size: Size, folds: int) -> int:
     return {
-        "folds": folds * size.features**2,
-        "merged": size.features**2,
-        "channels": folds * size.channels * (size.channels + size.outputs),
+        "folds": folds * numbers_kept(size.features),
+        "merged": numbers_kept(size.features),
+        "channels": folds * (numbers_kept(size.channels) + size.channels * size.outputs),
         "alone": folds * size.channels * (1 + size.outputs),
     }[level]
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from sgdap.execution import triangle
 from sgdap.execution.batch_sums import Gathering
 from sgdap.execution.rows import Rows
+
+WAITING = 4
+"""Rows wait until they are this part of the features (a fourth): adding up matrices takes time."""
 
 BLOCK_BYTES = 1 << 26
 """Memory for the contributions of all channels to some outputs, of one batch's rows."""
 
-Sums = dict[str, npt.NDArray[Any]]
+Sums = dict[str, Any]
+"""Sums by name: arrays, and of products of features the block rows of a triangle."""
 
 
 class RowSums:
@@ -28,6 +34,7 @@ class RowSums:
 
     def __init__(self, path: str, gathering: Gathering) -> None:
         self._folds = gathering.folds_of(path)
+        self._waiting: list[list[Any]] = [[] for _ in range(self._folds)]
         self._kept = gathering.kept_of(path)
         self._alone = gathering.storage[path].level == "alone"
         self._weights: tuple[Any, Any] | None = None
@@ -36,19 +43,29 @@ class RowSums:
             rows = 256 * gathering.positions // gathering.folds + 1
             self._weights = by_channel(features, gathering.weights[path], rows)
 
-    def of(self, parts: list[Rows], first: int, shift: Any) -> Iterator[tuple[int, Sums]]:
-        """Yields the sums of each fold that has rows.
+    def add(self, parts: list[Rows], first: int, shift: Any) -> Iterator[tuple[int, Sums]]:
+        """Takes a batch's rows, and yields the sums of each fold where enough of them wait.
 
         Args:
             parts: The rows of each of the consumer's calls.
             first: Fold of the batch's first sample; the next sample is in the next fold.
             shift: The point, `(features,)`.
         """
+        for fold, waiting in enumerate(self._waiting):
+            waiting += [part.of((fold - first) % self._folds, self._folds) for part in parts]
+            if WAITING * sum(int(rows.shape[0]) for rows in waiting) >= shift.shape[0]:
+                yield from self._rest(fold, shift)
+
+    def rest(self, shift: Any) -> Iterator[tuple[int, Sums]]:
+        """Yields the sums of the rows that still wait, by fold."""
         for fold in range(self._folds):
-            own = [part.of((fold - first) % self._folds, self._folds) for part in parts]
-            rows = tf.concat(own, 0)
-            if rows.shape[0]:
-                yield fold, {k: np.asarray(v) for k, v in self._sums(rows, rows - shift).items()}
+            yield from self._rest(fold, shift)
+
+    def _rest(self, fold: int, shift: Any) -> Iterator[tuple[int, Sums]]:
+        waiting, self._waiting[fold] = self._waiting[fold], []
+        rows = tf.concat(waiting, 0) if waiting else None
+        if rows is not None and rows.shape[0]:
+            yield fold, keras.tree.map_structure(np.asarray, self._sums(rows, rows - shift))
 
     def _sums(self, rows: Any, apart: Any) -> dict[str, Any]:
         sums = {"count": float(rows.shape[0]), "total": tf.reduce_sum(apart, 0)}
@@ -57,7 +74,10 @@ class RowSums:
         sums["zeros"] = tf.reduce_sum(tf.cast(tf.equal(rows, 0), tf.float32), 0)
         sums["absolute"] = tf.reduce_sum(tf.abs(rows), 0)
         if self._kept == "all":
-            sums["square"] = tf.matmul(apart, apart, transpose_a=True)
+            sums["square"] = [
+                tf.matmul(apart[:, i : i + triangle.BLOCK], apart[:, i:], transpose_a=True)
+                for i in triangle.starts(apart.shape[1])
+            ]
         else:
             sums["square"] = tf.reduce_sum(apart * apart, 0)
         if self._weights is not None:

@@ -170,6 +170,7 @@ class MagnitudeGuidance(Guidance):
     """
 
     name: ClassVar[str] = "magnitude"
+    looks_at_data: ClassVar[bool] = False
 
     def __init__(self, norm: int = 1) -> None:
         if norm not in (1, 2):
@@ -192,6 +193,7 @@ class FPGMGuidance(Guidance):
     """
 
     name: ClassVar[str] = "fpgm"
+    looks_at_data: ClassVar[bool] = False
 
     def scores(self, data: GroupData) -> Array:
         """The sum of distances to the other filters, over all producing weights, `(size,)`."""
@@ -219,6 +221,7 @@ class BatchNormScaleGuidance(Guidance):
     """
 
     name: ClassVar[str] = "batch_norm_scale"
+    looks_at_data: ClassVar[bool] = False
 
     def check(self, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> None:
         """Raises if no batch normalisation is along any of the groups.
@@ -257,6 +260,7 @@ class TaylorGuidance(Guidance):
     """
 
     name: ClassVar[str] = "taylor"
+    gradient_samples: ClassVar[int | None] = None
     looks_at_consumers: ClassVar[bool] = True
 
     def scores(self, data: GroupData) -> Array:
@@ -356,6 +360,7 @@ class RandomGuidance(Guidance):
     """
 
     name: ClassVar[str] = "random"
+    looks_at_data: ClassVar[bool] = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

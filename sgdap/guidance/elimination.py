@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
+from scipy.linalg import blas
 
 from sgdap.statistics.activation import ActivationStatistics
 from sgdap.statistics.moments import Moments
@@ -19,6 +20,9 @@ Order = npt.NDArray[np.int64]
 
 PENDING = 128
 """Columns of downdates that wait until they are applied to an inverse in one matrix product."""
+
+STAYING = 0.8
+"""Features that are gone are dropped from an inverse when less than this share is left."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,20 +116,21 @@ def eliminate(
     if others:
         last = max(candidates.max(initial=-1), *(int(own.channels.max()) for own in others))
         states.append(_Removal(others, 1 + int(last), reconstruction))
-    left = list(candidates if order is None else order)
+    left = np.array(candidates if order is None else order)
     removed: list[int] = []
     errors = [0.0]
-    while left:
+    while len(left):
         window = len(left) if order is None else max(1, round(refinement * len(left)))
         costs = np.zeros(window)
         for state in states:
-            costs += state.costs(np.array(left[:window]))
+            costs += state.costs(left[:window])
         position = int(np.argmin(costs))
         cost = float(costs[position])
-        channel = left.pop(position)
+        channel = int(left[position])
+        left = np.delete(left, position)
         for state in states:
             state.remove(channel)
-        removed.append(int(channel))
+        removed.append(channel)
         errors.append(max(errors[-1] + cost, 0.0))
     return ErrorCurve(np.array(removed, np.int64), np.array(errors))
 
@@ -143,11 +148,13 @@ class _SameArea:
         channels: `(n,)`.
         rows: Their features, `(n, k)`.
         blocks: The blocks `H_jj` of the inverse, kept up to date, `(n, k, k)`.
+        products: The blocks `W_j W_jᵀ` of the weights, likewise, `(n, k, k)`.
     """
 
     channels: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
     blocks: Array
+    products: Array
 
     def find(self, wanted: npt.NDArray[np.int64]) -> tuple[Any, Any]:
         """Which of some channels are among these, and their places here."""
@@ -180,34 +187,36 @@ class _Removal:
 
 
 def _compacted(matrix: Array, stay: npt.NDArray[np.int64]) -> Array:
-    """Some rows and columns of a square matrix, in order, in the memory of that matrix."""
+    """Some rows and columns of an upper triangle, in order, in the memory of that matrix."""
     flat, size = matrix.reshape(-1), len(stay)
     assert flat.base is not None, "rows must lie one after another"
     for number, row in enumerate(stay):  # never before where what is still needed lies
-        flat[number * size : (number + 1) * size] = matrix[row, stay]
+        flat[number * size + number : (number + 1) * size] = matrix[row, stay[number:]]
     return flat[: size * size].reshape(size, size)
 
 
 class _Elimination:
     """One consumer while its channels are removed.
 
-    The inverse is `H − U Uᵀ`: removing the features J adds the columns `H_:J C⁻ᵀ` with
-    `C Cᵀ = H_JJ` to U. When U is full it is applied, and the removed features are dropped.
+    Removing the features J takes `S Sᵀ` off the inverse and `S U` off the weights, with
+    `C Cᵀ = H_JJ`, `S = H_:J C⁻ᵀ` and `U = C⁻¹ W_J`. Both wait until there are enough of them for
+    one matrix product. What costs depend on, the blocks of each channel, is kept up to date. Of the
+    inverse only the upper triangle is.
     """
 
     def __init__(self, consumer: Consumer) -> None:
         total = consumer.moments.total()
-        added = ridges(total.second[0], mean=np.sqrt(total.rows) * total.mean[0])
-        self._inverse = inverse_with(total.second[0], added)
+        second = total.second[0]
+        added = ridges(second, mean=np.sqrt(total.rows) * total.mean[0])
+        self._inverse = inverse_with(second, added)
         self._inverse *= total.rows  # the sums are those of all rows
-        del total
+        del total, second
         self._weights = consumer.weights.copy()
         features, outputs = self._weights.shape
         if outputs > features:  # only W Wᵀ matters, and a triangle has it too
             self._weights = linalg.qr(self._weights.T, mode="r")[0][:features].T.copy()
         self._alive = np.ones(features, bool)
-        self._pending = np.zeros((features, PENDING))
-        self._filled = 0
+        self._wait(PENDING)
         order = np.argsort(consumer.channels, kind="stable")
         order = order[consumer.channels[order] >= 0]
         channels, starts, counts = np.unique(
@@ -217,19 +226,19 @@ class _Elimination:
         for area in np.unique(counts):
             mine = counts == area
             rows = order[starts[mine][:, None] + np.arange(area)]
-            blocks = self._inverse[rows[:, :, None], rows[:, None, :]]
-            self._areas.append(_SameArea(channels[mine], rows, blocks))
+            pairs = rows[:, :, None], rows[:, None, :]
+            blocks = self._inverse[np.minimum(*pairs), np.maximum(*pairs)]
+            self._areas.append(_SameArea(channels[mine], rows, blocks, self._products(rows)))
 
     def costs(self, channels: npt.NDArray[np.int64]) -> Array:
         """Expected loss of removing each of some channels, `(channels,)`."""
         result = np.zeros(len(channels))
         for area in self._areas:
             known, place = area.find(channels)
-            weights, blocks = self._weights[area.rows[place]], area.blocks[place]
+            products, blocks = area.products[place], area.blocks[place]
             if blocks.shape[1:] == (1, 1):
-                cost = np.einsum("cko,cko->c", weights, weights) / blocks[:, 0, 0]
+                cost = products[:, 0, 0] / blocks[:, 0, 0]
             else:
-                products = weights @ weights.transpose(0, 2, 1)
                 cost = np.trace(np.linalg.solve(blocks, products), axis1=1, axis2=2)
             result[known] = np.maximum(cost, 0) / 2
         return result
@@ -240,41 +249,76 @@ class _Elimination:
             _, place = area.find(np.array([channel]))
             if not len(place):
                 continue
-            if self._filled + area.rows.shape[1] > self._pending.shape[1]:
+            if self._filled + area.rows.shape[1] > self._of_inverse.shape[1]:
                 self._apply(area.rows.shape[1])
                 _, place = area.find(np.array([channel]))
             self._remove(area.rows[place[0]])
 
     def _remove(self, rows: npt.NDArray[np.int64]) -> None:
-        pending = self._pending[:, : self._filled]
-        column = self._inverse[:, rows] - pending @ pending[rows].T
+        before, weights = self._of_inverse[:, : self._filled], self._of_weights[: self._filled]
+        column = self._columns(rows) - before @ before[rows].T
         root = linalg.cholesky(column[rows], lower=True)
         scaled = linalg.solve_triangular(root, column.T, lower=True).T
-        self._weights -= scaled @ linalg.solve_triangular(root, self._weights[rows], lower=True)
+        own = self._weights[rows] - before[rows] @ weights
+        own = linalg.solve_triangular(root, own, lower=True)
+        cross = self._weights @ own.T - before @ (weights @ own.T)
+        cross -= scaled @ (own @ own.T / 2)
         for area in self._areas:
-            part = scaled[area.rows]
+            part, crossed = scaled[area.rows], cross[area.rows]
+            change = part @ crossed.transpose(0, 2, 1)
+            area.products -= change + change.transpose(0, 2, 1)
             area.blocks -= part @ part.transpose(0, 2, 1)
         self._alive[rows] = False
-        self._pending[:, self._filled : self._filled + len(rows)] = scaled
+        waiting = slice(self._filled, self._filled + len(rows))
+        self._of_inverse[:, waiting], self._of_weights[waiting] = scaled, own
         self._filled += len(rows)
 
+    def _columns(self, rows: npt.NDArray[np.int64]) -> Array:
+        """Columns of the inverse as it was when what waits began to, `(features, columns)`."""
+        columns = np.empty((len(rows), len(self._inverse)))
+        for row, column in zip(rows, columns, strict=True):
+            column[:row], column[row:] = self._inverse[:row, row], self._inverse[row, row:]
+        return columns.T
+
+    def _wait(self, columns: int) -> None:
+        """Makes room for columns of S and rows of U that wait."""
+        features, outputs = self._weights.shape
+        self._of_inverse = np.zeros((features, columns))
+        self._of_weights = np.zeros((columns, outputs))
+        self._filled = 0
+
+    def _products(self, rows: npt.NDArray[np.int64]) -> Array:
+        """`W_j W_jᵀ` of channels with these features, `(n, k, k)`."""
+        weights = self._weights[rows]
+        products: Array = weights @ weights.transpose(0, 2, 1)
+        return products
+
     def _apply(self, wanted: int) -> None:
-        """Downdates the inverse by what is pending and drops the features that are gone.
+        """Takes off what waits; drops the features that are gone where they are many.
 
         Args:
             wanted: How many columns must have room then.
         """
+        waiting, of_weights = self._of_inverse[:, : self._filled], self._of_weights[: self._filled]
+        if self._alive.mean() < STAYING:
+            waiting = self._dropped(waiting)
+        self._inverse = blas.dsyrk(  # Fortran's lower triangle is our upper one
+            -1.0, waiting.T, beta=1.0, c=self._inverse.T, trans=1, lower=1, overwrite_c=1
+        ).T
+        self._weights -= waiting @ of_weights
+        for area in self._areas:
+            area.products = self._products(area.rows)
+        self._wait(max(PENDING, wanted))
+
+    def _dropped(self, waiting: Array) -> Array:
+        """Drops the features that are gone, also of what waits, which is returned."""
         stay = np.flatnonzero(self._alive)
-        pending = self._pending[stay, : self._filled]
         self._inverse = _compacted(self._inverse, stay)
-        for start in range(0, len(stay), 512):
-            self._inverse[start : start + 512] -= pending[start : start + 512] @ pending.T
         self._weights = self._weights[stay]
-        self._pending = np.zeros((len(stay), max(PENDING, wanted)))
-        self._filled = 0
         number = np.cumsum(self._alive) - 1
         for area in self._areas:
             left = self._alive[area.rows].all(axis=1)
             area.channels, area.blocks = area.channels[left], area.blocks[left]
             area.rows = number[area.rows[left]]
         self._alive = np.ones(len(stay), bool)
+        return waiting[stay]

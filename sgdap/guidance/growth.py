@@ -31,6 +31,7 @@ class GrowthGuidance(Guidance):
     """
 
     name: ClassVar[str] = "growth"
+    looks_at_data: ClassVar[bool] = False
 
     def __init__(self, refinement: float = 0.0) -> None:
         check_share("refinement", refinement)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 
@@ -112,6 +113,7 @@ def collect_statistics(
     samples: int | None = None,
     positions: int = 32,
     sensitivity: bool = True,
+    gradient_samples: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
     memory_limit: int | None = None,
@@ -140,6 +142,8 @@ def collect_statistics(
             to three times then. Softmax and sigmoid predictions are softened first, the loss scaled
             up as in distillation: logits over T, loss times T² (Hinton, Vinyals, Dean 2015, arXiv
             1503.02531 section 2).
+        gradient_samples: About how many samples, spread over all of them, the sensitivity is
+            measured on; None takes all. A hundred or two tell it well enough for a plan.
         batch_size: Samples in a batch at most; fewer where what a batch computes would take more
             than `memory_limit` leaves for it. A model built for a batch size of its own gets that,
             and what does not fill a batch is left out.
@@ -165,6 +169,8 @@ def collect_statistics(
     check_integer("seed", seed, 0)
     if samples is not None:
         check_integer("samples", samples, folds)
+    if gradient_samples is not None:
+        check_integer("gradient_samples", gradient_samples, 1)
     limit = checked_memory_limit(memory_limit)
     places = _consumers(graph)
     sizes = {
@@ -182,8 +188,8 @@ def collect_statistics(
         graph, loss, data, batch_size=batch_size, samples=samples, most=most, seed=seed
     )
     notes = (*storage_notes(storage, limit), *said)
-    whole = Gathering(places, storage, folds, positions, sensitivity, True, losses, {})
-    run = _Pass(graph, most, batch_size, samples, seed, progress)
+    whole = Gathering(places, storage, folds, positions, sensitivity, True, True, losses, {})
+    run = _Pass(graph, most, batch_size, samples, seed, gradient_samples, progress)
     if not contributing:
         sums = run(data, whole)
     else:  # contributions are weighted with the sensitivity: a pass for that comes first
@@ -193,7 +199,7 @@ def collect_statistics(
             place = places[path][0]
             kernel = weighed_matrix(place, graph.program.calls[place.call].operation)
             known = before[path].sensitivity
-            known = None if known is None else known / run.seen
+            known = None if known is None else known / run.weighed
             weights[path] = weighted_kernel(kernel, known).astype(np.float32)
         sums = run(data, replace(whole, gradients=False, weights=weights), before)
     if run.seen < folds:
@@ -208,7 +214,7 @@ def collect_statistics(
         consumers[path] = ConsumerStatistics(
             place,
             moments,
-            *own.gradients(run.seen),
+            *own.gradients(run.weighed),
             own.contributions(place, moments, storage[path]) if path in contributing else None,
         )
     if most < min(batch_size, run.seen):
@@ -228,7 +234,7 @@ class _Sums:
     gram: Array | None = None
     weights: npt.NDArray[np.float32] | None = None
 
-    def add(self, fold: int | None, sums: Mapping[str, npt.NDArray[Any]]) -> None:
+    def add(self, fold: int | None, sums: Mapping[str, Any]) -> None:
         """Adds what one batch brings, for one fold or, where that is None, for all of them."""
         if fold is None:
             for name, value in sums.items():
@@ -247,7 +253,7 @@ class _Sums:
         self.moments.add(fold, **of_features)
 
     def gradients(self, samples: int) -> tuple[Array | None, Array | None]:
-        """The sensitivity and the first order change as means over the samples; ends the sums."""
+        """The sensitivity and the first order change as means over samples; ends the sums."""
         for own in (self.sensitivity, self.taylor):
             if own is not None:
                 own /= samples  # in place: it may be large
@@ -276,6 +282,7 @@ class _Pass:
         batch_size: int,
         samples: int | None,
         seed: int,
+        gradient_samples: int | None,
         progress: Callable[[int], None] | None,
     ) -> None:
         self.graph = graph
@@ -283,8 +290,11 @@ class _Pass:
         self.batch_size = batch_size
         self.samples = samples
         self.seed = seed
+        self.gradient_samples = gradient_samples
         self.progress = progress
         self.seen = 0
+        self.weighed = 0
+        """Samples whose gradients were gathered, in the last pass that gathered some."""
 
     def __call__(
         self, data: Any, gathering: Gathering, before: Mapping[str, _Sums] | None = None
@@ -305,6 +315,8 @@ class _Pass:
         if before is not None:
             shifts = {path: own.moments.mean() for path, own in before.items()}
         self.seen = 0
+        if gathering.gradients:
+            self.weighed = 0
         batches = batch_sums(
             self.graph,
             gathering,
@@ -313,6 +325,7 @@ class _Pass:
             samples=self.samples,
             most=self.most,
             seed=self.seed,
+            gradient_samples=self.gradient_samples,
             shifts=shifts,
         )
         with full_precision():
@@ -322,7 +335,8 @@ class _Pass:
                 for path, fold, found in batch.sums:
                     sums[path].add(fold, {n: _finite(path, own) for n, own in found.items()})
                 self.seen += batch.samples
-                if self.progress is not None:
+                self.weighed += batch.weighed
+                if self.progress is not None and batch.samples:
                     self.progress(self.seen)
         return sums
 
@@ -371,8 +385,8 @@ def _check_weights(graph: ChannelGraph) -> None:
                 )
 
 
-def _finite(path: str, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if not np.isfinite(value).all():
+def _finite(path: str, value: Any) -> Any:
+    if not all(np.isfinite(own).all() for own in keras.tree.flatten(value)):
         raise ValueError(
             f"The activations that layer '{path}' reads are not finite (NaN or infinity) on the "
             "calibration data. Look for NaN in the data and the weights; a training that diverged "

@@ -73,26 +73,41 @@ def channel_grams(
     present, starts = np.unique(channels[order], return_index=True)
     for start in range(0, len(order), BLOCK):
         rows = order[start : start + BLOCK]
+        here, firsts = np.unique(channels[rows], return_index=True)
         factors = weights[rows] @ sorted_weights.T
         for second, gram in zip(seconds, grams, strict=True):
             products = second[rows[:, None], order] * factors
-            sums = np.zeros((len(rows), size))
-            sums[:, present] = np.add.reduceat(products, starts, axis=1)
-            np.add.at(gram, channels[rows], sums)
+            products = np.add.reduceat(products, firsts, axis=0)
+            gram[np.ix_(here, present)] += np.add.reduceat(products, starts, axis=1)
     return grams
 
 
 def weighted_kernel(kernel: Array, sensitivity: Array | None) -> Array:
-    """A kernel times the root of its outputs' sensitivity, `(features, outputs)`.
+    """A kernel K times a root of its outputs' sensitivity Γ: `W` with `W Wᵀ = K Γ Kᵀ`.
+
+    Directions of the outputs that do not matter, to the last bit, are left out.
 
     Args:
         kernel: `(features, outputs)`.
         sensitivity: `(outputs, outputs)`, its diagonal `(outputs,)`, or None for ones.
+
+    Returns:
+        `(features, r)`, r at most the lesser of features and outputs where the sensitivity is a
+        matrix, else the number of outputs.
     """
-    weighted: Array = kernel
-    if sensitivity is not None and sensitivity.ndim == 1:
-        weighted = kernel * np.sqrt(np.maximum(sensitivity, 0))
-    elif sensitivity is not None:
-        values, vectors = np.linalg.eigh(sensitivity)
-        weighted = kernel @ (vectors * np.sqrt(np.maximum(values, 0)))
-    return weighted
+    if sensitivity is None:
+        return kernel
+    if sensitivity.ndim == 1:
+        return kernel * np.sqrt(np.maximum(sensitivity, 0))
+    features, outputs = kernel.shape
+    if outputs > features:
+        return _root(kernel @ sensitivity @ kernel.T)
+    return kernel @ _root(sensitivity)
+
+
+def _root(second: Array) -> Array:
+    """R with `R Rᵀ` a positive semidefinite matrix, a column for each eigenvalue above rounding."""
+    values, vectors = np.linalg.eigh(second)
+    above = values > len(values) * np.finfo(np.float64).eps * values.max(initial=0.0)
+    root: Array = vectors[:, above] * np.sqrt(values[above])
+    return root

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from sgdap.execution import triangle
 from sgdap.statistics.contributions import channel_grams, channel_powers, channel_sums
 
 Array = npt.NDArray[np.float64]
-
-BLOCK = 512
-"""Rows of a matrix of products that are made at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +25,15 @@ class Moments:
     Attributes:
         count: Rows in each fold, `(folds,)`.
         mean: Mean row, `(folds, n)`, or `(folds, n, outputs)` of vectors.
-        second: Centred second moments `Σ (x_i − mean_i) · (x_j − mean_j)` about the fold's own
-            mean, `(folds, n, n)`.
+        packed: Centred second moments `Σ (x_i − mean_i) · (x_j − mean_j)` about the fold's own
+            mean, as `sgdap.execution.triangle` keeps symmetric matrices, `(folds, numbers)`.
         zeros: How often each quantity was exactly 0, `(folds, n)`; None where it was not counted.
         absolute: Sum of |x|, `(folds, n)`; None likewise.
     """
 
     count: Array
     mean: Array
-    second: Array
+    packed: Array
     zeros: Array | None = None
     absolute: Array | None = None
 
@@ -53,10 +51,22 @@ class Moments:
         return max(float(self.count[0]), 1.0)
 
     @property
+    def second(self) -> Array:
+        """The second moments as whole matrices, `(folds, n, n)`; large ones are made anew."""
+        n = self.mean.shape[1]
+        if n <= triangle.BLOCK:
+            return self.packed.reshape(-1, n, n)
+        return np.stack([triangle.unpacked(own, n) for own in self.packed])
+
+    @property
+    def powers_of_first(self) -> Array:
+        """The diagonal of the first fold's second moments, `(n,)`."""
+        return triangle.diagonal_of(self.packed[0], self.mean.shape[1])
+
+    @property
     def variance(self) -> Array:
         """Each quantity's variance in the first fold, `(n,)`."""
-        variance: Array = np.diag(self.second[0]) / self.rows
-        return variance
+        return self.powers_of_first / self.rows
 
     def arrays(self) -> dict[str, Array]:
         """All that is known, by the name of the attribute."""
@@ -78,7 +88,7 @@ class Moments:
         sums = {name: own.sum(axis=0, keepdims=True) for name, own in self.arrays().items()}
         sums["mean"] = np.tensordot(self.count / max(self.count.sum(), 1), self.mean, 1)[None]
         for count, mean in zip(self.count, self.mean, strict=True):
-            self._add_products(sums["second"][0], mean - sums["mean"][0], float(count))
+            self._add_products(sums["packed"][0], mean - sums["mean"][0], float(count))
         return replace(self, **sums)
 
     def merged(self, other: Self) -> Self:
@@ -90,7 +100,7 @@ class Moments:
 
     def powers(self) -> Powers:
         """The moments without products of different quantities."""
-        own = np.diagonal(self.second, axis1=1, axis2=2).copy()
+        own = np.stack([self.select([fold]).powers_of_first for fold in range(self.folds)])
         return Powers(self.count, self.mean, own, self.zeros, self.absolute)
 
     def about(self, point: Array) -> Array:
@@ -99,9 +109,9 @@ class Moments:
         Args:
             point: `(n,)`, or `(n, outputs)` of vectors.
         """
-        moved: Array = self.second[0].copy()
+        moved = self.packed[0].copy()
         self._add_products(moved, self.mean[0] - point, float(self.count[0]))
-        return moved
+        return self._whole(moved)
 
     def contributions(self, weights: Array, channels: npt.NDArray[np.int64], size: int) -> Self:
         """The moments of what each channel adds to the outputs, exactly.
@@ -113,7 +123,7 @@ class Moments:
         """
         means = [channel_sums(mean, weights, channels, size) for mean in self.mean]
         seconds = self._channel_products(weights, channels, size)
-        return replace(self, mean=np.stack(means), second=seconds, zeros=None, absolute=None)
+        return replace(self, mean=np.stack(means), packed=seconds, zeros=None, absolute=None)
 
     @classmethod
     def centred(
@@ -125,7 +135,7 @@ class Moments:
             count: Rows in each fold, `(folds,)`.
             mean: Mean row, `(folds, n)` or `(folds, n, outputs)`.
             apart: The mean less the point, as `mean`.
-            products: Sums of products about the point, in the form of `second`.
+            products: Sums of products about the point, in the form of `packed`.
             **counted: `zeros` and `absolute`.
         """
         for number, own in zip(count, zip(products, apart, strict=True), strict=True):
@@ -134,8 +144,8 @@ class Moments:
 
     @classmethod
     def nothing(cls, folds: int, n: int) -> Array:
-        """The form of `second` of n quantities, all 0."""
-        return np.zeros((folds, n, n))
+        """The form of `packed` of n quantities, all 0."""
+        return np.zeros((folds, triangle.numbers_kept(n)))
 
     def joined(self, *others: Self) -> Self:
         """The folds of all, one after another."""
@@ -148,16 +158,30 @@ class Moments:
         )
 
     @staticmethod
-    def _add_products(second: Array, vectors: Array, factor: float) -> None:
-        """Adds the products of vectors in place; the matrix may be large."""
-        flat = vectors.reshape(len(vectors), -1)
-        for start in range(0, len(flat), BLOCK):
-            second[start : start + BLOCK] += factor * flat[start : start + BLOCK] @ flat.T
+    def add(packed: Array, block_rows: Any) -> None:
+        """Adds sums of products, block row by block row, in place.
+
+        Args:
+            packed: Those of one fold.
+            block_rows: `(rows, columns)` each.
+        """
+        end = 0
+        for own in block_rows:
+            begin, end = end, end + own.size
+            packed[begin:end] += own.reshape(-1)
+
+    def _whole(self, packed: Array) -> Array:
+        return triangle.unpacked(packed, self.mean.shape[1])
+
+    @staticmethod
+    def _add_products(packed: Array, vectors: Array, factor: float) -> None:
+        triangle.add_products(packed, vectors.reshape(len(vectors), -1), factor)
 
     def _channel_products(
         self, weights: Array, channels: npt.NDArray[np.int64], size: int
     ) -> Array:
-        return channel_grams(self.second, weights, channels, size)
+        grams = channel_grams(self.second, weights, channels, size)
+        return np.stack([triangle.packed_from(gram) for gram in grams])
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,38 +189,52 @@ class Powers(Moments):
     """Moments without products of different quantities, which count as uncorrelated.
 
     Attributes:
-        second: Centred second moment of each quantity, `(folds, n)`.
+        packed: Centred second moment of each quantity, `(folds, n)`.
     """
 
     has_products: ClassVar[bool] = False
 
     @property
-    def variance(self) -> Array:
-        """Each quantity's variance in the first fold, `(n,)`."""
-        variance: Array = self.second[0] / self.rows
-        return variance
+    def second(self) -> Array:
+        """Centred second moment of each quantity, `(folds, n)`."""
+        return self.packed
+
+    @property
+    def powers_of_first(self) -> Array:
+        """Those of the first fold, `(n,)`."""
+        powers: Array = self.packed[0]
+        return powers
 
     def powers(self) -> Powers:
         """These moments themselves."""
         return self
 
-    def about(self, point: Array) -> Array:
-        """The first fold's sums of squares about a point, as a diagonal matrix, `(n, n)`."""
-        return np.diag(super().about(point))
-
     @classmethod
     def nothing(cls, folds: int, n: int) -> Array:
-        """The form of `second` of n quantities, all 0."""
+        """The form of `packed` of n quantities, all 0."""
         return np.zeros((folds, n))
 
     @staticmethod
-    def _add_products(second: Array, vectors: Array, factor: float) -> None:
-        second += factor * (vectors.reshape(len(vectors), -1) ** 2).sum(axis=1)
+    def add(packed: Array, block_rows: Any) -> None:
+        """Adds sums of squares in place.
+
+        Args:
+            packed: Those of one fold.
+            block_rows: `(n,)`.
+        """
+        packed += block_rows
+
+    def _whole(self, packed: Array) -> Array:
+        return np.diag(packed)
+
+    @staticmethod
+    def _add_products(packed: Array, vectors: Array, factor: float) -> None:
+        packed += factor * (vectors.reshape(len(vectors), -1) ** 2).sum(axis=1)
 
     def _channel_products(
         self, weights: Array, channels: npt.NDArray[np.int64], size: int
     ) -> Array:
-        return np.stack([channel_powers(own, weights, channels, size) for own in self.second])
+        return np.stack([channel_powers(own, weights, channels, size) for own in self.packed])
 
 
 def moments_of(rows: npt.NDArray[np.floating], fold: npt.NDArray[np.int64], folds: int) -> Moments:
@@ -213,7 +251,9 @@ def moments_of(rows: npt.NDArray[np.floating], fold: npt.NDArray[np.int64], fold
     return Moments(
         np.array([float(len(p)) for p in parts]),
         np.array(means),
-        np.array([(p - m).T @ (p - m) for p, m in zip(parts, means, strict=True)]),
+        np.array(
+            [triangle.packed_from((p - m).T @ (p - m)) for p, m in zip(parts, means, strict=True)]
+        ),
         np.array([(p == 0).sum(axis=0).astype(float) for p in parts]),
         np.array([np.abs(p).sum(axis=0) for p in parts]),
     )
@@ -247,15 +287,15 @@ class MomentAccumulator:
         fold: int,
         count: npt.NDArray[np.floating] | float,
         total: npt.NDArray[np.floating],
-        square: npt.NDArray[np.floating] | float = 0.0,
+        square: Any = (),
         zeros: npt.NDArray[np.floating] | float = 0.0,
         absolute: npt.NDArray[np.floating] | float = 0.0,
     ) -> None:
-        """Adds one batch's sums about the shift over the rows of one fold."""
+        """Adds sums about the shift over rows of one fold; products as `Moments.add` takes them."""
         self._count[fold] += count
         self._sum[fold] += total
         if self._kind is not None:
-            self._square[fold] += square
+            self._kind.add(self._square[fold], square)
         self._zeros[fold] += zeros
         self._absolute[fold] += absolute
 

@@ -62,7 +62,7 @@ def cholesky_with(second: Array, added: Array) -> tuple[Array, bool]:
             f"What is added to second moments must be positive. Received: {added.min()}"
         )
     while True:
-        ridged = np.array(second, np.float64, order="F")
+        ridged = np.array(second.T, np.float64, order="F")  # it is symmetric, and so only copied
         ridged[np.diag_indices_from(ridged)] += added
         try:
             factor: tuple[Array, bool] = linalg.cho_factor(ridged, lower=True, overwrite_a=True)
@@ -85,7 +85,8 @@ def inverse_with(second: Array, added: Array) -> Array:
         added: As for `cholesky_with`.
 
     Returns:
-        The inverse, its rows one after another in memory, `(features, features)`.
+        The inverse, its rows one after another in memory, `(features, features)`. Only its upper
+        triangle is meant.
 
     Raises:
         ValueError: As `cholesky_with`.
@@ -93,10 +94,4 @@ def inverse_with(second: Array, added: Array) -> Array:
     factor, _ = cholesky_with(second, added)
     inverse: Array
     inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
-    inverse = inverse.T  # LAPACK's columns; what it wrote is the upper triangle now
-    for start in range(0, len(inverse), 512):
-        stop = start + 512
-        block = np.triu(inverse[start:stop, start:stop])
-        inverse[start:stop, start:stop] = block + np.triu(block, 1).T
-        inverse[stop:, start:stop] = inverse[start:stop, stop:].T
-    return inverse
+    return inverse.T  # LAPACK's lower triangle, its columns one after another

@@ -103,24 +103,24 @@ def _check_they_merge(statistics: CalibrationStatistics, kept: Kept, strategy: A
     """Raises if the workers kept different things, or what only one of them can use."""
     shapes = repr([(*key, array.shape) for key, array in kept.items()])
     digest = np.frombuffer(hashlib.sha256(shapes.encode()).digest(), np.uint8)
-    of_all = of_all_workers(digest.astype(np.int64), strategy)
+    weighted = [
+        path
+        for path, own in statistics.consumers.items()
+        if own.gathered is not None and own.sensitivity is not None
+    ]
+    of_all = of_all_workers(np.append(digest.astype(np.int64), bool(weighted)), strategy)
+    if len(of_all) > 1 and all(own[-1] for own in of_all):
+        raise ValueError(
+            "Contributions of whole channels are weighted with each worker's own sensitivity, "
+            f"so they can't be merged: {', '.join(weighted)}. Collect them again with a larger "
+            "memory_limit on all workers, or with sensitivity=False."
+        )
     given_up = " ".join(statistics.notes) or "Nothing was given up for memory here."
     if any((own != of_all[0]).any() for own in of_all):
         raise ValueError(
             f"The workers kept different statistics, which can't be merged. {given_up} Collect "
             "them again with one memory_limit for all workers: collect_statistics(graph, data, "
             "memory_limit=bytes)."
-        )
-    weighted = [
-        path
-        for path, own in statistics.consumers.items()
-        if own.gathered is not None and own.sensitivity is not None
-    ]
-    if len(of_all) > 1 and weighted:
-        raise ValueError(
-            "Contributions of whole channels are weighted with each worker's own sensitivity, "
-            f"so they can't be merged: {', '.join(weighted)}. Collect them again with a larger "
-            "memory_limit on all workers, or with sensitivity=False."
         )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sgdap.execution.data import batches, reusable
+from sgdap.execution.data import batches, known_length, reusable
 
 X = np.arange(20.0).reshape(10, 2)
 Y = np.arange(10)
@@ -32,6 +32,13 @@ FORMS = {
     "dict": lambda: {"a": X},
     "list of one input": lambda: [X],
 }
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_length_of_arrays_is_known_before(form):
+    arrays = not {"dataset", "PyDataset", "generator", "list of batches"} & {form}
+    assert known_length(FORMS[form](), None) == (10 if arrays else None)
+    assert known_length(FORMS[form](), 4) == (4 if arrays else None)
 
 
 def first_input(batch) -> np.ndarray:

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
+from sgdap.execution import calibration
 from sgdap.execution.curvature import TEMPERATURE
 from sgdap.statistics import collect_statistics
 from sgdap.statistics.moments import moments_of
@@ -175,6 +176,45 @@ def test_sensitivity_adds_up_over_the_positions_of_a_convolution():
     own = collected(model, x, batch_size=5000).consumers["conv"]
     variance = outputs(model, x).var(axis=0).sum()
     np.testing.assert_allclose(own.sensitivity * variance / 2, 16 * np.eye(2), atol=0.5)
+
+
+def small_mlp() -> keras.Model:
+    hidden = [layers.Dense(8, "relu", name="hidden"), layers.Dense(3, "softmax", name="end")]
+    return randomise(keras.Sequential([keras.Input((6,)), *hidden]))
+
+
+@pytest.mark.parametrize("data", ["array", "dataset"])
+def test_sensitivity_of_some_samples_spread_over_all_is_about_that_of_all(data):
+    model, x = small_mlp(), np.repeat(np.eye(6, dtype="float32"), 100, axis=0)
+    given = x if data == "array" else tf.data.Dataset.from_tensor_slices(x).batch(50)
+    whole, some = (collected(model, given, gradient_samples=n) for n in (None, 100))
+    for path, own in whole.consumers.items():
+        expected, found = own.sensitivity, some.consumers[path].sensitivity
+        assert not np.array_equal(found, expected)
+        np.testing.assert_allclose(found, expected, atol=0.3 * np.abs(expected).max())
+        np.testing.assert_array_equal(some.consumers[path].moments.second, own.moments.second)
+
+
+def test_gradients_of_some_samples_are_those_of_a_sample_in_every_few():
+    model, x = small_mlp(), np.random.default_rng(0).normal(size=(90, 6))
+    found, asked = [], []
+    original = calibration.make_step
+
+    def watched(graph, gathering):
+        step = original(graph, gathering)
+
+        def run(inputs, seed):
+            if gathering.gradients:
+                asked.extend(np.asarray(inputs[0]))
+            return step(inputs, seed)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "make_step", watched)
+        found = collected(model, x.astype("float32"), gradient_samples=30, batch_size=20)
+    np.testing.assert_array_equal(asked, x[::3].astype("float32"))
+    assert found.samples == 90
 
 
 def test_without_sensitivity_none_is_gathered():

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
+from sgdap.execution import triangle
 from sgdap.statistics.moments import MomentAccumulator, Powers, moments_of
+
+
+@pytest.fixture(autouse=True, params=[2, 512], ids=["block rows", "whole"])
+def block(request, monkeypatch):
+    monkeypatch.setattr(triangle, "BLOCK", request.param)
+
 
 SCALES = {
     "plain": (0.0, 1.0),
@@ -46,7 +53,7 @@ def test_accumulated_batches_are_the_moments_of_all_rows(name, sizes):
             0,
             len(batch),
             apart.sum(axis=0),
-            apart.T @ apart,
+            [apart.T[i : i + triangle.BLOCK] @ apart[:, i:] for i in triangle.starts(5)],
             (batch == 0).sum(axis=0),
             np.abs(batch).sum(axis=0),
         )
