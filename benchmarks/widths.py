@@ -98,8 +98,8 @@ def main():
                     run = name, options.flops, rounded, runtime, batch
                     if results.has(*run):
                         continue
-                    watch = watch or Stopwatch(model, batch, runtime)
                     try:
+                        watch = watch or Stopwatch(model, batch, runtime)
                         ratio = f"{watch.seconds_of(copy) / watch.seconds:.2f}"
                     except NoisyClockError:
                         ratio = "noisy"

@@ -37,7 +37,8 @@ class Budget:
 
     Raises:
         TypeError: A limit is not a number, or `runtime` neither a name nor a function.
-        ValueError: A limit is not positive, none is given, or no runtime has that name.
+        ValueError: A limit is not positive, none is given, no runtime has that name, or
+            `batch_size` or `runtime` come without a latency.
         ImportError: The runtime's package is not installed.
 
     Example:
@@ -59,6 +60,16 @@ class Budget:
             self.latency_target(1.0)
         check_integer("batch_size", self.batch_size, 1)
         check_runtime(self.runtime)
+        if self.latency is None and self.limits():
+            for name, given, usual in (
+                ("batch_size", self.batch_size, 1),
+                ("runtime", self.runtime, "keras"),
+            ):
+                if given != usual:
+                    raise ValueError(
+                        f"Budget: {name} says how latency is measured, and no latency is given. "
+                        f"Received: {name}={shown(given)}. Add latency=0.5, or leave it out."
+                    )
         if not self.limits() and self.latency is None:
             raise ValueError(
                 "Budget needs a limit: Budget(flops=0.5), Budget(params=0.5), Budget(bytes=0.5) "

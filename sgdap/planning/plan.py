@@ -19,7 +19,7 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap._table import Row, table_text, terminal_width
 from sgdap.channels.groups import ChannelGraph
-from sgdap.planning.sensitivity import GroupSensitivity, Sensitivity
+from sgdap.planning.sensitivity import GroupSensitivity, Sensitivity, shown_loss
 
 _FORMAT = 1
 _BESIDE = "weights_beside"
@@ -288,7 +288,7 @@ class Plan:
             names = [(group.name,), made_by] if wide else [made_by]
             numbers = [
                 f"{group.size} → {after}" if shrinks else f"{group.size}",
-                f"{group.error:.2g}" if shrinks and group.error is not None else "",
+                shown_loss(group.error) if shrinks and group.error is not None else "",
             ]
             rows.append((names, numbers, group.note))
         for path, reason in self.unknown:

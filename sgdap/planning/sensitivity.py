@@ -72,7 +72,7 @@ class Sensitivity:
         rows: list[Row] = []
         for group in self.groups:
             rises = [group.rise(share) for share in SHARES]
-            numbers = ["" if rise is None else f"{rise:.2g}" for rise in rises]
+            numbers = ["" if rise is None else shown_loss(rise) for rise in rises]
             rows.append(([group.layers or (group.name,)], [f"{group.size}", *numbers], group.note))
         return table_text(
             "Expected rise of the loss without a part of the channels",
@@ -83,3 +83,8 @@ class Sensitivity:
             [],
             terminal_width(100),
         )
+
+
+def shown_loss(rise: float) -> str:
+    """An expected rise of the loss as tables show it; what is less than 1e-12 is 0."""
+    return f"{rise:.2g}" if abs(rise) >= 1e-12 else "0"

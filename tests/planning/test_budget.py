@@ -81,3 +81,9 @@ def test_a_batch_of_nothing_is_refused():
 def test_a_budget_prints_the_limits_that_it_was_made_with(text):
     budget = eval(text, {"Budget": sgdap.Budget})
     assert str(budget) == repr(budget) == text
+
+
+@pytest.mark.parametrize("given", [{"batch_size": 8}, {"runtime": "litert"}, {"runtime": len}])
+def test_how_to_measure_a_latency_without_one_is_refused(given):
+    with pytest.raises(ValueError, match=f"{next(iter(given))} says how latency is measured"):
+        sgdap.Budget(flops=0.5, **given)

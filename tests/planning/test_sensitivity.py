@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import sgdap
-from sgdap.planning.sensitivity import SHARES, GroupSensitivity
+from sgdap.planning.sensitivity import SHARES, GroupSensitivity, shown_loss
 from tests.models import convnet, digits_like
 
 
@@ -73,3 +73,7 @@ def test_the_figure_has_a_line_for_each_group_that_may_shrink(plan):
     np.testing.assert_allclose(line.get_xdata(), 100 * (1 - np.arange(1, 7) / 6))
     np.testing.assert_allclose(line.get_ydata(), np.maximum(curve[1:], line.get_ydata().min()))
     assert axis.get_yscale() == "log"
+
+
+def test_a_rise_that_is_only_rounding_is_shown_as_0():
+    assert [shown_loss(rise) for rise in (0.0, 1e-64, 1e-9, 0.123)] == ["0", "0", "1e-09", "0.12"]
