@@ -11,6 +11,7 @@ from .channels import ChannelGraph as ChannelGraph
 from .channels import ChannelGroup as ChannelGroup
 from .channels import channel_graph as channel_graph
 from .channels import register_rule as register_rule
+from .distillation import DistillationCallback as DistillationCallback
 from .guidance import ActivationGuidance as ActivationGuidance
 from .guidance import BatchNormScaleGuidance as BatchNormScaleGuidance
 from .guidance import CorrelationGuidance as CorrelationGuidance
@@ -60,6 +61,7 @@ __all__ = [
     "ChannelGroup",
     "CorrelationGuidance",
     "Cubic",
+    "DistillationCallback",
     "FPGMGuidance",
     "Geometric",
     "GrowthGuidance",

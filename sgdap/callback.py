@@ -23,7 +23,6 @@ from sgdap.training.guard import Round
 from sgdap.training.neighbours import Neighbours
 from sgdap.training.options import TrainingOptions, settings
 from sgdap.training.run import Run
-from sgdap.training.sampler import give_back_train_step
 from sgdap.training.start import start_run
 from sgdap.training.summary import RunSummary
 
@@ -238,7 +237,6 @@ class SGDAPCallback(keras.callbacks.Callback):
             self._say,
         )
         with self._running():
-            give_back_train_step(self.model)  # of a run that was interrupted
             if run.sampler is not None:
                 run.sampler.install()
             if self._backup is not None:
