@@ -12,6 +12,7 @@ from .channels import ChannelGroup as ChannelGroup
 from .channels import channel_graph as channel_graph
 from .channels import register_rule as register_rule
 from .distillation import DistillationCallback as DistillationCallback
+from .distillation import distill as distill
 from .guidance import ActivationGuidance as ActivationGuidance
 from .guidance import BatchNormScaleGuidance as BatchNormScaleGuidance
 from .guidance import CorrelationGuidance as CorrelationGuidance
@@ -87,6 +88,7 @@ __all__ = [
     "channels",
     "collect_statistics",
     "datasets",
+    "distill",
     "fold",
     "functional",
     "guidance",

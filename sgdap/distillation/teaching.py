@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import keras
 from sgdap import _keras
 from sgdap._arguments import shown
 from sgdap.distillation.options import DistillationOptions
-from sgdap.distillation.terms import Mean, Term, divergences, terms_of, weights_for
+from sgdap.distillation.terms import Term, answers, divergence, terms_of
 from sgdap.model.program import Program
 from sgdap.model.tracing import trace
 from sgdap.surgery.train_step import put_around_train_step, take_from_train_step
@@ -39,10 +39,9 @@ class Teaching:
 
     def __init__(self, model: Any, teacher: Any, options: DistillationOptions) -> None:
         self._model, self._teacher, self._options = model, teacher, options
-        self._terms = checked_terms(model, teacher)
+        _, self._terms = checked_terms(model, teacher)
         if model.jit_compile:
             _check_compiles(teacher)
-        self._mean = Mean()
         self._replicas = int(model.distribute_strategy.num_replicas_in_sync)
         with _keras.scope_of(model):
             self._metric = keras.metrics.Mean(name="distillation_loss")
@@ -107,26 +106,26 @@ class Teaching:
             )
         self._asked = True
         taught = self._teacher(given["x"], training=False)  # gradients go to the student's weights
-        answers, made = (keras.tree.flatten(y) for y in (taught, given["y_pred"]))
-        each = divergences(self._terms, answers, made, self._options.temperature)
-        weights = weights_for(given["sample_weight"], self._terms)
-        terms = zip(self._terms, each, weights, strict=True)
-        divergence = sum(t.student.weight * self._mean(own, own, w) for t, own, w in terms)
+        pairs = zip(self._terms, keras.tree.flatten(taught), strict=True)
+        apart = divergence(
+            self._terms,
+            [answers(term.teacher, y) for term, y in pairs],
+            keras.tree.flatten(given["y_pred"]),
+            given["sample_weight"],
+            self._options.temperature,
+        )
         size = keras.ops.shape(keras.tree.flatten(given["y_pred"])[0])[0]
-        self._metric.update_state(divergence * self._replicas, sample_weight=size)
-        return self._of_labels(given["y"], args, kwargs) + self._options.weight * divergence
-
-    def _of_labels(self, y: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """What the model's own loss counts beside the teacher; penalties always count whole."""
-        model, share = self._model, self._options.label_weight
+        self._metric.update_state(apart * self._replicas, sample_weight=size)
         held, own = self._own["compute_loss"]
-        of_keras = held is None and type(model).compute_loss is keras.Model.compute_loss
-        if not of_keras:
-            return share * own(*args, **kwargs)
-        penalties = sum(keras.ops.sum(loss) for loss in model.losses)
-        if y is None or model.loss is None or not share:
-            return penalties
-        return share * (own(*args, **kwargs) - penalties) + penalties
+        whole = held is not None or computes_own_loss(self._model)
+        labels = loss_of_labels(
+            self._model,
+            self._options.label_weight,
+            lambda: own(*args, **kwargs),
+            known=whole or given["y"] is not None,
+            whole=whole,
+        )
+        return labels + self._options.weight * apart
 
     def _metrics(self, *args: Any, **kwargs: Any) -> Any:
         """In the place of the model's `compute_metrics`: without labels there is none to judge."""
@@ -141,8 +140,33 @@ class Teaching:
 _OF_KERAS = keras.Model.compute_metrics
 
 
-def checked_terms(student: Any, teacher: Any) -> tuple[Term, ...]:
-    """What the outputs of a student are compared by, if its teacher fits.
+def computes_own_loss(model: Any) -> bool:
+    """Whether the class of a model has a `compute_loss` of the user's own."""
+    return type(model).compute_loss is not keras.Model.compute_loss
+
+
+def loss_of_labels(
+    model: Any, share: float, own: Callable[[], Any], *, known: bool, whole: bool
+) -> Any:
+    """What a model's own loss counts beside its teacher.
+
+    Args:
+        model: The model, whose penalties and added losses count whole.
+        share: What the loss of the labels counts.
+        own: Computes the model's own loss, which has the penalties in it.
+        known: Whether there are labels.
+        whole: Whether the user's own code computes it, so that its parts are not known.
+    """
+    if whole:
+        return share * own() if known and share else 0.0
+    penalties = sum(keras.ops.sum(loss) for loss in model.losses)
+    if not known or model.loss is None or not share:
+        return penalties
+    return share * (own() - penalties) + penalties
+
+
+def checked_terms(student: Any, teacher: Any) -> tuple[Program, tuple[Term, ...]]:
+    """The calls of a student and what its outputs are compared by, if its teacher fits.
 
     Raises:
         TypeError: The teacher is no Keras model.
@@ -174,7 +198,7 @@ def checked_terms(student: Any, teacher: Any) -> tuple[Term, ...]:
         except ValueError as error:
             raise ValueError(f"The {name} can't be read. {error}") from error
     _check_shapes(*programs)
-    return terms_of(*programs)
+    return programs[0], terms_of(*programs)
 
 
 def _check_shapes(student: Program, teacher: Program) -> None:

@@ -89,50 +89,67 @@ def _is_told(found: KnownLoss, loss: ModelLoss) -> bool:
     return bool(found.activation) or found.output in loss.trained
 
 
-def divergences(
-    terms: Sequence[Term], taught: Sequence[Any], made: Sequence[Any], temperature: float
-) -> list[Any]:
-    """How far the outputs of a student are from those of its teacher, sample by sample.
+def answers(output: KnownLoss, y: Any) -> Any:
+    """An output as it is compared: logits with the classes on the last axis, or the numbers.
 
     Args:
-        terms: What the outputs are.
-        taught: The teacher's outputs, `(batch, …, entries)` each.
-        made: The student's outputs, as `taught`.
-        temperature: The temperature of the outputs that are distributions.
-
-    Returns:
-        For each output `(batch, …)`, without its weight; the mask of the student's output is that
-        of its divergences.
+        output: What the output is.
+        y: The output, `(batch, …, entries)`; that of a softmax or sigmoid as this made it, so that
+            the logits which that was given are known.
     """
-    found = []
-    for term, theirs, own in zip(terms, taught, made, strict=True):
-        if term.student.kind in ("categorical", "bernoulli"):
-            pair = _logits(term.teacher, theirs), _logits(term.student, own)
-            each = softened_divergence(term.student.kind, *pair, temperature)
-        else:
-            pair = _float(theirs), _float(own)
-            poisson = term.student.kind == "poisson"
-            each = poisson_divergence(*pair) if poisson else keras.ops.square(pair[1] - pair[0])
-        if term.student.kind != "categorical" and len(each.shape) > 1:
-            each = keras.ops.mean(each, axis=-1)
-        _keras.attach_mask(each, _keras.mask_of(own))
-        found.append(each)
-    return found
-
-
-def _logits(output: KnownLoss, y: Any) -> Any:
-    """The logits of an output: those that its activation was given, where Keras knows them."""
+    if output.kind not in ("categorical", "bernoulli"):
+        return _float(y)
     behind = None if output.logits else _keras.logits_behind(y)
     if behind is None:
         return logits_of(output, _float(y))
     return logits_of(replace(output, logits=True), _float(behind))
 
 
+def divergence(
+    terms: Sequence[Term],
+    taught: Sequence[Any],
+    made: Sequence[Any],
+    sample_weight: Any,
+    temperature: float,
+) -> Any:
+    """How far the outputs of a student are from those of its teacher: a number.
+
+    The mean over samples and positions is as Keras takes it: by sample weights, by the mask of the
+    student's output, and divided by the number of replicas.
+
+    Args:
+        terms: What the outputs are.
+        taught: The teacher's `answers`, `(batch, …, entries)` each.
+        made: The student's outputs, as `taught`.
+        sample_weight: Weights as `fit` is given them: for all outputs, for each one, or None.
+        temperature: The temperature of the outputs that are distributions.
+
+    Raises:
+        ValueError: There are weights for another number of outputs.
+    """
+    mean, total = _Mean(name="divergence"), 0.0
+    weights = _weights_for(sample_weight, terms)
+    for term, theirs, own, weight in zip(terms, taught, made, weights, strict=True):
+        kind = term.student.kind
+        mine = answers(term.student, own)
+        if kind in ("categorical", "bernoulli"):
+            each = softened_divergence(kind, theirs, mine, temperature)
+        elif kind == "poisson":
+            each = poisson_divergence(theirs, mine)
+        else:
+            each = keras.ops.square(mine - theirs)
+        if kind != "categorical" and len(each.shape) > 1:
+            each = keras.ops.mean(each, axis=-1)
+        _keras.attach_mask(each, _keras.mask_of(own))
+        total += term.student.weight * mean(each, each, weight)
+    return total
+
+
 def _float(y: Any) -> Any:
     return keras.ops.cast(y, keras.config.floatx())
 
 
-class Mean(keras.losses.Loss):
+class _Mean(keras.losses.Loss):
     """The mean of divergences as Keras takes it: by sample weights, masks and over replicas."""
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
@@ -140,13 +157,13 @@ class Mean(keras.losses.Loss):
         return y_pred
 
 
-def weights_for(sample_weight: Any, terms: Sequence[Term]) -> list[Any]:
+def _weights_for(sample_weight: Any, terms: Sequence[Term]) -> list[Any]:
     """The sample weights of each output, as `fit` is given them: for all, or for each one.
 
     Raises:
         ValueError: There are weights for another number of outputs.
     """
-    if isinstance(sample_weight, dict):
+    if isinstance(sample_weight, dict) and any(term.name in sample_weight for term in terms):
         return [sample_weight.get(term.name) for term in terms]
     given: list[Any] = keras.tree.flatten(sample_weight)
     if len(given) == 1:

@@ -97,4 +97,4 @@ def _check(graph: ChannelGraph, x: Any) -> None:
         return  # the reservoir says so
     with tf.init_scope():
         sample = keras.tree.map_structure(lambda t: tf.zeros([1, *t.shape[1:]], t.dtype), x)
-        checked_inputs(graph, sample)
+        checked_inputs(graph.program, sample)
