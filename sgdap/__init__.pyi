@@ -27,6 +27,7 @@ from .guidance import TaylorGuidance as TaylorGuidance
 from .guidance import register_guidance as register_guidance
 from .layers import fold as fold
 from .model.functional import functional as functional
+from .one_shot import apply as apply
 from .one_shot import plan as plan
 from .planning import Budget as Budget
 from .planning import Plan as Plan
@@ -40,7 +41,6 @@ from .statistics import ActivationStatistics as ActivationStatistics
 from .statistics import CalibrationStatistics as CalibrationStatistics
 from .statistics import activation_statistics as activation_statistics
 from .statistics import collect_statistics as collect_statistics
-from .surgery import apply as apply
 from .surgery import remove as remove
 from .training.guard import Round as Round
 from .training.schedule import Adaptive as Adaptive
