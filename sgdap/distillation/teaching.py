@@ -47,14 +47,22 @@ class Teaching:
             self._metric = keras.metrics.Mean(name="distillation_loss")
         self._own: dict[str, Any] = {}
         self._running = 0
-        self._asked = False
+        self._asked = self._installed = False
+
+    @property
+    def teacher(self) -> Any:
+        """The teacher."""
+        return self._teacher
 
     def install(self) -> None:
-        """Begins to teach."""
-        put_around_train_step(self._model, self._taught)
+        """Begins to teach, if it did not begin yet."""
+        if not self._installed:
+            self._installed = True
+            put_around_train_step(self._model, self._taught)
 
     def remove(self) -> None:
         """Ends it and gives the model its own train step back."""
+        self._installed = False
         take_from_train_step(self._model, self._taught)
 
     def begin_epoch(self) -> None:
