@@ -38,7 +38,7 @@ def distill(
     temperature: Any = 4.0,
     label_weight: float = 0.0,
     epochs: int | None = None,
-    learning_rate: float = 0.01,
+    learning_rate: float = 0.005,
     batch_size: int = 64,
     verbose: int | str = 0,
 ) -> Any:
@@ -115,7 +115,7 @@ def distill(
             f"compiled with one. Call its `compile`. Received: label_weight={label_weight}"
         )
     read = joined(data)
-    with _keras.scope_of(student):
+    with _keras.scope_of(student), _keras.name_counters_kept():
         lessons = _Lessons(
             program,
             _Answers(teacher, terms),
@@ -124,7 +124,7 @@ def distill(
             batch_size=batch_size,
         )
         pupil = _Pupil(student, terms, options)
-    with _put_back_if_interrupted(student):
+    with _put_back_if_interrupted(student), _keras.name_counters_kept():
         _train(pupil, lessons, epochs, learning_rate, verbose)
     return student
 

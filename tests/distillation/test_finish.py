@@ -40,7 +40,7 @@ def test_a_slim_model_comes_nearer_to_the_dense_one_without_labels():
     model = network(32)
     slim = sgdap.apply(model, sgdap.plan(model, X, sgdap.Budget(flops=0.3)))
     before = apart(slim, model)
-    assert sgdap.distill(slim, model, X, epochs=40) is slim
+    assert sgdap.distill(slim, model, X, epochs=20, learning_rate=0.02) is slim
     assert apart(slim, model) < before / 2
 
 
@@ -80,6 +80,17 @@ def test_the_teacher_and_what_the_student_was_compiled_with_stay():
     assert_same(held, [*state(teacher), *[v.numpy() for v in optimizer.variables]])
     assert len(student.evaluate(X, np.zeros((300, 3)), verbose=0)) == 2
     student.fit(X, np.zeros((300, 3)), verbose=0)
+
+
+def test_names_that_keras_gives_to_later_objects_are_as_without_the_call():
+    student, teacher = network(), network(20)
+    kinds = (keras.optimizers.Adam, lambda: layers.Dense(1))
+    keras.backend.clear_session()
+    paths = [variable.path for variable in student.weights]
+    first = [kind().name for kind in kinds]
+    sgdap.distill(student, teacher, X, epochs=1)
+    assert [kind().name for kind in kinds] == [f"{name}_1" for name in first]
+    assert [variable.path for variable in student.weights] == paths
 
 
 def test_frozen_layers_stay_as_they_are():
@@ -158,7 +169,9 @@ def test_labels_count_where_they_are_given_a_weight():
         keras.utils.set_random_seed(1)
         student = network()
         student.compile("sgd", "sparse_categorical_crossentropy")
-        sgdap.distill(student, teacher, (X, labels), epochs=40, label_weight=weight)
+        sgdap.distill(
+            student, teacher, (X, labels), epochs=20, learning_rate=0.02, label_weight=weight
+        )
         found.append(student.evaluate(X, labels, verbose=0))
     assert found[1] < found[0] / 2
 
@@ -170,7 +183,7 @@ def test_weights_of_samples_count():
     for x in ((X, np.zeros(300), weights), X):
         keras.utils.set_random_seed(1)
         student = network(2)
-        sgdap.distill(student, teacher, x, epochs=40)
+        sgdap.distill(student, teacher, x, epochs=20, learning_rate=0.02)
         found.append(apart(student, teacher, X[weights > 0]))
     assert found[0] < found[1]
 
@@ -201,7 +214,7 @@ def test_several_inputs_and_outputs_are_taken():
         return [np.abs(made[0][name] - made[1][name]).mean() for name in "cn"]
 
     before = errors()
-    sgdap.distill(student, teacher, inputs, epochs=40)
+    sgdap.distill(student, teacher, inputs, epochs=20, learning_rate=0.02)
     after = errors()
     assert after[0] < before[0]
     assert after[1] < before[1]
