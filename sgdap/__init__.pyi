@@ -11,6 +11,8 @@ from .channels import ChannelGraph as ChannelGraph
 from .channels import ChannelGroup as ChannelGroup
 from .channels import channel_graph as channel_graph
 from .channels import register_rule as register_rule
+from .distillation import DistillationCallback as DistillationCallback
+from .distillation import distill as distill
 from .guidance import ActivationGuidance as ActivationGuidance
 from .guidance import BatchNormScaleGuidance as BatchNormScaleGuidance
 from .guidance import CorrelationGuidance as CorrelationGuidance
@@ -25,6 +27,7 @@ from .guidance import TaylorGuidance as TaylorGuidance
 from .guidance import register_guidance as register_guidance
 from .layers import fold as fold
 from .model.functional import functional as functional
+from .one_shot import apply as apply
 from .one_shot import plan as plan
 from .planning import Budget as Budget
 from .planning import Plan as Plan
@@ -38,7 +41,6 @@ from .statistics import ActivationStatistics as ActivationStatistics
 from .statistics import CalibrationStatistics as CalibrationStatistics
 from .statistics import activation_statistics as activation_statistics
 from .statistics import collect_statistics as collect_statistics
-from .surgery import apply as apply
 from .surgery import remove as remove
 from .training.guard import Round as Round
 from .training.schedule import Adaptive as Adaptive
@@ -60,6 +62,7 @@ __all__ = [
     "ChannelGroup",
     "CorrelationGuidance",
     "Cubic",
+    "DistillationCallback",
     "FPGMGuidance",
     "Geometric",
     "GrowthGuidance",
@@ -85,6 +88,7 @@ __all__ = [
     "channels",
     "collect_statistics",
     "datasets",
+    "distill",
     "fold",
     "functional",
     "guidance",

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from sgdap import _keras
+from sgdap._arguments import shown
 from sgdap.guidance.base import Guidance, check_chooses_widths
 from sgdap.model.tracing import check_is_no_tf_keras
 from sgdap.pipeline import PruningOptions
@@ -23,7 +24,6 @@ from sgdap.training.guard import Round
 from sgdap.training.neighbours import Neighbours
 from sgdap.training.options import TrainingOptions, settings
 from sgdap.training.run import Run
-from sgdap.training.sampler import give_back_train_step
 from sgdap.training.start import start_run
 from sgdap.training.summary import RunSummary
 
@@ -105,6 +105,10 @@ class SGDAPCallback(keras.callbacks.Callback):
             `"auto"`: a multiple of 8 from 32 channels on, of 4 from 16 on, of 2 from 8 on.
         overrides: A dict from layer names or patterns to the share of their channels to keep, as
             in `sgdap.plan`.
+        teacher: A trained model whose answers the slim model learns beside the labels, as with
+            `sgdap.DistillationCallback`, in all epochs after the first round. True: the model as
+            `fit` was given it, of which a copy is kept; pass a model that is trained. None: the
+            labels alone.
         jit_compile: `"auto"` measures after each round whether compiling with XLA saves time over
             the steps that are left; a model compiled with XLA stays so. True or False decide
             without measuring. None leaves the model's setting.
@@ -167,6 +171,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         min_channels: int = 1,
         round_to: int | str = 1,
         overrides: Mapping[str, float] | None = None,
+        teacher: Any = None,
         jit_compile: str | bool | None = "auto",
         folds: int = 5,
         positions: int = 32,
@@ -205,7 +210,13 @@ class SGDAPCallback(keras.callbacks.Callback):
         )
         if self.training.chosen:
             check_chooses_widths(self.pruning.criterion)
+        if teacher is not None and teacher is not True and not isinstance(teacher, keras.Model):
+            raise TypeError(
+                "teacher must be a keras.Model, True for the model as fit is given it, or None. "
+                f"Received: {shown(teacher)} (of type {type(teacher).__name__})"
+            )
         self.calibration_data = calibration_data
+        self.teacher = teacher
         self.backup_dir = backup_dir
         self.verbose = verbose
         self.rounds: list[Round] = []
@@ -236,13 +247,14 @@ class SGDAPCallback(keras.callbacks.Callback):
             neighbours,
             self.calibration_data,
             self._say,
+            self.teacher,
         )
         with self._running():
-            give_back_train_step(self.model)  # of a run that was interrupted
             if run.sampler is not None:
                 run.sampler.install()
             if self._backup is not None:
                 words = settings(self.pruning, self.training)
+                words["teacher"] = str(getattr(self.teacher, "name", self.teacher))
                 state = self._backup.begin(
                     run.scope.graph, run.kept(), words, int(self.params["epochs"])
                 )

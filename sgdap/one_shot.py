@@ -1,4 +1,4 @@
-"""`sgdap.plan`: plans a slim model without training; it never changes the model."""
+"""`sgdap.plan` and `sgdap.apply`: a slim model without labels; the work is done elsewhere."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 
 from sgdap._arguments import shown
 from sgdap.channels.grouping import channel_graph
+from sgdap.distillation import distill
 from sgdap.execution.backend import check_backend
-from sgdap.execution.data import reusable
-from sgdap.execution.inputs import counted_on_data
+from sgdap.execution.data import joined, reusable
+from sgdap.execution.inputs import check_calibration_data, counted_on_data
 from sgdap.guidance.base import Guidance, check_chooses_widths
 from sgdap.pipeline import Curves, PruningOptions, make_plan, pruning_scope
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.planning.plan import Plan
 from sgdap.report.progress import Progress
+from sgdap.surgery.apply import apply as apply_plan
+from sgdap.surgery.apply import copied
 from sgdap.training.goal import make_goal
 from sgdap.training.schedule import OneShot
 
@@ -137,3 +140,48 @@ def plan(
     with Progress(verbose) as progress:
         made = make_plan(scope, data, options, None if goal.chosen else limits, progress)[0]
     return replace(made, notes=(*made.notes, *goal.notes))
+
+
+def apply(
+    model: Any,
+    plan: Plan,
+    *,
+    in_place: bool = False,
+    optimizer: Any | None = None,
+    distill_data: Any = None,
+) -> Any:
+    """Builds the slim model of a plan.
+
+    Args:
+        model: The model that the plan was made for.
+        plan: The plan to apply.
+        in_place: Whether to make `model` itself slim, with its optimizer's state. Otherwise a
+            copy becomes slim and `model` stays as it is. The copy of a compiled model is compiled
+            in the same way, with a new optimizer. The copy of a model with its own `call` or
+            `get_config` is an ordinary functional model.
+        optimizer: An optimizer of your own training loop, to follow the model with its state. That
+            of `compile` follows anyway.
+        distill_data: Inputs, such as those that the plan was made with. The slim model is then
+            trained on them to answer as `model` did, by `sgdap.distill` with its defaults. None: it
+            is not trained.
+
+    Returns:
+        The slim model; with `in_place`, `model` itself. With an `optimizer`, a tuple of it and the
+        optimizer to train it with: with `in_place` the same one, otherwise a new one.
+
+    Raises:
+        TypeError: `plan` is not a `Plan`, `model` not a Keras model or `optimizer` not a Keras
+            optimizer, or the data are of an unknown kind.
+        ValueError: The plan was made for another model or for other weights, a layer can't be
+            rebuilt from its config, or the data do not fit the model.
+    """
+    if distill_data is None:
+        return apply_plan(model, plan, in_place=in_place, optimizer=optimizer)
+    check_backend("sgdap.distill")
+    graph = channel_graph(model)
+    data = joined(distill_data)
+    check_calibration_data(graph, data)
+    teacher = copied(graph, compiled=False).program.model if in_place else model
+    made = apply_plan(model, plan, in_place=in_place, optimizer=optimizer)
+    distill(made if optimizer is None else made[0], teacher, data)
+    return made

@@ -45,6 +45,16 @@ def test_no_other_module_touches_what_is_private_to_another_object():
     assert not wrong
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_logits_are_known_behind_an_activation(activation):
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2, activation)])
+    x = np.ones((4, 3), "float32")
+    made = model(x)
+    kernel, bias = model.get_weights()
+    np.testing.assert_allclose(_keras.logits_behind(made), x @ kernel + bias, rtol=1e-6)
+    assert _keras.logits_behind(2 * made) is None
+
+
 def test_history_leads_from_a_tensor_to_its_operation():
     x = keras.Input((3,))
     layer = layers.Dense(2)

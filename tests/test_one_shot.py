@@ -11,6 +11,7 @@ from keras import layers
 
 import sgdap
 from sgdap import pipeline
+from sgdap.distillation import finish
 from tests.models import convnet, digits_like, mlp, outputs, randomise, samples
 
 HALF = sgdap.Budget(flops=0.5)
@@ -720,3 +721,28 @@ def test_data_are_not_run_where_nothing_depends_on_them(guidance, monkeypatch):
     }
     with pytest.raises(ValueError, match="not finite"):
         sgdap.plan(model, x * np.nan, sgdap.Budget(flops=0.5), **options)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_plan_may_be_applied_with_a_finish_by_the_dense_models_answers(in_place, monkeypatch):
+    monkeypatch.setattr(finish, "STEPS", 60)
+    keras.utils.set_random_seed(0)
+    wide = layers.Dense(24, "tanh", kernel_initializer=keras.initializers.RandomNormal(0, 0.7))
+    model = keras.Sequential([keras.Input((6,)), wide, layers.Dense(3, "softmax")])
+    x = np.random.default_rng(0).normal(size=(200, 6)).astype("float32")
+    dense = model.predict(x, verbose=0)
+    plan = sgdap.plan(model, x, sgdap.Budget(flops=0.3))
+    plain = np.abs(sgdap.apply(model, plan).predict(x, verbose=0) - dense).mean()
+    slim = sgdap.apply(model, plan, in_place=in_place, distill_data=x)
+    assert (slim is model) == in_place
+    assert np.abs(slim.predict(x, verbose=0) - dense).mean() < 0.9 * plain
+
+
+def test_data_that_do_not_fit_are_refused_before_a_plan_is_applied():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8, "relu"), layers.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    plan = sgdap.plan(model, x, sgdap.Budget(flops=0.5))
+    with pytest.raises(ValueError, match="do not fit"):
+        sgdap.apply(model, plan, in_place=True, distill_data=x[:, :5])
+    assert model.layers[0].units == 8

@@ -293,6 +293,11 @@ def attach_mask(tensor: Any, mask: Any) -> None:
         tensor._keras_mask = mask
 
 
+def logits_behind(tensor: Any) -> Any:
+    """Returns the logits that a softmax or sigmoid made a tensor of, or None if it isn't known."""
+    return getattr(tensor, "_keras_logits", None)
+
+
 def function_graph(graph: Any, name: str) -> Any:
     """Returns the graph of a function that operators of a TensorFlow graph call by its name."""
     return graph._get_function(name).graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -88,6 +89,35 @@ def known_length(data: Any, limit: int | None) -> int | None:
     first = keras.tree.flatten(data)[:1]  # of inputs: they come before targets
     shape: tuple[int, ...] = tuple(getattr(first[0], "shape", ())) if first else ()
     return min(int(shape[0]), limit or int(shape[0])) if shape else None
+
+
+def joined(data: Any) -> Batch:
+    """Reads all of some data into arrays.
+
+    Args:
+        data: As `batches` takes it.
+
+    Returns:
+        `(x, y, sample_weight)`; the last two are None where there are none.
+
+    Raises:
+        ValueError: There is no sample, or the batches do not fit together.
+        TypeError: `data` is None or of an unknown kind.
+    """
+    read = list(batches(data, sys.maxsize, None))
+    first, *others = ([leaf is not None for leaf in keras.tree.flatten(b)] for b in read)
+    try:
+        if any(other != first for other in others):
+            raise ValueError("not all have targets or sample weights")
+        whole: Batch = keras.tree.map_structure(
+            lambda *leaves: None if leaves[0] is None else np.concatenate(leaves), *read
+        )
+    except ValueError as error:  # samples of several lengths, say
+        raise ValueError(
+            f"The batches of the data can't be put together: {error}. Pass arrays, or batches "
+            "whose samples have one shape."
+        ) from error
+    return whole
 
 
 def can_be_read_again(x: Any) -> bool:

@@ -94,32 +94,65 @@ def rise_of(loss: KnownLoss, y: Any, z: Any) -> float:
         z: The output that is judged, as `y`.
     """
     y, z = tf.cast(y, tf.float32), tf.cast(z, tf.float32)
-    if loss.kind == "categorical":
-        p, q = (
-            _log_probabilities(keras.ops.moveaxis(o, loss.axis, -1), loss.logits) for o in (y, z)
-        )
-        each = loss.weight * tf.reduce_sum(tf.exp(p) * (p - q), -1)
-    elif loss.kind == "bernoulli":
-        y, z = (own if loss.logits else _logits(own) for own in (y, z))
-        cross = [
-            tf.nn.sigmoid_cross_entropy_with_logits(labels=tf.sigmoid(y), logits=own)
-            for own in (z, y)
-        ]
-        each = loss.weight * (cross[0] - cross[1])
+    if loss.kind in ("categorical", "bernoulli"):
+        each = softened_divergence(loss.kind, logits_of(loss, y), logits_of(loss, z))
     elif loss.kind == "poisson":
-        y, z = tf.maximum(y, _PROBABILITY), tf.maximum(z, _PROBABILITY)
-        each = loss.weight * (z - y - y * tf.math.log(z / y))
+        each = poisson_divergence(y, z)
     else:
-        apart = softened(z, loss.activation) - softened(y, loss.activation)
-        each = apart**2 * tf.cast(loss.weight, tf.float32)
+        each = (softened(z, loss.activation) - softened(y, loss.activation)) ** 2
+    each *= tf.cast(loss.weight, tf.float32)
     per_sample = tf.reduce_sum(each) / tf.cast(tf.shape(y)[0], tf.float32)
     return float(per_sample if loss.summed else tf.reduce_mean(each))
 
 
-def _log_probabilities(y: Any, logits: bool) -> Any:
-    return tf.nn.log_softmax(y if logits else tf.math.log(tf.maximum(y, _TINY)))
+def softened_divergence(kind: str, y: Any, z: Any, temperature: float = 1.0) -> Any:
+    """The Kullback-Leibler divergence of distributions at a temperature, times its square.
+
+    `T² Σ p log(p / q)` with `p = softmax(y / T)` and `q = softmax(z / T)`: its gradient by z is of
+    the same size at all temperatures (Hinton, Vinyals, Dean 2015, "Distilling the knowledge in a
+    neural network"). Of a Bernoulli distribution it is that of each entry.
+
+    Args:
+        kind: `"categorical"` or `"bernoulli"`.
+        y: Logits of the target, `(…, classes)`.
+        z: Logits that are judged, as `y`.
+        temperature: The temperature.
+
+    Returns:
+        `(…)` for a categorical distribution, and as `y` for a Bernoulli one.
+    """
+    y, z = y / temperature, z / temperature
+    if kind == "categorical":
+        p, q = tf.nn.log_softmax(y), tf.nn.log_softmax(z)
+        each = tf.reduce_sum(tf.exp(p) * (p - q), -1)
+    else:
+        cross = [
+            tf.nn.sigmoid_cross_entropy_with_logits(labels=tf.sigmoid(y), logits=own)
+            for own in (z, y)
+        ]
+        each = cross[0] - cross[1]
+    return temperature**2 * each
 
 
-def _logits(y: Any) -> Any:
+def poisson_divergence(y: Any, z: Any) -> Any:
+    """The Kullback-Leibler divergence of Poisson distributions of rates y and z, as these."""
+    y, z = tf.maximum(y, _PROBABILITY), tf.maximum(z, _PROBABILITY)
+    return z - y - y * tf.math.log(z / y)
+
+
+def logits_of(loss: KnownLoss, y: Any) -> Any:
+    """The logits of a categorical or Bernoulli output, the classes on the last axis.
+
+    Args:
+        loss: What the output is.
+        y: The output. Of probabilities the logits are known but for a constant.
+    """
+    if loss.kind == "bernoulli":
+        return y if loss.logits else _bernoulli_logits(y)
+    y = keras.ops.moveaxis(y, loss.axis, -1)
+    return y if loss.logits else tf.math.log(tf.maximum(y, _TINY))
+
+
+def _bernoulli_logits(y: Any) -> Any:
     y = tf.clip_by_value(y, _PROBABILITY, 1 - _PROBABILITY)
     return tf.math.log(y) - tf.math.log(1 - y)

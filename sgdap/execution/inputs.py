@@ -13,6 +13,7 @@ import tensorflow as tf
 from sgdap.channels.counting import counted_on
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.data import batches, first_sample
+from sgdap.model.program import Program
 
 BATCH_MOST = 1 << 29
 """Bytes that the tensors of one batch take at most, however much memory there is."""
@@ -46,7 +47,7 @@ def check_calibration_data(graph: ChannelGraph, data: Any) -> None:
         TypeError: `data` is of an unknown kind.
     """
     for x, _, _ in batches(data, 32, 32):
-        checked_inputs(graph, x)
+        checked_inputs(graph.program, x)
 
 
 def counted_on_data(graph: ChannelGraph, data: Any) -> ChannelGraph:
@@ -65,7 +66,7 @@ def counted_on_data(graph: ChannelGraph, data: Any) -> ChannelGraph:
     """
     if not graph.open_inputs:
         return graph
-    inputs = checked_inputs(graph, first_sample(data))
+    inputs = checked_inputs(graph.program, first_sample(data))
     return counted_on(graph, [tuple(tensor.shape) for tensor in inputs])
 
 
@@ -102,14 +103,21 @@ def labelled_batches(
     size = fixed or min(batch_size, most)
     found = batches(data, size, samples, None if fixed else most)
     for number, (x, y, _) in enumerate(found):
-        inputs = checked_inputs(graph, x)
+        inputs = checked_inputs(graph.program, x)
         if fixed in (None, int(inputs[0].shape[0])):
             yield number, inputs, y
 
 
-def checked_inputs(graph: ChannelGraph, x: Any) -> list[Any]:
-    """Returns one batch of inputs as the flat list of tensors that the model's graph takes."""
-    program = graph.program
+def checked_inputs(program: Program, x: Any) -> list[Any]:
+    """Returns one batch of inputs as the flat list of tensors that a model's graph takes.
+
+    Args:
+        program: The calls of the model.
+        x: The inputs, as `fit` takes them.
+
+    Raises:
+        ValueError: The inputs do not fit the model or are not finite.
+    """
     x = keras.tree.map_structure(tf.convert_to_tensor, x)
     expected = [program.shapes[ref.index] for ref in program.inputs]
     received = [tuple(leaf.shape) for leaf in keras.tree.flatten(x)]

@@ -122,14 +122,22 @@ def model_loss(graph: ChannelGraph) -> ModelLoss:
     Args:
         graph: The channels of the model.
     """
-    program = graph.program
+    return program_loss(graph.program)
+
+
+def program_loss(program: Program) -> ModelLoss:
+    """The same as `model_loss`, of a model's calls.
+
+    Args:
+        program: The calls of the model.
+    """
     model, count = program.model, len(program.outputs)
     names = tuple(getattr(model, "output_names", None) or ())
     names = names if len(names) == count else ()
     compiled, notes = _compiled_terms(program)
     found: list[KnownLoss | OpenLoss] = []
     for i in range(count):
-        name, activation = names[i] if names else str(i), _activation(graph, i)
+        name, activation = names[i] if names else str(i), _activation(program, i)
         terms = tuple((loss, weight) for number, loss, weight in compiled if number == i)
         if compiled and not terms:
             notes += (f"Output '{name}' has no loss of its own, so it counts {_USUAL}.",)
@@ -216,9 +224,8 @@ def _is_regression(loss: Any) -> bool:
     return function in _REGRESSIONS or _KINDS.get(function) == "squared"
 
 
-def _activation(graph: ChannelGraph, output: int) -> str:
+def _activation(program: Program, output: int) -> str:
     """What makes one of the model's outputs, if it is a softmax or sigmoid."""
-    program = graph.program
     ref = program.outputs[output]
     maker = next((c.operation for c in program.calls if ref in c.outputs), None)
     while isinstance(maker, keras.layers.Wrapper):

@@ -14,6 +14,7 @@ from sgdap._keras.optimizers import optimizer_parts
 from sgdap.channels.counting import counted_on
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
+from sgdap.distillation.teaching import Teaching
 from sgdap.execution.latency import NoisyClockError
 from sgdap.pipeline import Curves, PruningOptions, Scope, make_plan
 from sgdap.planning.budget import Budget
@@ -55,6 +56,7 @@ class Run:
         say: A function that shows the user a line.
         data: Calibration inputs; None if the training data are sampled.
         sampler: The sampler of the training data; None if there are calibration inputs.
+        teaching: What a teacher adds to the loss after the first round; None without a teacher.
         by_xla: Whether the user compiled the model with XLA.
         costs: The present cost of the model, in the order of `sgdap.planning.cost.MEASURES`.
         widths: The width of each group that may shrink, by name.
@@ -75,6 +77,7 @@ class Run:
     say: Callable[[str], None]
     data: Any = None
     sampler: TrainStepSampler | None = None
+    teaching: Teaching | None = None
     by_xla: bool = False
     costs: Any = field(init=False)
     widths: dict[str, int] = field(init=False)
@@ -95,6 +98,8 @@ class Run:
 
     def begin_at(self, epoch: int) -> None:
         """Plans the rounds anew when the first epoch of the run is known."""
+        if self.teaching is not None:
+            self.teaching.begin_epoch()
         if self.state.first is not None:
             return
         value = self.monitor.before(self.state.brought)
@@ -162,6 +167,9 @@ class Run:
         if self.sampler is not None:
             self.sampler.remove()
             self.sampler = None
+        if self.teaching is not None:
+            self.teaching.remove()
+            self.teaching = None
 
     # State for a backup
 
@@ -184,6 +192,11 @@ class Run:
         self.course = replace(self.course.begun_at(state.first or 0, early), epochs=state.epochs)
         if self.sampler is not None and state.reservoir is not None:
             self.sampler.reservoir.set_state(dict(state.reservoir))
+        if self.teaching is not None:
+            if state.teacher is not None:
+                self.teaching.teacher.set_weights(state.teacher)
+            if state.rounds:
+                self.teaching.install()
         self._read_anew()
 
     # Decisions
@@ -191,6 +204,12 @@ class Run:
     def _note_metric(self, epoch: int, value: float | None) -> None:
         """Notes the metric after an epoch, which ended but is not judged yet."""
         if self.state.guard.drop is not None and value is not None:
+            if self.teaching is not None and self.monitor.name == "loss":
+                raise ValueError(
+                    "With a teacher the training loss holds the divergence from it too, so rounds "
+                    "can't be judged by it. Pass validation_data to fit, or compile with a metric "
+                    "and pass it as monitor."
+                )
             self.monitor.check_drop(self.state.guard.drop)
             self.state.guard.sign = self.monitor.sign(self.model)
         self.state.ended = (epoch, value)
@@ -239,6 +258,8 @@ class Run:
             state.guard.progress = progress  # the model is small enough already
             return
         prune_by_plan(scope.graph, plan)
+        if self.teaching is not None:
+            self.teaching.install()
         state.good, state.best = state.best, None
         if not state.rounds:
             state.guard.brought = state.brought.get(str(self.monitor.name))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.inputs import checked_inputs
-from sgdap.surgery.adopt import remake_functions
+from sgdap.surgery.train_step import put_around_train_step, take_from_train_step
 from sgdap.training.reservoir import HOST, Reservoir
 
 
@@ -41,27 +42,20 @@ class TrainStepSampler:
 
     def install(self) -> None:
         """Replaces the model's train step by one that samples the batches."""
-        model = self._model
-        give_back_train_step(model)
-        own = vars(model).get("train_step")
-        train_step = model.train_step
-
-        def sampled(data: Any) -> Any:
-            device = None if model.jit_compile else HOST
-            try:
-                self.reservoir.update(self._kept_of(data), device)
-            except ValueError:  # of these batches no sample can be kept: the model trains without
-                self.remove()
-                raise
-            return train_step(data)
-
-        sampled.own_train_step = own  # type: ignore[attr-defined]
-        model.train_step = sampled
-        model.make_train_function(force=True)
+        put_around_train_step(self._model, self._sampled)
 
     def remove(self) -> None:
         """Gives the model its own train step back."""
-        give_back_train_step(self._model)
+        take_from_train_step(self._model, self._sampled)
+
+    def _sampled(self, step: Callable[[Any], Any], data: Any) -> Any:
+        device = None if self._model.jit_compile else HOST
+        try:
+            self.reservoir.update(self._kept_of(data), device)
+        except ValueError:  # of these batches no sample can be kept: the model trains without
+            self.remove()
+            raise
+        return step(data)
 
     def sample(self) -> tuple[Any, ...]:
         """The inputs that are kept, and their targets if they are: `(x,)` or `(x, y)`.
@@ -96,16 +90,6 @@ class TrainStepSampler:
         return (x, y) if known else (x,)
 
 
-def give_back_train_step(model: Any) -> None:
-    """Gives a model its own train step back, if a run, or one that was interrupted, samples it."""
-    sampled = vars(model).get("train_step")
-    if hasattr(sampled, "own_train_step"):
-        del model.train_step
-        if sampled.own_train_step is not None:
-            model.train_step = sampled.own_train_step
-        remake_functions(model)
-
-
 def _check(graph: ChannelGraph, x: Any) -> None:
     import tensorflow as tf
 
@@ -113,4 +97,4 @@ def _check(graph: ChannelGraph, x: Any) -> None:
         return  # the reservoir says so
     with tf.init_scope():
         sample = keras.tree.map_structure(lambda t: tf.zeros([1, *t.shape[1:]], t.dtype), x)
-        checked_inputs(graph, sample)
+        checked_inputs(graph.program, sample)

@@ -11,11 +11,15 @@ import keras
 from sgdap import _keras
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
+from sgdap.distillation.callback import DistillationCallback
+from sgdap.distillation.options import DistillationOptions
+from sgdap.distillation.teaching import Teaching
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import can_be_read_again, reusable
 from sgdap.execution.inputs import check_calibration_data, counted_on_data
 from sgdap.execution.losses import model_loss
 from sgdap.pipeline import PruningOptions, pruning_scope
+from sgdap.surgery.apply import copied
 from sgdap.surgery.prune import check_can_be_rebuilt
 from sgdap.training.calendar import Calendar
 from sgdap.training.course import Course
@@ -41,6 +45,7 @@ def start_run(
     neighbours: Neighbours,
     calibration_data: Any,
     say: Callable[[str], None],
+    teacher: Any = None,
 ) -> Run:
     """Checks that a run can work and makes it. If the budget limits the latency, models are timed.
 
@@ -52,11 +57,14 @@ def start_run(
         neighbours: The other callbacks of the run.
         calibration_data: Calibration inputs; None: the training data are sampled.
         say: A function that shows the user a line.
+        teacher: A model that teaches after the first round; True: the model as it is now; None:
+            there is none.
 
     Raises:
         RuntimeError: Keras uses another backend than TensorFlow.
         ValueError: The run can't work with this model or these options. Nothing was changed.
-        TypeError: The calibration data are of a kind that can't be read.
+        TypeError: The calibration data are of a kind that can't be read, or the teacher is no
+            Keras model.
     """
     check_backend("sgdap.SGDAPCallback")
     graph = channel_graph(model)
@@ -105,6 +113,11 @@ def start_run(
     if data is None:
         reservoir = Reservoir(pruning.samples, pruning.seed, limit, least=pruning.folds)
         sampler = TrainStepSampler(graph, reservoir, model_loss(graph).needs_targets, known)
+    teaching, state = None, RunState(_guard(training, goal.step))
+    if teacher is not None:
+        teaching = _teaching(graph, teacher, neighbours)
+        if teacher is True:
+            state.teacher = teaching.teacher.get_weights()
     summaries = Summaries(neighbours.of_class(keras.callbacks.TensorBoard))
     return Run(
         model,
@@ -117,12 +130,31 @@ def start_run(
         monitor,
         neighbours,
         summaries,
-        RunState(_guard(training, goal.step)),
+        state,
         say,
         data,
         sampler,
+        teaching,
         by_xla=bool(model.jit_compile),
     )
+
+
+def _teaching(graph: ChannelGraph, teacher: Any, neighbours: Neighbours) -> Teaching:
+    model = graph.program.model
+    if neighbours.of_class(DistillationCallback):
+        raise ValueError(
+            "A fit takes one teacher. Received: a DistillationCallback beside "
+            "SGDAPCallback(teacher=…). Leave one of them out."
+        )
+    if teacher is True:
+        try:
+            teacher = copied(graph, compiled=False).program.model
+        except ValueError as error:
+            raise ValueError(
+                f"teacher=True keeps a copy of the model, and it can't be copied: {error} Or pass "
+                "a trained model as the teacher."
+            ) from error
+    return Teaching(model, teacher, DistillationOptions())
 
 
 def _may_begin_early(training: TrainingOptions) -> bool:

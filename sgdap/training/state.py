@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy.typing as npt
+
 from sgdap.planning.plan import Plan
 from sgdap.surgery.snapshot import Snapshot
 from sgdap.training.guard import Guard, Round
@@ -32,6 +34,7 @@ class RunState:
         unmeasured: Why there are none, in words.
         seconds: The seconds that the final model may take for a batch, infinite without a limit.
         reservoir: The sample of the training data.
+        teacher: The weights of the model that `fit` was given, where it teaches.
     """
 
     guard: Guard
@@ -49,6 +52,7 @@ class RunState:
     unmeasured: str = ""
     seconds: float = math.inf
     reservoir: Mapping[str, Any] | None = None
+    teacher: Sequence[npt.NDArray[Any]] | None = None
 
     @property
     def pending(self) -> bool:

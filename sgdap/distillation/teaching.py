@@ -1,0 +1,236 @@
+"""A `fit` in which a teacher has a say: the loss that it adds to a train step, and its checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from sgdap import _keras
+from sgdap._arguments import shown
+from sgdap.distillation.options import DistillationOptions
+from sgdap.distillation.terms import Term, answers, divergence, terms_of
+from sgdap.model.program import Program
+from sgdap.model.tracing import trace
+from sgdap.surgery.train_step import put_around_train_step, take_from_train_step
+
+_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
+"""Of `compute_loss`, in their order; `compute_metrics` takes the first four."""
+
+
+class Teaching:
+    """Adds what a teacher says to the loss of a model's train step.
+
+    While the train step runs, and only then, the model's `compute_loss` is another one: it calls
+    the teacher on the same inputs and adds the divergence of the outputs to the model's own loss.
+    The model itself runs once, as ever.
+
+    Args:
+        model: The student, compiled.
+        teacher: A built model with inputs and outputs of the same shapes.
+        options: The options.
+
+    Raises:
+        TypeError: The teacher is no Keras model.
+        ValueError: The teacher does not fit. Nothing was changed.
+    """
+
+    def __init__(self, model: Any, teacher: Any, options: DistillationOptions) -> None:
+        self._model, self._teacher, self._options = model, teacher, options
+        _, self._terms = checked_terms(model, teacher)
+        if model.jit_compile:
+            _check_compiles(teacher)
+        self._replicas = int(model.distribute_strategy.num_replicas_in_sync)
+        with _keras.scope_of(model):
+            self._metric = keras.metrics.Mean(name="distillation_loss")
+        self._own: dict[str, Any] = {}
+        self._running = 0
+        self._asked = self._installed = False
+
+    @property
+    def teacher(self) -> Any:
+        """The teacher."""
+        return self._teacher
+
+    def install(self) -> None:
+        """Begins to teach, if it did not begin yet."""
+        if not self._installed:
+            self._installed = True
+            put_around_train_step(self._model, self._taught)
+
+    def remove(self) -> None:
+        """Ends it and gives the model its own train step back."""
+        self._installed = False
+        take_from_train_step(self._model, self._taught)
+
+    def begin_epoch(self) -> None:
+        """Begins the mean that the logs show anew."""
+        self._metric.reset_state()
+
+    def _taught(self, step: Callable[[Any], Any], data: Any) -> Any:
+        with self._extended():
+            logs = step(data)
+        if not self._asked:
+            raise ValueError(
+                f"The train step of model '{self._model.name}' never calls compute_loss, so a "
+                "teacher can't have a say in it. Let its train_step call "
+                "self.compute_loss(x, y, y_pred, sample_weight)."
+            )
+        return {**logs, self._metric.name: self._metric.result()}
+
+    @contextmanager
+    def _extended(self) -> Iterator[None]:
+        """Within, the model computes its loss with the teacher.
+
+        Replicas are traced in threads of their own, one inside the step of another.
+        """
+        model = self._model
+        mine = {"compute_loss": self._loss, "compute_metrics": self._metrics}
+        if not self._running:
+            self._own = {name: (vars(model).get(name), getattr(model, name)) for name in mine}
+        self._running += 1
+        try:
+            for name, function in mine.items():
+                setattr(model, name, function)
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                for name, (held, _) in self._own.items():
+                    delattr(model, name)
+                    if held is not None:
+                        setattr(model, name, held)
+
+    def _loss(self, *args: Any, **kwargs: Any) -> Any:
+        """In the place of the model's `compute_loss`."""
+        given = {**dict.fromkeys(_ARGUMENTS), **dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+        if given["x"] is None or given["y_pred"] is None:
+            raise ValueError(
+                f"The train step of model '{self._model.name}' calls compute_loss without x or "
+                "y_pred, which a teacher needs. Let it call "
+                "self.compute_loss(x, y, y_pred, sample_weight)."
+            )
+        self._asked = True
+        taught = self._teacher(given["x"], training=False)  # gradients go to the student's weights
+        pairs = zip(self._terms, keras.tree.flatten(taught), strict=True)
+        apart = divergence(
+            self._terms,
+            [answers(term.teacher, y) for term, y in pairs],
+            keras.tree.flatten(given["y_pred"]),
+            given["sample_weight"],
+            self._options.temperature,
+        )
+        size = keras.ops.shape(keras.tree.flatten(given["y_pred"])[0])[0]
+        self._metric.update_state(apart * self._replicas, sample_weight=size)
+        held, own = self._own["compute_loss"]
+        whole = held is not None or computes_own_loss(self._model)
+        labels = loss_of_labels(
+            self._model,
+            self._options.label_weight,
+            lambda: own(*args, **kwargs),
+            known=whole or given["y"] is not None,
+            whole=whole,
+        )
+        return labels + self._options.weight * apart
+
+    def _metrics(self, *args: Any, **kwargs: Any) -> Any:
+        """In the place of the model's `compute_metrics`: without labels there is none to judge."""
+        given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+        held, own = self._own["compute_metrics"]
+        of_keras = held is None and type(self._model).compute_metrics is _OF_KERAS
+        if of_keras and given.get("y") is None:
+            return self._model.get_metrics_result()
+        return own(*args, **kwargs)
+
+
+_OF_KERAS = keras.Model.compute_metrics
+
+
+def computes_own_loss(model: Any) -> bool:
+    """Whether the class of a model has a `compute_loss` of the user's own."""
+    return type(model).compute_loss is not keras.Model.compute_loss
+
+
+def loss_of_labels(
+    model: Any, share: float, own: Callable[[], Any], *, known: bool, whole: bool
+) -> Any:
+    """What a model's own loss counts beside its teacher.
+
+    Args:
+        model: The model, whose penalties and added losses count whole.
+        share: What the loss of the labels counts.
+        own: Computes the model's own loss, which has the penalties in it.
+        known: Whether there are labels.
+        whole: Whether the user's own code computes it, so that its parts are not known.
+    """
+    if whole:
+        return share * own() if known and share else 0.0
+    penalties = sum(keras.ops.sum(loss) for loss in model.losses)
+    if not known or model.loss is None or not share:
+        return penalties
+    return share * (own() - penalties) + penalties
+
+
+def checked_terms(student: Any, teacher: Any) -> tuple[Program, tuple[Term, ...]]:
+    """The calls of a student and what its outputs are compared by, if its teacher fits.
+
+    Raises:
+        TypeError: The teacher is no Keras model.
+        ValueError: The teacher is the student, shares weights with it, is not built, or has inputs
+            or outputs of other shapes or kinds.
+    """
+    if not isinstance(teacher, keras.Model):
+        raise TypeError(
+            f"teacher must be a keras.Model. Received: {shown(teacher)} (of type "
+            f"{type(teacher).__name__})"
+        )
+    if teacher is student:
+        raise ValueError(
+            f"The teacher is the student itself, model '{student.name}', and would change as that "
+            "learns. Copy it before: keras.models.clone_model(model), then set_weights."
+        )
+    own = {id(variable) for variable in _keras.layer_variables(student)}
+    shared = [v.path for v in _keras.layer_variables(teacher) if id(v) in own]
+    if shared:
+        raise ValueError(
+            f"The teacher shares weights with the student ({', '.join(shared[:3])}"
+            f"{', …' if len(shared) > 3 else ''}), so it would change as that learns. Give the "
+            "teacher its own: keras.models.clone_model(teacher), then set_weights."
+        )
+    programs = []
+    for name, model in (("student", student), ("teacher", teacher)):
+        try:
+            programs.append(trace(model))
+        except ValueError as error:
+            raise ValueError(f"The {name} can't be read. {error}") from error
+    _check_shapes(*programs)
+    return programs[0], terms_of(*programs)
+
+
+def _check_shapes(student: Program, teacher: Program) -> None:
+    for what in ("inputs", "outputs"):
+        mine, theirs = (
+            [program.shapes[ref.index] for ref in getattr(program, what)]
+            for program in (student, teacher)
+        )
+        alike = len(mine) == len(theirs) and all(
+            len(one) == len(other)
+            and all(a == b or None in (a, b) for a, b in zip(one, other, strict=True))
+            for one, other in zip(mine, theirs, strict=True)
+        )
+        if not alike:
+            raise ValueError(
+                f"The teacher must have {what} of the same shapes as the student, "
+                f"{', '.join(map(str, mine))}. Received: {', '.join(map(str, theirs))}"
+            )
+
+
+def _check_compiles(teacher: Any) -> None:
+    for layer in _keras.flatten_layers(teacher):
+        if not getattr(layer, "supports_jit", True):
+            raise ValueError(
+                f"XLA can't compile layer '{layer.name}' of the teacher, and the student is "
+                "compiled with it. Compile the student with jit_compile=False."
+            )
