@@ -38,6 +38,7 @@ def main():
     parser.add_argument("--guidance", default="lasso")
     parser.add_argument("--flops", type=float, default=0.5)
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--no-reconstruction", action="store_true", help="with --whole")
     options = parser.parse_args()
 
     limit = options.memory_limit and options.memory_limit * 10**6
@@ -63,7 +64,13 @@ def main():
         timed(
             "sgdap.plan",
             lambda: sgdap.plan(
-                model, x, budget, guidance=options.guidance, samples=None, memory_limit=limit
+                model,
+                x,
+                budget,
+                guidance=options.guidance,
+                reconstruction=not options.no_reconstruction,
+                samples=None,
+                memory_limit=limit,
             ),
         )
         return
