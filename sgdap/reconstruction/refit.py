@@ -14,6 +14,7 @@ from sgdap.channels.slices import variable_of, variable_slices
 from sgdap.execution.inputs import affordable_batch
 from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.precision import full_precision
+from sgdap.execution.segments import Segments
 from sgdap.execution.side_by_side import SideBySide
 from sgdap.planning.cost import cost_model
 from sgdap.reconstruction.closed_form import cross_validated_fit
@@ -42,6 +43,7 @@ def refitted_weights(
     seed: int = 0,
     memory_limit: int | None = None,
     progress: Callable[[int, int, int], None] | None = None,
+    segments: Segments | None = None,
 ) -> Weights:
     """Refits consumers in order, so that each also makes up for the errors of those before it.
 
@@ -62,6 +64,8 @@ def refitted_weights(
         memory_limit: Bytes for the statistics, the moments of one pass and one batch; None: as for
             `collect_statistics`.
         progress: Called with the number of the pass, the number of passes and the samples seen.
+        segments: The compiled parts of the model, to share them with other refits of it that use
+            the same positions; None: new ones.
 
     Returns:
         The slim weights, by path of the layer and number of the variable.
@@ -100,6 +104,7 @@ def refitted_weights(
         most=affordable_batch(graph, batch_memory(free)),
         seed=seed,
         room=max(room - largest, 0) / 2 / max(statistics.samples, 1),
+        segments=segments,
     )
     for turn, part in enumerate(parts):
         sums = {

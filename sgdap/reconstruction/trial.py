@@ -14,6 +14,7 @@ from sgdap.execution.inputs import affordable_batch
 from sgdap.execution.losses import model_loss
 from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.output_scales import settled_losses
+from sgdap.execution.segments import Segments
 from sgdap.planning.cost import cost_model
 from sgdap.reconstruction.refit import WORK, in_full_size, refitted_weights
 from sgdap.reconstruction.weights import Mask, Weights, reconstructed_weights
@@ -61,6 +62,7 @@ class Trials:
         self._graph, self._statistics = graph, statistics
         self._light = statistics.without_products()
         self._reconstruction = reconstruction
+        self._segments = Segments(graph, positions)
         self._positions, self._seed, self._limit = positions, seed, memory_limit
         drawn = _drawn(data, samples, batch_memory(limit))
         count = len(keras.tree.flatten(drawn)[0])
@@ -98,6 +100,7 @@ class Trials:
                 positions=self._positions,
                 seed=self._seed,
                 memory_limit=self._limit,
+                segments=self._segments,
             )
         return self._divergence.of(in_full_size(self._graph, kept, weights))
 
