@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,6 +61,7 @@ class SideBySide:
         most: Batches of more samples are cut into several.
         seed: Seed for sampled positions.
         room: Bytes that may be kept of a sample.
+        shown: The consumers whose rows are shown, not only their sums.
         segments: The compiled parts of the model, to share them with other runs of the same
             positions; None: new ones.
     """
@@ -79,8 +80,10 @@ class SideBySide:
         most: int = 256,
         seed: int = 0,
         room: float = 0,
+        shown: Collection[str] = (),
         segments: Segments | None = None,
     ) -> None:
+        self._shown = shown
         self._graph = graph
         self._segments = segments or Segments(graph, positions)
         self._data = data
@@ -107,7 +110,8 @@ class SideBySide:
         Yields:
             Of each batch its samples, and for each consumer and half of them the number `count` of
             rows, and sums over rows: `x` of the features that stay less the shift, `r` of what the
-            outputs that stay lack, `xx` and `xr` of their products.
+            outputs that stay lack, `xx` and `xr` of their products. Of consumers that are shown
+            also the rows: `features` less the shift, `made` and `wanted` outputs.
         """
         segment = self._segment(part)
         slim = {place.path: self._looked_at(place) for place in self._places(segment.paths)}
@@ -135,7 +139,7 @@ class SideBySide:
                 after.batches.append((number, size, _on_host(left[0]), _on_host(left[1])))
             seen += size
             del left, made, masks, found
-            yield size, _halves(rows[0], rows[1])
+            yield size, halves(rows[0], rows[1], self._shown)
         if keeps:
             self._reached = after
 
@@ -169,12 +173,21 @@ class SideBySide:
         return Segment(since.call, since.tensors, since.masked, cut, left, max(here) + 1, paths)
 
 
-def _halves(targets: dict[str, list[Seen]], found: dict[str, list[Seen]]) -> Iterator[Half]:
-    """The sums of each consumer and half, one at a time: the matrices are large."""
+def halves(
+    targets: dict[str, list[Seen]], found: dict[str, list[Seen]], shown: Collection[str]
+) -> Iterator[Half]:
+    """The sums of each consumer and half, one at a time: the matrices are large.
+
+    Args:
+        targets: What the whole model makes; it is emptied.
+        found: What the slim one reads and makes; it is emptied.
+        shown: The consumers whose rows are shown, too.
+    """
     for path in list(found):
         pairs = list(zip(targets.pop(path), found.pop(path), strict=True))
         rows = [Rows(own.features, own.there) for _, own in pairs]
         lack = [Rows(target.made - own.made, own.there) for target, own in pairs]
+        made = [Rows(own.made, own.there) for _, own in pairs]
         del pairs
         for half in range(2):
             x, r = (tf.concat([p.of(half, 2) for p in parts], 0) for parts in (rows, lack))
@@ -187,8 +200,17 @@ def _halves(targets: dict[str, list[Seen]], found: dict[str, list[Seen]]) -> Ite
                     "r": np.asarray(tf.reduce_sum(r, 0)),
                     "xx": np.asarray(tf.matmul(x, x, transpose_a=True)),
                     "xr": np.asarray(tf.matmul(x, r, transpose_a=True)),
+                    **(
+                        _shown(x, r, tf.concat([p.of(half, 2) for p in made], 0))
+                        if path in shown
+                        else {}
+                    ),
                 },
             )
+
+
+def _shown(x: Any, r: Any, made: Any) -> dict[str, npt.NDArray[Any]]:
+    return {"features": x.numpy(), "made": made.numpy(), "wanted": (made + r).numpy()}
 
 
 def _bytes_of(tensors: Iterable[Any]) -> int:
