@@ -206,3 +206,8 @@ def looked_at(place: Place, kept: npt.NDArray[np.bool_], shift: npt.NDArray[np.f
         tf.constant(place.kept_outputs(kept)),
         tf.constant(shift, tf.float32),
     )
+
+
+def without_features(looked: Looked) -> Looked:
+    """The same outputs of a consumer, and none of its features."""
+    return Looked(tf.zeros_like(looked.features), looked.outputs, looked.shift)

@@ -15,7 +15,7 @@ from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
 from sgdap.execution.inputs import input_batches
 from sgdap.execution.rows import Rows
-from sgdap.execution.segments import Looked, Seen, Segment, Segments, looked_at
+from sgdap.execution.segments import Looked, Seen, Segment, Segments, looked_at, without_features
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -115,9 +115,7 @@ class SideBySide:
         """
         segment = self._segment(part)
         slim = {place.path: self._looked_at(place) for place in self._places(segment.paths)}
-        whole = {
-            path: own._replace(features=tf.zeros_like(own.features)) for path, own in slim.items()
-        }
+        whole = {path: without_features(own) for path, own in slim.items()}
         variables = {key: variable_of(self._graph.program, key) for key in values}
         own = {key: tf.convert_to_tensor(variable.value) for key, variable in variables.items()}
         given = {key: tf.cast(tf.constant(value), own[key].dtype) for key, value in values.items()}

@@ -15,7 +15,15 @@ from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
 from sgdap.execution.inputs import input_batches
-from sgdap.execution.segments import Key, Looked, Seen, Segment, Segments, looked_at
+from sgdap.execution.segments import (
+    Key,
+    Looked,
+    Seen,
+    Segment,
+    Segments,
+    looked_at,
+    without_features,
+)
 from sgdap.execution.side_by_side import Half, halves
 
 Array = npt.NDArray[np.float64]
@@ -77,8 +85,7 @@ class SlimRuns:
         self._targets: list[list[dict[str, list[Seen]]]] = []
         everything = np.ones(graph.count, bool)
         for number, place in enumerate(places):
-            looked = looked_at(place, everything, shifts[place.path])
-            looked = looked._replace(features=tf.zeros_like(looked.features))
+            looked = without_features(looked_at(place, everything, shifts[place.path]))
             self._targets.append(list(self._advance(number, self._own, {place.path: looked})))
         self._predicted = self._outputs(self._own)
 
@@ -121,7 +128,10 @@ class SlimRuns:
         found = self._advance(number, self._given(values, number), looked)
         for targets, seen in zip(self._targets[number], found, strict=True):
             wanted = {
-                path: [own._replace(made=tf.gather(own.made, outputs, axis=-1)) for own in each]
+                path: [
+                    Seen(own.features, tf.gather(own.made, outputs, axis=-1), own.there)
+                    for own in each
+                ]
                 for path, each in targets.items()
             }
             yield from halves(wanted, seen, self._shown)
