@@ -84,10 +84,10 @@ def exchange(
 
 
 def _is_better(measured: Array | float, best: Array | float) -> bool:
-    """Whether the mean falls by a share of it, and by more than its difference's standard error."""
+    """Whether the mean falls by a share of it, and by half of its difference's standard error."""
     differences = np.atleast_1d(np.asarray(best) - measured)
     error = differences.std() / np.sqrt(max(len(differences) - 1, 1))
-    return bool(differences.mean() > max(WORTH * np.mean(best), error))
+    return bool(differences.mean() > max(WORTH * np.mean(best), error / 2))
 
 
 def _neighbours(
