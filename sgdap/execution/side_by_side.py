@@ -62,8 +62,6 @@ class SideBySide:
         seed: Seed for sampled positions.
         room: Bytes that may be kept of a sample.
         shown: The consumers whose rows are shown, not only their sums.
-        segments: The compiled parts of the model, to share them with other runs of the same
-            positions; None: new ones.
     """
 
     def __init__(
@@ -81,11 +79,10 @@ class SideBySide:
         seed: int = 0,
         room: float = 0,
         shown: Collection[str] = (),
-        segments: Segments | None = None,
     ) -> None:
         self._shown = shown
         self._graph = graph
-        self._segments = segments or Segments(graph, positions)
+        self._segments = Segments(graph, positions)
         self._data = data
         self._parts = parts
         self._kept = kept
