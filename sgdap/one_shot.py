@@ -63,8 +63,8 @@ def plan(
         allocation: `"global"`: channels are removed where the loss rises least for the cost
             saved; `"layerwise"`: every group keeps the same share; `"measured"`: as global, then
             widths are exchanged between groups as long as the loss falls that slim models, each
-            refitted, have on a third of the data (500 samples at most) that was held back. It
-            tries 64 slim models at most, fewer of a large one, and pays where little is left.
+            refitted, have on samples that were held back (1 000 at most). It tries 64 slim models
+            at most, fewer of a large one, and pays where little is left.
         reconstruction: Whether to refit the consumers' weights to the channels that stay. Without,
             and with `allocation="layerwise"` and a criterion that looks at weights only
             (`"magnitude"`), nothing depends on what the data do: they are not run, and the plan

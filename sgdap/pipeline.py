@@ -299,7 +299,7 @@ def plan_from_curves(
             model,
             budget,
             kept,
-            trials.loss_of,
+            trials.losses_of,
             full=full,
             rules=scope.rules,
             tries=trials.affordable,

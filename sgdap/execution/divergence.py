@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -10,83 +10,37 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from sgdap.channels.groups import ChannelGraph
-from sgdap.channels.slices import variable_of
-from sgdap.execution.compiled import traced_for_any_batch
 from sgdap.execution.curvature import softened
-from sgdap.execution.inputs import input_batches
 from sgdap.execution.losses import KnownLoss
 
 _TINY = 1e-30
 _PROBABILITY = 1e-7
 
 
-class Divergence:
-    """The rise of a model's loss when some of its variables have other values.
+def rises(
+    losses: Sequence[KnownLoss], runs: Iterable[tuple[list[Any], list[Any]]]
+) -> npt.NDArray[np.float64]:
+    """The rise of a model's loss from the outputs of one model to those of another.
 
-    The targets are the model's own predictions, so that the rise is 0 for its own values and never
-    below: the Kullback-Leibler divergence for cross-entropies, squared errors else.
+    The targets are the first one's predictions, so that the rise is 0 for the same outputs and
+    never below: the Kullback-Leibler divergence for cross-entropies, squared errors else.
 
     Args:
-        graph: The model's channels.
-        data: Inputs, as for `collect_statistics`.
         losses: What errors of the outputs count.
-        keys: The variables that may have other values, by path of the layer and number.
-        most: Batches of more samples are cut into several.
+        runs: Both models' outputs of each batch, flattened.
+
+    Returns:
+        The rise at each sample, `(samples,)`.
     """
-
-    def __init__(
-        self,
-        graph: ChannelGraph,
-        data: Any,
-        losses: Sequence[KnownLoss],
-        keys: Iterable[tuple[str, int]],
-        most: int = 256,
-    ) -> None:
-        program = graph.program
-        self._losses = losses
-        self._variables = {key: variable_of(program, key) for key in keys}
-        shapes = [program.shapes[ref.index] for ref in program.inputs]
-
-        def step(inputs: list[Any], values: list[Any]) -> list[Any]:
-            mapping = list(zip(self._variables.values(), values, strict=True))
-            with keras.StatelessScope(state_mapping=mapping):
-                known = dict(zip((ref.index for ref in program.inputs), inputs, strict=True))
-                program.advance(known, None, 0)
-            return [known[ref.index] for ref in program.outputs]
-
-        self._step = traced_for_any_batch(shapes, step)
-        own = self._values({})
-        self._batches = [
-            (inputs, self._step(inputs, own))
-            for _, inputs in input_batches(graph, data, most, None, most)
-        ]
-
-    def of(self, values: Mapping[tuple[str, int], npt.NDArray[Any]]) -> float:
-        """The rise of the loss, the mean over the samples.
-
-        Args:
-            values: The values of variables, in their shapes; others keep their own.
-        """
-        given = self._values(values)
-        total, samples = 0.0, 0
-        for inputs, targets in self._batches:
-            size = int(inputs[0].shape[0])
-            made = self._step(inputs, given)
-            rises = [rise_of(o, targets[o.output], made[o.output]) for o in self._losses]
-            total += size * float(np.sum(rises))
-            samples += size
-        return total / max(samples, 1)
-
-    def _values(self, values: Mapping[tuple[str, int], npt.NDArray[Any]]) -> list[Any]:
-        return [
-            tf.cast(tf.constant(values[key] if key in values else variable.numpy()), variable.dtype)
-            for key, variable in self._variables.items()
-        ]
+    found = [
+        sum(rise_of(own, targets[own.output], made[own.output]) for own in losses)
+        for targets, made in runs
+    ]
+    return np.concatenate(found) if found else np.zeros(0)
 
 
-def rise_of(loss: KnownLoss, y: Any, z: Any) -> float:
-    """The rise of a term of the loss from the prediction y to z, the mean over the samples.
+def rise_of(loss: KnownLoss, y: Any, z: Any) -> npt.NDArray[np.float64]:
+    """The rise of a term of the loss from the prediction y to z, at each sample, `(batch,)`.
 
     Args:
         loss: The term.
@@ -101,8 +55,9 @@ def rise_of(loss: KnownLoss, y: Any, z: Any) -> float:
     else:
         each = (softened(z, loss.activation) - softened(y, loss.activation)) ** 2
     each *= tf.cast(loss.weight, tf.float32)
-    per_sample = tf.reduce_sum(each) / tf.cast(tf.shape(y)[0], tf.float32)
-    return float(per_sample if loss.summed else tf.reduce_mean(each))
+    each = each.numpy().astype(np.float64).reshape(len(each), -1)
+    found: npt.NDArray[np.float64] = each.sum(1) if loss.summed else each.mean(1)
+    return found
 
 
 def softened_divergence(kind: str, y: Any, z: Any, temperature: float = 1.0) -> Any:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from sgdap import _keras
 from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
-from sgdap.execution.compiled import traced_for_any_batch
 from sgdap.execution.inputs import input_batches
-from sgdap.execution.rows import Rows, input_rows, output_rows, rows_looked_at
-from sgdap.execution.taps import linear_outputs, projected, tensors_inside
-from sgdap.model.program import Call
+from sgdap.execution.rows import Rows
+from sgdap.execution.segments import Looked, Seen, Segment, Segments, looked_at, without_features
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -36,14 +32,15 @@ class Reached:
     Attributes:
         call: Number of the call that comes next.
         tensors: Numbers of the tensors that it and later ones take.
-        masked: Which of the whole model's tensors, followed by those of the slim one, have a mask.
-        batches: For each batch its number, its samples, and the tensors followed by the masks.
+        masked: Which of these tensors have a mask.
+        batches: For each batch its number, its samples, and the tensors followed by the masks of
+            the whole model and of the slim one.
     """
 
     call: int
-    tensors: list[int]
-    masked: list[int]
-    batches: list[tuple[int, int, list[Any]]]
+    tensors: tuple[int, ...]
+    masked: tuple[int, ...] = ()
+    batches: list[tuple[int, int, list[Any], list[Any]]] = field(default_factory=list)
 
 
 class SideBySide:
@@ -64,6 +61,7 @@ class SideBySide:
         most: Batches of more samples are cut into several.
         seed: Seed for sampled positions.
         room: Bytes that may be kept of a sample.
+        shown: The consumers whose rows are shown, not only their sums.
     """
 
     def __init__(
@@ -80,20 +78,21 @@ class SideBySide:
         most: int = 256,
         seed: int = 0,
         room: float = 0,
+        shown: Collection[str] = (),
     ) -> None:
+        self._shown = shown
         self._graph = graph
+        self._segments = Segments(graph, positions)
         self._data = data
         self._parts = parts
         self._kept = kept
         self._shifts = shifts
         self._samples = samples
-        self._positions = positions
         self._batch_size = batch_size
         self._most = most
         self._seed = seed
         self._room = room
-        inputs = [ref.index for ref in graph.program.inputs]
-        self._reached = Reached(0, inputs, [], [])
+        self._reached = Reached(0, tuple(ref.index for ref in graph.program.inputs))
 
     def run(
         self, part: int, values: Mapping[tuple[str, int], npt.NDArray[Any]]
@@ -108,25 +107,38 @@ class SideBySide:
         Yields:
             Of each batch its samples, and for each consumer and half of them the number `count` of
             rows, and sums over rows: `x` of the features that stay less the shift, `r` of what the
-            outputs that stay lack, `xx` and `xr` of their products.
+            outputs that stay lack, `xx` and `xr` of their products. Of consumers that are shown
+            also the rows: `features` less the shift, `made` and `wanted` outputs.
         """
-        step, after = self._make_step(part, values)
+        segment = self._segment(part)
+        slim = {place.path: self._looked_at(place) for place in self._places(segment.paths)}
+        whole = {path: without_features(own) for path, own in slim.items()}
+        variables = {key: variable_of(self._graph.program, key) for key in values}
+        own = {key: tf.convert_to_tensor(variable.value) for key, variable in variables.items()}
+        given = {key: tf.cast(tf.constant(value), own[key].dtype) for key, value in values.items()}
+        after = Reached(segment.cut, segment.left)
         seen = 0
         keeps = False
-        for number, size, tensors in self._batches():
-            found, left, masks = step(tensors, tf.constant([self._seed, number], tf.int32))
+        for number, size, *both in self._batches():
+            seed = tf.constant([self._seed, number], tf.int32)
+            left: list[list[Any]] = []
+            rows: list[dict[str, list[Seen]]] = []
+            for looked, tensors, known in zip((whole, slim), both, (own, given), strict=True):
+                found, made, masks = self._segments.run(segment, tensors, known, looked, seed)
+                left.append([*made, *masks.values()])
+                rows.append(found)
             if not seen:
-                keeps = 0 < _bytes_of([*left, *masks.values()]) <= self._room * size
-                after.masked.extend(masks)
+                keeps = 0 < _bytes_of([*left[0], *left[1]]) <= self._room * size
+                after = replace(after, masked=tuple(masks))
             if keeps:
-                after.batches.append((number, size, _on_host([*left, *masks.values()])))
+                after.batches.append((number, size, _on_host(left[0]), _on_host(left[1])))
             seen += size
-            del left, masks
-            yield size, _halves(found)
+            del left, made, masks, found
+            yield size, halves(rows[0], rows[1], self._shown)
         if keeps:
             self._reached = after
 
-    def _batches(self) -> Iterable[tuple[int, int, list[Any]]]:
+    def _batches(self) -> Iterable[tuple[int, int, list[Any], list[Any]]]:
         """The batches as far as they were run: number, samples, tensors of both models."""
         if self._reached.call:
             yield from self._reached.batches
@@ -134,105 +146,44 @@ class SideBySide:
         for number, inputs in input_batches(
             self._graph, self._data, self._batch_size, self._samples, self._most
         ):
-            yield number, int(inputs[0].shape[0]), [*inputs, *inputs]
+            yield number, int(inputs[0].shape[0]), inputs, inputs
 
-    def _place(self, path: str) -> Place:
-        return next(place for place in self._graph.places if place.path == path)
+    def _places(self, paths: Iterable[str]) -> list[Place]:
+        """The first place of each path, in whose features and outputs all others are alike."""
+        return [next(own for own in self._graph.places if own.path == path) for path in paths]
 
-    def _make_step(
-        self, part: int, values: Mapping[tuple[str, int], npt.NDArray[Any]]
-    ) -> tuple[Any, Reached]:
-        """The compiled step of a part, and where it leaves off, without batches.
+    def _looked_at(self, place: Place) -> Looked:
+        return looked_at(place, self._kept, self._shifts[place.path])
 
-        That is before the first consumer that may change from now on.
-        """
-        program, paths, since = self._graph.program, self._parts[part], self._reached
-        by_call: dict[int, list[Place]] = {}
-        for linear in self._graph.places:
-            if linear.path in paths:
-                by_call.setdefault(linear.call, []).append(linear)
+    def _segment(self, part: int) -> Segment:
+        """What is run for a part. It leaves off before the first consumer that changes from now."""
+        program, since = self._graph.program, self._reached
         later = {path for other in self._parts[part:] for path in other}
         calls = [linear.call for linear in self._graph.places if linear.path in later]
-        cut, end, stop = min(calls), max(calls) + 1, max(by_call) + 1
+        here = [own.call for own in self._graph.places if own.path in self._parts[part]]
+        cut, end = min(calls), max(calls) + 1
         is_last = part + 1 == len(self._parts)
-        after = Reached(cut, [] if is_last else program.needed(cut, end), [], [])
-        # Made here, they are arguments of the compiled function and not copied into its graph.
-        variables = [variable_of(program, key) for key in values]
-        replaced = [
-            (variable, tf.cast(tf.constant(value), variable.dtype))
-            for variable, value in zip(variables, values.values(), strict=True)
-        ]
-
-        def run(
-            tensors: list[Any], seed: Any
-        ) -> tuple[dict[str, list[tuple[Rows, Any]]], list[Any]]:
-            """The rows that each consumer reads, what it makes of them, and what is left."""
-            seen: dict[str, list[tuple[Rows, Any]]] = {}
-
-            def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
-                def see(place: Place, x: Any, mask: Any) -> None:
-                    """What a kernel makes that doesn't show it is computed here."""
-                    rows = input_rows(place.patches, x, self._positions, seed)
-                    there = rows_looked_at(place.patches, x, mask, self._positions, seed)
-                    made = projected(place, call.operation, rows)
-                    seen.setdefault(place.path, []).append((Rows(rows, there), made))
-
-                here = by_call[program.calls.index(call)]
-                linears = [own for own in here if own.shows_outputs]
-                tapped = [own for own in here if own.tapped]
-                with tensors_inside(call.operation, inputs, tapped, see):
-                    if not linears:
-                        return compute()
-                    output, result = linear_outputs(linears[0], call, compute)
-                for own in linears:
-                    rows = input_rows(own.patches, inputs[0], self._positions, seed)
-                    made = output_rows(own.patches, output, self._positions, seed)
-                    seen.setdefault(own.path, []).append((Rows(rows), made))
-                return result
-
-            known = dict(zip(since.tensors, tensors, strict=True))
-            program.advance(known, None, since.call, cut)
-            left = [known[index] for index in after.tensors]
-            program.advance(known, dict.fromkeys(by_call, tap), cut, stop)
-            return seen, left
-
-        def step(flat: list[Any], seed: Any) -> tuple[dict[str, Any], Any, Any]:
-            count = len(since.tensors)
-            tensors, masks = list(map(tf.identity, flat[: 2 * count])), flat[2 * count :]
-            for place, mask in zip(since.masked, masks, strict=True):
-                _keras.attach_mask(tensors[place], mask)
-            with keras.StatelessScope():
-                whole, left = run(tensors[:count], seed)
-            with keras.StatelessScope(state_mapping=replaced):
-                slim, slim_left = run(tensors[count:], seed)
-            left = [*left, *slim_left]
-            if not all(map(tf.is_tensor, left)):
-                left = []
-            found = {}
-            for path in paths:
-                linear = self._place(path)
-                features = np.flatnonzero(self._kept[linear.features])
-                outputs = np.flatnonzero(linear.kept_outputs(self._kept))
-                shift = tf.constant(self._shifts[path][features], tf.float32)
-                rows, lack = [], []
-                for (_, target), (read, made) in zip(whole[path], slim[path], strict=True):
-                    x = _kept_channels(read.values, features) - shift
-                    r = _kept_channels(target, outputs) - _kept_channels(made, outputs)
-                    rows.append(Rows(x, read.there))
-                    lack.append(Rows(r, read.there))
-                found[path] = rows, lack
-            left_masks = {place: _keras.mask_of(tensor) for place, tensor in enumerate(left)}
-            return found, left, {i: mask for i, mask in left_masks.items() if mask is not None}
-
-        shapes = 2 * [program.shapes[index] for index in since.tensors]
-        shapes += [shapes[place] for place in since.masked]
-        return traced_for_any_batch(shapes, step), after
+        left = () if is_last else tuple(program.needed(cut, end))
+        paths = tuple(self._parts[part])
+        return Segment(since.call, since.tensors, since.masked, cut, left, max(here) + 1, paths)
 
 
-def _halves(found: dict[str, tuple[list[Rows], list[Rows]]]) -> Iterator[Half]:
-    """The sums of each consumer and half, one at a time: the matrices are large."""
+def halves(
+    targets: dict[str, list[Seen]], found: dict[str, list[Seen]], shown: Collection[str]
+) -> Iterator[Half]:
+    """The sums of each consumer and half, one at a time: the matrices are large.
+
+    Args:
+        targets: What the whole model makes; it is emptied.
+        found: What the slim one reads and makes; it is emptied.
+        shown: The consumers whose rows are shown, too.
+    """
     for path in list(found):
-        rows, lack = found.pop(path)
+        pairs = list(zip(targets.pop(path), found.pop(path), strict=True))
+        rows = [Rows(own.features, own.there) for _, own in pairs]
+        lack = [Rows(target.made - own.made, own.there) for target, own in pairs]
+        made = [Rows(own.made, own.there) for _, own in pairs]
+        del pairs
         for half in range(2):
             x, r = (tf.concat([p.of(half, 2) for p in parts], 0) for parts in (rows, lack))
             yield (
@@ -244,12 +195,17 @@ def _halves(found: dict[str, tuple[list[Rows], list[Rows]]]) -> Iterator[Half]:
                     "r": np.asarray(tf.reduce_sum(r, 0)),
                     "xx": np.asarray(tf.matmul(x, x, transpose_a=True)),
                     "xr": np.asarray(tf.matmul(x, r, transpose_a=True)),
+                    **(
+                        _shown(x, r, tf.concat([p.of(half, 2) for p in made], 0))
+                        if path in shown
+                        else {}
+                    ),
                 },
             )
 
 
-def _kept_channels(x: Any, channels: npt.NDArray[np.int64]) -> Any:
-    return tf.gather(tf.cast(x, tf.float32), channels, axis=-1)
+def _shown(x: Any, r: Any, made: Any) -> dict[str, npt.NDArray[Any]]:
+    return {"features": x.numpy(), "made": made.numpy(), "wanted": (made + r).numpy()}
 
 
 def _bytes_of(tensors: Iterable[Any]) -> int:

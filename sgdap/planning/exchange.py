@@ -27,7 +27,7 @@ def exchange(
     model: CostModel,
     budget: Budget,
     kept: Mask,
-    judge: Callable[[Mask], float],
+    judge: Callable[[Mask], Array | float],
     *,
     full: Array,
     rules: WidthRules,
@@ -45,7 +45,8 @@ def exchange(
         model: The cost of the model for any widths.
         budget: What the slim model may cost.
         kept: A mask of the channels that stay and meet the budget, `(channels,)`.
-        judge: Measures the slim model that such a mask leaves; less is better.
+        judge: Measures the slim model that such a mask leaves, on each of some samples,
+            `(samples,)`, or as one number; less is better.
         full: The cost of the whole model, `(measures,)`.
         rules: Which widths the groups may have.
         tries: How many slim models are measured at most, that of `kept` among them.
@@ -76,10 +77,17 @@ def exchange(
                 return found
             seen.add(mask.tobytes())
             measured = judge(mask)
-            if measured < best * (1 - WORTH):
+            if _is_better(measured, best):
                 best, found, improved = measured, mask, True
                 break
     return found
+
+
+def _is_better(measured: Array | float, best: Array | float) -> bool:
+    """Whether the mean falls by a share of it, and by half of its difference's standard error."""
+    differences = np.atleast_1d(np.asarray(best) - measured)
+    error = differences.std() / np.sqrt(max(len(differences) - 1, 1))
+    return bool(differences.mean() > max(WORTH * np.mean(best), error / 2))
 
 
 def _neighbours(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import numpy.typing as npt
 from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of, variable_slices
+from sgdap.execution.heads import heads
 from sgdap.execution.inputs import affordable_batch
 from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.precision import full_precision
 from sgdap.execution.side_by_side import SideBySide
 from sgdap.planning.cost import cost_model
 from sgdap.reconstruction.closed_form import cross_validated_fit
+from sgdap.reconstruction.predictions import STEPS, Rows, prediction_fit
 from sgdap.reconstruction.residuals import ResidualAccumulator, Residuals
 from sgdap.reconstruction.weights import Mask, Weights
 from sgdap.statistics.collect import CalibrationStatistics
@@ -72,7 +75,8 @@ def refitted_weights(
     """
     fitted = dict(weights)
     calls = graph.program.calls
-    behind = _behind_changes(graph, {path for path, _ in weights})
+    known = heads(graph)
+    behind = behind_changes(graph, {path for path, _ in weights}, known)
     free = max(checked_memory_limit(memory_limit) - statistics.nbytes, 0)
     limit = free - batch_memory(free)
     observed = {path: own.place for path, own in statistics.consumers.items()}
@@ -89,6 +93,12 @@ def refitted_weights(
     room = limit - max(solving[path] for path in paths)
     parts = _passes(paths, needed, room, _affordable_passes(graph, statistics.samples))
     largest = max(sum(needed[path] for path in part) for part in parts)
+    shown = {
+        path
+        for path in paths
+        if path in known
+        and _rows_fit(graph, places[path], kept, statistics.samples, positions, room)
+    }
     models = SideBySide(
         graph,
         data,
@@ -100,33 +110,83 @@ def refitted_weights(
         most=affordable_batch(graph, batch_memory(free)),
         seed=seed,
         room=max(room - largest, 0) / 2 / max(statistics.samples, 1),
+        shown=shown,
     )
     for turn, part in enumerate(parts):
         sums = {
             path: ResidualAccumulator(shifts[path][kept[places[path].features]]) for path in part
         }
+        rows = {path: Rows() for path in part if path in shown}
         seen = 0
         with full_precision():
             for size, halves in models.run(turn, in_full_size(graph, kept, fitted)):
                 for path, half, found in halves:
+                    if path in rows:
+                        rows[path].add(half, found)
                     sums[path].add(half, found)
                 seen += size
                 if progress is not None:
                     progress(turn + 1, len(parts), seen)
         for path in part:
-            place = places[path]
-            change, offset = _fitted_change(sums.pop(path).result(), place)
-            for number, delta in ((place.kernel, change), (place.bias, offset)):
-                if number is not None:
-                    key = (calls[place.call].path, number)
-                    value = _slim(graph, kept, fitted, key)
-                    if number == place.kernel:
-                        delta += place.patches.kernel_matrix(value, len(delta))
-                        value = place.patches.with_matrix(value, delta)
-                    else:
-                        value = place.patches.with_offset(value, delta)
-                    fitted[key] = value.astype(np.float32)
+            own = fitted_change(
+                sums.pop(path), places[path], shifts[path], kept, rows.pop(path, None), known
+            )
+            fitted.update(changed(graph, kept, fitted, places[path], *own))
     return fitted
+
+
+def fitted_change(
+    sums: ResidualAccumulator,
+    place: Place,
+    shift: Array,
+    kept: Mask,
+    rows: Rows | None,
+    known: Mapping[str, str],
+) -> tuple[Array, Array]:
+    """Fits a consumer to the whole model's outputs.
+
+    Args:
+        sums: Its moments in both halves of the samples.
+        place: The consumer.
+        shift: What was subtracted from its features, `(features,)`.
+        kept: A mask of the channels that stay, `(channels,)`.
+        rows: The rows that it reads and makes, if it makes predictions.
+        known: Of what kind these predictions are, by path.
+
+    Returns:
+        The changes of its kernel, `(features, outputs)`, and of its bias, `(outputs,)`.
+    """
+    if rows is not None:
+        found = rows.result(shift[kept[place.features]])
+        return prediction_fit(*found, known[place.path], place.bias is not None)
+    return _fitted_change(sums.result(), place)
+
+
+def changed(
+    graph: ChannelGraph, kept: Mask, fitted: Weights, place: Place, change: Array, offset: Array
+) -> Weights:
+    """A consumer's slim weights after a change.
+
+    Args:
+        graph: The model's channels.
+        kept: A mask of the channels that stay, `(channels,)`.
+        fitted: The slim weights so far.
+        place: The consumer.
+        change: What is added to its kernel, `(features, outputs)`.
+        offset: What is added to its bias, `(outputs,)`.
+    """
+    made: Weights = {}
+    for number, delta in ((place.kernel, change), (place.bias, offset)):
+        if number is not None:
+            key = (graph.program.calls[place.call].path, number)
+            value = _slim(graph, kept, fitted, key)
+            if number == place.kernel:
+                delta = delta + place.patches.kernel_matrix(value, len(delta))
+                value = place.patches.with_matrix(value, delta)
+            else:
+                value = place.patches.with_offset(value, delta)
+            made[key] = value.astype(np.float32)
+    return made
 
 
 def _fitted_change(own: Residuals, place: Place) -> tuple[Array, Array]:
@@ -152,6 +212,18 @@ def _solving_memory(place: Place, kept: Mask) -> int:
     return 2 * 8 * features * (features + 2 * outputs)
 
 
+def _rows_fit(
+    graph: ChannelGraph, place: Place, kept: Mask, samples: int, positions: int, room: int
+) -> bool:
+    """Whether all rows of a consumer may be kept, and fitted again and again."""
+    (ref, *_) = graph.program.calls[place.call].outputs
+    inner = [positions if n is None else n for n in graph.counted.shapes[ref.index][1:-1]]
+    rows = samples * min(positions, math.prod(inner))
+    features, outputs = int(kept[place.features].sum()), place.outputs.shape[-1]
+    memory, work = 3 * 8 * rows * (features + 3 * outputs), 4 * rows * features * outputs * STEPS
+    return bool(memory <= room and work <= WORK / 10)
+
+
 def _affordable_passes(graph: ChannelGraph, samples: int) -> int:
     """The number of passes, from 2 to 8, within WORK; 8 if the model's FLOPs aren't known."""
     if graph.open_inputs:
@@ -175,10 +247,19 @@ def _passes(
     return parts
 
 
-def _behind_changes(graph: ChannelGraph, changed: set[str]) -> set[str]:
-    """Paths of the layers that come after a changed consumer."""
+def behind_changes(graph: ChannelGraph, changed: set[str], heads: Collection[str]) -> set[str]:
+    """Paths of the layers that can be fitted better than each by itself.
+
+    Args:
+        graph: The model's channels.
+        changed: The layers that lose features.
+        heads: The layers that make predictions.
+
+    Returns:
+        The layers that come after a changed one, and changed ones that make predictions.
+    """
     differing: set[int] = set()
-    behind: set[str] = set()
+    behind = {path for path in changed if path in heads}
     for call in graph.program.calls:
         differs = any(ref.index in differing for ref in call.inputs)
         if differs:

@@ -57,9 +57,11 @@ class ResidualAccumulator:
 
         Args:
             half: The half, 0 or 1.
-            sums: `count`; the sums `x` of x − s and `r` of r; `xx` and `xr` of their products.
+            sums: `count`; the sums `x` of x − s and `r` of r; `xx` and `xr` of their products. What
+                else there is, is left out.
         """
-        for name, value in sums.items():
+        for name in ("count", "x", "r", "xx", "xr"):
+            value = sums[name]
             if name not in self._sums:
                 self._sums[name] = np.zeros((2, *value.shape))
             self._sums[name][half] += value

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
+from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.data import batches
-from sgdap.execution.divergence import Divergence
+from sgdap.execution.divergence import rises
+from sgdap.execution.heads import heads
 from sgdap.execution.inputs import affordable_batch
 from sgdap.execution.losses import model_loss
 from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.output_scales import settled_losses
+from sgdap.execution.precision import full_precision
+from sgdap.execution.slim_runs import SlimRuns, State, bytes_of_sample
 from sgdap.planning.cost import cost_model
-from sgdap.reconstruction.refit import WORK, in_full_size, refitted_weights
+from sgdap.reconstruction.predictions import Rows
+from sgdap.reconstruction.refit import WORK, behind_changes, changed, fitted_change, in_full_size
+from sgdap.reconstruction.residuals import ResidualAccumulator
 from sgdap.reconstruction.weights import Mask, Weights, reconstructed_weights
 from sgdap.statistics.collect import CalibrationStatistics
 
-FITTED = 1000
+Array = npt.NDArray[np.float64]
+
+FITTED = 500
 """The most samples that the consumers of a slim model on trial are refitted on."""
 
-MEASURED = 500
+MEASURED = 1000
 """The most samples that its loss is measured on; they are others."""
+
+FEWEST = 16
+"""The number of samples that are used even where memory is scarce."""
 
 TRIALS = 64
 """The most slim models that are tried."""
@@ -35,8 +49,8 @@ class Trials:
     Args:
         graph: The model's channels.
         statistics: The result of a calibration pass over the same model.
-        data: Calibration inputs that can be read repeatedly. A third of those used, 500 at most,
-            is held back to measure the loss on.
+        data: Calibration inputs that can be read repeatedly. Half of those used, 1 000 at
+            most, are held back to measure the loss on; a single batch serves for both.
         reconstruction: Whether the consumers are refitted.
         samples: The number of samples to use at most; None: all.
         positions: The most output positions of a convolution to use from each sample.
@@ -59,60 +73,116 @@ class Trials:
     ) -> None:
         limit = checked_memory_limit(memory_limit)
         self._graph, self._statistics = graph, statistics
-        self._light = statistics.without_products()
         self._reconstruction = reconstruction
-        self._positions, self._seed, self._limit = positions, seed, memory_limit
-        drawn = _drawn(data, samples, batch_memory(limit))
+        self._places = _consumers(statistics, limit) if reconstruction else []
+        room = max(limit - batch_memory(limit) - statistics.nbytes, 0) // 2
+        needed = {
+            keeps: bytes_of_sample(graph, self._places, positions, keeps) for keeps in (False, True)
+        }
+        wanted = min(samples or FITTED + MEASURED, FITTED + MEASURED)
+        keeps = needed[True] * wanted <= room
+        batch = graph.program.shapes[graph.program.inputs[0].index][0] or 1
+        drawn = _drawn(data, max(min(wanted, room // needed[keeps]), FEWEST, 2 * batch))
         count = len(keras.tree.flatten(drawn)[0])
-        held = min(MEASURED, count // 3)
-        self._fitted_on, measured_on = (
+        held = min(MEASURED, count // 2) // batch * batch
+        measured_on, fitted_on = (
             (keras.tree.map_structure(lambda leaf, part=part: leaf[part], drawn),)
-            for part in (slice(held, None), slice(None, held))
+            for part in (slice(held or None), slice(held, None))
         )
         most = affordable_batch(graph, batch_memory(limit))
-        losses, _ = settled_losses(
+        self._losses, _ = settled_losses(
             graph, model_loss(graph), data, batch_size=256, samples=samples, most=most, seed=seed
         )
         keys = {(axis.path, axis.variable) for axis in graph.axes if axis.role != "follower"}
         for own in statistics.consumers.values():
-            path, numbers = (
-                graph.program.calls[own.place.call].path,
-                (own.place.kernel, own.place.bias),
-            )
+            path = graph.program.calls[own.place.call].path
+            numbers = (own.place.kernel, own.place.bias)
             keys.update((path, number) for number in numbers if number is not None)
-        self._divergence = Divergence(graph, measured_on, losses, sorted(keys), min(most, 256))
+        self._shifts = {
+            own.path: statistics.consumers[own.path].moments.total().mean[0] for own in self._places
+        }
+        self._heads = heads(graph)
+        self._runs = SlimRuns(
+            graph,
+            fitted_on,
+            measured_on,
+            self._places,
+            self._shifts,
+            sorted(keys),
+            positions=positions,
+            most=min(most, 256),
+            seed=seed,
+            shown=self._heads,
+            keeps=keeps,
+        )
+        whole = np.ones(graph.count, bool)
+        self._best = _Measured(np.inf, whole, {}, self._runs.states())
         self.affordable = _affordable(graph, count)
         """The number of slim models to try, so that it takes no more than a refit may take."""
 
-    def loss_of(self, kept: Mask) -> float:
-        """The rise of the loss if only the channels of a mask stay."""
+    def losses_of(self, kept: Mask) -> Array:
+        """The rise of the loss at each sample if only the channels of a mask stay, `(samples,)`."""
+        with full_precision():
+            weights = self._refitted(kept)
+            full = in_full_size(self._graph, kept, weights)
+            losses = rises(self._losses, self._runs.outputs(full))
+        loss = float(losses.mean())
+        if loss < self._best.loss:
+            self._best = _Measured(loss, kept, weights, self._runs.states())
+        return losses
+
+    def _refitted(self, kept: Mask) -> Weights:
+        """The slim weights, taken from the best model so far up to where they differ."""
+        graph, best = self._graph, self._best
         weights: Weights = {}
         if self._reconstruction:
-            weights = reconstructed_weights(self._graph, self._statistics, kept)
-            weights = refitted_weights(
-                self._graph,
-                self._light,
-                kept,
-                weights,
-                self._fitted_on,
-                positions=self._positions,
-                seed=self._seed,
-                memory_limit=self._limit,
-            )
-        return self._divergence.of(in_full_size(self._graph, kept, weights))
+            weights = reconstructed_weights(graph, self._statistics, kept)
+        behind = behind_changes(graph, {path for path, _ in weights}, self._heads)
+        same = self._runs.resume(best.states, self._first_difference(kept ^ best.kept))
+        for place in self._places[:same]:
+            path = graph.program.calls[place.call].path
+            weights.update({key: own for key, own in best.weights.items() if key[0] == path})
+        for place in self._places[same:]:
+            shift = self._shifts[place.path]
+            sums = ResidualAccumulator(shift[kept[place.features]])
+            rows = Rows() if place.path in self._heads else None
+            for _, half, found in self._runs.compare(in_full_size(graph, kept, weights), kept):
+                sums.add(half, found)
+                if rows is not None:
+                    rows.add(half, found)
+            if graph.program.calls[place.call].path in behind:
+                own = fitted_change(sums, place, shift, kept, rows, self._heads)
+                weights.update(changed(graph, kept, weights, place, *own))
+        return weights
+
+    def _first_difference(self, differ: Mask) -> int:
+        """The number of consumers before which no layer has channels that differ."""
+        touched = {axis.path for axis in self._graph.axes if differ[axis.channels].any()}
+        calls = self._graph.program.calls
+        first = next((n for n, call in enumerate(calls) if call.path in touched), len(calls))
+        return sum(place.call < first for place in self._places)
 
 
-def _drawn(data: Any, samples: int | None, room: int) -> Any:
-    """Inputs of the first samples, as many as are tried on and fit into some bytes, as arrays."""
-    wanted = min(samples or FITTED + MEASURED, FITTED + MEASURED)
-    parts: list[Any] = []
-    taken = 0
-    for x, _, _ in batches(data, 64, wanted):
-        part = keras.tree.map_structure(np.asarray, x)
-        taken += sum(leaf.nbytes for leaf in keras.tree.flatten(part))
-        if parts and taken > room:
-            break
-        parts.append(part)
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """A slim model that was measured: its loss, channels, weights and what it made."""
+
+    loss: float
+    kept: Mask
+    weights: Weights
+    states: Mapping[int, State]
+
+
+def _consumers(statistics: CalibrationStatistics, limit: int) -> list[Place]:
+    """The consumers that are refitted, in the order of their calls."""
+    places = [own.place for own in statistics.consumers.values() if own.place.refittable]
+    fitting = [own for own in places if 2 * 8 * len(own.features) ** 2 * 2 <= limit]
+    return sorted(fitting, key=lambda place: place.call)
+
+
+def _drawn(data: Any, samples: int) -> Any:
+    """Inputs of the first samples, as arrays."""
+    parts = [keras.tree.map_structure(np.asarray, x) for x, _, _ in batches(data, 64, samples)]
     return keras.tree.map_structure(lambda *rows: np.concatenate(rows), *parts)
 
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import sgdap
-from sgdap.execution import batch_sums, side_by_side
+from sgdap.execution import batch_sums, segments
 from sgdap.execution.precision import full_precision
 from tests.models import mlp, samples
 
@@ -22,7 +22,7 @@ def setting(request):
     tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
-@pytest.mark.parametrize("module", [batch_sums, side_by_side])
+@pytest.mark.parametrize("module", [batch_sums, segments])
 def test_both_passes_over_the_data_run_without_it(module, monkeypatch):
     seen = []
     traced = module.traced_for_any_batch

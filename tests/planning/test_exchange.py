@@ -90,3 +90,28 @@ def test_a_measured_plan_meets_the_budget_and_loses_no_more_on_its_own_data(reco
         return float((p * np.log((p + 1e-9) / (q + 1e-9))).sum(axis=1).mean())
 
     assert divergence("measured") <= divergence("global") * 1.05
+
+
+@pytest.mark.parametrize(("fall", "taken"), [(0.01, False), (0.03, True)])
+def test_a_fall_that_may_be_noise_of_the_samples_changes_no_width(fall, taken):
+    apart = np.tile([-1.0, 1.0], 500)  # half of the standard error is 0.016
+    first = []
+
+    def judge(kept):
+        first.append(kept)
+        return 2 + (apart - fall if len(first) > 1 else 0.0) * np.ones(1000)
+
+    start, found = exchanged(judge, tries=2)
+    assert (not np.array_equal(start, found)) is taken
+
+
+def test_an_improvement_at_every_sample_is_taken_however_the_samples_differ():
+    first = GROUPS[0]
+    spread = np.random.default_rng(0).normal(size=1000) ** 2
+
+    def judge(kept):
+        return 10 * spread + 1 / kept[first.channels].sum()
+
+    _, found = exchanged(judge)
+    start, _ = exchanged(lambda kept: 1.0)
+    assert widths(found)[first.name] > widths(start)[first.name]

@@ -9,7 +9,7 @@ import sgdap
 from sgdap import pipeline
 from sgdap.execution.side_by_side import SideBySide
 from sgdap.planning.plan import kept_mask
-from sgdap.reconstruction import reconstructed_weights, refitted_weights
+from sgdap.reconstruction import reconstructed_weights, refit, refitted_weights
 from sgdap.reconstruction.closed_form import cross_validated_fit
 from sgdap.reconstruction.refit import in_full_size
 from sgdap.reconstruction.residuals import ResidualAccumulator, Residuals
@@ -191,3 +191,34 @@ def test_a_run_that_goes_on_from_what_was_kept_finds_what_one_from_the_inputs_do
     for one, other in zip(*found, strict=True):
         for name in ("count", "mean", "second", "lacking", "cross"):
             np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-5)
+
+
+@pytest.mark.parametrize("end", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("hidden", [1, 2])
+def test_predictions_are_fitted_where_a_cross_entropy_reads_them(monkeypatch, end, hidden):
+    inputs = keras.Input((12,))
+    x = inputs
+    for number in range(hidden):
+        x = layers.Dense(16, "relu", name=f"hidden_{number}")(x)
+    model = randomise(keras.Model(inputs, layers.Dense(4, end, name="end")(x)))
+    kernel = model.get_layer("end").kernel
+    kernel.assign(5 * kernel)  # surer predictions
+    random = np.random.default_rng(0)
+    x = random.normal(size=(700, 12)).astype("float32")
+
+    def predicted(own: keras.Model) -> np.ndarray:
+        return np.clip(outputs(own, x[500:]).astype(np.float64), 1e-7, 1 - 1e-7)
+
+    p = predicted(model)
+
+    def divergence() -> float:
+        slim = sgdap.apply(model, sgdap.plan(model, x[:500], sgdap.Budget(params=0.4)))
+        q = predicted(slim)
+        each = p * np.log(p / q)
+        if end == "sigmoid":
+            each = each + (1 - p) * np.log((1 - p) / (1 - q))
+        return float(each.sum(1).mean())
+
+    with_predictions = divergence()
+    monkeypatch.setattr(refit, "heads", lambda graph: {})
+    assert with_predictions < 0.97 * divergence()
