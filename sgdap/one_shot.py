@@ -9,6 +9,7 @@ from typing import Any
 from sgdap._arguments import shown
 from sgdap.channels.grouping import channel_graph
 from sgdap.distillation import distill
+from sgdap.distillation.finish import check_can_learn
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import joined, reusable
 from sgdap.execution.inputs import check_calibration_data, counted_on_data
@@ -182,6 +183,7 @@ def apply(
     graph = channel_graph(model)
     data = joined(distill_data)
     check_calibration_data(graph, data)
+    check_can_learn(model, graph.program, data[0])
     teacher = copied(graph, compiled=False).program.model if in_place else model
     made = apply_plan(model, plan, in_place=in_place, optimizer=optimizer)
     distill(made if optimizer is None else made[0], teacher, data)
