@@ -9,6 +9,7 @@ from typing import Any
 from sgdap._arguments import shown
 from sgdap.channels.grouping import channel_graph
 from sgdap.distillation import distill
+from sgdap.distillation.finish import check_can_learn
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import joined, reusable
 from sgdap.execution.inputs import check_calibration_data, counted_on_data
@@ -33,7 +34,7 @@ def plan(
     reconstruction: bool = True,
     layers: Sequence[str] | None = None,
     min_channels: int = 1,
-    round_to: int | str = 1,
+    round_to: int | str = "auto",
     overrides: Mapping[str, float] | None = None,
     samples: int | None = 4096,
     folds: int = 5,
@@ -73,7 +74,8 @@ def plan(
             all.
         min_channels: The least number of channels of every group.
         round_to: Groups that shrink keep a multiple of this many channels, which runtimes reward.
-            `"auto"`: a multiple of 8 from 32 channels on, of 4 from 16 on, of 2 from 8 on.
+            `"auto"`: a multiple of 8 from 16 channels on, of 4 from 8 on, of 2 from 4 on, except
+            for widths that overrides or, without a budget, the criterion asks for. 1: any number.
         overrides: A dict from layer names or patterns to the share of their channels to keep,
             whatever the guidance says: `{"stem*": 1.0}`. The first matching entry holds.
         samples: The number of calibration samples to use; None: all.
@@ -181,6 +183,7 @@ def apply(
     graph = channel_graph(model)
     data = joined(distill_data)
     check_calibration_data(graph, data)
+    check_can_learn(model, graph.program, data[0])
     teacher = copied(graph, compiled=False).program.model if in_place else model
     made = apply_plan(model, plan, in_place=in_place, optimizer=optimizer)
     distill(made if optimizer is None else made[0], teacher, data)

@@ -446,6 +446,16 @@ def test_keras_tells_which_way_a_metric_is_better(metric, mode, better):
         _keras.more_is_better(model, "own", "auto")
 
 
+def test_metrics_of_labels_are_those_that_a_model_was_compiled_with():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    assert _keras.metrics_of_labels(model) is None
+    model.compile("sgd", "mse", metrics=["mae"])
+    assert _keras.metrics_of_labels(model) in model.metrics
+    model.train_on_batch(np.ones((3, 2)), np.ones((3, 1)))
+    assert list(_keras.metrics_of_labels(model).result()) == ["mae"]
+
+
 def test_compiled_losses_are_read_with_their_weights_before_and_after_the_first_step():
     inputs = keras.Input((3,))
     model = keras.Model(inputs, {n: layers.Dense(2, name=n)(inputs) for n in ("b", "a")})

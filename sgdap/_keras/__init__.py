@@ -90,6 +90,11 @@ NOT_BUILT_WITH_SHAPES = {"_build_shapes_dict": None}
 """Attributes by which a model is saved without the shapes that it was built with, which changed."""
 
 
+def metrics_of_labels(model: Any) -> Any:
+    """The metric that holds those that a model was compiled with, or None."""
+    return model._compile_metrics
+
+
 def compiled_losses(model: Any, outputs: Any) -> list[tuple[Any, Any, float]]:
     """Returns the terms of the loss that a model was compiled with; none where there is none.
 

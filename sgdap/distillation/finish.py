@@ -23,6 +23,10 @@ from sgdap.model.program import Program
 STEPS = 600
 """Steps of the first course, rounded up to whole passes; the next one takes twice as many."""
 
+STEPS_IN_EPOCH = 50
+"""Of few samples so many passes are taken as one epoch that it has about as many steps as this:
+an epoch takes time of its own."""
+
 _COURSES = 2
 _WORTHWHILE = 0.9
 """A course that leaves more of the divergence than this is the last one."""
@@ -52,7 +56,8 @@ def distill(
     A tenth of the samples (1 000 at most) is held back. If a first course of training lowers the
     divergence from the teacher there by a tenth, a second one follows, twice as long; one that does
     not lower it is taken back, and the other goes at a quarter of the rate. So what comes out is
-    never further from the teacher on these samples than what went in.
+    never further from the teacher on these samples than what went in (with a `label_weight`, the
+    sum of both parts is not larger). Penalties of the student count beside labels only.
 
     The student itself is trained, as in `fit`, in all of its weights that are trainable. The
     optimizer, loss and metrics that it was compiled with stay as they are. If the call is
@@ -62,15 +67,16 @@ def distill(
         student: A built model, such as the slim one that `sgdap.apply` makes.
         teacher: A built model that takes what the student takes and has outputs of the same shapes,
             such as the one that was pruned.
-        data: Inputs, in any form that `sgdap.plan` takes, targets and sample weights among them.
+        data: Inputs, in any form that `sgdap.plan` takes and that ends, targets and sample weights
+            among them.
             They are held in memory with the teacher's answers; for more than fit there, `fit` with
             `sgdap.DistillationCallback`.
         temperature: The temperature of outputs that are distributions, as in
             `sgdap.DistillationCallback`.
         label_weight: What the student's compiled loss counts beside the teacher. 0: targets are
-            not looked at.
+            not looked at; sample weights are.
         epochs: The number of passes over the data, in one course; None: see above, where the first
-            course takes 600 steps, in whole passes.
+            course takes 600 steps, in whole passes; several passes over few samples are one epoch.
         learning_rate: The learning rate at the beginning of a course.
         batch_size: The number of samples in a batch. A model built for a batch size of its own gets
             that.
@@ -104,17 +110,13 @@ def distill(
             f"learning_rate={shown(learning_rate)}"
         )
     program, terms = checked_terms(student, teacher)
-    if not student.trainable_weights:
-        raise ValueError(
-            f"No weight of the student '{student.name}' is trainable. Set trainable=True on the "
-            "layers that may learn."
-        )
     if label_weight and not (student.compiled and (student.loss or computes_own_loss(student))):
         raise ValueError(
             "label_weight counts the loss that the student was compiled with, and it was not "
             f"compiled with one. Call its `compile`. Received: label_weight={label_weight}"
         )
     read = joined(data)
+    check_can_learn(student, program, read[0])
     with _keras.scope_of(student), _keras.name_counters_kept():
         lessons = _Lessons(
             program,
@@ -129,17 +131,51 @@ def distill(
     return student
 
 
+def check_can_learn(student: Any, program: Program, x: Any) -> None:
+    """Checks that a student can be trained on some inputs.
+
+    Args:
+        student: The student.
+        program: The calls of a model with the same inputs.
+        x: All inputs, as arrays.
+
+    Raises:
+        ValueError: None of its weights is trainable, or there are too few samples.
+    """
+    if not student.trainable_weights:
+        raise ValueError(
+            f"No weight of the student '{student.name}' is trainable. Set trainable=True on the "
+            "layers that may learn."
+        )
+    unit, count, held = _parts(program, x)
+    if count <= held:
+        raise ValueError(
+            f"{count * unit} samples are too few to learn from some and to judge by others. "
+            "Pass some hundred."
+        )
+
+
+def _parts(program: Program, x: Any) -> tuple[int, int, int]:
+    """Samples that a model takes together, how many such units there are, how many are held."""
+    unit = program.shapes[program.inputs[0].index][0] or 1
+    count = len(keras.tree.flatten(x)[0]) // unit
+    return unit, count, min(math.ceil(_HELD_BACK * count), max(_MOST_HELD_BACK // unit, 1))
+
+
 def _train(
     pupil: _Pupil, lessons: _Lessons, epochs: int | None, rate: float, verbose: int | str
 ) -> None:
     """Trains in courses, and leaves the weights with the least loss on what is held back."""
-    passes = epochs or math.ceil(STEPS / lessons.steps)
     courses = 1 if epochs else _COURSES
-    pupil.begin(rate, passes * lessons.steps)
+    learnt, steps = lessons.learnt, lessons.steps
+    if not epochs and steps < STEPS_IN_EPOCH:
+        learnt, steps = lessons.repeated(math.ceil(STEPS_IN_EPOCH / steps))
+    passes = epochs or math.ceil(STEPS / steps)
+    pupil.begin(rate, passes * steps)
     best, least = _weights(pupil.student), pupil.judged(lessons)
     while courses:
-        pupil.begin(rate, passes * lessons.steps)
-        pupil.fit(*lessons.learnt, batch_size=lessons.batch, epochs=passes, verbose=verbose)
+        pupil.begin(rate, passes * steps)
+        pupil.fit(*learnt, batch_size=lessons.batch, epochs=passes, verbose=verbose)
         found = pupil.judged(lessons)
         courses -= 1
         if found < least:
@@ -196,15 +232,8 @@ class _Lessons:
                 "label_weight counts the loss of targets, and the data have none. Pass (x, y), or "
                 "leave label_weight at 0."
             )
-        fixed = program.shapes[program.inputs[0].index][0]
-        self.batch, unit = fixed or batch_size, fixed or 1
-        count = len(keras.tree.flatten(x)[0]) // unit
-        held = min(math.ceil(_HELD_BACK * count), max(_MOST_HELD_BACK // unit, 1))
-        if count <= held:
-            raise ValueError(
-                f"{count * unit} samples are too few to learn from some and to judge by others. "
-                "Pass some hundred."
-            )
+        unit, count, held = _parts(program, x)
+        self.batch = unit if unit > 1 else batch_size
         order = np.random.default_rng(0).permutation(count * unit)
         x, labels, weights = _chosen((x, labels if labelled else None, weights), order)
         told = {"labels": labels, "weights": weights}
@@ -214,6 +243,13 @@ class _Lessons:
         self.held = _chosen(whole, slice(None, held * unit))
         self.learnt = _chosen(whole, slice(held * unit, None))
         self.steps = math.ceil((count - held) * unit / self.batch)
+
+    def repeated(self, times: int) -> tuple[Any, int]:
+        """What is learnt from several times over, each in an order of its own, and the steps."""
+        count = len(keras.tree.flatten(self.learnt)[0])
+        random = np.random.default_rng(0)
+        rows = np.concatenate([random.permutation(count) for _ in range(times)])
+        return _chosen(self.learnt, rows), math.ceil(len(rows) / self.batch)
 
 
 def _chosen(arrays: Any, rows: Any) -> Any:
@@ -265,6 +301,8 @@ class _Pupil(keras.Model):
         temperature = options.temperature if training else 1.0
         labels, weights = y.get("labels"), y.get("weights")
         apart = divergence(self._terms, y["taught"], made, weights, temperature)
+        if not options.label_weight:
+            return apart  # without penalties: they would lead away from the teacher
         own = loss_of_labels(
             student,
             options.label_weight,

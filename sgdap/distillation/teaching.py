@@ -136,12 +136,19 @@ class Teaching:
         return labels + self._options.weight * apart
 
     def _metrics(self, *args: Any, **kwargs: Any) -> Any:
-        """In the place of the model's `compute_metrics`: without labels there is none to judge."""
+        """In the place of the model's `compute_metrics`: without labels those are left out."""
         given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
         held, own = self._own["compute_metrics"]
         of_keras = held is None and type(self._model).compute_metrics is _OF_KERAS
         if of_keras and given.get("y") is None:
-            return self._model.get_metrics_result()
+            of_labels = _keras.metrics_of_labels(self._model)
+            if of_labels is not None and not of_labels.built:  # Keras would ask for its result
+                raise ValueError(
+                    f"Model '{self._model.name}' was compiled with metrics, and fit is given no "
+                    "labels for them. Compile it without metrics, or call sgdap.distill."
+                )
+            shown = [metric for metric in self._model.metrics if metric is not of_labels]
+            return {metric.name: metric.result() for metric in shown}
         return own(*args, **kwargs)
 
 

@@ -78,7 +78,8 @@ def _kind(loss: ModelLoss, output: int) -> KnownLoss:
     if known:
         found = replace(known[0], weight=float(sum(term.weight for term in known)))
     else:
-        found = KnownLoss(output, "squared", opened[0].weight, opened[0].activation)
+        own = opened[0]
+        found = KnownLoss(output, "squared", own.weight, own.activation, axis=own.axis)
     if found.activation:
         kind = "categorical" if found.activation == "softmax" else "bernoulli"
         return replace(found, kind=kind, logits=False)

@@ -47,7 +47,7 @@ def drawn_loss(loss: KnownLoss, y: Any, seed: Any) -> Any:
     elif loss.kind == "poisson":
         drawn = drawn_poisson(y, seed)
     else:
-        drawn = drawn_squared(softened(y, loss.activation), seed, loss.weight)
+        drawn = drawn_squared(softened(y, loss.activation, loss.axis), seed, loss.weight)
     weight = 1.0 if loss.kind == "squared" else loss.weight
     return drawn * tf.sqrt(weight * batch / (1.0 if loss.summed else numbers))
 
@@ -134,16 +134,17 @@ def drawn_squared(y: Any, seed: Any, weight: Any = 0.5) -> Any:
     return tf.reduce_sum(y * root * tf.random.stateless_normal(tf.shape(y), seed))
 
 
-def softened(y: Any, activation: str) -> Any:
+def softened(y: Any, activation: str, axis: int = -1) -> Any:
     """The output of a softmax or sigmoid at a temperature, scaled up by it; others as they are.
 
     Args:
         y: Probabilities, `(…, classes)`, or any other output.
         activation: `"softmax"`, `"sigmoid"` or `""`.
+        axis: The axis of the classes.
     """
     if activation == "softmax":
         logits = tf.math.log(tf.maximum(y, _TINY))
-        return TEMPERATURE * tf.nn.softmax(logits / TEMPERATURE)
+        return TEMPERATURE * tf.nn.softmax(logits / TEMPERATURE, axis)
     if activation == "sigmoid":
         y = tf.clip_by_value(y, _PROBABILITY, 1 - _PROBABILITY)
         return TEMPERATURE * tf.sigmoid((tf.math.log(y) - tf.math.log(1 - y)) / TEMPERATURE)

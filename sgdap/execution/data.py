@@ -101,9 +101,17 @@ def joined(data: Any) -> Batch:
         `(x, y, sample_weight)`; the last two are None where there are none.
 
     Raises:
-        ValueError: There is no sample, or the batches do not fit together.
+        ValueError: There is no sample, the batches do not fit together, or a dataset has no end.
         TypeError: `data` is None or of an unknown kind.
     """
+    endless = (
+        isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY
+    )
+    if endless:
+        raise ValueError(
+            "The dataset never ends, and all of it would be read. Pass a part of it: "
+            "dataset.take(100) has 100 batches."
+        )
     read = list(batches(data, sys.maxsize, None))
     first, *others = ([leaf is not None for leaf in keras.tree.flatten(b)] for b in read)
     try:

@@ -53,7 +53,8 @@ def rise_of(loss: KnownLoss, y: Any, z: Any) -> npt.NDArray[np.float64]:
     elif loss.kind == "poisson":
         each = poisson_divergence(y, z)
     else:
-        each = (softened(z, loss.activation) - softened(y, loss.activation)) ** 2
+        apart = [softened(own, loss.activation, loss.axis) for own in (y, z)]
+        each = (apart[1] - apart[0]) ** 2
     each *= tf.cast(loss.weight, tf.float32)
     each = each.numpy().astype(np.float64).reshape(len(each), -1)
     found: npt.NDArray[np.float64] = each.sum(1) if loss.summed else each.mean(1)

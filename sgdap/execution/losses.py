@@ -49,7 +49,7 @@ class KnownLoss:
             axis, too.
         activation: `"softmax"`, `"sigmoid"` or `""`: what makes the output.
         logits: Whether a categorical or bernoulli output is logits; else it is probabilities.
-        axis: The axis of the classes.
+        axis: The axis of the classes, as the loss or else the softmax has it.
         gamma: The exponent of a focal loss, 0 for others.
         alpha: The weight of the classes in a focal loss, None for others.
         summed: Whether the loss is the sum over the batch and all positions, not their mean.
@@ -78,6 +78,7 @@ class OpenLoss:
             weight, else 1, because a weight is in the unit of its loss.
         needs_targets: Whether the predictions can't stand for the targets.
         activation: As in `KnownLoss`.
+        axis: As in `KnownLoss`.
     """
 
     output: int
@@ -86,6 +87,7 @@ class OpenLoss:
     weight: float = 1.0
     needs_targets: bool = True
     activation: str = ""
+    axis: int = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,11 +139,11 @@ def program_loss(program: Program) -> ModelLoss:
     compiled, notes = _compiled_terms(program)
     found: list[KnownLoss | OpenLoss] = []
     for i in range(count):
-        name, activation = names[i] if names else str(i), _activation(program, i)
+        name, (activation, axis) = names[i] if names else str(i), _activation(program, i)
         terms = tuple((loss, weight) for number, loss, weight in compiled if number == i)
         if compiled and not terms:
             notes += (f"Output '{name}' has no loss of its own, so it counts {_USUAL}.",)
-        known = [_known(i, activation, *term) for term in terms]
+        known = [_known(i, activation, axis, *term) for term in terms]
         read = [term for term in known if term is not None]
         if terms and len(read) == len(known):
             found += read
@@ -150,10 +152,11 @@ def program_loss(program: Program) -> ModelLoss:
         alike = bool(terms) and all(_is_regression(loss) for loss, _ in terms)
         if activation and not alike:
             kind = "categorical" if activation == "softmax" else "bernoulli"
-            found.append(KnownLoss(i, kind, weight, activation))
+            found.append(KnownLoss(i, kind, weight, activation, axis=axis))
         else:
             terms = terms if weight else ()
-            found.append(OpenLoss(i, name, terms, float(bool(weight)), not alike, activation))
+            scale = float(bool(weight))
+            found.append(OpenLoss(i, name, terms, scale, not alike, activation, axis))
         if terms and activation and not alike:
             notes += (
                 f"The curvature of the loss of output '{name}' is not known, so it counts as a "
@@ -193,7 +196,7 @@ def _compiled_terms(program: Program) -> tuple[list[tuple[int, Any, float]], tup
     return [(numbers, *rest) for numbers, *rest in terms if isinstance(numbers, int)], ()
 
 
-def _known(output: int, activation: str, loss: Any, weight: float) -> KnownLoss | None:
+def _known(output: int, activation: str, axis: int, loss: Any, weight: float) -> KnownLoss | None:
     """A term as one of known curvature, or None."""
     function, options = _keras.loss_function(loss)
     kind = _KINDS.get(function)
@@ -212,7 +215,7 @@ def _known(output: int, activation: str, loss: Any, weight: float) -> KnownLoss 
         abs(weight),
         activation,
         logits=bool(options.get("from_logits", False)),
-        axis=int(options.get("axis", -1)),
+        axis=int(options.get("axis", axis)),
         gamma=float(options.get("gamma", 2.0)) if focal else 0.0,
         alpha=options.get("alpha", 0.25) if focal and weighted else None,
         summed=loss.reduction == "sum",
@@ -224,13 +227,15 @@ def _is_regression(loss: Any) -> bool:
     return function in _REGRESSIONS or _KINDS.get(function) == "squared"
 
 
-def _activation(program: Program, output: int) -> str:
-    """What makes one of the model's outputs, if it is a softmax or sigmoid."""
+def _activation(program: Program, output: int) -> tuple[str, int]:
+    """What makes an output of the model, if it is a softmax or sigmoid, and along which axis."""
     ref = program.outputs[output]
     maker = next((c.operation for c in program.calls if ref in c.outputs), None)
     while isinstance(maker, keras.layers.Wrapper):
         maker = maker.layer
     activation = getattr(maker, "activation", None)
-    if isinstance(maker, keras.layers.Softmax) or activation is keras.activations.softmax:
-        return "softmax"
-    return "sigmoid" if activation is keras.activations.sigmoid else ""
+    if isinstance(maker, keras.layers.Softmax):
+        return ("softmax", maker.axis) if isinstance(maker.axis, int) else ("", -1)
+    if activation is keras.activations.softmax:
+        return "softmax", -1
+    return "sigmoid" if activation is keras.activations.sigmoid else "", -1

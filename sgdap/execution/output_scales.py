@@ -68,7 +68,7 @@ def settled_losses(
                     f"{', as the calibration data have no targets' if own.needs_targets else ''}, "
                     "so it counts as the squared error relative to its own variance.",
                 )
-        settled.append(KnownLoss(own.output, "squared", weight, own.activation))
+        settled.append(KnownLoss(own.output, "squared", weight, own.activation, axis=own.axis))
     return tuple(sorted((*loss.known, *settled), key=lambda term: term.output)), notes
 
 

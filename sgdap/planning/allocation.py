@@ -79,7 +79,7 @@ def allocate(
         absolute = [f"{name}={limit}" for name, limit in above.items()]
         percent = [f"{name}={limit / 100:.4g}" for name, limit in above.items() if limit <= 100]
         least = f"{rules.min_channels} channel{'s' if rules.min_channels > 1 else ''} per group"
-        if rules.round_to != 1:
+        if rules.round_to not in (1, "auto"):
             least += f", rounded by round_to={rules.round_to!r},"
         if rules.fixed:
             least += " and the widths that overrides sets"

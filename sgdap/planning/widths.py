@@ -26,8 +26,8 @@ class WidthRules:
 
     Attributes:
         min_channels: The least number of channels of every group.
-        round_to: Groups that shrink keep a multiple of this many channels. `"auto"`: of 8 from 32
-            channels on, of 4 from 16 on, of 2 from 8 on.
+        round_to: Groups that shrink keep a multiple of this many channels. `"auto"`: of 8 from 16
+            channels on, of 4 from 8 on, of 2 from 4 on.
         fixed: The widths of groups whose width the user set, by name.
     """
 
@@ -53,7 +53,8 @@ class WidthRules:
         fixed = dict(self.fixed)
         for group in groups:
             least = group.size - (curves[group.name].wanted or 0)
-            fixed.setdefault(group.name, min(w for w in self.allowed(group) if w >= least))
+            widths = (group.size, *_asked_for(group.size, self.min_channels, self.round_to))
+            fixed.setdefault(group.name, min(w for w in widths if w >= least))
         return replace(self, fixed=fixed)
 
 
@@ -84,7 +85,7 @@ def width_rules(
                 f"{choices_for(pattern, _producers(groups))}"
             )
         for group in fitting:
-            widths = (group.size, *_narrower(group.size, min_channels, round_to))
+            widths = (group.size, *_asked_for(group.size, min_channels, round_to))
             nearest = min(widths, key=lambda width: abs(width - share * group.size))  # noqa: B023
             fixed.setdefault(group.name, nearest)
     return WidthRules(min_channels, round_to, fixed)
@@ -158,11 +159,16 @@ def _narrower(size: int, least: int, round_to: int | str) -> list[int]:
     return [w for w in range(size - 1, least - 1, -1) if w % _multiple(w, round_to) == 0]
 
 
+def _asked_for(size: int, least: int, round_to: int | str) -> list[int]:
+    """Narrower widths for what asks for a width itself: only a number rounds that."""
+    return _narrower(size, least, 1 if isinstance(round_to, str) else round_to)
+
+
 def _multiple(width: int, round_to: int | str) -> int:
     """What a width must be a multiple of."""
     if not isinstance(round_to, str):
         return round_to
-    return next((multiple for multiple in (8, 4, 2) if width >= 4 * multiple), 1)
+    return next((multiple for multiple in (8, 4, 2) if width >= 2 * multiple), 1)
 
 
 @dataclass(eq=False)

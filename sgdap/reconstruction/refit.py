@@ -32,6 +32,10 @@ PASSES = 8
 WORK = 1.5e13
 """FLOPs that all passes together may take (the whole model's, on all samples). Two always run."""
 
+STORED = 1 << 29
+"""Bytes of what both models made that one pass keeps for the next at most, however much memory
+there is."""
+
 
 def refitted_weights(
     graph: ChannelGraph,
@@ -109,7 +113,7 @@ def refitted_weights(
         positions=positions,
         most=affordable_batch(graph, batch_memory(free)),
         seed=seed,
-        room=max(room - largest, 0) / 2 / max(statistics.samples, 1),
+        room=min(max(room - largest, 0) / 2, STORED) / max(statistics.samples, 1),
         shown=shown,
     )
     for turn, part in enumerate(parts):

@@ -399,3 +399,19 @@ def test_a_loss_of_keras_distillation_is_taken_for_its_temperature():
     loss = keras.distillation.LogitsDistillation(temperature=2.0)
     logs = teach(model, teacher, temperature=loss)
     assert logs["distillation_loss"] == pytest.approx(softened(p, q, 2).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("met", [False, True])
+def test_without_labels_compiled_metrics_are_left_out(met):
+    model, teacher = network(4), network(6)
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    x = np.random.default_rng(0).normal(size=(16, *model.input_shape[1:])).astype("float32")
+    if met:
+        model.fit(x, np.zeros(16), verbose=0)
+    teaching = sgdap.DistillationCallback(teacher)
+    if not met:
+        with pytest.raises(ValueError, match="compiled with metrics, and fit is given no labels"):
+            model.fit(x, verbose=0, callbacks=[teaching])
+        return
+    history = model.fit(x, verbose=0, callbacks=[teaching]).history
+    assert set(history) == {"loss", "distillation_loss"}

@@ -8,6 +8,8 @@ from keras import layers
 
 import sgdap
 from sgdap.distillation import finish
+from sgdap.distillation.teaching import checked_terms
+from sgdap.distillation.terms import answers, divergence
 
 pytestmark = pytest.mark.compiled
 RANDOM = np.random.default_rng(0)
@@ -38,7 +40,7 @@ def assert_same(before, after):
 
 def test_a_slim_model_comes_nearer_to_the_dense_one_without_labels():
     model = network(32)
-    slim = sgdap.apply(model, sgdap.plan(model, X, sgdap.Budget(flops=0.3)))
+    slim = sgdap.apply(model, sgdap.plan(model, X, sgdap.Budget(flops=0.3), reconstruction=False))
     before = apart(slim, model)
     assert sgdap.distill(slim, model, X, epochs=20, learning_rate=0.02) is slim
     assert apart(slim, model) < before / 2
@@ -123,6 +125,7 @@ def courses(monkeypatch, results):
     monkeypatch.setattr(finish._Pupil, "begin", begin)
     monkeypatch.setattr(finish._Pupil, "judged", lambda pupil, lessons: next(results))
     monkeypatch.setattr(finish, "STEPS", 10)
+    monkeypatch.setattr(finish, "STEPS_IN_EPOCH", 1)
     sgdap.distill(network(), network(20), X, learning_rate=0.01)
     return begun[1:]  # the first is only for judging
 
@@ -251,3 +254,82 @@ def test_labels_that_are_missing_or_a_student_that_learns_nothing_are_refused():
     student.trainable = False
     with pytest.raises(ValueError, match="is trainable"):
         sgdap.distill(student, network(20), X)
+
+
+def test_penalties_do_not_lead_away_from_the_teacher():
+    teacher = softmax_network(None)
+    student = softmax_network("l2")
+    student.set_weights([weight + 0.01 for weight in teacher.get_weights()])
+    x = np.random.default_rng(0).normal(size=(200, 6)).astype("float32")
+
+    def apart() -> float:
+        p, q = teacher.predict(x, verbose=0), student.predict(x, verbose=0)
+        return float((p * np.log(p / q)).sum(1).mean())
+
+    before = apart()
+    sgdap.distill(student, teacher, x, epochs=3)
+    assert apart() < 1.5 * before
+
+
+def softmax_network(penalty) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    hidden = layers.Dense(8, "relu", kernel_regularizer=penalty)
+    return keras.Sequential([keras.Input((6,)), hidden, layers.Dense(3, "softmax")])
+
+
+@pytest.mark.parametrize("loss", [None, "mse", "kl_divergence"])
+def test_classes_on_another_axis_are_compared_along_it(loss):
+    """The same network with the classes last is the oracle."""
+    x = np.random.default_rng(0).normal(size=(40, 5)).astype("float32")
+    losses = []
+    for axis in (1, 2):
+        models = []
+        for seed in range(2):
+            keras.utils.set_random_seed(seed)
+            shape = [layers.Reshape((3, 4))] + [layers.Permute((2, 1))] * (axis == 2)
+            dense = [layers.Dense(12), *shape, layers.Softmax(axis=axis)]
+            models.append(keras.Sequential([keras.Input((5,)), *dense]))
+        for model in models:
+            if loss is not None:
+                model.compile("sgd", loss)
+        terms = checked_terms(*models)[1]
+        taught = [answers(terms[0].teacher, models[1](x))]
+        losses.append(float(divergence(terms, taught, [models[0](x)], None, 2.0)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] > 0
+
+
+def test_a_dataset_without_an_end_is_refused():
+    model = softmax_network(None)
+    endless = tf.data.Dataset.from_tensor_slices(np.zeros((8, 6), "float32")).batch(4).repeat()
+    with pytest.raises(ValueError, match="never ends.*take"):
+        sgdap.distill(model, softmax_network(None), endless)
+
+
+def test_passes_over_few_samples_are_taken_together(monkeypatch):
+    monkeypatch.setattr(finish, "STEPS", 100)
+    epochs = []
+    original = finish._Pupil.fit
+
+    def fit(self, *args, epochs_seen=epochs, **kwargs):
+        epochs_seen.append(kwargs["epochs"])
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(finish._Pupil, "fit", fit)
+    keras.utils.set_random_seed(1)
+    teacher = keras.Sequential([keras.Input((6,)), layers.Dense(3, "softmax")])
+    x = np.random.default_rng(0).normal(size=(70, 6)).astype("float32")
+    sgdap.distill(softmax_network(None), teacher, x)
+    assert epochs[0] == 2
+
+
+@pytest.mark.parametrize("fault", ["frozen", "few samples"])
+def test_what_cannot_learn_is_refused_before_it_is_pruned(fault):
+    model = softmax_network(None)
+    x = np.random.default_rng(0).normal(size=(50, 6)).astype("float32")
+    plan = sgdap.plan(model, x, sgdap.Budget(flops=0.5))
+    model.trainable = fault != "frozen"
+    with pytest.raises(ValueError, match="is trainable|too few"):
+        data = x if fault == "frozen" else x[:1]
+        sgdap.apply(model, plan, in_place=True, distill_data=data)
+    assert model.layers[0].units == 8
