@@ -50,7 +50,8 @@ def fit(model: keras.Model, callback, epochs: int = 4, **arguments):
 
 
 def pruner(budget=THIRD, **arguments) -> sgdap.SGDAPCallback:
-    return sgdap.SGDAPCallback(budget, **({"verbose": 0} | arguments))
+    """Widths are not rounded, so that even narrow layers lose channels in each round."""
+    return sgdap.SGDAPCallback(budget, **({"verbose": 0, "round_to": 1} | arguments))
 
 
 @contextlib.contextmanager
