@@ -102,8 +102,8 @@ class SGDAPCallback(keras.callbacks.Callback):
         layers: Names or patterns of the layers whose channels may be removed; None: all.
         min_channels: The least number of channels of every group.
         round_to: Groups that shrink keep a multiple of this many channels, which runtimes reward.
-            `"auto"`: a multiple of 8 from 16 channels on, of 4 from 8 on, of 2 from 4 on, except
-            for widths that overrides or, without a budget, the criterion asks for. 1: any number.
+            `"auto"`: a multiple of 8 from 16 channels on, of 4 from 8 on, except for widths that
+            overrides or, without a budget, the criterion asks for. 1: any number.
         overrides: A dict from layer names or patterns to the share of their channels to keep, as
             in `sgdap.plan`.
         teacher: A trained model whose answers the slim model learns beside the labels, as with

@@ -27,7 +27,7 @@ class WidthRules:
     Attributes:
         min_channels: The least number of channels of every group.
         round_to: Groups that shrink keep a multiple of this many channels. `"auto"`: of 8 from 16
-            channels on, of 4 from 8 on, of 2 from 4 on.
+            channels on, of 4 from 8 on.
         fixed: The widths of groups whose width the user set, by name.
     """
 
@@ -168,7 +168,7 @@ def _multiple(width: int, round_to: int | str) -> int:
     """What a width must be a multiple of."""
     if not isinstance(round_to, str):
         return round_to
-    return next((multiple for multiple in (8, 4, 2) if width >= 2 * multiple), 1)
+    return next((multiple for multiple in (8, 4) if width >= 2 * multiple), 1)
 
 
 @dataclass(eq=False)
