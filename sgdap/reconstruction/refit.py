@@ -29,7 +29,7 @@ Array = npt.NDArray[np.float64]
 PASSES = 8
 """The most passes over the data, unless memory demands more."""
 
-WORK = 1.5e13
+WORK = 5e12
 """FLOPs that all passes together may take (the whole model's, on all samples). Two always run."""
 
 STORED = 1 << 29
