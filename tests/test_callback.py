@@ -50,8 +50,7 @@ def fit(model: keras.Model, callback, epochs: int = 4, **arguments):
 
 
 def pruner(budget=THIRD, **arguments) -> sgdap.SGDAPCallback:
-    """Widths are not rounded, so that even narrow layers lose channels in each round."""
-    return sgdap.SGDAPCallback(budget, **({"verbose": 0, "round_to": 1} | arguments))
+    return sgdap.SGDAPCallback(budget, **({"verbose": 0} | arguments))
 
 
 @contextlib.contextmanager

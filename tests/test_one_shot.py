@@ -76,7 +76,7 @@ def test_dead_constant_and_duplicated_channels_are_all_found_and_the_outputs_sta
     np.testing.assert_allclose(outputs(wide, x), outputs(narrow, x), atol=1e-5)
     cost = sgdap.profile(narrow, latency=False)
     budget = sgdap.Budget(flops=cost.flops, params=cost.params)
-    plan = sgdap.plan(wide, x, budget, guidance=guidance, round_to=1)
+    plan = sgdap.plan(wide, x, budget, guidance=guidance)
     assert plan.widths == {"conv_1": 4, "conv_2": 6, "dense_1": 16, "dense_2": 10, "end": 10}
     for group in plan.groups[:-1]:
         size = len(group.kept)
@@ -111,7 +111,7 @@ def test_every_guidance_meets_the_budget(guidance, allocation, reconstruction):
 
 def test_reconstructed_weights_are_the_least_squares_fit_to_the_consumers_input():
     model, (x, _) = convnet(), digits_like(200)
-    plan = sgdap.plan(model, x, sgdap.Budget(params=0.9), layers=["hidden"], round_to=1)
+    plan = sgdap.plan(model, x, sgdap.Budget(params=0.9), layers=["hidden"])
     slim = sgdap.apply(model, plan)
     kept = list(next(g.kept for g in plan.groups if g.name == "hidden"))
     hidden = outputs(keras.Model(model.inputs[0], model.get_layer("hidden").output), x)
@@ -548,7 +548,7 @@ def two_heads(unit: float = 1.0, logits: bool = False) -> keras.Model:
 def widths_of(model: keras.Model, data=None) -> dict[str, int]:
     inputs = np.random.default_rng(0).normal(size=(400, 12)).astype("float32")
     data = inputs if data is None else (inputs, data)
-    plan = sgdap.plan(model, data, sgdap.Budget(flops=0.4), reconstruction=False, round_to=1)
+    plan = sgdap.plan(model, data, sgdap.Budget(flops=0.4), reconstruction=False)
     return {
         group.layers[0]: len(group.kept) for group in plan.groups if group.layers[0] in BRANCHES
     }

@@ -297,7 +297,7 @@ def test_fit_tries_only_widths_that_are_allowed(widths):
         call.weight(layer.factors, call.input.axes[-1])
         return call.input
 
-    def fitted(round_to=1, **widths) -> list[int]:
+    def fitted(**widths) -> list[int]:
         model = keras.Sequential(
             [
                 keras.Input((4,)),
@@ -309,9 +309,7 @@ def test_fit_tries_only_widths_that_are_allowed(widths):
         )
         model.compile("sgd", "mse")
         budget = sgdap.Budget(params=0.95)
-        callback = sgdap.SGDAPCallback(
-            budget, jit_compile=None, verbose=0, round_to=round_to, **widths
-        )
+        callback = sgdap.SGDAPCallback(budget, jit_compile=None, verbose=0, **widths)
         x = samples(model)
         model.fit(x, np.zeros((len(x), 2)), epochs=2, verbose=0, callbacks=[callback])
         return [model.layers[0].units, model.layers[2].units]
