@@ -56,14 +56,16 @@ class Storage:
 
         A sensitivity takes 8 bytes a number for the sum and 4 for what the present batch adds, as a
         batch makes all sensitivities at once. It makes moments one after another, so what it adds
-        to them is not counted.
+        to them is not counted; the rows of 4 bytes a number that wait for it are, a fourth as many
+        as features in each fold (`RowSums`).
 
         Args:
             size: The consumer's size.
             folds: Number of folds.
         """
         sensitivity = {"whole": size.outputs**2, "diagonal": size.outputs, "none": 0}
-        return 8 * _numbers(self.level, size, folds) + 12 * sensitivity[self.sensitivity]
+        waiting = {"folds": folds, "merged": 1}.get(self.level, 0) * size.features**2
+        return 8 * _numbers(self.level, size, folds) + waiting + 12 * sensitivity[self.sensitivity]
 
     def work(self, size: Size, folds: int) -> int:
         """Bytes that scoring the consumer takes besides: an inverse, and a sum over folds."""

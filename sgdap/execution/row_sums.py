@@ -15,7 +15,8 @@ from sgdap.execution.batch_sums import Gathering
 from sgdap.execution.rows import Rows
 
 WAITING = 4
-"""Rows wait until they are this part of the features (a fourth): adding up matrices takes time."""
+"""Rows wait until they are this part of the features (a fourth): adding up matrices takes time.
+They do not where less than all products is kept, which takes less memory than such rows."""
 
 BLOCK_BYTES = 1 << 26
 """Memory for the contributions of all channels to some outputs, of one batch's rows."""
@@ -53,7 +54,8 @@ class RowSums:
         """
         for fold, waiting in enumerate(self._waiting):
             waiting += [part.of((fold - first) % self._folds, self._folds) for part in parts]
-            if WAITING * sum(int(rows.shape[0]) for rows in waiting) >= shift.shape[0]:
+            enough = shift.shape[0] if self._kept == "all" else 0
+            if WAITING * sum(int(rows.shape[0]) for rows in waiting) >= enough:
                 yield from self._rest(fold, shift)
 
     def rest(self, shift: Any) -> Iterator[tuple[int, Sums]]:

@@ -29,28 +29,7 @@ Weights = npt.NDArray[np.float32]
 
 
 def apply(model: Any, plan: Plan, *, in_place: bool = False, optimizer: Any | None = None) -> Any:
-    """Builds the slim model of a plan.
-
-    Args:
-        model: The model that the plan was made for.
-        plan: The plan to apply.
-        in_place: Whether to make `model` itself slim, with its optimizer's state. Otherwise a
-            copy becomes slim and `model` stays as it is. The copy of a compiled model is compiled
-            in the same way, with a new optimizer. The copy of a model with its own `call` or
-            `get_config` is an ordinary functional model.
-        optimizer: An optimizer of your own training loop, to follow the model with its state. That
-            of `compile` follows anyway.
-
-    Returns:
-        The slim model; with `in_place`, `model` itself. With an `optimizer`, a tuple of it and the
-        optimizer to train it with: with `in_place` the same one, otherwise a new one.
-
-    Raises:
-        TypeError: `plan` is not a `Plan`, `model` not a Keras model or `optimizer` not a Keras
-            optimizer.
-        ValueError: The plan was made for another model or for other weights, or a layer can't be
-            rebuilt from its config.
-    """
+    """Builds the slim model of a plan, untrained; `sgdap.apply` tells of arguments and errors."""
     if not isinstance(plan, Plan):
         raise TypeError(
             f"plan must be a sgdap.Plan. Received: {shown(plan)} (of type {type(plan).__name__})"

@@ -5,12 +5,14 @@ import logging
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
 import sgdap
 from sgdap.execution import memory
+from sgdap.execution.batch_sums import Gathering
 from sgdap.execution.memory import (
     LEVELS,
     Size,
@@ -21,9 +23,12 @@ from sgdap.execution.memory import (
     free_memory,
     total_memory,
 )
+from sgdap.execution.row_sums import RowSums
+from sgdap.execution.rows import Rows
 from sgdap.execution.taps import kernel_matrix
+from sgdap.execution.triangle import numbers_kept
 from sgdap.statistics.contributions import channel_sums, weighted_kernel
-from tests.models import randomise, samples
+from tests.models import convnet, randomise, samples
 
 GB = 10**9
 
@@ -259,3 +264,27 @@ def test_statistics_take_no_more_than_their_share_of_the_limit(whole, limit):
     _, graph, x, _ = whole
     statistics = sgdap.collect_statistics(graph, x, folds=3, memory_limit=limit)
     assert 0 < statistics.nbytes <= limit - batch_memory(limit)
+
+
+def test_rows_that_wait_are_counted_where_they_may():
+    size = Size(features=64, channels=16, outputs=4)
+    for level, folds in (("folds", 5), ("merged", 1)):
+        matrices = folds * 8 * numbers_kept(64)
+        assert Storage(level, "none").bytes(size, 5) == matrices + folds * (64 // 4) * 64 * 4
+    assert Storage("alone", "none").bytes(size, 1) == 8 * 16 * (1 + 4)
+
+
+@pytest.mark.parametrize("level", ["merged", "alone"])
+def test_rows_wait_only_where_all_products_are_kept(level):
+    model = convnet()
+    graph = sgdap.channel_graph(model)
+    place = next(own for own in graph.places if own.path == "end")
+    features = len(place.features)
+    weights = {} if level == "merged" else {"end": np.ones((features, 1), np.float32)}
+    storage = {"end": Storage(level, "none")}
+    whole = Gathering({"end": [place]}, storage, 1, 32, False, True, True, (), weights)
+    sums = RowSums("end", whole)
+    rows = Rows(tf.ones([1, 1, features]))
+    found = list(sums.add([rows], 0, tf.zeros([features])))
+    assert len(found) + len(list(sums.rest(tf.zeros([features])))) == 1
+    assert bool(found) == (level == "alone")
