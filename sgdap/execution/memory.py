@@ -68,9 +68,9 @@ class Storage:
         return 8 * _numbers(self.level, size, folds) + waiting + 12 * sensitivity[self.sensitivity]
 
     def work(self, size: Size, folds: int) -> int:
-        """Bytes that scoring the consumer takes besides: an inverse, and a sum over folds."""
+        """Bytes that scoring takes besides: the whole matrix, its inverse, a sum over folds."""
         n = {"folds": size.features, "merged": size.features, "channels": size.channels}
-        matrices = 2 if self.level == "folds" and folds > 1 else 1
+        matrices = 3 if self.level == "folds" and folds > 1 else 2
         return 8 * matrices * n.get(self.level, 0) ** 2
 
 

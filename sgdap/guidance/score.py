@@ -107,7 +107,7 @@ def _working_memory(group: ChannelGroup, statistics: CalibrationStatistics, chan
     """Bytes that scoring a group needs at most.
 
     For each consumer there are the inverse, the weights and the columns that wait, and for one at
-    a time the sum over the folds.
+    a time the whole matrix and the sum over the folds.
     """
     member = np.zeros(channels, bool)
     member[group.channels] = True
@@ -117,7 +117,7 @@ def _working_memory(group: ChannelGroup, statistics: CalibrationStatistics, chan
             known = own.moments if own.gathered is None else own.gathered
             size = known.mean.shape[1] if known.has_products else 0
             total += 8 * size * (size + 3 * own.place.weighed + PENDING)
-            summed = max(summed, 8 * size**2 if known.folds > 1 else 0)
+            summed = max(summed, 8 * size**2 * (2 if known.folds > 1 else 1))
     return total + summed
 
 
