@@ -65,7 +65,7 @@ def test_with_enough_memory_everything_is_kept():
 def test_folds_of_the_largest_are_merged_before_anything_is_given_up():
     by_path = {"large": Size(900, 100, 10), "small": Size(100, 100, 10)}
     everything = 8 * (5 * 900**2 + 5 * 100**2)
-    chosen = choose_storage(by_path, 5, everything // 2)
+    chosen = choose_storage(by_path, 5, everything * 3 // 5)  # a sum, and work on the largest
     assert (chosen["large"].level, chosen["small"].level) == ("merged", "folds")
     chosen = choose_storage(by_path, 5, 8 * 700**2)
     assert (chosen["large"].level, chosen["small"].level) == ("channels", "merged")
