@@ -424,7 +424,7 @@ def correlated(count: int) -> tuple[keras.Model, np.ndarray]:
 @pytest.mark.parametrize(
     ("limit", "worse", "words"),
     [
-        (8 * 4 * 256**2, 1.1, "Batches hold at most"),
+        (8 * 4 * 270**2, 1.1, "Batches hold at most"),
         (8 * 300**2, 2.0, "Only products of whole channels are kept"),
         (30_000, 3.5, "Only each channel's own power is kept"),
     ],

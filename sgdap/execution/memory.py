@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from sgdap._arguments import check_integer
-from sgdap.execution.triangle import numbers_kept
+from sgdap.execution.triangle import is_made_anew, numbers_kept
 
 LEVELS = ("folds", "merged", "channels", "alone")
 
@@ -68,10 +68,10 @@ class Storage:
         return 8 * _numbers(self.level, size, folds) + waiting + 12 * sensitivity[self.sensitivity]
 
     def work(self, size: Size, folds: int) -> int:
-        """Bytes that scoring takes besides: the whole matrix, its inverse, a sum over folds."""
+        """Bytes that scoring takes besides: an inverse, a sum over folds, a whole matrix."""
         n = {"folds": size.features, "merged": size.features, "channels": size.channels}
-        matrices = 3 if self.level == "folds" and folds > 1 else 2
-        return 8 * matrices * n.get(self.level, 0) ** 2
+        own = n.get(self.level, 0)
+        return 8 * own**2 * (1 + (self.level == "folds" and folds > 1) + is_made_anew(own))
 
 
 def _numbers(level: str, size: Size, folds: int) -> int:

@@ -41,6 +41,11 @@ def block_rows(packed: npt.NDArray[Any], n: int) -> Iterator[tuple[int, npt.NDAr
         yield start, packed[begin:end].reshape(-1, n - start)
 
 
+def is_made_anew(n: int) -> bool:
+    """Whether the whole matrix of n rows takes memory of its own when it is unpacked."""
+    return n > BLOCK
+
+
 def packed_from(whole: Array) -> Array:
     """What is kept of a symmetric matrix, `(numbers,)`.
 
@@ -60,7 +65,7 @@ def unpacked(packed: Array, n: int) -> Array:
         packed: `(numbers,)`.
         n: Rows of the matrix.
     """
-    if n <= BLOCK:
+    if not is_made_anew(n):
         return packed.reshape(n, n)
     whole = np.empty((n, n))
     for start, rows in block_rows(packed, n):

@@ -15,6 +15,7 @@ from sgdap import _keras
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.execution.memory import checked_memory_limit
 from sgdap.execution.taps import kernel_matrix, weighed_matrix
+from sgdap.execution.triangle import is_made_anew
 from sgdap.guidance.base import GroupData, Guidance
 from sgdap.guidance.criteria import is_batch_norm_scale
 from sgdap.guidance.elimination import PENDING, Consumer, ErrorCurve, eliminate, scale_of
@@ -117,7 +118,7 @@ def _working_memory(group: ChannelGroup, statistics: CalibrationStatistics, chan
             known = own.moments if own.gathered is None else own.gathered
             size = known.mean.shape[1] if known.has_products else 0
             total += 8 * size * (size + 3 * own.place.weighed + PENDING)
-            summed = max(summed, 8 * size**2 * (2 if known.folds > 1 else 1))
+            summed = max(summed, 8 * size**2 * ((known.folds > 1) + is_made_anew(size)))
     return total + summed
 
 

@@ -54,7 +54,7 @@ class Moments:
     def second(self) -> Array:
         """The second moments as whole matrices, `(folds, n, n)`; large ones are made anew."""
         n = self.mean.shape[1]
-        if n <= triangle.BLOCK:
+        if not triangle.is_made_anew(n):
             return self.packed.reshape(-1, n, n)
         return np.stack([triangle.unpacked(own, n) for own in self.packed])
 
