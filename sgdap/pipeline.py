@@ -218,7 +218,6 @@ def make_plan(
             samples=options.samples,
             positions=options.positions,
             seed=options.seed,
-            gradient_samples=options.criterion.gradient_samples,
             memory_limit=options.memory_limit,
             progress=progress.samples("calibration", options.samples) if progress else None,
         )

@@ -55,8 +55,6 @@ class Guidance:
     """Whether it looks at what the calibration data do; else at the model's weights only."""
     chooses_widths: ClassVar[bool] = False
     """Whether the criterion says without a budget which channels stay: it has `keeps`."""
-    gradient_samples: ClassVar[int | None] = 128
-    """About how many samples' gradients it needs, for sensitivities and curves; None: all."""
     refinement: float = 0.0
     """Share of the remaining channels among which elimination may choose the next one to leave."""
 

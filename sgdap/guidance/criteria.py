@@ -260,7 +260,6 @@ class TaylorGuidance(Guidance):
     """
 
     name: ClassVar[str] = "taylor"
-    gradient_samples: ClassVar[int | None] = None
     looks_at_consumers: ClassVar[bool] = True
 
     def scores(self, data: GroupData) -> Array:

@@ -49,14 +49,16 @@ class Rows:
 
 def prediction_fit(
     features: list[Array], made: list[Array], wanted: list[Array], kind: str, bias: bool = True
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array] | None:
     """The change of a layer that brings its predictions closest to the wanted ones.
 
     With rows x, logits z that the layer makes of them and wanted logits y, the change D, c has the
     least cross-entropy of `predict(z + Dᵀx + c)` to the targets `predict(y)`, plus half a ridge
     times `‖Lᵀ D‖²`, with the second moment `L Lᵀ` of x about its mean. Two-fold cross-validation
-    sets the ridge. Squared errors of logits would count those of classes that are out of the
-    question as much as any.
+    sets the ridge: the largest within a standard error of the best one (Hastie, Tibshirani,
+    Friedman 2009, "The Elements of Statistical Learning", section 7.10.1). So a feature that is
+    nearly dead here gets no large weight for a gain that is only chance. Squared errors of logits
+    would count those of classes that are out of the question as much as any.
 
     Args:
         features: The rows x of each half of the samples, `(rows, features)`.
@@ -66,7 +68,8 @@ def prediction_fit(
         bias: Whether there is an offset c; else it is 0.
 
     Returns:
-        The changes of the kernel, `(features, outputs)`, and of the bias, `(outputs,)`.
+        The changes of the kernel, `(features, outputs)`, and of the bias, `(outputs,)`; None where
+        no change at all is within that standard error too.
     """
     rows = np.concatenate(features)
     mean = rows.mean(axis=0) if bias else np.zeros(rows.shape[1])
@@ -82,16 +85,24 @@ def prediction_fit(
     targets = [_predict(y, kind) for y in wanted]
     shape = (rows.shape[1] + 1, made[0].shape[1])
     begin = [np.zeros(shape), np.zeros(shape)]
-    losses = []
+    losses = [
+        np.concatenate([_losses(z, t, kind) for (_, z, _), t in zip(parts, targets, strict=True)])
+    ]
     for ridge in RIDGES:
-        loss = 0.0
-        for mine, other in ((0, 1), (1, 0)):
+        held = []
+        for mine, other in ((1, 0), (0, 1)):
             x, z, _ = parts[mine]
             begin[mine] = _fit(x, z, targets[mine], ridge, kind, begin[mine])
             x, z, _ = parts[other]
-            loss += len(x) * _loss(begin[mine], x, z, targets[other], 0.0, kind)[0]
-        losses.append(loss)
-    ridge = RIDGES[int(np.argmin(losses))]
+            held.append(_losses(z + x @ begin[mine], targets[other], kind))
+        losses.append(np.concatenate(held))
+    best = min(losses, key=np.mean)
+    apart = [own - best for own in losses]
+    errors = [own.std() / np.sqrt(len(own)) for own in apart]
+    chosen = next(i for i, own in enumerate(apart) if own.mean() <= errors[i])
+    if not chosen:
+        return None
+    ridge = RIDGES[chosen - 1]
     x, z = (np.concatenate([part[i] for part in parts]) for i in range(2))
     found = _fit(x, z, np.concatenate(targets), ridge, kind, (begin[0] + begin[1]) / 2)
     change = linalg.solve_triangular(factor, found[:-1], lower=True, trans=1)
@@ -103,15 +114,22 @@ def _predict(logits: Array, kind: str) -> Array:
     return found
 
 
+def _losses(logits: Array, targets: Array, kind: str) -> Array:
+    """The cross-entropy of each row, `(rows,)`."""
+    if kind == "categorical":
+        whole = special.logsumexp(logits, axis=-1)
+    else:
+        whole = np.logaddexp(0, logits).sum(axis=-1)
+    each: Array = whole - (targets * logits).sum(axis=-1)
+    return each
+
+
 def _loss(
     change: Array, x: Array, z: Array, targets: Array, ridge: float, kind: str
 ) -> tuple[float, Array]:
     """The loss, the mean over the rows, and its gradient by the change."""
     logits = z + x @ change
-    if kind == "categorical":
-        each = special.logsumexp(logits, axis=-1) - (targets * logits).sum(axis=-1)
-    else:
-        each = (np.logaddexp(0, logits) - targets * logits).sum(axis=-1)
+    each = _losses(logits, targets, kind)
     penalty = np.concatenate([np.full(len(change) - 1, ridge), [0.0]])[:, None] * change
     slope = x.T @ (_predict(logits, kind) - targets) / len(x) + penalty
     return float(each.mean() + (penalty * change).sum() / 2), slope

@@ -161,8 +161,10 @@ def fitted_change(
         The changes of its kernel, `(features, outputs)`, and of its bias, `(outputs,)`.
     """
     if rows is not None:
-        found = rows.result(shift[kept[place.features]])
-        return prediction_fit(*found, known[place.path], place.bias is not None)
+        read = rows.result(shift[kept[place.features]])
+        found = prediction_fit(*read, known[place.path], place.bias is not None)
+        if found is not None:
+            return found
     return _fitted_change(sums.result(), place)
 
 

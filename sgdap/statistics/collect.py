@@ -143,7 +143,7 @@ def collect_statistics(
             up as in distillation: logits over T, loss times T² (Hinton, Vinyals, Dean 2015, arXiv
             1503.02531 section 2).
         gradient_samples: About how many samples, spread over all of them, the sensitivity is
-            measured on; None takes all. A hundred or two tell it well enough for a plan.
+            measured on; None takes all. Fewer save time and cost accuracy where little is left.
         batch_size: Samples in a batch at most; fewer where what a batch computes would take more
             than `memory_limit` leaves for it. A model built for a batch size of its own gets that,
             and what does not fill a batch is left out.

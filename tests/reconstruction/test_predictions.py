@@ -58,11 +58,21 @@ def test_dead_and_doubled_features_do_no_harm():
     x = RANDOM.normal(size=(100, 4))
     x[:, 1] = 0
     x[:, 2] = x[:, 0]
-    y = RANDOM.normal(size=(100, 3))
+    y = x @ RANDOM.normal(size=(4, 3))
     change, offset = prediction_fit(halves(x), halves(0 * y), halves(y), "categorical")
     assert np.isfinite(change).all()
     made = x @ change + offset
     assert cross_entropy(made, y, "categorical") <= cross_entropy(0 * y, y, "categorical") + 1e-6
+
+
+def test_what_is_only_chance_changes_nothing():
+    x, y = RANDOM.normal(size=(100, 4)), RANDOM.normal(size=(100, 3))
+    assert prediction_fit(halves(x), halves(0 * y), halves(y), "categorical") is None
+    x[:, 0] = 0
+    x[[3, 60], 0] = 1e-3  # nearly dead: in each half it could explain all there is
+    wanted = 0 * y
+    wanted[3, 0] = wanted[60, 1] = 5.0
+    assert prediction_fit(halves(x), halves(0 * y), halves(wanted), "categorical") is None
 
 
 def test_rows_are_joined_in_their_half_with_the_shift_put_back():

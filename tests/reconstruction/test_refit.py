@@ -202,7 +202,7 @@ def test_predictions_are_fitted_where_a_cross_entropy_reads_them(monkeypatch, en
         x = layers.Dense(16, "relu", name=f"hidden_{number}")(x)
     model = randomise(keras.Model(inputs, layers.Dense(4, end, name="end")(x)))
     kernel = model.get_layer("end").kernel
-    kernel.assign(5 * kernel)  # surer predictions
+    kernel.assign(8 * kernel)  # surer predictions
     random = np.random.default_rng(0)
     x = random.normal(size=(700, 12)).astype("float32")
 
@@ -221,4 +221,4 @@ def test_predictions_are_fitted_where_a_cross_entropy_reads_them(monkeypatch, en
 
     with_predictions = divergence()
     monkeypatch.setattr(refit, "heads", lambda graph: {})
-    assert with_predictions < 0.99 * divergence()
+    assert with_predictions < 0.97 * divergence()
