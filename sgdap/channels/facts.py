@@ -75,9 +75,19 @@ class Place:
         return not self.shows_outputs and (self.is_linear or self.inside > 0)
 
     @property
+    def weighs_features(self) -> bool:
+        """Whether a whole sensitivity weighs errors of the features' part, the fewer numbers.
+
+        With the gradient g of a kernel's products, that of the features is `W g`, so the
+        sensitivity there is `W Γ Wᵀ`: all that errors of fewer features, the others refitted,
+        depend on.
+        """
+        return not self.shows_outputs or len(self.features) < self.outputs.shape[-1]
+
+    @property
     def weighed(self) -> int:
-        """How many quantities there are whose errors the sensitivity weighs."""
-        return self.outputs.shape[-1] if self.shows_outputs else len(self.features)
+        """How many quantities there are whose errors a whole sensitivity weighs."""
+        return len(self.features) if self.weighs_features else self.outputs.shape[-1]
 
     def kept_outputs(self, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """A mask of the outputs that stay, `(outputs,)`, by one of the model's channels."""

@@ -19,7 +19,7 @@ from sgdap.execution.curvature import drawn_loss
 from sgdap.execution.losses import KnownLoss
 from sgdap.execution.memory import Storage
 from sgdap.execution.rows import Rows, input_rows, rows_looked_at
-from sgdap.execution.taps import linear_outputs, tensors_inside
+from sgdap.execution.taps import at_features, linear_outputs, tensors_inside
 from sgdap.model.program import Call, Ref, leaves_of
 
 
@@ -159,7 +159,10 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
         for path, result in results.items() if sensitivity else ():
             place, diagonal = gathering.places[path][0], gathering.storage[path].diagonal
             at_inputs, at_outputs = (of_place[path] for of_place in gradients)
-            result["sensitivity"] = tf.add_n([_outer(g, place, diagonal) for g in at_outputs])
+            operation = program.calls[place.call].operation
+            result["sensitivity"] = tf.add_n(
+                [_outer(g, place, operation, diagonal) for g in at_outputs]
+            )
             result["taylor"] = tf.add_n(
                 [_first_order(x, g, place) for x, g in zip(given[path], at_inputs, strict=True)]
             )
@@ -179,11 +182,13 @@ def _channels_of(place: Place, tensor: Any) -> Any:
     return tensor[..., place.patches.of_group(tensor.shape[-1])]
 
 
-def _outer(gradient: Any, place: Place, diagonal: bool) -> Any:
+def _outer(gradient: Any, place: Place, operation: Any, diagonal: bool) -> Any:
     gradient = _channels_of(place, gradient)
     flat = tf.reshape(gradient, [-1, gradient.shape[-1]])
     if diagonal:
         return tf.reduce_sum(flat * flat, 0)
+    if place.shows_outputs and place.weighs_features:
+        flat = at_features(place, operation, flat)
     return tf.matmul(flat, flat, transpose_a=True)
 
 

@@ -15,7 +15,7 @@ from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.data import batches, first_sample
 from sgdap.model.program import Program
 
-BATCH_MOST = 1 << 29
+BATCH_MOST = 1 << 30
 """Bytes that the tensors of one batch take at most, however much memory there is."""
 
 
@@ -24,7 +24,7 @@ def affordable_batch(graph: ChannelGraph, memory: int) -> int:
 
     Args:
         graph: The model's channels.
-        memory: Bytes for the tensors of one batch. More than half a gigabyte is not used: larger
+        memory: Bytes for the tensors of one batch. More than a gigabyte is not used: larger
             batches are no faster.
 
     Returns:

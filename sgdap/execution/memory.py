@@ -25,11 +25,13 @@ class Size:
         features: Kernel positions × input channels.
         channels: Distinct channels among the features.
         outputs: Outputs.
+        weighed: Quantities whose errors a whole sensitivity weighs.
     """
 
     features: int
     channels: int
     outputs: int
+    weighed: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Storage:
             size: The consumer's size.
             folds: Number of folds.
         """
-        sensitivity = {"whole": size.outputs**2, "diagonal": size.outputs, "none": 0}
+        sensitivity = {"whole": size.weighed**2, "diagonal": size.outputs, "none": 0}
         waiting = {"folds": folds, "merged": 1}.get(self.level, 0) * size.features**2
         return 8 * _numbers(self.level, size, folds) + waiting + 12 * sensitivity[self.sensitivity]
 

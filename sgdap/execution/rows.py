@@ -32,10 +32,12 @@ class Rows(NamedTuple):
 
     def of(self, first: int, step: int) -> Any:
         """The rows looked at of every `step`-th sample from `first` on, `(rows, features)`."""
-        values = self.values[first::step]
-        if self.there is None:
+        values, there = self
+        if step > 1:
+            values, there = values[first::step], None if there is None else there[first::step]
+        if there is None:
             return tf.reshape(values, [-1, values.shape[-1]])
-        return tf.boolean_mask(values, self.there[first::step])
+        return tf.boolean_mask(values, there)
 
 
 def rows_looked_at(patches: Patches, x: Any, mask: Any, limit: int, seed: Any) -> Any:

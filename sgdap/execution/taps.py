@@ -124,14 +124,41 @@ def kernel_matrix(place: Place, operation: Any) -> npt.NDArray[np.float64]:
     return place.patches.kernel_matrix(np.asarray(kernel, np.float64), len(place.features))
 
 
-def weighed_matrix(place: Place, operation: Any) -> npt.NDArray[np.float64]:
+def weighed_matrix(place: Place, operation: Any, whole: bool) -> npt.NDArray[np.float64]:
     """What makes of a consumer's features that whose errors the sensitivity weighs.
 
-    It is the kernel, or the identity where errors are weighed at the input. With the gradient g of
-    a kernel's products, that of its input is `W g`, so the sensitivity there is `W Γ Wᵀ`: as much
-    as errors of fewer features, the others refitted, depend on.
+    It is the kernel, or the identity where errors are weighed at the features
+    (`Place.weighs_features`).
+
+    Args:
+        place: Where the consumer is observed.
+        operation: The layer that is called there.
+        whole: Whether the sensitivity is a whole matrix. Where it is a diagonal, errors of
+            products that are shown are weighed at these: features are not alone there.
 
     Returns:
         `(features, weighed)`.
     """
-    return kernel_matrix(place, operation) if place.shows_outputs else np.eye(len(place.features))
+    if place.weighs_features and (whole or not place.shows_outputs):
+        return np.eye(len(place.features))
+    return kernel_matrix(place, operation)
+
+
+def at_features(place: Place, operation: Any, gradient: Any) -> Any:
+    """The gradient at a consumer's features, of that at the products of its kernel.
+
+    Args:
+        place: Where the consumer is observed.
+        operation: The layer that is called there.
+        gradient: `(…, outputs)`.
+
+    Returns:
+        `(…, features)`: `W g` of each row.
+    """
+    assert place.kernel is not None
+    kernel = keras.ops.cast(_keras.layer_variables(operation)[place.kernel], gradient.dtype)
+    if place.patches.transposed is not None:
+        kernel = keras.ops.swapaxes(kernel, -1, -2)
+    kernel = kernel[..., place.patches.of_group(kernel.shape[-1])]
+    kernel = keras.ops.reshape(kernel, (len(place.features), -1))
+    return keras.ops.matmul(gradient, keras.ops.transpose(kernel))

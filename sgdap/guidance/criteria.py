@@ -202,9 +202,8 @@ class FPGMGuidance(Guidance):
         return scores
 
 
-def is_batch_norm_scale(graph: ChannelGraph, axis: Axis) -> bool:
-    """Whether an axis is that of the scale γ of a batch normalisation."""
-    layer = graph.program.layers()[axis.path]
+def is_batch_norm_scale(layer: object, axis: Axis) -> bool:
+    """Whether an axis of a layer is that of the scale γ of a batch normalisation."""
     if not isinstance(layer, keras.layers.BatchNormalization):
         return False
     return _keras.layer_variables(layer)[axis.variable] is layer.gamma
@@ -231,7 +230,8 @@ class BatchNormScaleGuidance(Guidance):
         """
         channels = np.concatenate([group.channels for group in groups])
         along = [axis for axis in graph.axes if np.isin(axis.channels, channels).any()]
-        if not any(is_batch_norm_scale(graph, axis) for axis in along):
+        layers = graph.program.layers()
+        if not any(is_batch_norm_scale(layers[axis.path], axis) for axis in along):
             raise ValueError(
                 "guidance='batch_norm_scale' needs a BatchNormalization with a scale along the "
                 f"channels of some group, and model '{graph.program.model.name}' has none. Take "

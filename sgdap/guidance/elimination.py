@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Consumer:
         channels: For each feature the channel of the group, -1 where it belongs to another one,
             `(features,)`.
         refittable: Whether its weights may be fitted to the channels that stay.
-        activation: Activation statistics of the channels; None where they are not known.
+        look: Makes the activation statistics of the channels; None where they are not known.
         taylor: Mean of `|Σ_positions a ∂L/∂a|` over the samples for each channel, `(size,)`; None
             where no gradients were collected.
     """
@@ -46,8 +47,13 @@ class Consumer:
     weights: Array
     channels: npt.NDArray[np.int64]
     refittable: bool
-    activation: ActivationStatistics | None = None
+    look: Callable[[], ActivationStatistics] | None = None
     taylor: Array | None = None
+
+    @cached_property
+    def activation(self) -> ActivationStatistics | None:
+        """Activation statistics of the channels, made when a criterion asks for them."""
+        return None if self.look is None else self.look()
 
     def contributions(self, size: int) -> Moments:
         """The moments over all samples of what each channel adds to its outputs.
@@ -55,7 +61,14 @@ class Consumer:
         Args:
             size: Number of channels in the group.
         """
-        return self.moments.total().contributions(self.weights, self.channels, size)
+        if size not in self._added:
+            total = self.moments.total()
+            self._added[size] = total.contributions(self.weights, self.channels, size)
+        return self._added[size]
+
+    @cached_property
+    def _added(self) -> dict[int, Moments]:
+        return {}
 
 
 @dataclass(frozen=True, eq=False)

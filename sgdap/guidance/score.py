@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,6 @@ from threadpoolctl import threadpool_limits
 from sgdap import _keras
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.execution.memory import checked_memory_limit
-from sgdap.execution.taps import kernel_matrix, weighed_matrix
 from sgdap.execution.triangle import is_made_anew
 from sgdap.guidance.base import GroupData, Guidance
 from sgdap.guidance.criteria import is_batch_norm_scale
@@ -186,7 +186,7 @@ def group_data(
         channels = local[axis.channels]
         layer = layers[axis.path]
         variable = _keras.layer_variables(layer)[axis.variable]
-        if is_batch_norm_scale(graph, axis):
+        if is_batch_norm_scale(layer, axis):
             if (channels >= 0).any():
                 scales.append(_by_channel(np.abs(variable.numpy()), channels, group.size))
             continue
@@ -227,13 +227,13 @@ def _consumer(
     channels, distinct = local[place.features], local[np.unique(place.features)]
     taylor = statistics.taylor
     if statistics.gathered is None:
-        matrix = kernel_matrix if statistics.sensitivity is None else weighed_matrix
-        moments, weights = statistics.moments, matrix(place, layer)
-        activation = activation_statistics(moments, channels)
+        weights = statistics.weighed_matrix(layer)
+        moments = statistics.moments
+        look = partial(activation_statistics, moments, channels)
     else:
         moments, weights = statistics.gathered, np.ones((len(distinct), 1))
         placed = moments.contributions(weights, distinct, size)
-        activation = activation_statistics(statistics.moments, channels, placed)
+        look = partial(activation_statistics, statistics.moments, channels, placed)
         channels = distinct
     if statistics.sensitivity is None:
         weights = weights / np.sqrt(scale_of(_power(moments, weights)))
@@ -244,7 +244,7 @@ def _consumer(
         weights,
         channels,
         place.refittable,
-        activation,
+        look,
         None if taylor is None else _by_channel(taylor, distinct, size),
     )
 

@@ -30,7 +30,7 @@ from sgdap.execution.memory import (
 )
 from sgdap.execution.output_scales import settled_losses
 from sgdap.execution.precision import full_precision
-from sgdap.execution.taps import weighed_matrix
+from sgdap.execution.taps import kernel_matrix, weighed_matrix
 from sgdap.statistics.contributions import channel_sums, weighted_kernel
 from sgdap.statistics.moments import MomentAccumulator, Moments, Powers
 
@@ -47,11 +47,12 @@ class ConsumerStatistics:
         place: Where it is observed, at its first call; a layer that is called several times has
             one entry.
         moments: Moments of its features; their `Powers` where others were gathered instead.
-        sensitivity: `Σ_positions E[g gᵀ]` of the gradient g at its outputs (before the
-            activation; at its features where it doesn't show them) of the model's softened loss,
-            `(outputs, outputs)`; None where it was not collected. Half of it times an output
-            error's second moment is the expected rise of that loss. Only its diagonal,
-            `(outputs,)`, where memory did not allow for more.
+        sensitivity: `Σ_positions E[g gᵀ]` of the gradient g of the model's softened loss at its
+            outputs (before the activation), `(outputs, outputs)`; None where it was not collected.
+            Half of it times an output error's second moment is the expected rise of that loss.
+            Where there are fewer features than outputs, or outputs are not shown, g is the gradient
+            at the features, `(features, features)`. Only its diagonal, `(outputs,)`, where memory
+            did not allow for more.
         taylor: Mean over the samples of `|Σ_positions a ∂L/∂a|` for each distinct channel among
             the features (in the order of its number), L the same loss; None likewise.
         gathered: Moments of what each distinct channel among the features (in the order of its
@@ -64,6 +65,20 @@ class ConsumerStatistics:
     sensitivity: Array | None
     taylor: Array | None = None
     gathered: Moments | None = None
+
+    def weighed_matrix(self, layer: Any) -> Array:
+        """What makes of the features that whose errors the sensitivity weighs.
+
+        Args:
+            layer: The layer that is called at the place.
+
+        Returns:
+            `(features, weighed)`: its kernel, or the identity where errors are weighed at the
+            features.
+        """
+        if self.sensitivity is None:
+            return kernel_matrix(self.place, layer)
+        return weighed_matrix(self.place, layer, self.sensitivity.ndim == 2)
 
     @property
     def nbytes(self) -> int:
@@ -174,7 +189,9 @@ def collect_statistics(
     limit = checked_memory_limit(memory_limit)
     places = _consumers(graph)
     sizes = {
-        path: Size(len(own.features), len(np.unique(own.features)), own.weighed)
+        path: Size(
+            len(own.features), len(np.unique(own.features)), own.outputs.shape[-1], own.weighed
+        )
         for path, (own, *_) in places.items()
     }
     storage = choose_storage(sizes, folds, limit, sensitivity)
@@ -197,8 +214,9 @@ def collect_statistics(
         weights = {}
         for path in contributing:
             place = places[path][0]
-            kernel = weighed_matrix(place, graph.program.calls[place.call].operation)
+            operation = graph.program.calls[place.call].operation
             known = before[path].sensitivity
+            kernel = weighed_matrix(place, operation, known is not None and known.ndim == 2)
             known = None if known is None else known / run.weighed
             weights[path] = weighted_kernel(kernel, known).astype(np.float32)
         sums = run(data, replace(whole, gradients=False, weights=weights), before)
@@ -386,7 +404,9 @@ def _check_weights(graph: ChannelGraph) -> None:
 
 
 def _finite(path: str, value: Any) -> Any:
-    if not all(np.isfinite(own).all() for own in keras.tree.flatten(value)):
+    """Sums that are finite. Those of products are where their diagonal is, by Cauchy-Schwarz."""
+    found = keras.tree.flatten(value)
+    if not all(np.isfinite(np.diagonal(a) if np.ndim(a) == 2 else a).all() for a in found):
         raise ValueError(
             f"The activations that layer '{path}' reads are not finite (NaN or infinity) on the "
             "calibration data. Look for NaN in the data and the weights; a training that diverged "

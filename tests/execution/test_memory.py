@@ -33,7 +33,7 @@ from tests.models import convnet, randomise, samples
 GB = 10**9
 
 sizes = st.builds(
-    lambda channels, area, outputs: Size(channels * area, channels, outputs),
+    lambda channels, area, outputs: Size(channels * area, channels, outputs, outputs),
     st.integers(1, 300),
     st.integers(1, 30),
     st.integers(1, 300),
@@ -58,12 +58,12 @@ def test_the_total_is_under_the_limit_or_refused(found, folds, limit):
 
 
 def test_with_enough_memory_everything_is_kept():
-    chosen = choose_storage({"a": Size(90, 10, 4), "b": Size(10, 10, 2)}, 5, 10**9)
+    chosen = choose_storage({"a": Size(90, 10, 4, 4), "b": Size(10, 10, 2, 2)}, 5, 10**9)
     assert set(chosen.values()) == {Storage("folds", "whole")}
 
 
 def test_folds_of_the_largest_are_merged_before_anything_is_given_up():
-    by_path = {"large": Size(900, 100, 10), "small": Size(100, 100, 10)}
+    by_path = {"large": Size(900, 100, 10, 10), "small": Size(100, 100, 10, 10)}
     everything = 8 * (5 * 900**2 + 5 * 100**2)
     chosen = choose_storage(by_path, 5, everything * 3 // 5)  # a sum, and work on the largest
     assert (chosen["large"].level, chosen["small"].level) == ("merged", "folds")
@@ -72,7 +72,7 @@ def test_folds_of_the_largest_are_merged_before_anything_is_given_up():
 
 
 def test_a_sensitivity_of_many_outputs_is_kept_as_its_diagonal():
-    chosen = choose_storage({"words": Size(64, 64, 30_000)}, 5, 10**9)
+    chosen = choose_storage({"words": Size(64, 64, 30_000, 30_000)}, 5, 10**9)
     assert chosen["words"] == Storage("merged", "diagonal")
 
 
@@ -84,7 +84,7 @@ def test_a_limit_that_is_no_number_of_bytes_is_refused(limit):
 
 @given(st.integers(1, 10**5))
 def test_the_least_that_a_refusal_names_is_enough(limit):
-    by_path = {"a": Size(90, 10, 4), "b": Size(300, 30, 20)}
+    by_path = {"a": Size(90, 10, 4, 4), "b": Size(300, 30, 20, 20)}
     try:
         choose_storage(by_path, 5, limit)
     except ValueError as error:
@@ -267,7 +267,7 @@ def test_statistics_take_no_more_than_their_share_of_the_limit(whole, limit):
 
 
 def test_rows_that_wait_are_counted_where_they_may():
-    size = Size(features=64, channels=16, outputs=4)
+    size = Size(features=64, channels=16, outputs=4, weighed=4)
     for level, folds in (("folds", 5), ("merged", 1)):
         matrices = folds * 8 * numbers_kept(64)
         assert Storage(level, "none").bytes(size, 5) == matrices + folds * (64 // 4) * 64 * 4

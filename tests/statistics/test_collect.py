@@ -7,8 +7,11 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
+from sgdap.channels.facts import Place
 from sgdap.execution import calibration
 from sgdap.execution.curvature import TEMPERATURE
+from sgdap.execution.memory import Storage
+from sgdap.execution.taps import kernel_matrix
 from sgdap.statistics import collect_statistics
 from sgdap.statistics.moments import moments_of
 from tests.models import convnet, digits_like, mlp, outputs, randomise, samples
@@ -283,3 +286,45 @@ def test_moments_and_folds_do_not_depend_on_the_size_of_the_batches():
                 expected = getattr(whole.consumers[path].moments, name)
                 found = getattr(own.moments, name)
                 np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def widening(kind: str) -> keras.Model:
+    """A model whose layer `wide` reads fewer features than it has outputs."""
+    wide = {
+        "dense": lambda: layers.Dense(9, name="wide"),
+        "conv": lambda: layers.Conv2D(20, 2, name="wide"),
+        "grouped": lambda: layers.Conv2D(20, 2, groups=2, name="wide"),
+        "transposed": lambda: layers.Conv2DTranspose(20, 2, name="wide"),
+        "separable": lambda: layers.SeparableConv2D(20, 2, name="wide"),
+    }[kind]()
+    end = [layers.Flatten(), layers.Dense(3, "softmax", name="end")]
+    first = layers.Conv2D(4 if kind == "grouped" else 2, 1, activation="relu", name="first")
+    return randomise(keras.Sequential([keras.Input((3, 3, 2)), first, wide, *end]))
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv", "grouped", "transposed", "separable"])
+def test_where_features_are_fewer_the_sensitivity_is_that_of_their_part(kind, monkeypatch):
+    model = widening(kind)
+    graph, x = sgdap.channel_graph(model), samples(model, 20)
+    found = collect_statistics(graph, x).consumers
+    monkeypatch.setattr(Place, "weighs_features", False)
+    at_outputs = collect_statistics(graph, x).consumers
+    for path in (path for path in found if path.startswith("wide")):
+        own, expected = found[path], at_outputs[path].sensitivity
+        kernel = kernel_matrix(own.place, model.get_layer("wide"))
+        assert len(own.sensitivity) == len(kernel) < len(expected)
+        wanted = kernel @ expected @ kernel.T
+        np.testing.assert_allclose(own.sensitivity, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_a_diagonal_sensitivity_is_that_of_the_outputs(monkeypatch):
+    model = widening("conv")
+
+    def choose(sizes, *_):
+        return dict.fromkeys(sizes, Storage("merged", "diagonal"))
+
+    monkeypatch.setattr("sgdap.statistics.collect.choose_storage", choose)
+    found = collected(model, samples(model, 20)).consumers["wide"]
+    assert found.sensitivity.shape == (20,)
+    layer = model.get_layer("wide")
+    np.testing.assert_array_equal(found.weighed_matrix(layer), kernel_matrix(found.place, layer))
