@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
 from sgdap.execution.inputs import input_batches
+from sgdap.execution.row_sums import WAITING
 from sgdap.execution.rows import Rows
 from sgdap.execution.segments import Looked, Seen, Segment, Segments, looked_at, without_features
 
@@ -105,10 +106,11 @@ class SideBySide:
                 0. From one part to the next only consumers of the former may change.
 
         Yields:
-            Of each batch its samples, and for each consumer and half of them the number `count` of
-            rows, and sums over rows: `x` of the features that stay less the shift, `r` of what the
-            outputs that stay lack, `xx` and `xr` of their products. Of consumers that are shown
-            also the rows: `features` less the shift, `made` and `wanted` outputs.
+            Of each batch its samples, and for consumers and halves of which enough rows wait (at
+            the end, with no samples, for all) the number `count` of rows, and sums over rows: `x`
+            of the features that stay less the shift, `r` of what the outputs that stay lack, `xx`
+            and `xr` of their products. Of consumers that are shown also the rows: `features` less
+            the shift, `made` and `wanted` outputs.
         """
         segment = self._segment(part)
         slim = {place.path: self._looked_at(place) for place in self._places(segment.paths)}
@@ -116,7 +118,7 @@ class SideBySide:
         variables = {key: variable_of(self._graph.program, key) for key in values}
         own = {key: tf.convert_to_tensor(variable.value) for key, variable in variables.items()}
         given = {key: tf.cast(tf.constant(value), own[key].dtype) for key, value in values.items()}
-        after = Reached(segment.cut, segment.left)
+        after, sums = Reached(segment.cut, segment.left), Halves(self._shown)
         seen = 0
         keeps = False
         for number, size, *both in self._batches():
@@ -134,7 +136,8 @@ class SideBySide:
                 after.batches.append((number, size, _on_host(left[0]), _on_host(left[1])))
             seen += size
             del left, made, masks, found
-            yield size, halves(rows[0], rows[1], self._shown)
+            yield size, sums.add(rows[0], rows[1])
+        yield 0, sums.rest()
         if keeps:
             self._reached = after
 
@@ -168,44 +171,77 @@ class SideBySide:
         return Segment(since.call, since.tensors, since.masked, cut, left, max(here) + 1, paths)
 
 
-def halves(
-    targets: dict[str, list[Seen]], found: dict[str, list[Seen]], shown: Collection[str]
-) -> Iterator[Half]:
-    """The sums of each consumer and half, one at a time: the matrices are large.
+class Halves:
+    """Sums of what consumers read and make, of each half of the samples.
+
+    Rows wait until they are a part of the features: adding up matrices takes time.
 
     Args:
-        targets: What the whole model makes; it is emptied.
-        found: What the slim one reads and makes; it is emptied.
         shown: The consumers whose rows are shown, too.
     """
-    for path in list(found):
-        pairs = list(zip(targets.pop(path), found.pop(path), strict=True))
-        rows = [Rows(own.features, own.there) for _, own in pairs]
-        lack = [Rows(target.made - own.made, own.there) for target, own in pairs]
-        made = [Rows(own.made, own.there) for _, own in pairs]
-        del pairs
-        for half in range(2):
-            x, r = (tf.concat([p.of(half, 2) for p in parts], 0) for parts in (rows, lack))
-            yield (
-                path,
-                half,
-                {
-                    "count": np.asarray(float(x.shape[0])),
-                    "x": np.asarray(tf.reduce_sum(x, 0)),
-                    "r": np.asarray(tf.reduce_sum(r, 0)),
-                    "xx": np.asarray(tf.matmul(x, x, transpose_a=True)),
-                    "xr": np.asarray(tf.matmul(x, r, transpose_a=True)),
-                    **(
-                        _shown(x, r, tf.concat([p.of(half, 2) for p in made], 0))
-                        if path in shown
-                        else {}
-                    ),
-                },
-            )
+
+    def __init__(self, shown: Collection[str]) -> None:
+        self._shown = shown
+        self._waiting: dict[str, tuple[list[_Lacking], list[_Lacking]]] = {}
+
+    def add(self, targets: dict[str, list[Seen]], found: dict[str, list[Seen]]) -> Iterator[Half]:
+        """Takes what a batch brings, and yields the sums of each half where enough rows wait.
+
+        Args:
+            targets: What the whole model makes of each consumer; it is emptied.
+            found: What the slim one reads and makes; it is emptied.
+        """
+        for path in list(found):
+            pairs = list(zip(targets.pop(path), found.pop(path), strict=True))
+            shown = path in self._shown
+            for half, waiting in enumerate(self._waiting.setdefault(path, ([], []))):
+                waiting += [_lacking(target, own, half, shown) for target, own in pairs]
+                rows = sum(int(own.features.shape[0]) for own in waiting)
+                if WAITING * rows >= waiting[0].features.shape[1]:
+                    yield path, half, self._sums(path, half)
+            del pairs
+
+    def rest(self) -> Iterator[Half]:
+        """Yields the sums of the rows that still wait."""
+        for path, both in self._waiting.items():
+            for half, waiting in enumerate(both):
+                if waiting:
+                    yield path, half, self._sums(path, half)
+
+    def _sums(self, path: str, half: int) -> dict[str, npt.NDArray[Any]]:
+        waiting = self._waiting[path][half]
+        x = tf.concat([own.features for own in waiting], 0)
+        r = tf.concat([own.lack for own in waiting], 0)
+        made = [own.made for own in waiting]
+        waiting.clear()
+        sums = {
+            "count": np.asarray(float(x.shape[0])),
+            "x": np.asarray(tf.reduce_sum(x, 0)),
+            "r": np.asarray(tf.reduce_sum(r, 0)),
+            "xx": np.asarray(tf.matmul(x, x, transpose_a=True)),
+            "xr": np.asarray(tf.matmul(x, r, transpose_a=True)),
+        }
+        if path in self._shown:
+            outputs = tf.concat(made, 0)
+            shown = {"features": x, "made": outputs, "wanted": outputs + r}
+            sums |= {name: rows.numpy() for name, rows in shown.items()}
+        return sums
 
 
-def _shown(x: Any, r: Any, made: Any) -> dict[str, npt.NDArray[Any]]:
-    return {"features": x.numpy(), "made": made.numpy(), "wanted": (made + r).numpy()}
+class _Lacking(NamedTuple):
+    """Rows of half of a batch: features, what the outputs lack, and these outputs if shown."""
+
+    features: Any
+    lack: Any
+    made: Any
+
+
+def _lacking(target: Seen, own: Seen, half: int, shown: bool) -> _Lacking:
+    rows, lack, made = (
+        Rows(values, own.there).of(half, 2)
+        for values in (own.features, target.made - own.made, own.made)
+    )
+    return _Lacking(rows, lack, made if shown else None)
 
 
 def _bytes_of(tensors: Iterable[Any]) -> int:

@@ -24,7 +24,7 @@ from sgdap.execution.segments import (
     looked_at,
     without_features,
 )
-from sgdap.execution.side_by_side import Half, halves
+from sgdap.execution.side_by_side import Half, Halves
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -125,7 +125,10 @@ class SlimRuns:
         place = self._places[number]
         looked = {place.path: looked_at(place, kept, self._shifts[place.path])}
         outputs = np.flatnonzero(place.kept_outputs(kept))
-        found = self._advance(number, self._given(values, number), looked)
+        found, sums = (
+            self._advance(number, self._given(values, number), looked),
+            Halves(self._shown),
+        )
         for targets, seen in zip(self._targets[number], found, strict=True):
             wanted = {
                 path: [
@@ -134,7 +137,8 @@ class SlimRuns:
                 ]
                 for path, each in targets.items()
             }
-            yield from halves(wanted, seen, self._shown)
+            yield from sums.add(wanted, seen)
+        yield from sums.rest()
 
     def outputs(
         self, values: Mapping[Key, npt.NDArray[Any]]

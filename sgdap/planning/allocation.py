@@ -23,6 +23,11 @@ Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 ALLOCATIONS = ("global", "layerwise", "measured")
 
+LEAST = 0.75
+"""The least part that a group keeps globally of the width that it would have if all kept the same
+share. Where little is left, the sum of the curves is also low for models that hardly learn any
+more: a group of one or two channels passes on too little."""
+
 
 def allocate(
     groups: Sequence[ChannelGroup],
@@ -43,9 +48,10 @@ def allocate(
         budget: What the slim model may cost.
         full: The cost of the whole model, to which fractions in the budget refer, `(measures,)`.
         allocation: `"global"`: removes channels where the loss rises least for the cost saved,
-            then gives channels back while the budget still holds. `"layerwise"`: every group
-            keeps the same share p, `N_new = max(floor(p · N), 1)`, the largest that meets the
-            budget. `"measured"`: as `"global"`; `exchange` begins with it.
+            then gives channels back while the budget still holds. No group gets narrower than
+            three quarters of its layerwise width. `"layerwise"`: every group keeps the same share
+            p, `N_new = max(floor(p · N), 1)`, the largest that meets the budget. `"measured"`: as
+            `"global"`; `exchange` begins with it.
         rules: Which widths the groups may have; None: any.
 
     Returns:
@@ -157,6 +163,12 @@ def _check_is_no_percentage(budget: Budget, full: Array) -> None:
 
 
 def _globally(widths: WidthSearch, targets: Array, full: Array) -> None:
+    _layerwise(widths, targets)
+    if (widths.cost() <= targets).all():
+        for group in widths.groups:
+            least = int(LEAST * widths.width(group))
+            widths.allowed[group.name] = tuple(w for w in widths.allowed[group.name] if w >= least)
+    widths.set_removed({group.name: [] for group in widths.groups})
     slopes = {g.name: hull_slopes(widths.curves[g.name].errors) for g in widths.groups}
     remove_cheapest(widths, targets, full, slopes)
     give_back(widths, targets)

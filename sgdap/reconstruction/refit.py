@@ -16,6 +16,7 @@ from sgdap.execution.heads import heads
 from sgdap.execution.inputs import affordable_batch
 from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.precision import full_precision
+from sgdap.execution.row_sums import WAITING
 from sgdap.execution.side_by_side import SideBySide
 from sgdap.planning.cost import cost_model
 from sgdap.reconstruction.closed_form import cross_validated_fit
@@ -32,7 +33,7 @@ PASSES = 8
 WORK = 5e12
 """FLOPs that all passes together may take (the whole model's, on all samples). Two always run."""
 
-STORED = 1 << 29
+STORED = 1 << 30
 """Bytes of what both models made that one pass keeps for the next at most, however much memory
 there is."""
 
@@ -207,9 +208,9 @@ def _fitted_change(own: Residuals, place: Place) -> tuple[Array, Array]:
 
 
 def _residual_memory(place: Place, kept: Mask) -> int:
-    """Bytes of a slim consumer's moments, for both halves of the samples."""
+    """Bytes of a slim consumer's moments and of rows that wait, for both halves of the samples."""
     features, outputs = int(kept[place.features].sum()), int(place.kept_outputs(kept).sum())
-    return 2 * 8 * features * (features + outputs)
+    return 2 * (8 + 4 // WAITING) * features * (features + outputs)
 
 
 def _solving_memory(place: Place, kept: Mask) -> int:
