@@ -86,7 +86,7 @@ def _numbers(level: str, size: Size, folds: int) -> int:
 
 
 def choose_storage(
-    sizes: Mapping[str, Size], folds: int, limit: int, sensitivity: bool = True
+    sizes: Mapping[str, Size], folds: int, limit: int, sensitivity: str = "whole"
 ) -> dict[str, Storage]:
     """Chooses what is kept of each consumer.
 
@@ -104,7 +104,7 @@ def choose_storage(
         sizes: Each consumer's size, by path.
         folds: Number of folds.
         limit: Bytes for all consumers together and the work on them.
-        sensitivity: Whether sensitivities are kept.
+        sensitivity: How much of the sensitivities is wanted, as in `Storage`.
 
     Returns:
         The `Storage` of each consumer, by path.
@@ -112,7 +112,7 @@ def choose_storage(
     Raises:
         ValueError: If even the least does not fit.
     """
-    chosen = dict.fromkeys(sizes, Storage("folds", "whole" if sensitivity else "none"))
+    chosen = dict.fromkeys(sizes, Storage("folds", sensitivity))
     for steps in (_merging, _giving_up):
         while _needed(chosen, sizes, folds) > limit:
             saved, path, storage = max(

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from sgdap._arguments import check_integer
+from sgdap._arguments import check_choice, check_integer
 from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.backend import check_backend
@@ -127,7 +127,7 @@ def collect_statistics(
     folds: int = 1,
     samples: int | None = None,
     positions: int = 32,
-    sensitivity: bool = True,
+    sensitivity: bool | str = True,
     gradient_samples: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -156,7 +156,7 @@ def collect_statistics(
             Given ones are used where a loss's curvature must be measured, and the data are read up
             to three times then. Softmax and sigmoid predictions are softened first, the loss scaled
             up as in distillation: logits over T, loss times T² (Hinton, Vinyals, Dean 2015, arXiv
-            1503.02531 section 2).
+            1503.02531 section 2). `"diagonal"`: what an error of each output counts, `(outputs,)`.
         gradient_samples: About how many samples, spread over all of them, the sensitivity is
             measured on; None takes all. Fewer save time and cost accuracy where little is left.
         batch_size: Samples in a batch at most; fewer where what a batch computes would take more
@@ -194,18 +194,21 @@ def collect_statistics(
         )
         for path, (own, *_) in places.items()
     }
-    storage = choose_storage(sizes, folds, limit, sensitivity)
+    check_choice("sensitivity", sensitivity, (True, False, "diagonal"))
+    wanted = {True: "whole", False: "none", "diagonal": "diagonal"}[sensitivity]
+    storage = choose_storage(sizes, folds, limit, wanted)
     _check_weights(graph)
     contributing = [p for p, own in storage.items() if own.level in ("channels", "alone")]
     most = affordable_batch(graph, limit - kept_memory(storage, sizes, folds))
-    loss = model_loss(graph) if sensitivity else ModelLoss((), ())
+    gradients = sensitivity is not False
+    loss = model_loss(graph) if gradients else ModelLoss((), ())
     if loss.open or contributing:  # the data are read more than once
         data = reusable(data, samples)
     losses, said = settled_losses(
         graph, loss, data, batch_size=batch_size, samples=samples, most=most, seed=seed
     )
     notes = (*storage_notes(storage, limit), *said)
-    whole = Gathering(places, storage, folds, positions, sensitivity, True, True, losses, {})
+    whole = Gathering(places, storage, folds, positions, gradients, True, True, losses, {})
     run = _Pass(graph, most, batch_size, samples, seed, gradient_samples, progress)
     if not contributing:
         sums = run(data, whole)

@@ -10,7 +10,6 @@ import sgdap
 from sgdap.channels.facts import Place
 from sgdap.execution import calibration
 from sgdap.execution.curvature import TEMPERATURE
-from sgdap.execution.memory import Storage
 from sgdap.execution.taps import kernel_matrix
 from sgdap.statistics import collect_statistics
 from sgdap.statistics.moments import moments_of
@@ -319,12 +318,17 @@ def test_where_features_are_fewer_the_sensitivity_is_that_of_their_part(kind, mo
 
 def test_a_diagonal_sensitivity_is_that_of_the_outputs(monkeypatch):
     model = widening("conv")
-
-    def choose(sizes, *_):
-        return dict.fromkeys(sizes, Storage("merged", "diagonal"))
-
-    monkeypatch.setattr("sgdap.statistics.collect.choose_storage", choose)
-    found = collected(model, samples(model, 20)).consumers["wide"]
-    assert found.sensitivity.shape == (20,)
+    graph, x = sgdap.channel_graph(model), samples(model, 20)
+    found = collect_statistics(graph, x, sensitivity="diagonal").consumers["wide"]
     layer = model.get_layer("wide")
     np.testing.assert_array_equal(found.weighed_matrix(layer), kernel_matrix(found.place, layer))
+    monkeypatch.setattr(Place, "weighs_features", False)
+    whole = collect_statistics(graph, x).consumers["wide"]
+    np.testing.assert_allclose(found.sensitivity, np.diag(whole.sensitivity), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sensitivity", ["whole", 1, None])
+def test_an_unknown_kind_of_sensitivity_is_refused(sensitivity):
+    model = small_mlp()
+    with pytest.raises(ValueError, match="sensitivity must be True, False or 'diagonal'. Received"):
+        collected(model, samples(model, 20), sensitivity=sensitivity)

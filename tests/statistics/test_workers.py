@@ -94,8 +94,8 @@ class TwoWorkers:
 
 
 def collected(part, monkeypatch, level="folds", **options):
-    def choose(sizes, folds, limit, sensitivity=True):
-        return dict.fromkeys(sizes, Storage(level, "whole" if sensitivity else "none"))
+    def choose(sizes, folds, limit, sensitivity):
+        return dict.fromkeys(sizes, Storage(level, sensitivity))
 
     monkeypatch.setattr("sgdap.statistics.collect.choose_storage", choose)
     return sgdap.collect_statistics(
