@@ -196,17 +196,29 @@ def counting(traces: list) -> type:
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize(("steps_per_execution", "xla"), [(1, False), (2, False), (1, True)])
-def test_the_train_step_is_compiled_once_for_each_shape_of_the_model(steps_per_execution, xla):
+@pytest.mark.parametrize(
+    ("steps_per_execution", "xla", "batch_size"),
+    [(1, False, 48), (2, False, 48), (1, True, 64)],  # XLA would compile each size of a batch
+)
+def test_the_train_step_is_compiled_once_for_each_shape_of_the_model(
+    steps_per_execution, xla, batch_size
+):
     traces = []
     how = {"steps_per_execution": steps_per_execution, "jit_compile": xla}
     model = network(kind=counting(traces), **how)
-    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), final_finetune_epochs=3, verbose=0)
-    history = fit(model, [callback], epochs=6, batch_size=48)  # batches of 48, 48 and 32
+    callback = sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.5),
+        schedule=sgdap.Linear(2),
+        begin_epoch=0,
+        final_finetune_epochs=2,
+        verbose=0,
+    )
+    batches = {"batch_size": batch_size, "validation_data": None}  # 128 are 48, 48 and 32
+    history = fit(model, [callback], epochs=4, **batches)
     shapes = list(dict.fromkeys(history.history["params"]))
-    assert len(shapes) == 1 + len(callback.rounds) == 4
+    assert len(shapes) == 1 + len(callback.rounds) == 3
     first = [shapes[0]]  # in its first step Keras makes variables, and traces once more
     assert traces == first + shapes
     traces.clear()
-    fit(network(kind=counting(traces), **how), [], epochs=2)
+    fit(network(kind=counting(traces), **how), [], epochs=2, **batches)
     assert traces == first + first, "as without SGDAPCallback"
