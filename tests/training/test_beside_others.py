@@ -1,5 +1,6 @@
 """In one `fit` with other callbacks: where a round is undone, a run stops early or breaks."""
 
+import functools
 import warnings
 
 import keras
@@ -22,6 +23,22 @@ def network(optimizer=None, kind: type = keras.Model, **arguments) -> keras.Mode
     model = kind(inputs, layers.Dense(3, "softmax", name="end")(x))
     arguments = {"metrics": ["accuracy"], "loss": "sparse_categorical_crossentropy"} | arguments
     model.compile(optimizer or keras.optimizers.Adam(0.01), **arguments)
+    return model
+
+
+@functools.cache
+def learnt() -> list:
+    """The weights of a network that was trained."""
+    model = network()
+    model.fit(X, Y, epochs=10, verbose=0)
+    return model.get_weights()
+
+
+def trained() -> keras.Model:
+    """A network that was trained, and that no training changes any more."""
+    weights, model = learnt(), network()
+    model.set_weights(weights)
+    model.optimizer.learning_rate = 0.0
     return model
 
 
@@ -51,9 +68,7 @@ BOTH_PLACES = pytest.mark.parametrize("stands", ["before", "after"])
 
 @BOTH_PLACES
 def test_early_stopping_restores_no_weights_of_an_architecture_that_was_undone(stands):
-    model = network()
-    model.fit(X, Y, epochs=10, verbose=0)
-    model.optimizer.learning_rate = 0.0
+    model = trained()
     shapes = [w.shape for w in model.get_weights()]
     stopping = keras.callbacks.EarlyStopping(
         "val_loss", mode="max", patience=9, restore_best_weights=True
@@ -149,9 +164,7 @@ def test_the_guard_goes_from_one_validated_epoch_to_the_next(monitor, often):
 
 
 def test_a_round_that_fails_is_undone_by_the_next_validated_epoch():
-    model = network()
-    fit(model, [], epochs=10)
-    model.optimizer.learning_rate = 0.0
+    model = trained()
     callback = careless()
     logs = fit(model, [callback], epochs=9, validation_freq=3).history
     first, second = callback.rounds
@@ -160,9 +173,7 @@ def test_a_round_that_fails_is_undone_by_the_next_validated_epoch():
 
 
 def test_epochs_without_validation_use_up_no_patience():
-    model = network()
-    fit(model, [], epochs=10)
-    model.optimizer.learning_rate = 0.0
+    model = trained()
     callback = careless(patience=2)
     fit(model, [callback], epochs=8, validation_freq=2)
     assert [r.epoch for r in callback.rounds] == [1, 5]
