@@ -289,10 +289,16 @@ def dumped(held) -> io.BytesIO:
     return file
 
 
-@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-def test_what_a_run_leaves_can_be_copied_and_stored(copied):
+@pytest.fixture(scope="module")
+def left() -> tuple:
+    """A callback and the history of its run."""
     callback = pruner(max_accuracy_drop=0.99)
-    history = fit(network(), callback, epochs=3)
+    return callback, fit(network(), callback, epochs=3)
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_what_a_run_leaves_can_be_copied_and_stored(left, copied):
+    callback, history = left
     again, found = copied(callback), copied(history)
     assert found.history == copied(history.history) == history.history
     assert callback.rounds and callback.plan is not None
@@ -328,21 +334,21 @@ def test_rounds_lie_at_the_beginning_and_the_budget_is_met(flops, epochs, rounds
     model = network(metrics=[])
     whole = cost(model)[1]
     callback = sgdap.SGDAPCallback(sgdap.Budget(flops=flops), jit_compile=None, verbose=0)
-    fit(model, callback, epochs=epochs, validation_data=None)
+    fit(model, callback, epochs=epochs, validation_data=None, batch_size=128)
     assert [r.epoch for r in callback.rounds] == rounds
     assert cost(model)[1] <= flops * whole
 
 
 def test_rounds_that_are_judged_are_smaller():
     callback = pruner(sgdap.Budget(flops=0.3), max_accuracy_drop=0.99, jit_compile=None)
-    fit(network(), callback, epochs=8)
+    fit(network(), callback, epochs=8, batch_size=128)
     assert [r.epoch for r in callback.rounds] == [0, 1, 2, 3]
 
 
 def test_a_schedule_that_needs_more_rounds_than_lie_in_the_first_half_gets_them():
     for schedule, rounds in ((sgdap.Linear(5), 5), (sgdap.Adaptive(cut=0.25), 4)):
         callback = pruner(schedule=schedule, jit_compile=None)
-        fit(network(metrics=[]), callback, epochs=6, validation_data=None)
+        fit(network(metrics=[]), callback, epochs=6, validation_data=None, batch_size=128)
         assert [r.epoch for r in callback.rounds] == list(range(rounds))
 
 
@@ -375,7 +381,7 @@ def test_a_round_has_half_of_the_epochs_left_to_recover_and_others_may_follow(sc
         mode="max",
         jit_compile=None,
     )
-    fit(network(metrics=[]), [score, callback], epochs=8, validation_data=None)
+    fit(network(metrics=[]), [score, callback], epochs=8, validation_data=None, batch_size=128)
     assert [(r.epoch, r.decision) for r in callback.rounds] == rounds
 
 

@@ -426,7 +426,9 @@ def correlated(count: int) -> tuple[keras.Model, np.ndarray]:
     [
         (8 * 4 * 270**2, 1.1, "Batches hold at most"),
         (8 * 300**2, 2.0, "Only products of whole channels are kept"),
-        (30_000, 3.5, "Only each channel's own power is kept"),
+        pytest.param(
+            30_000, 3.5, "Only each channel's own power is kept", marks=pytest.mark.compiled
+        ),
     ],
 )
 def test_with_less_memory_a_plan_meets_the_budget_and_costs_little_more(limit, worse, words):

@@ -8,7 +8,7 @@ from typing import Any
 
 from sgdap._arguments import check_integer
 from sgdap._table import short_name
-from sgdap.channels.grouping import channel_graph
+from sgdap.channels.grouping import untried_channel_graph
 from sgdap.execution.data import reusable
 from sgdap.execution.inputs import counted_on_data
 from sgdap.execution.latency import measure_latency
@@ -118,7 +118,7 @@ def profile(
     """
     check_integer("batch_size", batch_size, 1)
     check_integer("repeats", repeats, 1)
-    graph = channel_graph(model)
+    graph = untried_channel_graph(model)  # what is counted does not depend on what may leave
     if data is not None:
         graph = counted_on_data(graph, reusable(data, 1))
     for shape in graph.open_inputs:

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
+from sgdap.channels import grouping
 from tests.models import convnet
 
 pytestmark = pytest.mark.compiled
@@ -66,6 +67,12 @@ def test_parameters_are_those_that_keras_counts_layer_by_layer():
     assert found.params == model.count_params()
     counted = {layer.name: layer.count_params() for layer in model.layers if layer.weights}
     assert {layer.name: layer.params for layer in found.layers} == counted
+
+
+def test_counting_tries_no_call(monkeypatch):
+    model = convnet()
+    monkeypatch.setattr(grouping, "what_fails_rehearsal", lambda *_: pytest.fail("it was tried"))
+    assert sgdap.profile(model, latency=False).params == model.count_params()
 
 
 def test_profile_prints_every_layer_and_the_sums():

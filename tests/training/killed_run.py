@@ -138,7 +138,7 @@ def main(folder: str, drop: str, calibrate: str, kills: int, seed: int) -> None:
     killed: list[list[str]] = []
     while sum(not lines[-1].startswith("end") for lines in killed) < kills:
         killed.append(attempt((folder, *arguments), moments.uniform(0, lasting / 2)))
-    if not killed[-1][-1].startswith("end"):
+    if killed and not killed[-1][-1].startswith("end"):
         killed.append(attempt((folder, *arguments)))
     # in the second backup: while it is written, before and after it takes its place; at the end
     for moment in (("fsync", 5), ("replace", 2), ("fsync", 4), ("unlink", 2), None):

@@ -1,5 +1,6 @@
 """In one `fit` with other callbacks: where a round is undone, a run stops early or breaks."""
 
+import functools
 import warnings
 
 import keras
@@ -22,6 +23,22 @@ def network(optimizer=None, kind: type = keras.Model, **arguments) -> keras.Mode
     model = kind(inputs, layers.Dense(3, "softmax", name="end")(x))
     arguments = {"metrics": ["accuracy"], "loss": "sparse_categorical_crossentropy"} | arguments
     model.compile(optimizer or keras.optimizers.Adam(0.01), **arguments)
+    return model
+
+
+@functools.cache
+def learnt() -> list:
+    """The weights of a network that was trained."""
+    model = network()
+    model.fit(X, Y, epochs=10, verbose=0)
+    return model.get_weights()
+
+
+def trained() -> keras.Model:
+    """A network that was trained, and that no training changes any more."""
+    weights, model = learnt(), network()
+    model.set_weights(weights)
+    model.optimizer.learning_rate = 0.0
     return model
 
 
@@ -51,9 +68,7 @@ BOTH_PLACES = pytest.mark.parametrize("stands", ["before", "after"])
 
 @BOTH_PLACES
 def test_early_stopping_restores_no_weights_of_an_architecture_that_was_undone(stands):
-    model = network()
-    model.fit(X, Y, epochs=10, verbose=0)
-    model.optimizer.learning_rate = 0.0
+    model = trained()
     shapes = [w.shape for w in model.get_weights()]
     stopping = keras.callbacks.EarlyStopping(
         "val_loss", mode="max", patience=9, restore_best_weights=True
@@ -149,9 +164,7 @@ def test_the_guard_goes_from_one_validated_epoch_to_the_next(monitor, often):
 
 
 def test_a_round_that_fails_is_undone_by_the_next_validated_epoch():
-    model = network()
-    fit(model, [], epochs=10)
-    model.optimizer.learning_rate = 0.0
+    model = trained()
     callback = careless()
     logs = fit(model, [callback], epochs=9, validation_freq=3).history
     first, second = callback.rounds
@@ -160,9 +173,7 @@ def test_a_round_that_fails_is_undone_by_the_next_validated_epoch():
 
 
 def test_epochs_without_validation_use_up_no_patience():
-    model = network()
-    fit(model, [], epochs=10)
-    model.optimizer.learning_rate = 0.0
+    model = trained()
     callback = careless(patience=2)
     fit(model, [callback], epochs=8, validation_freq=2)
     assert [r.epoch for r in callback.rounds] == [1, 5]
@@ -196,17 +207,29 @@ def counting(traces: list) -> type:
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize(("steps_per_execution", "xla"), [(1, False), (2, False), (1, True)])
-def test_the_train_step_is_compiled_once_for_each_shape_of_the_model(steps_per_execution, xla):
+@pytest.mark.parametrize(
+    ("steps_per_execution", "xla", "batch_size"),
+    [(1, False, 48), (2, False, 48), (1, True, 64)],  # XLA would compile each size of a batch
+)
+def test_the_train_step_is_compiled_once_for_each_shape_of_the_model(
+    steps_per_execution, xla, batch_size
+):
     traces = []
     how = {"steps_per_execution": steps_per_execution, "jit_compile": xla}
     model = network(kind=counting(traces), **how)
-    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), final_finetune_epochs=3, verbose=0)
-    history = fit(model, [callback], epochs=6, batch_size=48)  # batches of 48, 48 and 32
+    callback = sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.5),
+        schedule=sgdap.Linear(2),
+        begin_epoch=0,
+        final_finetune_epochs=2,
+        verbose=0,
+    )
+    batches = {"batch_size": batch_size, "validation_data": None}  # 128 are 48, 48 and 32
+    history = fit(model, [callback], epochs=4, **batches)
     shapes = list(dict.fromkeys(history.history["params"]))
-    assert len(shapes) == 1 + len(callback.rounds) == 4
+    assert len(shapes) == 1 + len(callback.rounds) == 3
     first = [shapes[0]]  # in its first step Keras makes variables, and traces once more
     assert traces == first + shapes
     traces.clear()
-    fit(network(kind=counting(traces), **how), [], epochs=2)
+    fit(network(kind=counting(traces), **how), [], epochs=2, **batches)
     assert traces == first + first, "as without SGDAPCallback"

@@ -75,7 +75,7 @@ def test_the_model_is_traced_once_at_the_start_and_once_a_round(
 @pytest.mark.filterwarnings("ignore:SGDAPCallback stopped short")
 def test_an_undone_round_traces_the_model_once_more(monkeypatch):
     model = network()
-    model.fit(X, Y, epochs=20, verbose=0)
+    model.fit(X, Y, epochs=20, batch_size=64, verbose=0)
     model.optimizer.learning_rate = 0.0  # so no round recovers
     traced = counted(monkeypatch, (grouping, "trace"), (snapshot, "trace"))
     callback = pruner(
