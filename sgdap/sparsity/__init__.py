@@ -1,0 +1,1 @@
+"""Zeros in kernels: which single weights leave, and what the others become."""
