@@ -8,6 +8,8 @@ at the cost `γ_o w_j² / (2 [H⁻¹]_jj)` and moves the others of its output by
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
@@ -20,6 +22,9 @@ Numbers = npt.NDArray[np.int64]
 
 PENDING = 32
 """Downdates of an inverse that wait until they are applied in one matrix product."""
+
+STAYING = 0.8
+"""What left is dropped from the inverses when less than this share is left."""
 
 MEMORY = 1 << 28
 """Bytes of the inverses of outputs that are eliminated side by side."""
@@ -89,42 +94,51 @@ def _eliminate(
 ) -> None:
     """Removes all weights of some outputs and notes what each cost."""
     features, alive = _supports(stays, outputs)
-    every = np.arange(len(outputs))
+    every, (least, size) = np.arange(len(outputs)), part
     w = np.where(alive, weights[features, outputs[:, None]], 0.0)
-    inverse = np.linalg.inv(_sub_moments(second, features, alive))
-    least, size = part
-    groups = features // size
+    inverse = _inverses(second, features, alive)
     counts = np.zeros((len(outputs), len(second) // size + 1), np.int64)
-    np.add.at(counts, (every[:, None], groups), alive)
-    diagonal = np.einsum("bii->bi", inverse).copy()
-    waiting = np.zeros((*w.shape, PENDING))
-    highest = np.zeros(len(outputs))
-    pending = 0
-    for turn in range(alive.shape[1]):
-        if least < size:
-            crowded = alive & (np.take_along_axis(counts, groups, 1) > least)
-            allowed = np.where(crowded.any(axis=1, keepdims=True), crowded, alive)
-        else:
+    np.add.at(counts, (every[:, None], features // size), alive)
+    highest, turn = np.zeros(len(outputs)), 0
+    while alive.any():
+        if alive.sum(axis=1).max() <= STAYING * alive.shape[1]:
+            features, alive, w, inverse = _compacted(features, alive, w, inverse)
+        diagonal = np.where(alive, np.einsum("bii->bi", inverse), 1.0)
+        waiting = np.zeros((len(outputs), PENDING, alive.shape[1]))
+        for pending in range(min(PENDING, alive.shape[1])):
             allowed = alive
-        rises = np.where(allowed, w**2 / diagonal, np.inf)
-        chosen = rises.argmin(axis=1)
-        going = allowed[every, chosen]
-        column = inverse[every, :, chosen]
-        column -= np.einsum("bip,bp->bi", waiting[..., :pending], waiting[every, chosen, :pending])
-        own = np.where(going, np.maximum(column[every, chosen], 1e-300), 1.0)
-        column *= np.where(alive & going[:, None], 1 / np.sqrt(own)[:, None], 0.0)
-        w -= column * (w[every, chosen] / np.sqrt(own))[:, None]
-        highest = np.where(going, np.maximum(highest, rises[every, chosen] / 2), highest)
-        costs[features[every, chosen][going], outputs[going]] = highest[going] * (1 + 1e-9 * turn)
-        counts[every, groups[every, chosen]] -= going
-        alive[every, chosen] &= ~going
-        w[~alive] = 0.0
-        diagonal = np.where(alive, np.maximum(diagonal - column**2, 1e-300), 1.0)
-        waiting[..., pending] = column
-        pending += 1
-        if pending == PENDING:
-            inverse -= waiting @ waiting.transpose(0, 2, 1)
-            pending = 0
+            if least < size:
+                crowded = alive & (np.take_along_axis(counts, features // size, 1) > least)
+                allowed = np.where(crowded.any(axis=1, keepdims=True), crowded, alive)
+            rises = np.where(allowed, w**2 / diagonal, np.inf)
+            chosen = rises.argmin(axis=1)
+            going, number = allowed[every, chosen], features[every, chosen]
+            before = waiting[:, :pending]
+            column = inverse[every, chosen]
+            column -= (before[every, :, chosen][:, None] @ before)[:, 0]
+            own = np.sqrt(np.where(going, np.maximum(column[every, chosen], 1e-300), 1.0))
+            column *= (alive & going[:, None]) / own[:, None]
+            w -= column * (w[every, chosen] / own)[:, None]
+            highest = np.where(going, np.maximum(highest, rises[every, chosen] / 2), highest)
+            costs[number[going], outputs[going]] = highest[going] * (1 + 1e-9 * turn)
+            counts[every, number // size] -= going
+            alive[every, chosen] &= ~going
+            w[~alive] = 0.0
+            diagonal = np.where(alive, np.maximum(diagonal - column**2, 1e-300), 1.0)
+            waiting[:, pending] = column
+            turn += 1
+        inverse -= waiting.transpose(0, 2, 1) @ waiting
+
+
+def _compacted(
+    features: Numbers, alive: Mask, w: Array, inverse: Array
+) -> tuple[Numbers, Mask, Array, Array]:
+    """The same without what left, as far as the outputs have equally many."""
+    order = np.argsort(~alive, axis=1, kind="stable")[:, : alive.sum(axis=1).max()]
+    parts: Any = (np.take_along_axis(own, order, 1) for own in (features, alive, w))
+    every = np.arange(len(order))[:, None, None]
+    features, alive, w = parts
+    return features, alive, w, inverse[every, order[:, :, None], order[:, None, :]]
 
 
 def _supports(stays: Mask, outputs: Numbers) -> tuple[Numbers, Mask]:
@@ -135,12 +149,19 @@ def _supports(stays: Mask, outputs: Numbers) -> tuple[Numbers, Mask]:
     return features, np.arange(features.shape[1]) < counts[:, None]
 
 
-def _sub_moments(second: Array, features: Numbers, alive: Mask) -> Array:
-    """The moments of each output's own features; the filling is apart from all."""
+def _inverses(second: Array, features: Numbers, alive: Mask) -> Array:
+    """The inverse of the moments of each output's own features; the filling is apart from all."""
+    _, first, like = np.unique(
+        np.where(alive, features, -1), axis=0, return_index=True, return_inverse=True
+    )
+    features, alive = features[first], alive[first]
     found: Array = second[features[:, :, None], features[:, None, :]]
     found *= alive[:, :, None] & alive[:, None, :]
     np.einsum("bii->bi", found)[~alive] = 1.0
-    return found
+    for own in found:
+        upper = np.triu(inverse_with(own, np.full(len(own), 1e-300)))
+        own[...] = upper + np.triu(upper, 1).T
+    return found[like.reshape(-1)]
 
 
 def refitted(second: Array, weights: Array, stays: Mask) -> Array:
