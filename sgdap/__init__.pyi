@@ -37,6 +37,7 @@ from .report import Inspection as Inspection
 from .report import Profile as Profile
 from .report import inspect as inspect
 from .report import profile as profile
+from .sparsity import sparsify as sparsify
 from .statistics import ActivationStatistics as ActivationStatistics
 from .statistics import CalibrationStatistics as CalibrationStatistics
 from .statistics import activation_statistics as activation_statistics
@@ -100,6 +101,7 @@ __all__ = [
     "register_guidance",
     "register_rule",
     "remove",
+    "sparsify",
     "statistics",
     "testing",
 ]

@@ -17,7 +17,7 @@ JOURNEY = [
     "pipeline",
     "surgery",
 ]
-STEPS = ["_arguments", "_table", "_keras", *JOURNEY, "distillation", "training"]
+STEPS = ["_arguments", "_table", "_keras", *JOURNEY, "distillation", "sparsity", "training"]
 ENTRANCES = {"callback", "one_shot", "cli", "__init__", "__main__"}
 ON_TOP = {*ENTRANCES, "layers", "report", "demo", "datasets", "testing"}
 

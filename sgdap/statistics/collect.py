@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -133,6 +133,7 @@ def collect_statistics(
     seed: int = 0,
     memory_limit: int | None = None,
     progress: Callable[[int], None] | None = None,
+    places: Collection[Place] | None = None,
 ) -> CalibrationStatistics:
     """Runs a model over calibration data in inference mode and gathers its consumers' moments.
 
@@ -167,6 +168,7 @@ def collect_statistics(
             quarter of the machine's memory, or half of what is free where that is less. What is
             given up for it stands in the result's `notes`, with the limit, and is logged.
         progress: Called with the number of samples seen after each batch.
+        places: What is observed, of `graph.places`; None: where channels may leave.
 
     Returns:
         `CalibrationStatistics`.
@@ -187,12 +189,12 @@ def collect_statistics(
     if gradient_samples is not None:
         check_integer("gradient_samples", gradient_samples, 1)
     limit = checked_memory_limit(memory_limit)
-    places = _consumers(graph)
+    observed = _consumers(graph) if places is None else _by_path(places)
     sizes = {
         path: Size(
             len(own.features), len(np.unique(own.features)), own.outputs.shape[-1], own.weighed
         )
-        for path, (own, *_) in places.items()
+        for path, (own, *_) in observed.items()
     }
     check_choice("sensitivity", sensitivity, (True, False, "diagonal"))
     wanted = {True: "whole", False: "none", "diagonal": "diagonal"}[sensitivity]
@@ -208,7 +210,7 @@ def collect_statistics(
         graph, loss, data, batch_size=batch_size, samples=samples, most=most, seed=seed
     )
     notes = (*storage_notes(storage, limit), *said)
-    whole = Gathering(places, storage, folds, positions, gradients, True, True, losses, {})
+    whole = Gathering(observed, storage, folds, positions, gradients, True, True, losses, {})
     run = _Pass(graph, most, batch_size, samples, seed, gradient_samples, progress)
     if not contributing:
         sums = run(data, whole)
@@ -216,7 +218,7 @@ def collect_statistics(
         before = run(data, replace(whole, moments=False))
         weights = {}
         for path in contributing:
-            place = places[path][0]
+            place = observed[path][0]
             operation = graph.program.calls[place.call].operation
             known = before[path].sensitivity
             kernel = weighed_matrix(place, operation, known is not None and known.ndim == 2)
@@ -229,7 +231,7 @@ def collect_statistics(
             f"Received: {run.seen} samples. Pass more of them, or fewer folds."
         )
     consumers = {}
-    for path, (place, *_) in places.items():
+    for path, (place, *_) in observed.items():
         own = sums[path]
         moments = own.moments.result()
         consumers[path] = ConsumerStatistics(
@@ -382,10 +384,13 @@ def _empty_sums(
 def _consumers(graph: ChannelGraph) -> dict[str, list[Place]]:
     """The places where removable channels are observed, by path; one for each call."""
     removable = _removable(graph)
+    return _by_path(place for place in graph.places if removable[place.features].any())
+
+
+def _by_path(places: Iterable[Place]) -> dict[str, list[Place]]:
     found: dict[str, list[Place]] = {}
-    for place in graph.places:
-        if removable[place.features].any():
-            found.setdefault(place.path, []).append(place)
+    for place in places:
+        found.setdefault(place.path, []).append(place)
     return found
 
 

@@ -1,0 +1,95 @@
+"""The choice of single weights that leave, by the scores of all kernels together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap.sparsity.kernels import Kernel
+from sgdap.sparsity.patterns import Numbers
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+def choose(
+    scores: Mapping[str, npt.NDArray[Any]],
+    kernels: Sequence[Kernel],
+    sparsity: float | None = None,
+    *,
+    zeros: int | None = None,
+    threshold: float | None = None,
+    allocation: str = "global",
+) -> dict[str, Mask]:
+    """Chooses the weights that stay: those whose leaving costs most.
+
+    One of `sparsity`, `zeros` and `threshold` says how many leave. Where a pattern cuts weights
+    into blocks, the zeros are the most that are not more than asked for. A kernel of a share of its
+    own is chosen from apart; `sparsity` is that of the others.
+
+    Args:
+        scores: For each kernel the expected rise of the loss if a weight alone leaves, in the
+            kernel's shape.
+        kernels: These kernels, with their patterns.
+        sparsity: The share of zeros.
+        zeros: The number of zeros in all kernels together.
+        threshold: Weights of a score below this leave; of a block, of the mean score.
+        allocation: `"global"`: the least scores of all kernels; `"uniform"`: the same share of each
+            kernel.
+
+    Returns:
+        A mask of each kernel, True for weights that stay.
+    """
+    masks: dict[str, Mask] = {}
+    for kernel in kernels:
+        if kernel.share is not None:
+            size = scores[kernel.path].size
+            masks |= _least(scores, [kernel], round(kernel.share * size))
+    common = [kernel for kernel in kernels if kernel.share is None]
+    if not common:
+        return masks
+    if threshold is not None:
+        return masks | {k.path: _above(scores[k.path], k, threshold) for k in common}
+    total = sum(scores[kernel.path].size for kernel in common)
+    if zeros is None:
+        zeros = round((sparsity or 0.0) * total)
+    else:
+        zeros = max(zeros - sum(int((~mask).sum()) for mask in masks.values()), 0)
+    parts = [common] if allocation == "global" else [[kernel] for kernel in common]
+    for part in parts:
+        size = sum(scores[kernel.path].size for kernel in part)
+        masks |= _least(scores, part, zeros * size // total)
+    return masks
+
+
+def _least(
+    scores: Mapping[str, npt.NDArray[Any]], kernels: Sequence[Kernel], zeros: int
+) -> dict[str, Mask]:
+    """The masks with so many zeros of the least scores, all kernels together."""
+    units = [_units(scores[kernel.path], kernel) for kernel in kernels]
+    sizes = [np.bincount(numbers.ravel()) for numbers, _, _ in units]
+    size = np.concatenate(sizes)
+    score, turn = (np.concatenate([own[i] for own in units]) for i in (1, 2))
+    order = np.lexsort((score / size, turn))
+    leave = np.zeros(len(order), bool)
+    leave[order[np.cumsum(size[order]) <= zeros]] = True
+    masks, start = {}, 0
+    for kernel, (numbers, _, _), own in zip(kernels, units, sizes, strict=True):
+        gone = leave[start : start + len(own)][numbers]
+        masks[kernel.path] = kernel.layout.kernel(~gone, kernel.shape)
+        start += len(own)
+    return masks
+
+
+def _above(scores: npt.NDArray[Any], kernel: Kernel, threshold: float) -> Mask:
+    numbers, sums, _ = _units(scores, kernel)
+    stays = sums / np.bincount(numbers.ravel()) >= threshold
+    mask: Mask = kernel.layout.kernel(stays[numbers], kernel.shape)
+    return mask
+
+
+def _units(scores: npt.NDArray[Any], kernel: Kernel) -> tuple[Numbers, Array, npt.NDArray[np.int8]]:
+    return kernel.pattern.units(kernel.layout.matrices(np.asarray(scores, np.float64)))
