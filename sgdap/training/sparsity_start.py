@@ -1,0 +1,118 @@
+"""Starts a run that sets weights to zero: checks everything and never changes the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from sgdap.channels.grouping import channel_graph
+from sgdap.execution.backend import check_backend
+from sgdap.sparsity.kernels import chosen_kernels
+from sgdap.sparsity.patterns import get_pattern
+from sgdap.training.log import Summaries
+from sgdap.training.masking import Masking
+from sgdap.training.neighbours import Neighbours
+from sgdap.training.options import RoundOptions
+from sgdap.training.reservoir import LIMIT
+from sgdap.training.schedule import Schedule
+from sgdap.training.sparsity_options import WATCHED, SparsityOptions
+from sgdap.training.start import Sampling, begin, guard_of, teaching_of
+from sgdap.training.state import RunState
+from sgdap.training.weight_run import WeightRun
+
+
+def start_sparsity_run(
+    model: Any,
+    options: SparsityOptions,
+    training: RoundOptions,
+    params: Mapping[str, Any],
+    neighbours: Neighbours,
+    calibration_data: Any,
+    say: Callable[[str], None],
+    teacher: Any = None,
+) -> WeightRun:
+    """Checks that a run can work and makes it.
+
+    Args:
+        model: The model in training.
+        options: The options of which weights become zero.
+        training: The options of the rounds and of judging them.
+        params: The `params` that Keras gives to callbacks.
+        neighbours: The other callbacks of the run.
+        calibration_data: Calibration inputs; None: there are none.
+        say: A function that shows the user a line.
+        teacher: A model that teaches after the first round; True: the model as it is now; None:
+            there is none.
+
+    Raises:
+        RuntimeError: Keras uses another backend than TensorFlow.
+        ValueError: The run can't work with this model or these options. Nothing was changed.
+        TypeError: The calibration data are of a kind that can't be read, or the teacher is no
+            Keras model.
+    """
+    check_backend("sgdap.SparsityCallback")
+    graph = channel_graph(model)
+    pattern = get_pattern(options.pattern)
+    kernels = chosen_kernels(
+        graph.program.layers(),
+        pattern,
+        layers=options.layers,
+        overrides=options.overrides,
+        biases=options.biases,
+    )
+    limit = min(LIMIT, options.memory_limit or LIMIT)
+    watching = options.guidance in WATCHED
+    begun = begin(
+        graph,
+        training,
+        params,
+        calibration_data,
+        Sampling(options.samples, limit, options.seed),
+        WeightRun.callback,
+        early=not watching,
+    )
+    by_rounds = Schedule() if begun.steps is not None else training.schedule
+    share = options.sparsity
+    if share is None:
+        assert begun.steps is not None
+        share = begun.steps.final
+    course = begun.course(by_rounds, 1 - share)
+    run_state = RunState(guard_of(training, by_rounds.step(1 - share)))
+    teaching = None
+    if teacher is not None:
+        teaching = teaching_of(graph, teacher, neighbours)
+        if teacher is True:
+            run_state.teacher = teaching.teacher.get_weights()
+    run = WeightRun(
+        model=model,
+        training=training,
+        params=params,
+        course=course,
+        monitor=begun.monitor,
+        neighbours=neighbours,
+        summaries=Summaries(neighbours.of_class(keras.callbacks.TensorBoard)),
+        state=run_state,
+        say=say,
+        samples=options.samples,
+        data=begun.data,
+        teaching=teaching,
+        model_graph=graph,
+        options=options,
+        kernels=kernels,
+        share=share,
+        schedule=by_rounds,
+        fixed=begun.steps is None,
+        masking=Masking(model, kernels, _WATCHES.get(options.guidance)),
+    )
+    run.check(len(course.epochs))
+    return run
+
+
+_WATCHES: dict[str, Callable[[Any, Any], Any]] = {
+    "gradient": lambda weight, gradient: tf.abs(weight * gradient),
+    "gradient_size": lambda weight, gradient: tf.abs(gradient),
+}
+"""What is watched of weights and gradients, by the name of the criterion."""
