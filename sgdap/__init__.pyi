@@ -38,6 +38,7 @@ from .report import Profile as Profile
 from .report import inspect as inspect
 from .report import profile as profile
 from .sparsity_callback import SparsityCallback as SparsityCallback
+from .sparsity import sparsify as sparsify
 from .statistics import ActivationStatistics as ActivationStatistics
 from .statistics import CalibrationStatistics as CalibrationStatistics
 from .statistics import activation_statistics as activation_statistics
@@ -106,6 +107,7 @@ __all__ = [
     "register_guidance",
     "register_rule",
     "remove",
+    "sparsify",
     "statistics",
     "testing",
 ]

@@ -120,7 +120,7 @@ def distill(
     with _keras.scope_of(student), _keras.name_counters_kept():
         lessons = _Lessons(
             program,
-            _Answers(teacher, terms),
+            Answers(teacher, terms),
             read,
             labelled=label_weight > 0,
             batch_size=batch_size,
@@ -219,7 +219,7 @@ class _Lessons:
     def __init__(
         self,
         program: Program,
-        teacher: _Answers,
+        teacher: Answers,
         data: Any,
         *,
         labelled: bool,
@@ -256,7 +256,7 @@ def _chosen(arrays: Any, rows: Any) -> Any:
     return keras.tree.map_structure(lambda own: None if own is None else own[rows], arrays)
 
 
-class _Answers(keras.Model):
+class Answers(keras.Model):
     """A teacher, giving its outputs as they are compared."""
 
     def __init__(self, teacher: Any, terms: Sequence[Term]) -> None:

@@ -1,1 +1,5 @@
 """Zeros in kernels: which single weights leave, and what the others become."""
+
+from sgdap.sparsity.one_shot import sparsify
+
+__all__ = ["sparsify"]

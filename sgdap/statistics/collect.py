@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,6 +118,7 @@ def collect_statistics(
     seed: int = 0,
     memory_limit: int | None = None,
     progress: Callable[[int], None] | None = None,
+    places: Collection[Place] | None = None,
 ) -> CalibrationStatistics:
     """Runs a model over calibration data in inference mode and gathers its consumers' moments.
 
@@ -152,6 +153,7 @@ def collect_statistics(
             quarter of the machine's memory, or half of what is free where that is less. What is
             given up for it stands in the result's `notes`, with the limit, and is logged.
         progress: Called with the number of samples seen after each batch.
+        places: What is observed, of `graph.places`; None: where channels may leave.
 
     Returns:
         `CalibrationStatistics`.
@@ -172,10 +174,10 @@ def collect_statistics(
     if gradient_samples is not None:
         check_integer("gradient_samples", gradient_samples, 1)
     limit = checked_memory_limit(memory_limit)
-    places = _consumers(graph)
+    observed = _consumers(graph) if places is None else _by_path(places)
     sizes = {
         path: Size(len(own.features), len(np.unique(own.features)), own.weighed)
-        for path, (own, *_) in places.items()
+        for path, (own, *_) in observed.items()
     }
     storage = choose_storage(sizes, folds, limit, sensitivity)
     _check_weights(graph)
@@ -188,7 +190,7 @@ def collect_statistics(
         graph, loss, data, batch_size=batch_size, samples=samples, most=most, seed=seed
     )
     notes = (*storage_notes(storage, limit), *said)
-    whole = Gathering(places, storage, folds, positions, sensitivity, True, True, losses, {})
+    whole = Gathering(observed, storage, folds, positions, sensitivity, True, True, losses, {})
     run = _Pass(graph, most, batch_size, samples, seed, gradient_samples, progress)
     if not contributing:
         sums = run(data, whole)
@@ -196,7 +198,7 @@ def collect_statistics(
         before = run(data, replace(whole, moments=False))
         weights = {}
         for path in contributing:
-            place = places[path][0]
+            place = observed[path][0]
             kernel = weighed_matrix(place, graph.program.calls[place.call].operation)
             known = before[path].sensitivity
             known = None if known is None else known / run.weighed
@@ -208,7 +210,7 @@ def collect_statistics(
             f"Received: {run.seen} samples. Pass more of them, or fewer folds."
         )
     consumers = {}
-    for path, (place, *_) in places.items():
+    for path, (place, *_) in observed.items():
         own = sums[path]
         moments = own.moments.result()
         consumers[path] = ConsumerStatistics(
@@ -361,10 +363,13 @@ def _empty_sums(
 def _consumers(graph: ChannelGraph) -> dict[str, list[Place]]:
     """The places where removable channels are observed, by path; one for each call."""
     removable = _removable(graph)
+    return _by_path(place for place in graph.places if removable[place.features].any())
+
+
+def _by_path(places: Iterable[Place]) -> dict[str, list[Place]]:
     found: dict[str, list[Place]] = {}
-    for place in graph.places:
-        if removable[place.features].any():
-            found.setdefault(place.path, []).append(place)
+    for place in places:
+        found.setdefault(place.path, []).append(place)
     return found
 
 

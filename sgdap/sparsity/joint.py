@@ -1,0 +1,189 @@
+"""A step over all weights that stay at once, toward labels or toward the dense model's answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize
+
+from sgdap.channels.groups import ChannelGraph
+from sgdap.channels.slices import variable_of
+from sgdap.distillation.finish import Answers
+from sgdap.distillation.teaching import checked_terms, computes_own_loss
+from sgdap.distillation.terms import divergence
+from sgdap.execution.inputs import affordable_batch
+from sgdap.execution.memory import batch_memory, checked_memory_limit
+from sgdap.execution.stored_loss import StoredLoss
+from sgdap.planning.cost import cost_model
+from sgdap.sparsity.kernels import Kernel
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+WORK = 5e13
+"""FLOPs that all steps together may take. A model that is too large for `FEWEST` passes over the
+samples is left as it is."""
+
+FEWEST = 20
+MEMORY = 20
+"""Steps that L-BFGS remembers."""
+
+JUDGED = 5
+"""What is held back judges the weights after so many steps."""
+
+PATIENCE = 3
+"""So often in a row it may find no better ones."""
+
+_HELD_BACK, _MOST_HELD_BACK = 0.1, 5000
+_BATCH = 4096
+
+
+class JointStep:
+    """Moves all weights of a sparse model that stay, by L-BFGS on stored samples.
+
+    Kernels that are not among the sparse ones, and variables under a constraint, stay as they are;
+    biases and the scales of normalisations follow. A tenth of the samples is held back: it says
+    which weights of the way are kept, and when to stop. So the loss there never rises.
+
+    Args:
+        graph: The channels of the sparse model.
+        teacher: The dense model.
+        data: Inputs, targets and sample weights as arrays; the last two may be None.
+        kernels: The kernels that have zeros.
+        seed: Seed for what is held back.
+        memory_limit: Bytes for the tensors of a batch, as for `collect_statistics`.
+
+    Attributes:
+        labelled: Whether the loss is that of the labels; else the divergence from the teacher.
+
+    Reference:
+        Nocedal, "Updating quasi-Newton matrices with limited storage", 1980.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        teacher: Any,
+        data: tuple[Any, Any, Any],
+        kernels: Sequence[Kernel],
+        *,
+        seed: int = 0,
+        memory_limit: int | None = None,
+    ) -> None:
+        model = graph.program.model
+        x, y, weight = data
+        self.labelled = y is not None and has_loss(model)
+        self._paths = {id(variable_of(graph.program, k.key)): k.path for k in kernels}
+        self._variables = [v for v in model.trainable_variables if self._moves(v)]
+        unit = graph.program.shapes[graph.program.inputs[0].index][0] or 1
+        most = affordable_batch(graph, batch_memory(checked_memory_limit(memory_limit)))
+        batch = unit if unit > 1 else min(_BATCH, most)
+        if not self.labelled:
+            _, terms = checked_terms(model, teacher)
+            y = Answers(teacher, terms).predict(x, batch_size=batch, verbose=0)
+
+        def loss(x: Any, y: Any, made: Any, weight: Any) -> Any:
+            if self.labelled:
+                return model.compute_loss(x, y, made, weight)
+            taught, flat = keras.tree.flatten(y), keras.tree.flatten(made)
+            return divergence(terms, taught, flat, weight, 1.0)
+
+        count = len(keras.tree.flatten(x)[0]) // unit
+        held = min(math.ceil(_HELD_BACK * count), _MOST_HELD_BACK) * unit
+        order = np.random.default_rng(seed).permutation(count * unit)
+        parts = []
+        for rows in (order[held:], order[:held]):
+            chosen = keras.tree.map_structure(
+                lambda own, rows=rows: None if own is None else own[rows], (x, y, weight)
+            )
+            parts.append(StoredLoss(model, self._variables, chosen, loss, batch, unit > 1))
+        self._learnt, self._held = parts
+
+    def _moves(self, variable: Any) -> bool:
+        of_vector = len(variable.shape) < 2
+        return variable.constraint is None and (of_vector or id(variable) in self._paths)
+
+    def run(self, masks: Mapping[str, Mask], steps: int) -> None:
+        """Moves the model's weights, in place.
+
+        Args:
+            masks: Which weights of the sparse kernels stay, by path; the others are 0.
+            steps: The number of steps at most.
+        """
+        stays = [
+            masks[self._paths[id(v)]] if id(v) in self._paths else np.ones(tuple(v.shape), bool)
+            for v in self._variables
+        ]
+
+        def put(flat: Array) -> None:
+            start = 0
+            for variable, own in zip(self._variables, stays, strict=True):
+                stop = start + int(own.sum())
+                value = np.zeros(own.shape)
+                value[own] = flat[start:stop]
+                variable.assign(value)
+                start = stop
+
+        def of(flat: Array) -> tuple[float, Array]:
+            put(flat)
+            value, found = self._learnt.value_and_gradients()
+            pairs = zip(found, stays, strict=True)
+            return value, np.concatenate([gradient[own] for gradient, own in pairs])
+
+        def held(flat: Array) -> float:
+            put(flat)
+            return self._held.value()
+
+        pairs = zip(self._variables, stays, strict=True)
+        begin = np.concatenate([np.asarray(v.numpy(), np.float64)[own] for v, own in pairs])
+        put(_best(of, held, begin, steps))
+
+
+def _best(
+    of: Callable[[Array], tuple[float, Array]],
+    held: Callable[[Array], float],
+    begin: Array,
+    steps: int,
+) -> Array:
+    """The weights on the way of L-BFGS that are best on what is held back."""
+    best, least = begin, held(begin)
+    taken = worse = 0
+
+    def judge(flat: Array) -> None:
+        nonlocal best, least, taken, worse
+        taken += 1
+        if taken % JUDGED:
+            return
+        found = held(flat)
+        if found < least:
+            best, least, worse = flat.copy(), found, 0
+        else:
+            worse += 1
+        if worse == PATIENCE:
+            raise StopIteration
+
+    options = {"maxiter": steps, "maxfun": 2 * steps, "maxcor": MEMORY}
+    optimize.minimize(of, begin, jac=True, method="L-BFGS-B", callback=judge, options=options)
+    return best
+
+
+def affordable_steps(graph: ChannelGraph, samples: int) -> int:
+    """How many steps over the samples `WORK` allows; a step runs the model forward and back.
+
+    Args:
+        graph: The model's channels.
+        samples: The number of samples.
+    """
+    model = cost_model(graph)
+    flops = float(model.cost(model.lengths(np.ones(graph.count, bool)))[1])
+    return int(WORK / max(3 * flops * samples, 1.0))
+
+
+def has_loss(model: Any) -> bool:
+    """Whether a model was compiled with a loss, or computes its own."""
+    return bool(model.compiled and (model.loss is not None or computes_own_loss(model)))

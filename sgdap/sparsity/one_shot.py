@@ -1,0 +1,249 @@
+"""`sgdap.sparsify`: a copy of a model with zeros in its kernels, in one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from sgdap import _keras
+from sgdap._arguments import check_choice, check_integer
+from sgdap._table import table_text, terminal_width
+from sgdap.channels.grouping import channel_graph
+from sgdap.channels.groups import ChannelGraph
+from sgdap.execution.backend import check_backend
+from sgdap.execution.data import joined, reusable
+from sgdap.execution.inputs import check_calibration_data, counted_on_data
+from sgdap.planning.budget import Budget
+from sgdap.sparsity.choice import choose
+from sgdap.sparsity.curvature import Calibration, curvatures
+from sgdap.sparsity.guidance import GUIDANCES, weight_scores
+from sgdap.sparsity.joint import FEWEST, JointStep, affordable_steps
+from sgdap.sparsity.kernels import Kernel, chosen_kernels
+from sgdap.sparsity.patterns import get_pattern
+from sgdap.sparsity.surgeon import refit, zeroed
+from sgdap.sparsity.target import Target, sparsity_target
+from sgdap.surgery.apply import copied
+
+Mask = npt.NDArray[np.bool_]
+Masks = dict[str, Mask]
+
+STAYING = 0.5
+"""Share of the weights that stay from one stage to the next."""
+
+STEPS, LAST = 30, 100
+"""Steps over all weights after a stage and after the last one, at most."""
+
+
+def sparsify(
+    model: Any,
+    data: Any,
+    sparsity: float | Budget | None,
+    *,
+    pattern: str = "unstructured",
+    guidance: str = "second_order",
+    allocation: str = "global",
+    reconstruction: bool | str = True,
+    threshold: float | None = None,
+    layers: Sequence[str] | None = None,
+    overrides: Mapping[str, float] | None = None,
+    biases: bool = False,
+    samples: int | None = 4096,
+    positions: int = 32,
+    seed: int = 0,
+    memory_limit: int | None = None,
+    verbose: int = 0,
+) -> Any:
+    """Makes single weights of a model zero, and moves the others to make up for them.
+
+    Weights leave in stages of half of those that are left. In each, the curvature of the loss is
+    measured with the model as it is, those weights leave whose leaving costs least, and the others
+    are moved: first each output's by least squares, then all together by L-BFGS. With `(x, y)` and
+    a model compiled with a loss these steps go toward the labels, else toward the answers of the
+    given model. No epoch is trained, and dropout and the like are off.
+
+    Args:
+        model: A built `keras.Sequential` or functional `keras.Model`; it is not changed.
+        data: Calibration inputs, or `(x, y)`, in any form that `sgdap.plan` takes.
+        sparsity: The share of zeros in all chosen kernels together, or a budget:
+            `sgdap.Budget(params=…)` counts parameters that are not zero, `sgdap.Budget(bytes=…)`
+            the bytes of weights stored as a bit for each weight of a kernel and the values that
+            are not zero.
+        pattern: `"unstructured"`; `"n:m"`, such as `"2:4"`: of m weights in a row along the inputs
+            n at most stay; `"block RxC"`: R along the inputs, C along the outputs.
+        guidance: `"second_order"`: the rise of the loss as weights leave in turn, the optimal brain
+            surgeon; `"magnitude"`: |w|; `"gradient"`: |w · ∂L/∂w|; `"random"`.
+        allocation: `"global"`: the least scores of all kernels; `"uniform"`: the same share of each
+            kernel.
+        reconstruction: Whether the weights that stay are moved: True; `"layerwise"`: each output's
+            by itself only; False: not at all, and all leave in one stage.
+        threshold: With `sparsity=None`: weights of a score below this leave, in one stage.
+        layers: Names or patterns (`"conv*"`) of the layers that may have zeros; None: all.
+        overrides: A dict from layer names or patterns to the share of zeros there, in place of that
+            of all; with 0 a kernel stays as it is.
+        biases: Whether biases may have zeros too; they have no pattern.
+        samples: The number of samples to use; None: all.
+        positions: The most output positions of a convolution to use from each sample.
+        seed: Seed for sampled positions, targets and what is held back.
+        memory_limit: Bytes for statistics and a batch, as for `sgdap.plan`.
+        verbose: 1 prints a line for each stage and a table of the kernels.
+
+    Returns:
+        A plain Keras model with zeros in its kernels, compiled as `model` is.
+
+    Raises:
+        RuntimeError: Keras uses another backend than TensorFlow.
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument has no meaning, a layer can't have the pattern, is quantized or has
+            LoRA enabled, the budget can't be met, or the data do not fit the model.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"),
+        ...                           keras.layers.Dense(4, "softmax")])
+        >>> sparse = sgdap.sparsify(model, np.random.rand(64, 8), 0.75)
+        >>> sum(int((w == 0).sum()) for w in sparse.get_weights()[::2])
+        144
+    """
+    check_backend("sgdap.sparsify")
+    wanted = get_pattern(pattern)
+    check_choice("guidance", guidance, GUIDANCES)
+    check_choice("allocation", allocation, ("global", "uniform"))
+    check_choice("reconstruction", reconstruction, (True, False, "layerwise"))
+    check_choice("biases", biases, (True, False))
+    check_integer("positions", positions, 1)
+    check_integer("seed", seed, 0)
+    if samples is not None:
+        check_integer("samples", samples, 1)
+    graph = channel_graph(model)
+    kernels = chosen_kernels(
+        graph.program.layers(), wanted, layers=layers, overrides=overrides, biases=biases
+    )
+    target = sparsity_target(model, kernels, wanted, sparsity, threshold)
+    data = reusable(data, samples)
+    check_calibration_data(graph, data)
+    graph = counted_on_data(graph, data)
+    with _keras.scope_of(model), _keras.name_counters_kept():
+        made = counted_on_data(copied(graph), data)
+        work = _Work(
+            graph, made, kernels, data, Calibration(samples, positions, seed, memory_limit)
+        )
+        work.run(target, guidance, allocation, reconstruction, verbose)
+    return made.program.model
+
+
+class _Work:
+    """The stages from a dense copy to the sparse model."""
+
+    def __init__(
+        self,
+        dense: ChannelGraph,
+        graph: ChannelGraph,
+        kernels: Sequence[Kernel],
+        data: Any,
+        reading: Calibration,
+    ) -> None:
+        self._dense, self._graph, self._kernels = dense, graph, kernels
+        self._data, self._reading = data, reading
+        self._masks: Masks = {kernel.path: np.ones(kernel.shape, bool) for kernel in kernels}
+
+    def run(
+        self,
+        target: Target,
+        guidance: str,
+        allocation: str,
+        reconstruction: bool | str,
+        verbose: int,
+    ) -> None:
+        """Makes the copy sparse.
+
+        Args:
+            target: What is asked for.
+            guidance: The criterion.
+            allocation: How layers share the zeros.
+            reconstruction: How the weights that stay are moved.
+            verbose: Whether to print.
+        """
+        joint, said = self._joint_step() if reconstruction is True else (None, "")
+        total = sum(mask.size for mask in self._masks.values())
+        if joint is not None and joint.labelled:
+            joint.run(self._masks, STEPS)
+        stages = list(_stages(target, total)) if reconstruction else [target]
+        for number, stage in enumerate(stages, 1):
+            needed = guidance == "second_order" or reconstruction
+            data, reading = self._data, self._reading
+            known = curvatures(self._graph, self._kernels, data, reading) if needed else {}
+            scores = weight_scores(
+                self._graph, self._kernels, data, guidance, reading, self._masks, known
+            )
+            self._masks = choose(
+                scores,
+                self._kernels,
+                zeros=stage.zeros,
+                threshold=stage.threshold,
+                allocation=allocation,
+            )
+            if reconstruction:
+                refit(self._graph, self._kernels, known, self._masks)
+            else:
+                zeroed(self._graph, self._kernels, self._masks)
+            if joint is not None:
+                joint.run(self._masks, LAST if number == len(stages) else STEPS)
+            if verbose:
+                zeros = total - sum(int(mask.sum()) for mask in self._masks.values())
+                print(f"stage {number} of {len(stages)}: {zeros / total:.2%} of weights are zero")
+        if verbose:
+            print(self._table([said] if said else []))
+
+    def _joint_step(self) -> tuple[JointStep | None, str]:
+        """The step over all weights, or why there is none."""
+        x, y, weight = joined(self._data)
+        count = len(keras.tree.flatten(x)[0])
+        rows = slice(None, self._reading.samples)
+        x, y, weight = keras.tree.map_structure(
+            lambda own: None if own is None else own[rows], (x, y, weight)
+        )
+        used = min(count, self._reading.samples or count)
+        if used < 2:
+            return None, "Weights were moved kernel by kernel only: one sample is too few."
+        if affordable_steps(self._graph, used) < FEWEST:
+            return None, (
+                "Weights were moved kernel by kernel only: a step over all weights would take too "
+                "long. Fewer samples allow it."
+            )
+        step = JointStep(
+            self._graph,
+            self._dense.program.model,
+            (x, y, weight),
+            self._kernels,
+            seed=self._reading.seed,
+            memory_limit=self._reading.memory_limit,
+        )
+        return step, ""
+
+    def _table(self, notes: Sequence[str]) -> str:
+        rows = []
+        for kernel in self._kernels:
+            mask = self._masks[kernel.path]
+            left, size = int(mask.sum()), mask.size
+            rows.append(([[kernel.path]], [f"{size:,}", f"{left:,}", f"{1 - left / size:.2%}"], ""))
+        width = terminal_width(100)
+        title = f"Zeros of {self._graph.program.model.name}"
+        return table_text(
+            title, ["kernel"], ["weights", "not zero", "zeros"], "", rows, notes, width
+        )
+
+
+def _stages(target: Target, total: int) -> Iterator[Target]:
+    """What is asked for after each stage."""
+    if target.zeros is None:
+        yield target
+        return
+    staying, left = 1.0, 1 - target.zeros / total
+    while staying * STAYING > left * math.sqrt(1 / STAYING):
+        staying *= STAYING
+        yield Target(math.floor((1 - staying) * total))
+    yield target
