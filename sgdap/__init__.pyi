@@ -37,8 +37,8 @@ from .report import Inspection as Inspection
 from .report import Profile as Profile
 from .report import inspect as inspect
 from .report import profile as profile
-from .sparsity_callback import SparsityCallback as SparsityCallback
 from .sparsity import sparsify as sparsify
+from .sparsity_callback import SparsityCallback as SparsityCallback
 from .statistics import ActivationStatistics as ActivationStatistics
 from .statistics import CalibrationStatistics as CalibrationStatistics
 from .statistics import activation_statistics as activation_statistics

@@ -222,5 +222,6 @@ class SGDAPCallback(RoundsCallback[ChannelRun]):
         return {**settings(self.pruning, self.training), "teacher": teacher_words(self.teacher)}
 
     def show(self, run: ChannelRun) -> None:
+        """Shows what the run remembers in the attributes of the callback."""
         super().show(run)
         self.plan, self.widths = run.state.plan, run.state.widths

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sgdap.planning.budget import Budget
 from sgdap.training.hooks import RoundsCallback, check_teacher, teacher_words
 from sgdap.training.neighbours import Neighbours
 from sgdap.training.options import RoundOptions, settings
@@ -31,13 +32,16 @@ class SparsityCallback(RoundsCallback[WeightRun]):
     callbacks that remember the best epoch start anew with each round, as with `SGDAPCallback`.
 
     Args:
-        sparsity: The share of zeros in all chosen kernels together. None with a tfmot schedule: the
-            schedule's final sparsity.
+        sparsity: The share of zeros in all chosen kernels together, or a budget as in
+            `sgdap.sparsify`. None: the final sparsity of a tfmot schedule, or the least of an
+            `"n:m"` pattern.
         pattern: `"unstructured"`; `"n:m"`, such as `"2:4"`: of m weights in a row along the inputs
             n at most stay; `"block RxC"`: R along the inputs, C along the outputs leave together.
-        guidance: What weights are chosen by, the least first: `"magnitude"`, |w|; `"gradient"`,
-            |w · ∂L/∂w|, its mean over the train steps since the last round; `"gradient_size"`,
-            |∂L/∂w|, the same; `"random"`.
+        guidance: What weights are chosen by, the least first. `"second_order"`: the expected rise
+            of the loss as weights leave in turn, the optimal brain surgeon of `sgdap.sparsify`; the
+            other weights of a layer make up for those that leave. `"magnitude"`: |w|;
+            `"gradient"`: |w · ∂L/∂w|, its mean over the train steps since the last round;
+            `"gradient_size"`: |∂L/∂w|, the same; `"random"`.
         schedule: How the share is approached, as in `SGDAPCallback`: `"cubic"`, `"linear"`,
             `"geometric"`, `"one_shot"`, `"adaptive"`, an object such as `sgdap.Cubic(rounds=5)`, or
             a `tfmot.sparsity.keras.PruningSchedule` over training steps.
@@ -57,11 +61,14 @@ class SparsityCallback(RoundsCallback[WeightRun]):
         overrides: A dict from layer names or patterns to the share of zeros there at the end, in
             place of that of all; with 0 a kernel stays as it is.
         biases: Whether biases may have zeros too; they have no pattern.
-        calibration_data: Inputs and targets by which it is told whether the model is trained, where
-            those of `fit` can't be read.
+        calibration_data: Inputs for the statistics of `"second_order"`, in any form that `fit`
+            takes. None: a random sample of the training inputs, as in `SGDAPCallback`.
+        samples: The number of samples to use; None: all, or as many as are kept.
         teacher: A trained model, or True, whose answers the model learns beside the labels in all
             epochs after the first round, as in `SGDAPCallback`.
         backup_dir: A folder for a backup of the run, as in `SGDAPCallback`.
+        memory_limit: Bytes for the statistics and for the sample of the training inputs, as in
+            `SGDAPCallback`.
         seed: Seed for every random choice.
         verbose: 0: silent, 1: a line for each decision.
 
@@ -89,9 +96,9 @@ class SparsityCallback(RoundsCallback[WeightRun]):
 
     def __init__(
         self,
-        sparsity: float | None = None,
+        sparsity: float | Budget | None = None,
         pattern: str = "unstructured",
-        guidance: str = "magnitude",
+        guidance: str = "second_order",
         schedule: Any = "cubic",
         max_accuracy_drop: float | None = None,
         *,
@@ -107,6 +114,8 @@ class SparsityCallback(RoundsCallback[WeightRun]):
         overrides: Mapping[str, float] | None = None,
         biases: bool = False,
         calibration_data: Any = None,
+        samples: int | None = 4096,
+        memory_limit: int | None = None,
         teacher: Any = None,
         backup_dir: str | os.PathLike[str] | None = None,
         seed: int = 0,
@@ -132,9 +141,12 @@ class SparsityCallback(RoundsCallback[WeightRun]):
             layers=layers,
             overrides=overrides,
             biases=biases,
+            samples=samples,
             seed=seed,
+            memory_limit=memory_limit,
         )
-        if sparsity is None and isinstance(self.training.schedule, Schedule):
+        by_rounds = isinstance(self.training.schedule, Schedule)
+        if sparsity is None and by_rounds and not self.options.zeros.least:
             raise ValueError(
                 "How many weights are to be zero? Pass sparsity=…, a share such as 0.9, or a tfmot "
                 "schedule, which has one. Received: sparsity=None"
@@ -160,5 +172,6 @@ class SparsityCallback(RoundsCallback[WeightRun]):
         return {**settings(self.options, self.training), "teacher": teacher_words(self.teacher)}
 
     def show(self, run: WeightRun) -> None:
+        """Shows what the run remembers in the attributes of the callback."""
         super().show(run)
         self.masks = dict(run.state.masks)

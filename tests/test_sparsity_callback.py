@@ -39,8 +39,9 @@ def fit(callback, *others, model=None, epochs=4, **arguments) -> keras.Model:
     return model
 
 
-def sparse(sparsity=0.75, *arguments, **options) -> sgdap.SparsityCallback:
-    return sgdap.SparsityCallback(sparsity, *arguments, **({"verbose": 0} | options))
+def sparse(sparsity=0.75, pattern="unstructured", **options) -> sgdap.SparsityCallback:
+    options = {"verbose": 0, "guidance": "magnitude"} | options
+    return sgdap.SparsityCallback(sparsity, pattern, **options)
 
 
 def zeros(model) -> dict[str, int]:
@@ -164,6 +165,50 @@ def test_gradients_are_watched_from_the_first_step_on(guidance):
         np.testing.assert_array_equal(mask[clear], (own > limit)[clear], err_msg=path)
 
 
+def test_the_second_order_criterion_chooses_and_refits_as_in_one_shot():
+    model = network(keras.optimizers.SGD(0.0))
+    one_shot = sgdap.sparsify(
+        model, X, 0.5, reconstruction="layerwise", samples=None, positions=32, seed=0
+    )
+    callback = sparse(
+        0.5,
+        guidance="second_order",
+        schedule="one_shot",
+        begin_epoch=0,
+        calibration_data=X,
+        samples=None,
+    )
+    fit(callback, model=model)
+    for path, layer in zip(callback.masks, one_shot.layers, strict=True):
+        np.testing.assert_array_equal(callback.masks[path], layer.kernel.numpy() != 0)
+    for one, other in zip(model.get_weights(), one_shot.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_without_calibration_data_the_other_weights_are_refitted_to_a_sample_of_the_training_data():
+    errors = []
+    for guidance in ("second_order", "random"):
+        model = network(keras.optimizers.SGD(0.0))
+        before = model.predict(X, verbose=0)
+        fit(sparse(0.5, guidance=guidance, schedule="one_shot", begin_epoch=0), model=model)
+        errors.append(((model.predict(X, verbose=0) - before) ** 2).mean())
+    assert errors[0] < errors[1] / 4
+
+
+def test_weights_are_chosen_by_second_order_unless_another_criterion_is_named():
+    callback = sgdap.SparsityCallback(0.75, verbose=0)
+    assert callback.options.guidance == "second_order"
+    model = fit(callback)
+    assert sum(zeros(model).values()) == 216
+    assert [r.sparsity[1] for r in callback.rounds][-1] == 0.75
+
+
+def test_a_budget_says_how_many_parameters_are_not_zero():
+    model = fit(sparse(sgdap.Budget(params=0.5)))
+    parameters = sum(w.size for w in model.get_weights())
+    assert parameters - sum(zeros(model).values()) == parameters // 2
+
+
 def test_random_zeros_depend_on_the_seed_alone():
     found = []
     for seed in (1, 1, 2):
@@ -190,7 +235,7 @@ def test_a_round_that_costs_too_much_is_undone_and_weights_come_back():
         fit(callback, note, model=model, epochs=6)
     short = [str(w.message) for w in caught if "stopped short" in str(w.message)]
     assert len(short) == 1
-    assert short[0].startswith("SparsityCallback stopped short of 98.0% zeros")
+    assert short[0].startswith("SparsityCallback stopped short of 97.9% zeros: ")
     assert short[0].endswith("or ask for fewer zeros.")
     assert [r.decision for r in callback.rounds][:2] == ["undone", "undone"]
     assert counts[0] == 282 > counts[1] > counts[2]  # each half as far as the one before
@@ -330,7 +375,7 @@ WRONG = {
     "pattern must be a string": {"pattern": 4},
     "guidance must be": {"guidance": "lasso"},
     "sparsity must be a share": {"sparsity": 1.0},
-    "sparsity must be a share of zeros. Received": {"sparsity": "most"},
+    "sparsity must be a share of zeros or": {"sparsity": "most"},
     "How many weights": {"sparsity": None},
     "allocation must be": {"allocation": "measured"},
     "biases must be": {"biases": "yes"},

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgdap._arguments import check_choice, check_integer, is_number, shown
-from sgdap.sparsity.patterns import get_pattern
+from sgdap.planning.budget import Budget
+from sgdap.sparsity import guidance as criteria
+from sgdap.sparsity.patterns import Pattern, get_pattern
 
 WATCHED = ("gradient", "gradient_size")
 """The criteria that watch gradients during training."""
 
-GUIDANCES = ("magnitude", *WATCHED, "random")
+GUIDANCES = (*criteria.GUIDANCES, *WATCHED[1:])
 """The criteria for single weights in `fit`."""
 
 
@@ -21,7 +23,8 @@ class SparsityOptions:
     """The options of which weights become zero. `SparsityCallback` explains them in full.
 
     Attributes:
-        sparsity: The share of zeros; None: that of a schedule over steps.
+        sparsity: The share of zeros, or a budget; None: that of a schedule over steps, or the least
+            that the pattern can have.
         pattern: The name of the pattern of the zeros.
         guidance: The name of the criterion.
         allocation: `"global"` or `"uniform"`.
@@ -37,9 +40,9 @@ class SparsityOptions:
         ValueError: An option has an invalid value.
     """
 
-    sparsity: float | None
+    sparsity: float | Budget | None
     pattern: str = "unstructured"
-    guidance: str = "magnitude"
+    guidance: str = "second_order"
     allocation: str = "global"
     layers: Sequence[str] | None = None
     overrides: Mapping[str, float] | None = None
@@ -49,9 +52,8 @@ class SparsityOptions:
     memory_limit: int | None = None
 
     def __post_init__(self) -> None:
-        given = self.sparsity
-        if given is not None:
-            check_sparsity(given)
+        if self.sparsity is not None and not isinstance(self.sparsity, Budget):
+            check_sparsity(self.sparsity)
         get_pattern(self.pattern)
         check_choice("guidance", self.guidance, GUIDANCES)
         check_choice("allocation", self.allocation, ("global", "uniform"))
@@ -60,6 +62,21 @@ class SparsityOptions:
         for name in ("samples", "memory_limit"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 1)
+
+    @property
+    def zeros(self) -> Pattern:
+        """The pattern of the zeros."""
+        return get_pattern(self.pattern)
+
+    @property
+    def watches(self) -> bool:
+        """Whether gradients are watched during training."""
+        return self.guidance in WATCHED
+
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether calibration data decide."""
+        return self.guidance == "second_order"
 
 
 def check_sparsity(sparsity: Any) -> None:
@@ -70,7 +87,10 @@ def check_sparsity(sparsity: Any) -> None:
         ValueError: It is not above 0 and below 1.
     """
     if not is_number(sparsity):
-        raise TypeError(f"sparsity must be a share of zeros. Received: sparsity={shown(sparsity)}")
+        raise TypeError(
+            "sparsity must be a share of zeros or a sgdap.Budget. "
+            f"Received: sparsity={shown(sparsity)}"
+        )
     if not 0 < sparsity < 1:
         raise ValueError(
             "sparsity must be a share of zeros, above 0 and below 1. "

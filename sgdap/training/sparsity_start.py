@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,15 +11,19 @@ import tensorflow as tf
 
 from sgdap.channels.grouping import channel_graph
 from sgdap.execution.backend import check_backend
-from sgdap.sparsity.kernels import chosen_kernels
-from sgdap.sparsity.patterns import get_pattern
+from sgdap.execution.losses import model_loss
+from sgdap.planning.budget import Budget
+from sgdap.sparsity.kernels import Kernel, chosen_kernels
+from sgdap.sparsity.patterns import Pattern
+from sgdap.sparsity.target import sparsity_target
 from sgdap.training.log import Summaries
 from sgdap.training.masking import Masking
 from sgdap.training.neighbours import Neighbours
 from sgdap.training.options import RoundOptions
-from sgdap.training.reservoir import LIMIT
+from sgdap.training.reservoir import LIMIT, Reservoir
+from sgdap.training.sampler import TrainStepSampler
 from sgdap.training.schedule import Schedule
-from sgdap.training.sparsity_options import WATCHED, SparsityOptions
+from sgdap.training.sparsity_options import SparsityOptions
 from sgdap.training.start import Sampling, begin, guard_of, teaching_of
 from sgdap.training.state import RunState
 from sgdap.training.weight_run import WeightRun
@@ -55,7 +60,7 @@ def start_sparsity_run(
     """
     check_backend("sgdap.SparsityCallback")
     graph = channel_graph(model)
-    pattern = get_pattern(options.pattern)
+    pattern = options.zeros
     kernels = chosen_kernels(
         graph.program.layers(),
         pattern,
@@ -64,7 +69,6 @@ def start_sparsity_run(
         biases=options.biases,
     )
     limit = min(LIMIT, options.memory_limit or LIMIT)
-    watching = options.guidance in WATCHED
     begun = begin(
         graph,
         training,
@@ -72,13 +76,18 @@ def start_sparsity_run(
         calibration_data,
         Sampling(options.samples, limit, options.seed),
         WeightRun.callback,
-        early=not watching,
+        early=not options.watches,
     )
     by_rounds = Schedule() if begun.steps is not None else training.schedule
-    share = options.sparsity
-    if share is None:
-        assert begun.steps is not None
-        share = begun.steps.final
+    sparsity = options.sparsity
+    if sparsity is None:
+        sparsity = pattern.least if begun.steps is None else begun.steps.final
+    share, common = _shares(model, kernels, pattern, sparsity)
+    sampler = None
+    if options.looks_at_data and begun.data is None:
+        reservoir = Reservoir(options.samples, options.seed, limit)
+        targets = model_loss(graph).needs_targets
+        sampler = TrainStepSampler(graph, reservoir, targets, begun.known)
     course = begun.course(by_rounds, 1 - share)
     run_state = RunState(guard_of(training, by_rounds.step(1 - share)))
     teaching = None
@@ -98,17 +107,31 @@ def start_sparsity_run(
         say=say,
         samples=options.samples,
         data=begun.data,
+        sampler=sampler,
         teaching=teaching,
         model_graph=graph,
         options=options,
         kernels=kernels,
         share=share,
+        common=common,
         schedule=by_rounds,
         fixed=begun.steps is None,
         masking=Masking(model, kernels, _WATCHES.get(options.guidance)),
     )
     run.check(len(course.epochs))
     return run
+
+
+def _shares(
+    model: Any, kernels: Sequence[Kernel], pattern: Pattern, sparsity: float | Budget
+) -> tuple[float, float]:
+    """The share of zeros in all kernels, and in those without a share of their own."""
+    zeros = sparsity_target(model, kernels, pattern, sparsity, None).zeros
+    assert zeros is not None
+    own = sum(round((k.share or 0.0) * math.prod(k.shape)) for k in kernels)
+    common = sum(math.prod(k.shape) for k in kernels if k.share is None)
+    total = sum(math.prod(k.shape) for k in kernels)
+    return zeros / total, max(zeros - own, 0) / max(common, 1)
 
 
 _WATCHES: dict[str, Callable[[Any, Any], Any]] = {

@@ -11,13 +11,16 @@ import numpy.typing as npt
 
 from sgdap.channels.groups import ChannelGraph
 from sgdap.sparsity.choice import choose
+from sgdap.sparsity.curvature import Calibration, curvatures
+from sgdap.sparsity.guidance import weight_scores
 from sgdap.sparsity.kernels import Kernel
+from sgdap.sparsity.surgeon import refit
 from sgdap.training.guard import SparsityRound
 from sgdap.training.log import sparsity_line
 from sgdap.training.masking import Masking
 from sgdap.training.run import Run
 from sgdap.training.schedule import Schedule
-from sgdap.training.sparsity_options import WATCHED, SparsityOptions
+from sgdap.training.sparsity_options import SparsityOptions
 from sgdap.training.state import RunState
 from sgdap.training.summary import SparsitySummary
 
@@ -32,7 +35,8 @@ class WeightRun(Run):
         model_graph: The channels of the model, whose form never changes.
         options: The options of which weights become zero.
         kernels: The variables whose weights may, with the shares of zeros of the end.
-        share: The share of zeros of the end, of kernels without one of their own.
+        share: The share of zeros of the end, in all kernels together.
+        common: The same of the kernels without a share of their own.
         schedule: The schedule by which the end is approached.
         fixed: Whether the schedule must reach its end within the run.
         masking: Holds the masks in the train step.
@@ -45,6 +49,7 @@ class WeightRun(Run):
     options: SparsityOptions
     kernels: Sequence[Kernel]
     share: float
+    common: float
     schedule: Schedule
     fixed: bool
     masking: Masking
@@ -95,17 +100,19 @@ class WeightRun(Run):
             k if k.share is None else replace(k, share=self._at(progress, k.share))
             for k in self.kernels
         ]
-        self._scores = self._weight_scores(epoch)
+        self._scores, known = self._weight_scores(epoch)
         chosen = choose(
-            {path: np.where(masks[path], own, -1.0) for path, own in self._scores.items()},
+            self._scores,
             kernels,
-            self._at(progress, self.share),
+            self._at(progress, self.common),
             allocation=self.options.allocation,
         )
         chosen = {path: mask & masks[path] for path, mask in chosen.items()}
         if all(np.array_equal(chosen[path], mask) for path, mask in masks.items()):
             return False
         state.masks_before, state.masks = masks, chosen
+        if known:
+            refit(self.graph, self.kernels, known, chosen)
         self.masking.set(chosen)
         self.masking.forget()
         return True
@@ -174,12 +181,22 @@ class WeightRun(Run):
         """The share of zeros at some progress on the way to a share of them."""
         return 1 - self.schedule.fraction(progress, 1 - share)
 
-    def _weight_scores(self, epoch: int) -> dict[str, Array]:
-        """What each weight counts, by the path of its kernel."""
-        guidance = self.options.guidance
-        if guidance in WATCHED:
-            return self.masking.means()
-        if guidance == "random":
-            random = np.random.default_rng(self.options.seed + max(epoch, 0))
-            return {k.path: random.random(k.shape) for k in self.kernels}
-        return {k.path: np.abs(k.variable.numpy().astype(np.float64)) for k in self.kernels}
+    def _weight_scores(self, epoch: int) -> tuple[dict[str, Array], Mapping[str, Any]]:
+        """What each weight counts by the path of its kernel, -1 where it left before.
+
+        Beside it the curvatures by which the others can make up for those that leave; empty where
+        the criterion does not know them.
+        """
+        options, masks = self.options, self.state.masks
+        if options.watches:
+            means = self.masking.means()
+            return {path: np.where(masks[path], own, -1.0) for path, own in means.items()}, {}
+        reading = Calibration(
+            options.samples, seed=options.seed + max(epoch, 0), memory_limit=options.memory_limit
+        )
+        data = self.calibration_inputs() if options.looks_at_data else None
+        known = curvatures(self.graph, self.kernels, data, reading) if options.looks_at_data else {}
+        scores = weight_scores(
+            self.graph, self.kernels, data, options.guidance, reading, masks, known
+        )
+        return scores, known
