@@ -245,6 +245,36 @@ def test_a_round_that_costs_too_much_is_undone_and_weights_come_back():
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("guidance", ["gradient", "magnitude", "second_order"])
+def test_a_round_after_one_that_was_undone_goes_by_the_same_scores(guidance):
+    scores = iter([0.9, 0.1, 0.1, 0.1, 0.1])
+    judge = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda e, logs: logs.update(f1=next(scores))
+    )
+    callback = sparse(
+        0.5,
+        guidance=guidance,
+        schedule="one_shot",
+        begin_epoch=0,
+        max_accuracy_drop=0.1,
+        monitor="f1",
+        mode="max",
+        patience=1,
+        calibration_data=X,
+    )
+    masks = []
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda e, logs: masks.append(callback.masks))
+    model = network()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="SparsityCallback stopped short")
+        model.fit(X, Y, epochs=4, verbose=0, callbacks=[judge, callback, note])
+    shares = [r.sparsity[1] for r in callback.rounds]
+    np.testing.assert_allclose(shares, [1 - 0.5**p for p in (1, 1 / 2, 1 / 4)], atol=1 / 288)
+    for one, next_one in zip(masks[1:], masks[2:], strict=False):
+        assert all((mask <= next_one[path]).all() for path, mask in one.items())
+    assert all(mask.all() for mask in callback.masks.values())
+
+
 def test_the_best_weights_since_the_last_round_come_back_with_their_zeros():
     callback = sparse(max_accuracy_drop=0.9)
     scores = []
@@ -413,6 +443,16 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_changes(options,
         for one, other in zip(model.get_weights(), before, strict=True):
             np.testing.assert_array_equal(one, other)
     assert {"train_step", "make_train_function"}.isdisjoint(vars(model))
+
+
+def test_channels_leave_in_one_fit_and_weights_in_the_next():
+    model = network()
+    channels = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), jit_compile=None, verbose=0)
+    fit(channels, model=model)
+    sizes = sum(layer.kernel.numpy().size for layer in model.layers)
+    assert sizes < 200
+    fit(sparse(0.5), model=model)
+    assert sum(zeros(model).values()) == sizes // 2
 
 
 def test_it_stands_alone_among_the_callbacks_that_work_in_rounds():

@@ -41,6 +41,7 @@ class RunState:
             weight stays; empty where channels leave.
         masks_before: The masks before the last round.
         watched: The sums over train steps of what is watched of each weight, and their number.
+        watched_before: The same before the last round.
     """
 
     guard: Guard
@@ -62,6 +63,7 @@ class RunState:
     masks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     masks_before: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     watched: Mapping[str, Any] | None = None
+    watched_before: Mapping[str, Any] | None = None
 
     @property
     def pending(self) -> bool:

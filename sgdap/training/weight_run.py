@@ -114,6 +114,7 @@ class WeightRun(Run):
         if known:
             refit(self.graph, self.kernels, known, chosen)
         self.masking.set(chosen)
+        state.watched_before = self.masking.state()
         self.masking.forget()
         return True
 
@@ -137,7 +138,7 @@ class WeightRun(Run):
         """Takes the masks back that the model had before the last round."""
         self.state.masks = self.state.masks_before
         self.masking.set(self.state.masks)
-        self.masking.forget()
+        self.masking.set_state(self.state.watched_before)  # the next round may begin at once
         return (), ""
 
     def restored(self) -> None:
