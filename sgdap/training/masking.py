@@ -51,7 +51,8 @@ class Masking:
         self._running = 0
         with _keras.scope_of(model):
             self._masks = {
-                k.path: tf.Variable(tf.ones(k.shape, tf.bool), trainable=False) for k in kernels
+                k.path: tf.Variable(tf.ones(k.shape, k.variable.dtype), trainable=False)
+                for k in kernels
             }
             self._sums = {
                 k.path: tf.Variable(tf.zeros(k.shape), trainable=False)
@@ -63,7 +64,7 @@ class Masking:
     @property
     def masks(self) -> dict[str, npt.NDArray[np.bool_]]:
         """The masks by path, True for weights that stay."""
-        return {path: mask.numpy() for path, mask in self._masks.items()}
+        return {path: mask.numpy() != 0 for path, mask in self._masks.items()}
 
     def install(self) -> None:
         """Begins to hold the masks in the model's train step."""
@@ -80,14 +81,13 @@ class Masking:
             masks: The masks by path, True for weights that stay.
         """
         for path, mask in masks.items():
-            self._masks[path].assign(mask)
+            self._masks[path].assign(mask.astype(self._masks[path].dtype.as_numpy_dtype))
         self.zero()
 
     def zero(self) -> None:
         """Sets all masked weights, and their moving averages, to zero."""
         for variable, path in self._held():
-            value = variable.numpy()
-            variable.assign(np.where(self._masks[path].numpy(), value, np.zeros((), value.dtype)))
+            variable.assign(_times(self._masks[path].numpy(), variable.numpy()))
 
     # What is watched
 
@@ -204,17 +204,18 @@ class Masking:
 
 def _masked_gradient(gradient: Any, mask: Any) -> Any:
     if isinstance(gradient, tf.IndexedSlices):  # of some rows
-        rows = _where(tf.gather(mask, gradient.indices), gradient.values)
+        rows = _times(tf.gather(mask, gradient.indices), gradient.values)
         return tf.IndexedSlices(rows, gradient.indices, gradient.dense_shape)
-    return _where(mask, gradient)
+    return _times(mask, gradient)
 
 
-def _where(mask: Any, value: Any) -> Any:
-    return tf.where(mask, value, tf.zeros((), value.dtype))  # a product would keep NaN and -0
+def _times(mask: Any, value: Any) -> Any:
+    """0 where the mask is 0; a plain product would keep NaN and -0 there."""
+    return tf.math.multiply_no_nan(value, tf.cast(mask, value.dtype))
 
 
 def _set_to_zero(variable: Any, mask: Any) -> None:
-    variable.assign(_where(mask, variable))
+    variable.assign(_times(mask, variable))
 
 
 def _add(variable: Any, value: Any) -> None:
