@@ -1,9 +1,10 @@
-"""Measures the time that SGDAPCallback adds to an epoch, and the time of surgery on ResNet-50.
+"""Measures the time that callbacks add to an epoch, and the time of surgery on ResNet-50.
 
-Runs of LeNet-5-Caffe with and without the callback take turns; no round takes place in the timed
-epochs. It prints the ratio of the least epoch times (other work can only add time), the ratio of
-the medians, and the same for processor times. With calibration data, the callback only watches;
-without, the train step also gathers a sample of the training data.
+Runs of LeNet-5-Caffe with and without a callback take turns. SGDAPCallback has no round in the
+timed epochs; SparsityCallback holds masks in them, with 90 % of the weights zero. It prints the
+ratio of the least epoch times (other work can only add time), the ratio of the medians, and the
+same for processor times. With calibration data, SGDAPCallback only watches; without, the train step
+also gathers a sample of the training data.
 Run it on a quiet machine: python benchmarks/overhead.py
 """
 
@@ -51,7 +52,26 @@ class Clock:
         self.model.stop_training = epoch == self.epochs
 
 
-def runs_in_turns(x, y, turns, epochs, **arguments):
+def pruner(epochs, **arguments):
+    """Only watches: its round comes after the last timed epoch."""
+    return sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.9),
+        max_accuracy_drop=0.05,
+        schedule="one_shot",
+        begin_epoch=epochs + 1,
+        verbose=0,
+        **arguments,
+    )
+
+
+def masks(epochs, **arguments):
+    """Sets 90 % of the weights to zero before the second epoch, the first that is timed."""
+    return sgdap.SparsityCallback(
+        0.9, schedule="one_shot", begin_epoch=0, final_finetune_epochs=0, verbose=0, **arguments
+    )
+
+
+def runs_in_turns(x, y, turns, epochs, callback):
     """The ratios of the least and of the median epoch times."""
     models = [compiled(), compiled()]
     times = np.empty((turns, 2, epochs, 2))
@@ -59,15 +79,8 @@ def runs_in_turns(x, y, turns, epochs, **arguments):
         for place in (0, 1):
             which = (turn + place) % 2  # so that each is first half of the time
             clock = Clock(models[which], epochs)
-            pruner = sgdap.SGDAPCallback(
-                sgdap.Budget(flops=0.9),
-                max_accuracy_drop=0.05,
-                schedule="one_shot",
-                begin_epoch=epochs + 1,  # the round comes after the last timed epoch
-                verbose=0,
-                **arguments,
-            )
-            callbacks = [clock.first, *([pruner] if which else []), clock.last]
+            own = [callback(epochs)] if which else []
+            callbacks = [clock.first, *own, clock.last]
             models[which].fit(
                 x, y, batch_size=128, epochs=epochs + 3, verbose=0, callbacks=callbacks
             )
@@ -103,10 +116,18 @@ def main():
     (x, y), _ = sgdap.datasets.load_mnist()
     x = x[: options.images, ..., None].astype("float32") / 255
     y = y[: options.images]
-    watching = runs_in_turns(x, y, options.turns, options.epochs, calibration_data=x[:1000])
-    print(f"an epoch with the callback, over one without: {watching}", flush=True)
-    gathering = runs_in_turns(x, y, options.turns, options.epochs)
-    print(f"the same while training data are gathered:    {gathering}", flush=True)
+    callbacks = {
+        "an epoch with SGDAPCallback, over one without": lambda n: pruner(
+            n, calibration_data=x[:999]
+        ),
+        "the same while training data are gathered": pruner,
+        "an epoch with masks, over one without": lambda n: masks(n, guidance="magnitude"),
+        "the same while gradients are watched": lambda n: masks(n, guidance="gradient"),
+    }
+    for words, callback in callbacks.items():
+        print(
+            f"{words}: {runs_in_turns(x, y, options.turns, options.epochs, callback)}", flush=True
+        )
     print(f"surgery on ResNet-50, Adam's slots included:  {surgery_on_resnet50():.1f} s")
 
 

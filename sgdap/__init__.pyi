@@ -38,12 +38,14 @@ from .report import Profile as Profile
 from .report import inspect as inspect
 from .report import profile as profile
 from .sparsity import sparsify as sparsify
+from .sparsity_callback import SparsityCallback as SparsityCallback
 from .statistics import ActivationStatistics as ActivationStatistics
 from .statistics import CalibrationStatistics as CalibrationStatistics
 from .statistics import activation_statistics as activation_statistics
 from .statistics import collect_statistics as collect_statistics
 from .surgery import remove as remove
 from .training.guard import Round as Round
+from .training.guard import SparsityRound as SparsityRound
 from .training.schedule import Adaptive as Adaptive
 from .training.schedule import Cubic as Cubic
 from .training.schedule import Geometric as Geometric
@@ -51,6 +53,7 @@ from .training.schedule import Linear as Linear
 from .training.schedule import OneShot as OneShot
 from .training.schedule import Schedule as Schedule
 from .training.summary import RunSummary as RunSummary
+from .training.summary import SparsitySummary as SparsitySummary
 
 __all__ = [
     "ActivationGuidance",
@@ -82,6 +85,9 @@ __all__ = [
     "Schedule",
     "SecondOrderGuidance",
     "Sensitivity",
+    "SparsityCallback",
+    "SparsityRound",
+    "SparsitySummary",
     "TaylorGuidance",
     "activation_statistics",
     "apply",

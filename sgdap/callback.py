@@ -1,34 +1,23 @@
-"""The callback: the user's options, and the methods that Keras calls.
-
-It decides nothing itself; `training/run.py` does, between epochs.
-"""
+"""The callback: the user's options; it decides nothing itself, `training/run.py` does."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
-
-from sgdap import _keras
-from sgdap._arguments import shown
 from sgdap.guidance.base import Guidance, check_chooses_widths
-from sgdap.model.tracing import check_is_no_tf_keras
 from sgdap.pipeline import PruningOptions
 from sgdap.planning.budget import Budget
 from sgdap.planning.plan import Plan
-from sgdap.training.backup import Backup
-from sgdap.training.guard import Round
+from sgdap.training.channel_run import ChannelRun
+from sgdap.training.hooks import RoundsCallback, check_teacher, teacher_words
 from sgdap.training.neighbours import Neighbours
 from sgdap.training.options import TrainingOptions, settings
-from sgdap.training.run import Run
 from sgdap.training.start import start_run
-from sgdap.training.summary import RunSummary
 
 
-class SGDAPCallback(keras.callbacks.Callback):
+class SGDAPCallback(RoundsCallback[ChannelRun]):
     """Makes the model smaller while it trains: SGD with Activation Pruning.
 
     Pruning goes in rounds, after epochs, until the budget is met. A round collects statistics of
@@ -181,7 +170,7 @@ class SGDAPCallback(keras.callbacks.Callback):
         backup_dir: str | os.PathLike[str] | None = None,
         verbose: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(backup_dir, verbose)
         self.training = TrainingOptions(
             budget=budget,
             schedule=schedule,
@@ -211,36 +200,14 @@ class SGDAPCallback(keras.callbacks.Callback):
         )
         if self.training.chosen:
             check_chooses_widths(self.pruning.criterion)
-        if teacher is not None and teacher is not True and not isinstance(teacher, keras.Model):
-            raise TypeError(
-                "teacher must be a keras.Model, True for the model as fit is given it, or None. "
-                f"Received: {shown(teacher)} (of type {type(teacher).__name__})"
-            )
+        check_teacher(teacher)
         self.calibration_data = calibration_data
         self.teacher = teacher
-        self.backup_dir = backup_dir
-        self.verbose = verbose
-        self.rounds: list[Round] = []
         self.plan: Plan | None = None
         self.widths: list[dict[str, int]] = []
-        self.summary: RunSummary | None = None
-        self._backup = None if backup_dir is None else Backup(backup_dir)
-        self._run: Run | None = None
 
-    def set_model(self, model: Any) -> None:
-        """Takes the model that Keras trains; refuses one of Keras 2, which has other callbacks."""
-        check_is_no_tf_keras(model)
-        super().set_model(model)
-
-    def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
-        """Checks everything before anything is changed, and takes up a backup if there is one."""
-        self.summary = None
-        neighbours = Neighbours(*_keras.callbacks_beside(self))
-        if neighbours.of_class(SGDAPCallback):
-            raise ValueError(
-                "A fit takes one SGDAPCallback. Received: more than one. Leave the others out."
-            )
-        self._run = run = start_run(
+    def _start(self, neighbours: Neighbours) -> ChannelRun:
+        return start_run(
             self.model,
             self.pruning,
             self.training,
@@ -250,65 +217,11 @@ class SGDAPCallback(keras.callbacks.Callback):
             self._say,
             self.teacher,
         )
-        with self._running():
-            if run.sampler is not None:
-                run.sampler.install()
-            if self._backup is not None:
-                words = settings(self.pruning, self.training)
-                words["teacher"] = str(getattr(self.teacher, "name", self.teacher))
-                state = self._backup.begin(
-                    run.scope.graph, run.kept(), words, int(self.params["epochs"])
-                )
-                if state is not None:
-                    run.take_up(state)
-                    self._say(f"SGDAP goes on where the run was interrupted: {self.backup_dir}")
-                    return
-            run.measure_baseline()
 
-    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Judges the last round, then starts the next one if it is due.
+    def _settings(self) -> dict[str, str]:
+        return {**settings(self.pruning, self.training), "teacher": teacher_words(self.teacher)}
 
-        This is not done at the end of an epoch, so that all callbacks there, in any order, still
-        see the model that the epoch's metrics belong to.
-        """
-        with self._running() as run:
-            run.neighbours.note()
-            run.begin_at(epoch)
-            if self._backup is not None:  # all callbacks have finished the last epoch
-                self._backup.write(epoch, run.kept(), run.scope.graph.program)
-            run.between_epochs()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reads the metric and adds the cost of the model to the logs."""
-        with self._running() as run:
-            run.note_epoch(epoch, {} if logs is None else logs)
-
-    def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
-        """Undoes a round that never recovered, and restores the best weights of the last widths."""
-        with self._running() as run:
-            self.summary = run.end()
-            if self._backup is not None:
-                self._backup.end()
-            run.untap()
-        self._run = None
-
-    @contextlib.contextmanager
-    def _running(self) -> Iterator[Run]:
-        """A context in which an error gives the model its own train step back."""
-        assert self._run is not None
-        try:
-            yield self._run
-        except BaseException:
-            self._run.untap()
-            raise
-        finally:
-            state = self._run.state
-            self.rounds, self.plan, self.widths = state.rounds, state.plan, state.widths
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle holds: all but a run that was interrupted."""
-        return {**vars(self), "_run": None}
-
-    def _say(self, text: str) -> None:
-        if self.verbose:
-            print(text)
+    def show(self, run: ChannelRun) -> None:
+        """Shows what the run remembers in the attributes of the callback."""
+        super().show(run)
+        self.plan, self.widths = run.state.plan, run.state.widths

@@ -18,7 +18,7 @@ from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, Polyn
 
 import sgdap
 from sgdap import pipeline
-from sgdap.training import run as run_module
+from sgdap.training import channel_run as run_module
 from sgdap.training import xla
 from tests.models import convnet, digits_like, outputs
 

@@ -18,7 +18,7 @@ JOURNEY = [
     "surgery",
 ]
 STEPS = ["_arguments", "_table", "_keras", *JOURNEY, "distillation", "sparsity", "training"]
-ENTRANCES = {"callback", "one_shot", "cli", "__init__", "__main__"}
+ENTRANCES = {"callback", "sparsity_callback", "one_shot", "cli", "__init__", "__main__"}
 ON_TOP = {*ENTRANCES, "layers", "report", "demo", "datasets", "testing"}
 
 

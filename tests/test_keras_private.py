@@ -17,6 +17,7 @@ from sgdap._keras.optimizers import (
     config_without_learning_rate,
     inner_optimizers,
     learning_rate_function,
+    moving_averages,
     optimizer_around,
     optimizer_parts,
     optimizer_variables,
@@ -287,6 +288,24 @@ def test_asking_which_variables_are_spared_weight_decay_leaves_no_trace():
         assert not spares_weight_decay(asked, other)
         assert vars(asked) == before
     assert not optimizer._exclude_from_weight_decay_cache
+
+
+def test_optimizers_tell_the_moving_averages_that_they_keep():
+    one, other = keras.Variable([1.0]), keras.Variable([[2.0]])
+    optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5)
+    plain = keras.optimizers.SGD()
+    assert moving_averages(optimizer) == []  # not built
+    for each in (optimizer, plain):
+        each.build([one, other])
+    assert moving_averages(plain) == []
+    pairs = moving_averages(optimizer)
+    assert [id(variable) for variable, _ in pairs] == [id(one), id(other)]
+    optimizer.apply([np.ones(1, "float32"), np.ones((1, 1), "float32")], [one, other])
+    for variable, average in pairs:
+        average.assign(np.full(average.shape, 7.0))
+        assert (variable.numpy() != 7.0).all()
+    optimizer.finalize_variable_values([one, other])
+    assert one.numpy() == other.numpy() == 7.0
 
 
 def test_an_optimizer_built_for_stand_ins_holds_the_variables_themselves():

@@ -119,6 +119,13 @@ def optimizer_variables(optimizer: Any) -> list[Any]:
     return list(optimizer._trainable_variables)
 
 
+def moving_averages(optimizer: Any) -> list[tuple[Any, Any]]:
+    """Returns the model variables whose moving averages an optimizer keeps, and these averages."""
+    averages = getattr(optimizer, "_model_variables_moving_average", None) or []
+    pairs = zip(optimizer_variables(optimizer), averages, strict=True) if averages else ()
+    return [(variable, average) for variable, average in pairs if average is not None]
+
+
 def spares_weight_decay(optimizer: Any, variable: Any) -> bool:
     """Whether an optimizer was told to exclude a model variable from weight decay."""
     asked = {**vars(optimizer), "_exclude_from_weight_decay_cache": {}}  # it notes what it is asked

@@ -17,12 +17,12 @@ from sgdap.model.program import OperationCall, Program, Ref
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint
 from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
-from sgdap.training.guard import Guard, Round
+from sgdap.training.guard import Guard, Round, SparsityRound
 from sgdap.training.state import RunState
 from sgdap.training.state_file import NO_LAMBDA, is_lambda, read_state_file, write_state_file
 
 _NAME = "run.sgdap"
-_CLASSES = (RunState, Guard, Round, Snapshot, OperationCall, Ref, Plan, GroupPlan)
+_CLASSES = (RunState, Guard, Round, SparsityRound, Snapshot, OperationCall, Ref, Plan, GroupPlan)
 
 
 class Backup:

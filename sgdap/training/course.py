@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sgdap.training.calendar import Calendar
-from sgdap.training.guard import Round
+from sgdap.training.guard import AnyRound
 from sgdap.training.schedule import Schedule, StepSchedule
 
 
@@ -46,7 +46,7 @@ class Course:
         """Whether layers may shrink after an epoch."""
         return self.calendar.begin <= epoch < self.calendar.end
 
-    def progress(self, epoch: int, last: Round | None, steps_done: int) -> float | None:
+    def progress(self, epoch: int, last: AnyRound | None, steps_done: int) -> float | None:
         """How far on the way to the budget the model should be after an epoch, from 0 to 1.
 
         Args:

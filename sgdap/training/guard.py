@@ -16,7 +16,19 @@ SMALLEST_STEP = 1e-3
 
 
 @dataclass(frozen=True)
-class Round:
+class _When:
+    """The moment of a round."""
+
+    epoch: int
+
+    @property
+    def when(self) -> str:
+        """When the model shrank, in words, with epochs counted from 1 as Keras shows them."""
+        return f"after epoch {self.epoch + 1}" if self.epoch >= 0 else "before epoch 1"
+
+
+@dataclass(frozen=True)
+class Round(_When):
     """One round of pruning and its result.
 
     Attributes:
@@ -32,7 +44,6 @@ class Round:
             other groups, which had cost the most, got channels back.
     """
 
-    epoch: int
     progress: float
     params: tuple[int, int]
     flops: tuple[int, int]
@@ -42,10 +53,30 @@ class Round:
     decision: Decision = "pending"
     held: tuple[str, ...] = ()
 
-    @property
-    def when(self) -> str:
-        """When the layers shrank, in words, with epochs counted from 1 as Keras shows them."""
-        return f"after epoch {self.epoch + 1}" if self.epoch >= 0 else "before epoch 1"
+
+@dataclass(frozen=True)
+class SparsityRound(_When):
+    """One round in which single weights were set to zero, and its result.
+
+    Attributes:
+        epoch: The epoch (from 0) after which the masks grew; -1: before the first one.
+        progress: How far on the way to the wanted sparsity the round aimed, from 0 to 1.
+        sparsity: The share of zeros in the chosen weights before and after.
+        widths: The number of weights that are left in each chosen variable, by its path.
+        before: The monitored metric of the model that the round started from.
+        after: The monitored metric when the round was judged; None until then.
+        decision: `"pending"`, `"kept"` or `"undone"`.
+    """
+
+    progress: float
+    sparsity: tuple[float, float]
+    widths: Mapping[str, int]
+    before: float | None
+    after: float | None = None
+    decision: Decision = "pending"
+
+
+AnyRound = Round | SparsityRound
 
 
 @dataclass
@@ -141,12 +172,12 @@ class Guard:
             patience = self.left // 2 if self.left >= 4 else self.left
         return "undone" if retry and self.waited >= max(patience, 1) else "pending"
 
-    def keep(self, last: Round) -> None:
+    def keep(self, last: AnyRound) -> None:
         """Keeps the last round."""
         self.progress = last.progress
         self.widths = {}
 
-    def undo(self, last: Round, costly: Sequence[str]) -> None:
+    def undo(self, last: AnyRound, costly: Sequence[str]) -> None:
         """Undoes the last round, so that the next one goes half as far.
 
         In the next round all groups have the widths of the undone one, except those that cost the

@@ -6,10 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from sgdap.guidance.elimination import ErrorCurve
-from sgdap.training.guard import Guard, Round
+from sgdap.training.guard import AnyRound, Guard, Round, SparsityRound
 
 
 class Summaries:
@@ -27,23 +24,23 @@ class Summaries:
             for callback in callbacks
         ]
 
-    def epoch(self, epoch: int, widths: Mapping[str, int]) -> None:
-        """Writes the width of each group as a scalar `widths/<group>`."""
+    def scalars(self, epoch: int, kind: str, values: Mapping[str, float]) -> None:
+        """Writes a number for each place that may shrink, as a scalar `<kind>/<place>`."""
         import tensorflow as tf
 
         for writer in self._writers:
             with writer.as_default(epoch):
-                for name, width in widths.items():
-                    tf.summary.scalar(f"widths/{name}", width)
+                for name, value in values.items():
+                    tf.summary.scalar(f"{kind}/{name}", value)
 
-    def round(self, epoch: int, curves: Mapping[str, ErrorCurve]) -> None:
-        """Writes the costs of removing each group's channels as a histogram `scores/<group>`."""
+    def scores(self, epoch: int, scores: Mapping[str, Any]) -> None:
+        """Writes what it costs to remove each part of a place as a histogram `scores/<place>`."""
         import tensorflow as tf
 
         for writer in self._writers:
             with writer.as_default(max(epoch, 0)):
-                for name, curve in curves.items():
-                    tf.summary.histogram(f"scores/{name}", np.diff(curve.errors))
+                for name, values in scores.items():
+                    tf.summary.histogram(f"scores/{name}", values)
 
     def close(self) -> None:
         """Closes the files."""
@@ -68,6 +65,19 @@ def round_line(last: Round, full: tuple[float, float | None], seconds: float) ->
     return (
         f"\n{last.when.capitalize()}: SGDAP keeps {flops}{last.params[1] / full[0]:.1%} of the "
         f"parameters, widths {joined(last.widths)} ({seconds:.1f}s)"
+    )
+
+
+def sparsity_line(last: SparsityRound, seconds: float) -> str:
+    """The message when weights were set to zero.
+
+    Args:
+        last: The round that did.
+        seconds: The seconds that it took.
+    """
+    return (
+        f"\n{last.when.capitalize()}: SGDAP has {last.sparsity[1]:.1%} of the weights zero, "
+        f"{sum(last.widths.values()):,} are left ({seconds:.1f}s)"
     )
 
 
@@ -103,7 +113,7 @@ def baseline_line(
 
 
 def decision_line(
-    last: Round, metric: str | None, baseline: float | None, costly: Sequence[str]
+    last: AnyRound, metric: str | None, baseline: float | None, come_back: str
 ) -> str:
     """The message when a round was judged.
 
@@ -111,24 +121,26 @@ def decision_line(
         last: The round that was judged.
         metric: The name of the monitored metric.
         baseline: The value that it is compared with.
-        costly: The groups that get channels back first, if the round was undone.
+        come_back: What comes back first, as a sentence, if the round was undone.
     """
     found = "was not measured" if last.after is None else f"is {last.after:.4f}"
     kept = last.decision == "kept"
     return (
         f"\nSGDAP {'keeps' if kept else 'undoes'} the round {last.when}: "
-        f"{metric} {found}, compared with {baseline:.4f}."
-        + ("" if kept else f" Channels come back to {', '.join(costly)} first.")
+        f"{metric} {found}, compared with {baseline:.4f}.{come_back}"
     )
 
 
-def why_short(rounds: Sequence[Round], metric: str | None, guard: Guard) -> str:
-    """Explains why a run did not reach its budget, and what to do.
+def why_short(
+    rounds: Sequence[AnyRound], metric: str | None, guard: Guard, easier: str = "raise the budget"
+) -> str:
+    """Explains why a run did not reach its end, and what to do.
 
     Args:
         rounds: The rounds of the run.
         metric: The name of the monitored metric.
         guard: The guard of the run.
+        easier: How the user may ask for less.
     """
     undone = sum(r.decision == "undone" for r in rounds)
     if guard.drop is not None and not rounds and guard.best is None:
@@ -146,6 +158,6 @@ def why_short(rounds: Sequence[Round], metric: str | None, guard: Guard) -> str:
     )
     return (
         f"{undone} of {len(rounds)} rounds were undone, because {metric} got worse by more than "
-        f"{guard.drop}. {own}Train for more epochs, allow a larger max_accuracy_drop or raise the "
-        "budget."
+        f"{guard.drop}. {own}Train for more epochs, allow a larger max_accuracy_drop or "
+        f"{easier}."
     )

@@ -17,6 +17,7 @@ class Monitor:
             validation loss, else the same of the training data.
         mode: `"min"`, `"max"` or `"auto"`, which decides as Keras' own callbacks do.
         validated: The epochs (from 0) that the run validates; None: not known.
+        callback: The name of the callback, for messages.
 
     Attributes:
         name: The name of the metric; None until it is found.
@@ -28,18 +29,23 @@ class Monitor:
     """
 
     def __init__(
-        self, metric: str = "auto", mode: str = "auto", validated: Sequence[int] | None = None
+        self,
+        metric: str = "auto",
+        mode: str = "auto",
+        validated: Sequence[int] | None = None,
+        callback: str = "SGDAPCallback",
     ) -> None:
         check_monitor(metric, mode)
         if metric.startswith("val_") and validated is not None and not validated:
             raise ValueError(
-                f"SGDAPCallback is set to watch '{metric}', and no epoch of this run is validated. "
+                f"{callback} is set to watch '{metric}', and no epoch of this run is validated. "
                 "Pass validation_data to fit (validation_freq may be too large), or another "
                 "monitor."
             )
         self.name: str | None = None
         on_validation = metric == "auto" or metric.startswith("val_")
         self.epochs = (validated or None) if on_validation else None
+        self._callback = callback
         self._metric = metric
         self._mode = mode
 
@@ -78,7 +84,7 @@ class Monitor:
         if name.endswith(("acc", "accuracy", "loss")):  # a custom train step's metric
             return -1.0 if name.endswith("loss") else 1.0
         raise ValueError(
-            f"SGDAPCallback watches '{self.name}', and Keras can't tell whether more of it is "
+            f"{self._callback} watches '{self.name}', and Keras can't tell whether more of it is "
             "better. Pass mode='max' or mode='min'."
         )
 
@@ -115,8 +121,8 @@ class Monitor:
         if self._metric.startswith("val_") and not validated:
             return None  # validation comes in a later epoch (validation_freq)
         raise ValueError(
-            f"SGDAPCallback watches '{self._metric}', which is not among the metrics of this run: "
-            f"{', '.join(sorted(logs))}. Pass one of them as monitor."
+            f"{self._callback} watches '{self._metric}', which is not among the metrics of this "
+            f"run: {', '.join(sorted(logs))}. Pass one of them as monitor."
         )
 
 

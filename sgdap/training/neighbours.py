@@ -16,34 +16,36 @@ _MEMORY = ("best", "best_weights", "wait")
 
 
 class Neighbours:
-    """The callbacks beside SGDAPCallback.
+    """The callbacks beside one that works in rounds.
 
     Some remember the best epoch: Keras' own, their subclasses, and any other with an attribute
-    `best_weights`. They start anew when layers shrink or a round is undone, as what they remember
-    belongs to another architecture.
+    `best_weights`. They start anew when the model shrinks or a round is undone, as what they
+    remember belongs to another one.
 
     Args:
-        before: The callbacks listed before SGDAPCallback.
+        before: The callbacks listed before it.
         after: The callbacks listed after it.
+        name: Its name, for messages.
 
     Raises:
         ValueError: One of them can't work when shapes change, or must be in another place.
     """
 
-    def __init__(self, before: Sequence[Any], after: Sequence[Any]) -> None:
+    def __init__(
+        self, before: Sequence[Any], after: Sequence[Any], name: str = "SGDAPCallback"
+    ) -> None:
         self._all = (*before, *after)
         for callback in self.of_class(keras.callbacks.BackupAndRestore):
             raise ValueError(
-                f"{type(callback).__name__} can't bring back a run whose layers shrink: it saves "
-                "weights of the slim shapes and would load them into the whole model. Take it "
-                "out; ModelCheckpoint saves whole models, slim ones too."
+                f"{type(callback).__name__} can't bring back a run of {name}: it saves weights and "
+                "not what the rounds did to the model. Take it out and pass backup_dir; "
+                "ModelCheckpoint saves whole models, slim ones too."
             )
         for callback in after:
             if isinstance(callback, keras.callbacks.SwapEMAWeights) and callback.swap_on_epoch:
                 raise ValueError(
                     "SwapEMAWeights(swap_on_epoch=True) exchanges the weights between epochs, "
-                    "where layers shrink. Let it stand before SGDAPCallback in the list of "
-                    "callbacks."
+                    f"where the model shrinks. Let it stand before {name} in the list of callbacks."
                 )
         self._memories: list[tuple[Any, dict[str, Any]]] | None = None
 

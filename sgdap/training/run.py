@@ -1,91 +1,148 @@
-"""A run: one `fit` that prunes, with a method for each decision; it starts no epoch itself."""
+"""A run: one `fit` in rounds, with a method for each decision; it starts no epoch itself."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
-
-import numpy as np
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from sgdap._keras.optimizers import optimizer_parts
-from sgdap.channels.counting import counted_on
-from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.distillation.teaching import Teaching
-from sgdap.execution.latency import NoisyClockError
-from sgdap.pipeline import Curves, PruningOptions, Scope, make_plan
-from sgdap.planning.budget import Budget
-from sgdap.planning.cost import cost_model
-from sgdap.surgery.adopt import remake_functions
-from sgdap.surgery.apply import prune_by_plan
 from sgdap.surgery.snapshot import restore_snapshot, take_snapshot
 from sgdap.training.baseline import validation_metrics
 from sgdap.training.course import Course
-from sgdap.training.goal import Goal
-from sgdap.training.guard import Decision, Round, costliest_groups
-from sgdap.training.latency import TooSlowError
-from sgdap.training.log import Summaries, baseline_line, decision_line, round_line, why_short
+from sgdap.training.guard import AnyRound, Decision
+from sgdap.training.log import Summaries, baseline_line, decision_line, why_short
 from sgdap.training.monitor import Monitor
 from sgdap.training.neighbours import Neighbours
-from sgdap.training.options import TrainingOptions
+from sgdap.training.options import RoundOptions
 from sgdap.training.sampler import TrainStepSampler
 from sgdap.training.state import RunState
-from sgdap.training.summary import RunSummary
-from sgdap.training.xla import choose_jit_compile
 
 
-@dataclass(eq=False)
-class Run:
-    """A run in progress.
+@dataclass(eq=False, kw_only=True)
+class Run(ABC):
+    """A run in progress. What a round does to the model is left to its subclasses.
 
     Attributes:
         model: The model in training.
-        pruning: The options of calibration, scoring and planning.
         training: The options of the rounds and of judging them.
         params: The `params` that Keras gives to callbacks.
-        scope: The groups that may shrink, of the model as it is now.
         course: The epochs that have a round.
-        goal: The budget of the run and the way to it.
         monitor: The metric to watch.
         neighbours: The other callbacks of the run.
         summaries: The writer of summaries for TensorBoard callbacks.
         state: What the run remembers from one epoch to the next.
         say: A function that shows the user a line.
-        data: Calibration inputs; None if the training data are sampled.
+        samples: The number of calibration samples that are asked for; None: all.
+        data: Calibration inputs; None if the training data are sampled or none are needed.
         sampler: The sampler of the training data; None if there are calibration inputs.
         teaching: What a teacher adds to the loss after the first round; None without a teacher.
-        by_xla: Whether the user compiled the model with XLA.
-        costs: The present cost of the model, in the order of `sgdap.planning.cost.MEASURES`.
-        widths: The width of each group that may shrink, by name.
-        whole: The same of the whole model.
     """
 
+    callback: ClassVar[str]
+    """The name of the callback, for messages."""
+
+    easier: ClassVar[str]
+    """How a user may ask for less, for messages."""
+
     model: Any
-    pruning: PruningOptions
-    training: TrainingOptions
+    training: RoundOptions
     params: Mapping[str, Any]
-    scope: Scope
     course: Course
-    goal: Goal
     monitor: Monitor
     neighbours: Neighbours
     summaries: Summaries
     state: RunState
     say: Callable[[str], None]
+    samples: int | None = None
     data: Any = None
     sampler: TrainStepSampler | None = None
     teaching: Teaching | None = None
-    by_xla: bool = False
-    costs: Any = field(init=False)
-    widths: dict[str, int] = field(init=False)
-    whole: dict[str, int] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self._note_widths(self.scope.graph)
-        self.whole = self.widths
+    # What a round does
+
+    @property
+    @abstractmethod
+    def graph(self) -> ChannelGraph:
+        """The channels of the model as it is now."""
+
+    @property
+    @abstractmethod
+    def exhausted(self) -> bool:
+        """Whether nothing is there that could leave."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """How much is left in each place that may shrink, by name."""
+
+    @abstractmethod
+    def check(self, rounds: int) -> None:
+        """Checks that so many rounds can lead to the end.
+
+        Raises:
+            ValueError: They can't.
+        """
+
+    @abstractmethod
+    def shrink(self, epoch: int, progress: float) -> bool:
+        """Makes the model smaller after an epoch.
+
+        Args:
+            epoch: The epoch that ended.
+            progress: How far on the way to the end the model is to be, from 0 to 1.
+
+        Returns:
+            Whether anything left.
+        """
+
+    @abstractmethod
+    def record(self, epoch: int, progress: float, before: float | None) -> AnyRound:
+        """The record of the round in which the model just shrank.
+
+        Args:
+            epoch: The epoch that ended.
+            progress: How far on the way to the end the round aimed.
+            before: The metric of the model that it started from.
+        """
+
+    @abstractmethod
+    def settle(self, seconds: float) -> None:
+        """Tells of the last round, which took some seconds, and readies the model for training."""
+
+    @abstractmethod
+    def undone(self) -> tuple[Sequence[str], str]:
+        """Follows the model, which was restored to what it was before the last round.
+
+        Returns:
+            The places that shrink less in the next round, and what is said of it.
+        """
+
+    @abstractmethod
+    def restored(self) -> None:
+        """Follows the model, whose weights were restored, its form unchanged."""
+
+    @abstractmethod
+    def note_costs(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Adds the cost of the model to the logs of an epoch."""
+
+    @abstractmethod
+    def missed(self) -> str:
+        """By what the model falls short of its end, in words; empty if it does not."""
+
+    @abstractmethod
+    def summary(self, before: float | None, after: float | None) -> Any:
+        """What the run brought.
+
+        Args:
+            before: The metric of the model that `fit` was given.
+            after: The metric of the model as it is now.
+        """
 
     # Hooks
 
@@ -106,7 +163,7 @@ class Run:
         unasked = self.state.guard.drop is None and self.training.monitor == "auto"
         early = self.course.calendar.early and (value is not None or unasked)
         course = self.course.begun_at(epoch, early)
-        self.goal.check(len(course.epochs))
+        self.check(len(course.epochs))
         self.state.first, self.course = epoch, course
         if early:
             self._note_metric(epoch - 1, value)
@@ -115,11 +172,8 @@ class Run:
         """Reads the metric and adds the cost of the model to the logs."""
         value = self.monitor.read(logs)
         self._note_metric(epoch, value)
-        logs["params"] = float(self.costs[0])
-        if not self.scope.graph.open_inputs:
-            logs["flops"] = float(self.costs[1])
-        self.state.widths.append(self.widths)
-        self.summaries.epoch(epoch, self.widths)
+        self.note_costs(epoch, logs)
+        self.state.widths.append(self.sizes)
         if epoch == self.params["epochs"] - 1 or self.model.stop_training:
             self._remember(value)  # now, as other callbacks may load weights when fit ends
 
@@ -139,10 +193,10 @@ class Run:
         if go_on and not self.state.pending:
             progress = self._next_progress(epoch)
             if progress is not None:
-                self._prune(epoch, progress, value)
+                self._begin_round(epoch, progress, value)
 
-    def end(self) -> RunSummary:
-        """Undoes a round that never recovered, and restores the best weights of the last widths."""
+    def end(self) -> Any:
+        """Undoes a round that never recovered, and restores the best weights of the last round."""
         state = self.state
         score = None if state.ended is None else state.ended[1]
         if state.ended is not None:
@@ -151,16 +205,23 @@ class Run:
             best = state.guard.best
             self._decide("kept" if state.guard.good_enough(best) else "undone", best)
         if state.best is not None and state.rounds:
-            restore_snapshot(self.model, state.best, program=self.scope.graph.program)
+            restore_snapshot(self.model, state.best, program=self.graph.program)
             score = state.guard.best
             if getattr(optimizer_parts(self.model.optimizer)[-1], "use_ema", False):
                 self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
-        self._warn_if_short_of_budget()
+        self.restored()
+        self._warn_if_short()
         state.good = state.best = None
         self.summaries.close()
-        summary = self._summary(score)
+        first = state.rounds[0].before if state.rounds else None
+        summary = self.summary(state.brought.get(str(self.monitor.name), first), score)
         self.say(f"SGDAP: {summary.line}")
         return summary
+
+    def install(self) -> None:
+        """Puts around the model's train step what the run needs there."""
+        if self.sampler is not None:
+            self.sampler.install()
 
     def untap(self) -> None:
         """Gives the model its own train step back."""
@@ -174,12 +235,11 @@ class Run:
     # State for a backup
 
     def kept(self) -> RunState:
-        """The state of the run, including that of its course, goal, monitor and sampler."""
+        """The state of the run, including that of its course, monitor and sampler."""
         return replace(
             self.state,
             epochs=self.course.epochs,
             metric=self.monitor.name,
-            seconds=self.goal.seconds,
             reservoir=None if self.sampler is None else self.sampler.reservoir.state(),
         )
 
@@ -187,7 +247,6 @@ class Run:
         """Goes on from the state of an interrupted run; the model is restored already."""
         self.state = replace(state, reservoir=None)
         self.monitor.name = state.metric
-        self.goal = replace(self.goal, seconds=state.seconds)
         early = bool(state.epochs) and state.epochs[0] < (state.first or 0)
         self.course = replace(self.course.begun_at(state.first or 0, early), epochs=state.epochs)
         if self.sampler is not None and state.reservoir is not None:
@@ -197,7 +256,6 @@ class Run:
                 self.teaching.teacher.set_weights(state.teacher)
             if state.rounds:
                 self.teaching.install()
-        self._read_anew()
 
     # Decisions
 
@@ -215,17 +273,17 @@ class Run:
         self.state.ended = (epoch, value)
 
     def _remember(self, value: float | None) -> None:
-        """Stores the model if it is the best one with the present widths and rounds are judged."""
+        """Stores the model if it is the best one since the last round and rounds are judged."""
         guard = self.state.guard
         if guard.drop is not None and guard.improves(value):
             guard.remember(value)
-            self.state.best = take_snapshot(self.model, self.scope.graph.program)
+            self.state.best = take_snapshot(self.model, self.graph.program)
 
     def _next_progress(self, epoch: int) -> float | None:
-        """How far on the way to the budget to go after this epoch; None: no round now."""
+        """How far on the way to the end to go after this epoch; None: no round now."""
         state = self.state
-        if not (self.course.allows(epoch) and self.scope.groups):
-            return None  # no group is left that could shrink
+        if not self.course.allows(epoch) or self.exhausted:
+            return None
         if state.guard.drop is not None and state.guard.best is None:
             return None  # there is no metric yet to compare a round with
         last = state.rounds[-1] if state.rounds else None
@@ -233,31 +291,16 @@ class Run:
         state.steps_done = self.course.steps_until(epoch)
         return None if wanted is None else state.guard.allowed(wanted)
 
-    def _prune(self, epoch: int, progress: float, value: float | None) -> None:
-        """Makes a plan and prunes the model by it."""
+    def _begin_round(self, epoch: int, progress: float, value: float | None) -> None:
+        """Makes the model smaller, and begins to judge that."""
         began = time.perf_counter()
-        state, scope = self.state, self.scope
-        if state.best is not None:  # has the present widths: the graph still fits
-            restore_snapshot(self.model, state.best, program=scope.graph.program)
-        data = self._calibration_inputs()
-        held = replace(scope.rules, fixed={**state.guard.widths, **scope.rules.fixed})
-
-        def limits(curves: Curves) -> Budget:
-            try:
-                self.goal = self.goal.measured(scope, curves, self.pruning.allocation)
-            except (TooSlowError, NoisyClockError) as error:  # when the run began it was possible
-                warnings.warn(f"Going by the latency measured before. {error}", stacklevel=2)
-                self.goal = replace(self.goal, latency=None)
-            return self.goal.target(progress)
-
-        options = replace(self.pruning, seed=self.pruning.seed + max(epoch, 0))
-        spend = None if self.goal.chosen else limits
-        plan, curves = make_plan(replace(scope, rules=held), data, options, spend)
-        state.plan = plan = replace(plan, notes=(*plan.notes, *self.goal.notes))
-        if all(len(group.kept) == group.size for group in plan.groups):
+        state = self.state
+        if state.best is not None:  # has the model's present form
+            restore_snapshot(self.model, state.best, program=self.graph.program)
+            self.restored()
+        if not self.shrink(epoch, progress):
             state.guard.progress = progress  # the model is small enough already
             return
-        prune_by_plan(scope.graph, plan)
         if self.teaching is not None:
             self.teaching.install()
         state.good, state.best = state.best, None
@@ -269,29 +312,17 @@ class Run:
             self.say(
                 baseline_line(self.monitor.name, state.guard, before, option, state.unmeasured)
             )
-        self._shapes_changed()
-        self.summaries.round(epoch, curves)
+        self.neighbours.begin_anew()
         state.rounds.append(
-            Round(
-                epoch,
-                progress,
-                plan.params,
-                plan.flops,
-                self.widths,
-                value if state.guard.drop is None else before,
-                held=tuple(state.guard.widths),
-            )
+            self.record(epoch, progress, value if state.guard.drop is None else before)
         )
-        full = (self.goal.full[0], None if scope.graph.open_inputs else self.goal.full[1])
-        self.say(round_line(state.rounds[-1], full, time.perf_counter() - began))
-        for note in self.goal.notes:
-            self.say(note)
-        self._choose_jit(epoch, data)
+        self.settle(time.perf_counter() - began)
 
-    def _calibration_inputs(self) -> Any:
+    def calibration_inputs(self) -> Any:
+        """The inputs that statistics are collected of."""
         if self.sampler is None:
             return self.data
-        reservoir, asked = self.sampler.reservoir, self.pruning.samples
+        reservoir, asked = self.sampler.reservoir, self.samples
         full = reservoir.seen > reservoir.kept  # else there are no more training inputs
         if full and asked is not None and reservoir.kept < asked and not self.state.rounds:
             self.say(
@@ -306,81 +337,21 @@ class Run:
             return
         state = self.state
         state.rounds[-1] = last = replace(state.rounds[-1], after=value, decision=decision)
-        costly: tuple[str, ...] = ()
+        come_back = ""
         if decision == "kept":
             state.guard.keep(last)
         else:
-            assert state.good is not None and state.plan is not None
-            costly = costliest_groups(state.plan)
-            restore_snapshot(self.model, state.good, program=self.scope.graph.program)
+            assert state.good is not None
+            restore_snapshot(self.model, state.good, program=self.graph.program)
             state.best = state.good
+            self.neighbours.begin_anew()
+            costly, come_back = self.undone()
             state.guard.undo(last, costly)
-            self._shapes_changed()
         if state.guard.drop is not None:
-            self.say(decision_line(last, self.monitor.name, state.guard.baseline, costly))
+            self.say(decision_line(last, self.monitor.name, state.guard.baseline, come_back))
 
-    def _choose_jit(self, epoch: int, data: Any) -> None:
-        """Decides whether XLA compiles the train step for the new shapes."""
-        wanted = self.training.jit_compile
-        if wanted is None:
-            return
-        chosen, why = wanted is not False, "as the model was compiled"
-        if wanted == "auto":
-            if not self.by_xla:
-                left = (int(self.params["epochs"]) - epoch - 1) * int(self.params["steps"] or 1)
-                compiles = 1 + sum(e > epoch for e in self.course.epochs)
-                program = self.scope.graph.program
-                chosen, why = choose_jit_compile(program, data, left, compiles)
-        if chosen != self.model.jit_compile:
-            if wanted == "auto":
-                self.say(f"SGDAP: jit_compile={chosen} ({why})")
-            self.model.jit_compile = chosen
-            remake_functions(self.model)
-
-    def _warn_if_short_of_budget(self) -> None:
-        guard = self.state.guard
-        missed = self.goal.missed(self.costs, guard.progress)
+    def _warn_if_short(self) -> None:
+        missed = self.missed()
         if missed:
-            why = why_short(self.state.rounds, self.monitor.name, guard)
-            warnings.warn(
-                f"SGDAPCallback stopped short of {self.goal.final}: the model still costs "
-                f"{', '.join(missed)}. {why}",
-                stacklevel=2,
-            )
-
-    def _summary(self, score: float | None) -> RunSummary:
-        """What the run brought.
-
-        Args:
-            score: The metric of the model as it is now.
-        """
-        rounds, metric = self.state.rounds, self.monitor.name
-        before = self.state.brought.get(str(metric), rounds[0].before if rounds else None)
-        widths = {group.name: group.size for group in self.scope.graph.groups}
-        (params, flops), (all_params, all_flops) = self.costs[:2], self.goal.full[:2]
-        undone = sum(r.decision == "undone" for r in rounds)
-        return RunSummary(
-            params=(int(all_params), int(params)),
-            flops=None if self.scope.graph.open_inputs else (int(all_flops), int(flops)),
-            widths={name: (width, widths[name]) for name, width in self.whole.items()},
-            metric=metric,
-            score=(before, score),
-            rounds=len(rounds) - undone,
-            undone=undone,
-        )
-
-    def _shapes_changed(self) -> None:
-        self.neighbours.begin_anew()
-        self._read_anew()
-
-    def _read_anew(self) -> None:
-        """Reads the model's channels as they are now, for inputs of the same sizes."""
-        shapes = self.scope.graph.counted_shapes
-        self._note_widths(counted_on(channel_graph(self.model), shapes))
-
-    def _note_widths(self, graph: ChannelGraph) -> None:
-        """Updates the scope, costs and widths to the model as it is now."""
-        self.scope = self.scope.moved_to(graph)
-        model = cost_model(graph)
-        self.costs = model.cost(model.lengths(np.ones(graph.count, bool)))
-        self.widths = {g.name: g.size for g in graph.groups if g.prunable}
+            why = why_short(self.state.rounds, self.monitor.name, self.state.guard, self.easier)
+            warnings.warn(f"{self.callback} stopped short of {missed}. {why}", stacklevel=2)

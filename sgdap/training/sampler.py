@@ -78,8 +78,8 @@ class TrainStepSampler:
         except ValueError as error:
             raise ValueError(
                 "The batches of this run are not of the form x, (x, y) or (x, y, sample_weight) "
-                "with x as the model takes it, so SGDAPCallback can't tell the model's inputs. "
-                "Pass calibration_data to it."
+                "with x as the model takes it, so the callback can't tell the model's inputs. Pass "
+                "calibration_data to it."
             ) from error
         if not self._targets:
             return x

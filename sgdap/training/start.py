@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -22,6 +22,7 @@ from sgdap.pipeline import PruningOptions, pruning_scope
 from sgdap.surgery.apply import copied
 from sgdap.surgery.prune import check_can_be_rebuilt
 from sgdap.training.calendar import Calendar
+from sgdap.training.channel_run import ChannelRun
 from sgdap.training.course import Course
 from sgdap.training.first_sample import known_samples
 from sgdap.training.goal import make_goal
@@ -29,9 +30,8 @@ from sgdap.training.guard import Guard
 from sgdap.training.log import Summaries
 from sgdap.training.monitor import Monitor
 from sgdap.training.neighbours import Neighbours
-from sgdap.training.options import TrainingOptions
+from sgdap.training.options import RoundOptions, TrainingOptions
 from sgdap.training.reservoir import LIMIT, Reservoir
-from sgdap.training.run import Run
 from sgdap.training.sampler import TrainStepSampler
 from sgdap.training.schedule import Schedule, StepSchedule
 from sgdap.training.state import RunState
@@ -46,7 +46,7 @@ def start_run(
     calibration_data: Any,
     say: Callable[[str], None],
     teacher: Any = None,
-) -> Run:
+) -> ChannelRun:
     """Checks that a run can work and makes it. If the budget limits the latency, models are timed.
 
     Args:
@@ -70,17 +70,144 @@ def start_run(
     graph = channel_graph(model)
     scope = pruning_scope(graph, pruning)
     check_can_be_rebuilt(graph, scope.groups, scope.rules)
-    monitor = Monitor(training.monitor, training.mode, _keras.validated_epochs(model))
+    limit = min(LIMIT, pruning.memory_limit or LIMIT)
+    begun = begin(
+        graph,
+        training,
+        params,
+        calibration_data,
+        Sampling(pruning.samples, limit, pruning.seed),
+        ChannelRun.callback,
+    )
+    calendar, steps = begun.calendar, begun.steps
+    scope = replace(scope, graph=_counted(graph, begun.data))
+    goal = make_goal(
+        training.budget,
+        steps or training.schedule,
+        scope,
+        len(calendar.rounds()),
+        training.chosen,
+    )
+    course = begun.course(goal.schedule, float(goal.shares.min()))
+    sampler = None
+    if begun.data is None:
+        reservoir = Reservoir(pruning.samples, pruning.seed, limit, least=pruning.folds)
+        targets = model_loss(graph).needs_targets
+        sampler = TrainStepSampler(graph, reservoir, targets, begun.known)
+    teaching, state = None, RunState(guard_of(training, goal.step))
+    if teacher is not None:
+        teaching = teaching_of(graph, teacher, neighbours)
+        if teacher is True:
+            state.teacher = teaching.teacher.get_weights()
+    return ChannelRun(
+        model=model,
+        training=training,
+        params=params,
+        course=course,
+        monitor=begun.monitor,
+        neighbours=neighbours,
+        summaries=Summaries(neighbours.of_class(keras.callbacks.TensorBoard)),
+        state=state,
+        say=say,
+        samples=pruning.samples,
+        data=begun.data,
+        sampler=sampler,
+        teaching=teaching,
+        pruning=pruning,
+        scope=scope,
+        goal=goal,
+        by_xla=bool(model.jit_compile),
+    )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many samples of the training data are read.
+
+    Attributes:
+        samples: The most samples; None: as many as fit.
+        limit: The most bytes of the inputs.
+        seed: Seed for the choice.
+    """
+
+    samples: int | None
+    limit: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """What is known of a run before its end is.
+
+    Attributes:
+        training: The options of the rounds.
+        monitor: The metric to watch.
+        calendar: The epochs after which there may be rounds.
+        steps: The schedule over training steps; None: it goes by rounds.
+        steps_per_epoch: The number of training steps of an epoch; 0 without such a schedule.
+        data: Calibration inputs that can be read repeatedly; None: there are none.
+        known: Samples of the training data that the model tells already; None if it does not.
+    """
+
+    training: RoundOptions
+    monitor: Monitor
+    calendar: Calendar
+    steps: StepSchedule | None
+    steps_per_epoch: int
+    data: Any
+    known: tuple[Any, Any] | None
+
+    def course(self, schedule: Schedule, share: float) -> Course:
+        """The rounds that are planned.
+
+        Args:
+            schedule: The schedule by which the end is approached.
+            share: What is left at the end, from 0 to 1.
+        """
+        calendar = self.calendar
+        if self.steps is None:
+            judged = self.training.max_accuracy_drop is not None
+            most = schedule.enough(share, judged) if calendar.final is None else schedule.rounds
+            calendar = replace(calendar, least=schedule.least(share), most=most)
+        return Course(calendar, schedule, calendar.rounds(), self.steps, self.steps_per_epoch)
+
+
+def begin(
+    graph: ChannelGraph,
+    training: RoundOptions,
+    params: Mapping[str, Any],
+    calibration_data: Any,
+    sampling: Sampling,
+    callback: str,
+    early: bool = True,
+) -> Begun:
+    """Checks what a run depends on, whatever its rounds do.
+
+    Args:
+        graph: The channels of the model in training.
+        training: The options of the rounds and of judging them.
+        params: The `params` that Keras gives to callbacks.
+        calibration_data: Calibration inputs; None: there are none.
+        sampling: How many samples are read.
+        callback: The name of the callback, for messages.
+        early: Whether the first round can come before the first epoch.
+
+    Raises:
+        ValueError: The run can't work with this model or these options.
+        TypeError: The calibration data are of a kind that can't be read.
+    """
+    model = graph.program.model
+    validated = _keras.validated_epochs(model)
+    monitor = Monitor(training.monitor, training.mode, validated, callback)
     monitor.check_drop(training.max_accuracy_drop)
     data = None
     if calibration_data is not None:
-        data = reusable(calibration_data, pruning.samples)
+        data = reusable(calibration_data, sampling.samples)
         check_calibration_data(graph, data)
     final = training.final_finetune_epochs
-    limit = min(LIMIT, pruning.memory_limit or LIMIT)
     known = None
-    if _may_begin_early(training):
-        known = known_samples(model, data, pruning.samples, limit, pruning.seed)
+    if early and _may_begin_early(training):
+        known = known_samples(model, data, sampling.samples, sampling.limit, sampling.seed)
     calendar = Calendar(
         int(params["epochs"]),
         0 if isinstance(training.begin_epoch, str) else training.begin_epoch,
@@ -94,57 +221,16 @@ def start_run(
     if not isinstance(training.schedule, Schedule):
         steps_per_epoch = _steps_per_epoch(params)
         steps = StepSchedule(training.schedule, calendar.end * steps_per_epoch)
-    scope = replace(scope, graph=_counted(graph, data))
-    goal = make_goal(
-        training.budget,
-        steps or training.schedule,
-        scope,
-        len(calendar.rounds()),
-        training.chosen,
-    )
-    if steps is None:
-        share = float(goal.shares.min())
-        judged = training.max_accuracy_drop is not None
-        schedule = goal.schedule
-        most = schedule.enough(share, judged) if calendar.final is None else schedule.rounds
-        calendar = replace(calendar, least=schedule.least(share), most=most)
-    course = Course(calendar, goal.schedule, calendar.rounds(), steps, steps_per_epoch)
-    sampler = None
-    if data is None:
-        reservoir = Reservoir(pruning.samples, pruning.seed, limit, least=pruning.folds)
-        sampler = TrainStepSampler(graph, reservoir, model_loss(graph).needs_targets, known)
-    teaching, state = None, RunState(_guard(training, goal.step))
-    if teacher is not None:
-        teaching = _teaching(graph, teacher, neighbours)
-        if teacher is True:
-            state.teacher = teaching.teacher.get_weights()
-    summaries = Summaries(neighbours.of_class(keras.callbacks.TensorBoard))
-    return Run(
-        model,
-        pruning,
-        training,
-        params,
-        scope,
-        course,
-        goal,
-        monitor,
-        neighbours,
-        summaries,
-        state,
-        say,
-        data,
-        sampler,
-        teaching,
-        by_xla=bool(model.jit_compile),
-    )
+    return Begun(training, monitor, calendar, steps, steps_per_epoch, data, known)
 
 
-def _teaching(graph: ChannelGraph, teacher: Any, neighbours: Neighbours) -> Teaching:
+def teaching_of(graph: ChannelGraph, teacher: Any, neighbours: Neighbours) -> Teaching:
+    """What a teacher adds to the loss of a run; True is a copy of the model as it is now."""
     model = graph.program.model
     if neighbours.of_class(DistillationCallback):
         raise ValueError(
-            "A fit takes one teacher. Received: a DistillationCallback beside "
-            "SGDAPCallback(teacher=…). Leave one of them out."
+            "A fit takes one teacher. Received: a DistillationCallback beside a callback with "
+            "teacher=…. Leave one of them out."
         )
     if teacher is True:
         try:
@@ -157,7 +243,7 @@ def _teaching(graph: ChannelGraph, teacher: Any, neighbours: Neighbours) -> Teac
     return Teaching(model, teacher, DistillationOptions())
 
 
-def _may_begin_early(training: TrainingOptions) -> bool:
+def _may_begin_early(training: RoundOptions) -> bool:
     """Whether the options leave it open if the first round comes before the first epoch."""
     judged_by_epochs = training.max_accuracy_drop is not None and training.baseline == "first_epoch"
     by_steps = not isinstance(training.schedule, Schedule)
@@ -183,7 +269,8 @@ def _counted(graph: ChannelGraph, data: Any) -> ChannelGraph:
         return graph
 
 
-def _guard(training: TrainingOptions, step: float) -> Guard:
+def guard_of(training: RoundOptions, step: float) -> Guard:
+    """The guard that judges the rounds of a run whose first one may go so far."""
     baseline = None if isinstance(training.baseline, str) else float(training.baseline)
     patience = None if isinstance(training.patience, str) else training.patience
     return Guard(training.max_accuracy_drop, patience, step, baseline=baseline)

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from sgdap.planning.plan import Plan
 from sgdap.surgery.snapshot import Snapshot
-from sgdap.training.guard import Guard, Round
+from sgdap.training.guard import AnyRound, Guard
 
 
 @dataclass(eq=False)
@@ -22,7 +23,8 @@ class RunState:
         guard: The guard, which judges rounds, with its baseline.
         rounds: The rounds so far.
         plan: The plan of the last round.
-        widths: The width of each group that may shrink at the end of each epoch, by name.
+        widths: What was left in each place that may shrink at the end of each epoch, by name: the
+            width of a group, or the weights of a variable that are not zero.
         first: The first epoch of the run; None before it began.
         epochs: The epochs after which rounds are planned.
         ended: The last epoch and its metric, if it is not judged yet.
@@ -35,10 +37,15 @@ class RunState:
         seconds: The seconds that the final model may take for a batch, infinite without a limit.
         reservoir: The sample of the training data.
         teacher: The weights of the model that `fit` was given, where it teaches.
+        masks: The masks of the model as it is now, by the path of the variable, True where a
+            weight stays; empty where channels leave.
+        masks_before: The masks before the last round.
+        watched: The sums over train steps of what is watched of each weight, and their number.
+        watched_before: The same before the last round.
     """
 
     guard: Guard
-    rounds: list[Round] = field(default_factory=list)
+    rounds: list[AnyRound] = field(default_factory=list)
     plan: Plan | None = None
     widths: list[dict[str, int]] = field(default_factory=list)
     first: int | None = None
@@ -53,6 +60,10 @@ class RunState:
     seconds: float = math.inf
     reservoir: Mapping[str, Any] | None = None
     teacher: Sequence[npt.NDArray[Any]] | None = None
+    masks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    masks_before: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    watched: Mapping[str, Any] | None = None
+    watched_before: Mapping[str, Any] | None = None
 
     @property
     def pending(self) -> bool:

@@ -48,11 +48,60 @@ class RunSummary:
             lines[self.metric] = _scores(*self.score)
         lines["rounds"] = f"{self.rounds} kept, {self.undone} undone"
         widths = {f"  {name}": f"{old} → {new}" for name, (old, new) in self.widths.items()}
-        wide = max(map(len, {**lines, **widths}))
         heading = {"channels": ""} if widths else {}
-        return "\n".join(
-            f"{name:{wide}}  {value}".rstrip() for name, value in (lines | heading | widths).items()
+        return _aligned(lines | heading | widths)
+
+
+@dataclass(frozen=True)
+class SparsitySummary:
+    """What a run of `SparsityCallback` brought.
+
+    Attributes:
+        weights: The number of weights in all and of those that are not zero, for each variable
+            with a mask, by its path.
+        metric: The name of the monitored metric; None if it was never seen.
+        score: The monitored metric before and after, as in `RunSummary`.
+        rounds: The number of rounds that were kept.
+        undone: The number of rounds that were undone.
+    """
+
+    weights: Mapping[str, tuple[int, int]]
+    metric: str | None = None
+    score: tuple[float | None, float | None] = (None, None)
+    rounds: int = 0
+    undone: int = 0
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros in all these variables together."""
+        whole, left = self._all
+        return 1 - left / max(whole, 1)
+
+    @property
+    def line(self) -> str:
+        """All of it in one line."""
+        parts = [_change(self._all, " weights that are not zero")]
+        parts += [f"{self.metric} {_scores(*self.score)}"] if self.metric else []
+        return ", ".join(parts)
+
+    @property
+    def _all(self) -> tuple[int, int]:
+        whole, left = (sum(numbers[i] for numbers in self.weights.values()) for i in (0, 1))
+        return whole, left
+
+    def __str__(self) -> str:
+        lines = {"not zero": _change(self._all)}
+        if self.metric:
+            lines[self.metric] = _scores(*self.score)
+        lines["rounds"] = f"{self.rounds} kept, {self.undone} undone"
+        return _aligned(
+            lines | {f"  {path}": _change(numbers) for path, numbers in self.weights.items()}
         )
+
+
+def _aligned(lines: Mapping[str, str]) -> str:
+    wide = max(map(len, lines))
+    return "\n".join(f"{name:{wide}}  {value}".rstrip() for name, value in lines.items())
 
 
 def _change(numbers: tuple[int, int], unit: str = "") -> str:

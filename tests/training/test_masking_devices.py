@@ -1,0 +1,50 @@
+"""Masks on two devices are those on one, and hold on both."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.xdist_group("devices of masks")  # one process makes the runs for all
+
+
+@pytest.fixture(scope="module")
+def runs():
+    command = [sys.executable, "-m", "tests.training.mirrored_masks_run"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+RUNS = [f"gradient {o}" for o in ("adam", "averaged", "scaled")]
+RUNS += ["second_order adam"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_weights_with_a_mask_are_zero_after_each_step_on_both_devices(runs, name):
+    one, two = runs["one"][name], runs["two"][name]
+    assert one["wrong"] == two["wrong"] == 0
+    assert set(two["copies"]) == {2}
+    assert two["alike"]
+    assert one["rounds"] == two["rounds"] == [0, 1]
+    for weights, mask in zip(two["weights"][::2], two["masks"], strict=True):
+        np.testing.assert_array_equal(np.array(weights) != 0, mask)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_both_devices_choose_and_train_as_one(runs, name):
+    one, two = runs["one"][name], runs["two"][name]
+    assert one["masks"] == two["masks"]
+    for mine, other in zip(one["weights"], two["weights"], strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_on_both_devices_that_was_interrupted_goes_on(runs):
+    whole = runs["two"]["gradient adam"]
+    assert runs["resumed"]["masks"] == whole["masks"]
+    for mine, other in zip(runs["resumed"]["weights"], whole["weights"], strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
