@@ -33,7 +33,7 @@ PASSES = 8
 WORK = 5e12
 """FLOPs that all passes together may take (the whole model's, on all samples). Two always run."""
 
-STORED = 1 << 30
+STORED = 1 << 29
 """Bytes of what both models made that one pass keeps for the next at most, however much memory
 there is."""
 
