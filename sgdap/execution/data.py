@@ -91,11 +91,12 @@ def known_length(data: Any, limit: int | None) -> int | None:
     return min(int(shape[0]), limit or int(shape[0])) if shape else None
 
 
-def joined(data: Any) -> Batch:
-    """Reads all of some data into arrays.
+def joined(data: Any, limit: int | None = None) -> Batch:
+    """Reads data into arrays.
 
     Args:
         data: As `batches` takes it.
+        limit: Stop after this many samples; None takes all.
 
     Returns:
         `(x, y, sample_weight)`; the last two are None where there are none.
@@ -104,7 +105,7 @@ def joined(data: Any) -> Batch:
         ValueError: There is no sample, the batches do not fit together, or a dataset has no end.
         TypeError: `data` is None or of an unknown kind.
     """
-    endless = (
+    endless = limit is None and (
         isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY
     )
     if endless:
@@ -112,7 +113,7 @@ def joined(data: Any) -> Batch:
             "The dataset never ends, and all of it would be read. Pass a part of it: "
             "dataset.take(100) has 100 batches."
         )
-    read = list(batches(data, sys.maxsize, None))
+    read = list(batches(data, sys.maxsize, limit))
     first, *others = ([leaf is not None for leaf in keras.tree.flatten(b)] for b in read)
     try:
         if any(other != first for other in others):

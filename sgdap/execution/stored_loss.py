@@ -32,7 +32,6 @@ class StoredLoss:
             be None.
         loss: The loss of a batch.
         batch_size: Samples in a batch.
-        whole: Whether what does not fill a batch is left out.
     """
 
     def __init__(
@@ -42,10 +41,9 @@ class StoredLoss:
         data: tuple[Any, Any, Any],
         loss: Loss,
         batch_size: int,
-        whole: bool = False,
     ) -> None:
         self._variables = variables
-        self._data, self._batch, self._whole = data, batch_size, whole
+        self._data, self._batch = data, batch_size
         self._samples = len(keras.tree.flatten(data[0])[0])
 
         def value(x: Any, y: Any, weight: Any) -> Any:
@@ -60,9 +58,7 @@ class StoredLoss:
             found = tape.gradient(made, own, unconnected_gradients=zero)
             return made, [tf.convert_to_tensor(gradient) for gradient in found]
 
-        for batch, _ in self._batches(1 if not whole else batch_size):
-            value(*batch)  # metrics and the like are made outside of compiled functions
-            break
+        value(*next(self._batches())[0])  # metrics are made outside of compiled functions
         self._value = tf.function(value, autograph=False, reduce_retracing=True)
         self._both = tf.function(both, autograph=False, reduce_retracing=True)
 
@@ -82,18 +78,16 @@ class StoredLoss:
                     own += share * np.asarray(gradient, np.float64)
         return total, sums
 
-    def _batches(self, size: int | None = None) -> Iterator[tuple[Any, float]]:
-        size = size or self._batch
-        count = self._samples // size * size if self._whole else self._samples
-        for start in range(0, count, size):
-            stop = min(start + size, count)
+    def _batches(self) -> Iterator[tuple[Any, float]]:
+        for start in range(0, self._samples, self._batch):
+            stop = min(start + self._batch, self._samples)
             batch = keras.tree.map_structure(
                 lambda own, start=start, stop=stop: (
                     None if own is None else tf.convert_to_tensor(own[start:stop])
                 ),
                 self._data,
             )
-            yield batch, (stop - start) / count
+            yield batch, (stop - start) / self._samples
 
 
 def gradient_powers(

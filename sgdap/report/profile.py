@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from sgdap._arguments import check_integer
 from sgdap._table import short_name
@@ -25,6 +28,7 @@ class LayerProfile:
         kind: The name of its class.
         output_shape: The shape of its (first) output, batch axis first.
         params: The number of its parameters.
+        nonzero: The number of those that are not 0.
         flops: Its FLOPs for one sample, one multiply-add = 2; None if they can't be counted.
     """
 
@@ -32,6 +36,7 @@ class LayerProfile:
     kind: str
     output_shape: tuple[int | None, ...]
     params: int
+    nonzero: int
     flops: int | None
 
 
@@ -43,6 +48,7 @@ class Profile:
         name: The model's name.
         layers: The profile of each layer that computes or has parameters, in order.
         params: The number of all parameters.
+        nonzero: The number of those that are not 0.
         flops: FLOPs of all layers for one sample: multiply-adds, 2 each, and Fourier transforms;
             biases, activations, normalisations and poolings are left out.
         latency: Median seconds for one batch on this machine; None if not measured.
@@ -53,6 +59,7 @@ class Profile:
     name: str
     layers: tuple[LayerProfile, ...]
     params: int
+    nonzero: int
     flops: int
     latency: float | None
     batch_size: int
@@ -66,18 +73,21 @@ class Profile:
         table.add_column("layer")
         table.add_column("output", justify="right")
         table.add_column("parameters", justify="right")
+        table.add_column("not zero", justify="right")
         table.add_column("FLOPs", justify="right")
         for layer in self.layers:
             table.add_row(
                 f"{short_name(layer.name, 38)} ({short_name(layer.kind, 24)})",
                 "×".join(str(s) for s in layer.output_shape[1:]),
                 f"{layer.params:,}",
+                f"{layer.nonzero:,}",
                 "not counted" if layer.flops is None else f"{layer.flops:,}",
             )
         out = io.StringIO()
         console = Console(file=out, width=100, color_system=None, markup=False)
         console.print(table)
-        console.print(f"{self.params:,} parameters, {self.flops:,} FLOPs a sample")
+        counted = f"{self.params:,} parameters, {self.nonzero:,} of them not zero"
+        console.print(f"{counted}, {self.flops:,} FLOPs a sample")
         if self.latency is not None:
             console.print(f"{self.latency * 1e3:.3f} ms for a batch of {self.batch_size}")
         for note in self.notes:
@@ -93,7 +103,7 @@ def profile(
     batch_size: int = 1,
     repeats: int = 50,
 ) -> Profile:
-    """Counts the parameters, bytes and FLOPs of a model, and measures its latency.
+    """Counts the parameters, those that are not 0 and FLOPs of a model, and measures its latency.
 
     Args:
         model: A built `keras.Sequential` or functional `keras.Model`.
@@ -142,12 +152,14 @@ def profile(
                 type(layer).__name__,
                 shapes[path],
                 params[path],
+                _not_zero(getattr(layer, "weights", ())),
                 None if path in unknown else round(flops[path]),
             )
             for path, layer in graph.counted.layers().items()
             if params[path] or flops[path] or path in told or path in unknown
         ),
         params=model.count_params(),
+        nonzero=_not_zero(model.weights),
         flops=round(sum(flops.values())),
         latency=measure_latency(model, batch_size, repeats, graph.counted_shapes)
         if latency
@@ -155,3 +167,7 @@ def profile(
         batch_size=batch_size,
         notes=work_notes(graph),
     )
+
+
+def _not_zero(weights: Iterable[Any]) -> int:
+    return sum(int(np.count_nonzero(variable.numpy())) for variable in weights)

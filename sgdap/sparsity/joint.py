@@ -80,7 +80,10 @@ class JointStep:
         self.labelled = y is not None and has_loss(model)
         self._paths = {id(variable_of(graph.program, k.key)): k.path for k in kernels}
         self._variables = [v for v in model.trainable_variables if self._moves(v)]
-        unit = graph.program.shapes[graph.program.inputs[0].index][0] or 1
+        unit = batch_of(graph)
+        count = len(keras.tree.flatten(x)[0]) // unit
+        order = np.random.default_rng(seed).permutation(count * unit)
+        x, y, weight = _chosen((x, y, weight), order)
         most = affordable_batch(graph, batch_memory(checked_memory_limit(memory_limit)))
         batch = unit if unit > 1 else min(_BATCH, most)
         if not self.labelled:
@@ -93,16 +96,16 @@ class JointStep:
             taught, flat = keras.tree.flatten(y), keras.tree.flatten(made)
             return divergence(terms, taught, flat, weight, 1.0)
 
-        count = len(keras.tree.flatten(x)[0]) // unit
         held = min(math.ceil(_HELD_BACK * count), _MOST_HELD_BACK) * unit
-        order = np.random.default_rng(seed).permutation(count * unit)
-        parts = []
-        for rows in (order[held:], order[:held]):
-            chosen = keras.tree.map_structure(
-                lambda own, rows=rows: None if own is None else own[rows], (x, y, weight)
-            )
-            parts.append(StoredLoss(model, self._variables, chosen, loss, batch, unit > 1))
-        self._learnt, self._held = parts
+        self._held, self._learnt = (
+            StoredLoss(model, self._variables, _chosen((x, y, weight), rows), loss, batch)
+            for rows in (slice(None, held), slice(held, None))
+        )
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is a weight that it moves."""
+        return bool(self._variables)
 
     def _moves(self, variable: Any) -> bool:
         of_vector = len(variable.shape) < 2
@@ -142,6 +145,15 @@ class JointStep:
         pairs = zip(self._variables, stays, strict=True)
         begin = np.concatenate([np.asarray(v.numpy(), np.float64)[own] for v, own in pairs])
         put(_best(of, held, begin, steps))
+
+
+def _chosen(arrays: Any, rows: Any) -> Any:
+    return keras.tree.map_structure(lambda own: None if own is None else own[rows], arrays)
+
+
+def batch_of(graph: ChannelGraph) -> int:
+    """The number of samples in a batch of a model that was built for it; else 1."""
+    return graph.program.shapes[graph.program.inputs[0].index][0] or 1
 
 
 def _best(

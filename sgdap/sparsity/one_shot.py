@@ -22,7 +22,7 @@ from sgdap.planning.budget import Budget
 from sgdap.sparsity.choice import choose
 from sgdap.sparsity.curvature import Calibration, curvatures
 from sgdap.sparsity.guidance import GUIDANCES, weight_scores
-from sgdap.sparsity.joint import FEWEST, JointStep, affordable_steps
+from sgdap.sparsity.joint import FEWEST, JointStep, affordable_steps, batch_of
 from sgdap.sparsity.kernels import Kernel, chosen_kernels
 from sgdap.sparsity.patterns import get_pattern
 from sgdap.sparsity.surgeon import refit, zeroed
@@ -37,6 +37,8 @@ STAYING = 0.5
 
 STEPS, LAST = 30, 100
 """Steps over all weights after a stage and after the last one, at most."""
+
+_ALONE = "Weights were moved kernel by kernel only"
 
 
 def sparsify(
@@ -200,29 +202,21 @@ class _Work:
 
     def _joint_step(self) -> tuple[JointStep | None, str]:
         """The step over all weights, or why there is none."""
-        x, y, weight = joined(self._data)
-        count = len(keras.tree.flatten(x)[0])
-        rows = slice(None, self._reading.samples)
-        x, y, weight = keras.tree.map_structure(
-            lambda own: None if own is None else own[rows], (x, y, weight)
-        )
-        used = min(count, self._reading.samples or count)
-        if used < 2:
-            return None, "Weights were moved kernel by kernel only: one sample is too few."
-        if affordable_steps(self._graph, used) < FEWEST:
-            return None, (
-                "Weights were moved kernel by kernel only: a step over all weights would take too "
-                "long. Fewer samples allow it."
-            )
+        data = joined(self._data, self._reading.samples)
+        count, unit = len(keras.tree.flatten(data[0])[0]), batch_of(self._graph)
+        if count < 2 * unit:
+            return None, f"{_ALONE}: a batch to learn from and one to judge by are needed."
+        if affordable_steps(self._graph, count) < FEWEST:
+            return None, f"{_ALONE}: a step over all would take too long. Fewer samples allow it."
         step = JointStep(
             self._graph,
             self._dense.program.model,
-            (x, y, weight),
+            data,
             self._kernels,
             seed=self._reading.seed,
             memory_limit=self._reading.memory_limit,
         )
-        return step, ""
+        return (step, "") if step.moves else (None, f"{_ALONE}: none is trainable.")
 
     def _table(self, notes: Sequence[str]) -> str:
         rows = []

@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Masks = Mapping[str, Mask]
 
-WORK = 1e11
+WORK = 3e11
 """FLOPs that the elimination of one kernel may take; a larger one is judged weight by weight."""
 
 

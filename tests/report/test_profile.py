@@ -133,3 +133,12 @@ def test_what_cannot_be_timed_is_refused(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1.*{value}"):
         sgdap.profile(model, **wrong)
+
+
+def test_parameters_that_are_not_zero_are_counted():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="end")])
+    model.layers[0].kernel.assign(np.eye(4, 3))
+    found = sgdap.profile(model, latency=False)
+    assert (found.params, found.nonzero) == (15, 3)
+    assert [layer.nonzero for layer in found.layers] == [3]
+    assert "15 parameters, 3 of them not zero" in str(found)
