@@ -63,7 +63,7 @@ def test_an_output_depends_on_its_own_column_of_its_own_group_only(layer, shape)
 def test_kernels_of_all_layers_are_found_by_unlike_names():
     found = kernels_of(
         keras.Input((5, 4)),
-        layers.Bidirectional(layers.LSTM(3, return_sequences=True), name="both"),
+        layers.Bidirectional(layers.LSTM(3, return_sequences=True, name="lstm"), name="both"),
         layers.SeparableConv1D(6, 2, name="separable"),
         layers.LayerNormalization(),
     )
