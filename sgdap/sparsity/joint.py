@@ -25,11 +25,12 @@ from sgdap.sparsity.kernels import Kernel
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-WORK = 5e13
-"""FLOPs that all steps together may take. A model that is too large for `FEWEST` passes over the
-samples is left as it is."""
+WORK = 1e13
+"""FLOPs that all steps together may take, about."""
 
 FEWEST = 20
+"""A model so large that `WORK` allows fewer steps than these is left as it is."""
+
 MEMORY = 20
 """Steps that L-BFGS remembers."""
 
@@ -167,20 +168,26 @@ def _best(
     taken = worse = 0
 
     def judge(flat: Array) -> None:
-        nonlocal best, least, taken, worse
-        taken += 1
-        if taken % JUDGED:
-            return
+        nonlocal best, least, worse
         found = held(flat)
+        worse += 1
         if found < least:
             best, least, worse = flat.copy(), found, 0
-        else:
-            worse += 1
+
+    def after_step(flat: Array) -> None:
+        nonlocal taken
+        taken += 1
+        if taken % JUDGED == 0:
+            judge(flat)
         if worse == PATIENCE:
             raise StopIteration
 
     options = {"maxiter": steps, "maxfun": 2 * steps, "maxcor": MEMORY}
-    optimize.minimize(of, begin, jac=True, method="L-BFGS-B", callback=judge, options=options)
+    end = optimize.minimize(
+        of, begin, jac=True, method="L-BFGS-B", callback=after_step, options=options
+    )
+    if taken % JUDGED:
+        judge(end.x)
     return best
 
 

@@ -150,6 +150,7 @@ class _Work:
     ) -> None:
         self._dense, self._graph, self._kernels = dense, graph, kernels
         self._data, self._reading = data, reading
+        self._affordable = 0
         self._masks: Masks = {kernel.path: np.ones(kernel.shape, bool) for kernel in kernels}
 
     def run(
@@ -169,11 +170,12 @@ class _Work:
             reconstruction: How the weights that stay are moved.
             verbose: Whether to print.
         """
-        joint, said = self._joint_step() if reconstruction is True else (None, "")
         total = sum(mask.size for mask in self._masks.values())
-        if joint is not None and joint.labelled:
-            joint.run(self._masks, STEPS)
         stages = list(_stages(target, total)) if reconstruction else [target]
+        joint, said = self._joint_step() if reconstruction is True else (None, "")
+        steps, last = self._steps(len(stages))
+        if joint is not None and joint.labelled:
+            joint.run(self._masks, steps)
         for number, stage in enumerate(stages, 1):
             needed = guidance == "second_order" or reconstruction
             data, reading = self._data, self._reading
@@ -193,20 +195,26 @@ class _Work:
             else:
                 zeroed(self._graph, self._kernels, self._masks)
             if joint is not None:
-                joint.run(self._masks, LAST if number == len(stages) else STEPS)
+                joint.run(self._masks, last if number == len(stages) else steps)
             if verbose:
                 zeros = total - sum(int(mask.sum()) for mask in self._masks.values())
                 print(f"stage {number} of {len(stages)}: {zeros / total:.2%} of weights are zero")
         if verbose:
             print(self._table([said] if said else []))
 
+    def _steps(self, stages: int) -> tuple[int, int]:
+        """Steps over all weights after a stage and after the last, as many as are affordable."""
+        share = min(self._affordable / (stages * STEPS + LAST), 1.0)
+        return max(round(share * STEPS), 1), max(round(share * LAST), 1)
+
     def _joint_step(self) -> tuple[JointStep | None, str]:
         """The step over all weights, or why there is none."""
         data = joined(self._data, self._reading.samples)
         count, unit = len(keras.tree.flatten(data[0])[0]), batch_of(self._graph)
+        self._affordable = affordable_steps(self._graph, count)
         if count < 2 * unit:
             return None, f"{_ALONE}: a batch to learn from and one to judge by are needed."
-        if affordable_steps(self._graph, count) < FEWEST:
+        if self._affordable < FEWEST:
             return None, f"{_ALONE}: a step over all would take too long. Fewer samples allow it."
         step = JointStep(
             self._graph,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sgdap.execution.data import batches, known_length, reusable
+from sgdap.execution.data import batches, joined, known_length, reusable
 
 X = np.arange(20.0).reshape(10, 2)
 Y = np.arange(10)
@@ -119,3 +119,9 @@ def test_what_an_iterator_gives_keeps_targets_that_fit_together():
     for odd in ((None, None), (y[:4], y[4:, None]), ([y[:4], None], [y[4:], None])):
         (alone,) = kept(*odd)
         np.testing.assert_array_equal(alone, x)
+
+
+def test_so_many_samples_are_joined_of_a_dataset_without_an_end():
+    endless = tf.data.Dataset.from_tensor_slices(np.arange(6.0)[:, None]).batch(4).repeat()
+    x, y, weight = joined(endless, 7)
+    assert (x.shape, y, weight) == ((7, 1), None, None)
