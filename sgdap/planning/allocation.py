@@ -28,6 +28,9 @@ LEAST = 0.75
 share. Where little is left, the sum of the curves is also low for models that hardly learn any
 more: a group of one or two channels passes on too little."""
 
+FREE = 1e-9
+"""Channels that cost at most this part of the dearest group may all leave."""
+
 
 def allocate(
     groups: Sequence[ChannelGroup],
@@ -51,7 +54,7 @@ def allocate(
             then gives channels back while the budget still holds. No group gets narrower than
             three quarters of its layerwise width. `"layerwise"`: every group keeps the same share
             p, `N_new = max(floor(p · N), 1)`, the largest that meets the budget. `"measured"`: as
-            `"global"`; `exchange` begins with it.
+            `"global"`, of any width; `exchange` begins with it and measures slim models.
         rules: Which widths the groups may have; None: any.
 
     Returns:
@@ -70,6 +73,8 @@ def allocate(
             widths.remove(group, step)
     widths.groups = [group for group in groups if group.name not in rules.fixed]
     targets = budget.targets(full)
+    if allocation == "global":
+        _leave_room(widths, targets)
     if allocation != "layerwise":
         _globally(widths, targets, full)
     else:
@@ -163,16 +168,23 @@ def _check_is_no_percentage(budget: Budget, full: Array) -> None:
 
 
 def _globally(widths: WidthSearch, targets: Array, full: Array) -> None:
-    _layerwise(widths, targets)
-    if (widths.cost() <= targets).all():
-        for group in widths.groups:
-            least = int(LEAST * widths.width(group))
-            widths.allowed[group.name] = tuple(w for w in widths.allowed[group.name] if w >= least)
-    widths.set_removed({group.name: [] for group in widths.groups})
     slopes = {g.name: hull_slopes(widths.curves[g.name].errors) for g in widths.groups}
     remove_cheapest(widths, targets, full, slopes)
     give_back(widths, targets)
     _exchange(widths, targets, full, slopes)
+
+
+def _leave_room(widths: WidthSearch, targets: Array) -> None:
+    """Allows no width below a part of the layerwise one; channels that cost nothing may leave."""
+    _layerwise(widths, targets)
+    if (widths.cost() <= targets).all():
+        curves = {group.name: widths.curves[group.name].errors for group in widths.groups}
+        most = max((float(errors[-1]) for errors in curves.values()), default=0.0)
+        for group in widths.groups:
+            free = int(np.flatnonzero(curves[group.name] <= FREE * most)[-1])
+            least = min(int(LEAST * widths.width(group)), group.size - free)
+            widths.allowed[group.name] = tuple(w for w in widths.allowed[group.name] if w >= least)
+    widths.set_removed({group.name: [] for group in widths.groups})
 
 
 def remove_cheapest(

@@ -73,14 +73,14 @@ class Profile:
         table.add_column("layer")
         table.add_column("output", justify="right")
         table.add_column("parameters", justify="right")
-        table.add_column("not zero", justify="right")
         table.add_column("FLOPs", justify="right")
         for layer in self.layers:
             table.add_row(
                 f"{short_name(layer.name, 38)} ({short_name(layer.kind, 24)})",
                 "×".join(str(s) for s in layer.output_shape[1:]),
-                f"{layer.params:,}",
-                f"{layer.nonzero:,}",
+                f"{layer.params:,}"
+                if layer.nonzero == layer.params
+                else f"{layer.nonzero:,} of {layer.params:,}",
                 "not counted" if layer.flops is None else f"{layer.flops:,}",
             )
         out = io.StringIO()
