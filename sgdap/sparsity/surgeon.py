@@ -21,8 +21,11 @@ Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Masks = Mapping[str, Mask]
 
-WORK = 3e11
+SCORED = 1e11
 """FLOPs that the elimination of one kernel may take; a larger one is judged weight by weight."""
+
+REFITTED = 3e11
+"""FLOPs that least squares of all outputs of a kernel may take; a larger one is swept."""
 
 
 def weight_costs(
@@ -69,7 +72,7 @@ def _costs(kernel: Kernel, known: Curvature, weights: Array, stays: Mask) -> Arr
     assert known.powers is not None
     pattern = kernel.pattern
     lengths = stays.sum(axis=0).astype(float)
-    if 4 * (lengths**3).sum() > WORK:
+    if 4 * (lengths**3).sum() > SCORED:
         return costs_alone(known.second, weights) * known.powers
     if isinstance(pattern, Block) and pattern != Block(1, 1):
         return _block_costs(pattern, known.second, weights * np.sqrt(known.powers), stays)
@@ -133,7 +136,7 @@ def refit(
         for group, own in enumerate(known[kernel.path]):
             if own.second is None or stays[group].all():
                 continue
-            cheap = (stays[group].sum(axis=0).astype(float) ** 3).sum() / 3 <= WORK
+            cheap = (stays[group].sum(axis=0).astype(float) ** 3).sum() / 3 <= REFITTED
             fit = refitted if cheap else swept
             made[group] = fit(own.second, weights[group], stays[group])
             if own.mean is not None and own.place is not None:

@@ -218,7 +218,8 @@ def test_blocks_are_zero_as_a_whole():
 
 
 def test_large_kernels_are_swept(monkeypatch):
-    monkeypatch.setattr("sgdap.sparsity.surgeon.WORK", 1.0)
+    monkeypatch.setattr("sgdap.sparsity.surgeon.SCORED", 1.0)
+    monkeypatch.setattr("sgdap.sparsity.surgeon.REFITTED", 1.0)
     model = trained()
     x, _ = clusters(1024)
     made = sgdap.sparsify(model, x, 0.7, reconstruction="layerwise")
