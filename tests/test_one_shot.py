@@ -617,6 +617,16 @@ def test_an_output_without_weight_lets_its_own_branch_die_alone(weights):
     assert widths[alive] > 5
 
 
+def test_a_branch_that_counts_nothing_dies_where_memory_is_short_too():
+    """Nothing is left of its weighted kernel, and products of whole channels are made of that."""
+    model = two_heads()
+    model.compile(loss=["sparse_categorical_crossentropy", "mse"], loss_weights=[1.0, 0.0])
+    x = np.random.default_rng(0).normal(size=(100, 12)).astype("float32")
+    plan = sgdap.plan(model, x, HALF, memory_limit=20_000)
+    assert any("whole channels" in note or "own power" in note for note in plan.notes)
+    assert next(len(g.kept) for g in plan.groups if g.name == "right") == 1
+
+
 def test_a_compiled_classifier_gets_the_plan_of_the_plain_model():
     model, (x, _) = convnet(), digits_like(100)
     plain = sgdap.plan(model, x, HALF)

@@ -107,7 +107,7 @@ def by_channel(
     nth = np.arange(len(features)) - np.repeat(np.cumsum(counts) - counts, counts)
     index = np.full((len(distinct), int(counts.max())), len(features))
     index[number[order], nth] = order
-    width = int(np.clip(BLOCK_BYTES // (4 * len(distinct) * rows), 1, outputs))
+    width = max(min(BLOCK_BYTES // (4 * len(distinct) * rows), outputs), 1)
     padded = np.zeros((len(features) + 1, -(-outputs // width) * width), np.float32)
     padded[:-1, :outputs] = weights
     blocks = padded.reshape(len(padded), -1, width).transpose(1, 0, 2)[:, index]
