@@ -1,5 +1,6 @@
 """Small models of every supported layer, and the steps that random ones are put together from."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -932,3 +933,22 @@ def all_layers(model: keras.Model) -> Iterator[layers.Layer]:
             yield from all_layers(layer)
         else:
             yield layer
+
+
+def trained_once(
+    make: Callable[[], keras.Model], x: np.ndarray, y: np.ndarray, epochs: int = 10
+) -> Callable[[], keras.Model]:
+    """Returns a function that makes models with the weights of one that was trained, once."""
+
+    @functools.cache
+    def learnt() -> list[np.ndarray]:
+        model = make()
+        model.fit(x, y, epochs=epochs, verbose=0)
+        return model.get_weights()
+
+    def made() -> keras.Model:
+        weights, model = learnt(), make()
+        model.set_weights(weights)
+        return model
+
+    return made

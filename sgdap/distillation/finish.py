@@ -16,7 +16,7 @@ from sgdap.distillation.options import DistillationOptions
 from sgdap.distillation.teaching import checked_terms, computes_own_loss, loss_of_labels
 from sgdap.distillation.terms import Term, answers, divergence
 from sgdap.execution.backend import check_backend
-from sgdap.execution.data import joined
+from sgdap.execution.data import joined, rows_of
 from sgdap.execution.inputs import checked_inputs
 from sgdap.model.program import Program
 
@@ -235,13 +235,13 @@ class _Lessons:
         unit, count, held = _parts(program, x)
         self.batch = unit if unit > 1 else batch_size
         order = np.random.default_rng(0).permutation(count * unit)
-        x, labels, weights = _chosen((x, labels if labelled else None, weights), order)
+        x, labels, weights = rows_of((x, labels if labelled else None, weights), order)
         told = {"labels": labels, "weights": weights}
         targets = {"taught": teacher.predict(x, batch_size=self.batch, verbose=0)}
         targets |= {name: value for name, value in told.items() if value is not None}
         whole = (x, targets)
-        self.held = _chosen(whole, slice(None, held * unit))
-        self.learnt = _chosen(whole, slice(held * unit, None))
+        self.held = rows_of(whole, slice(None, held * unit))
+        self.learnt = rows_of(whole, slice(held * unit, None))
         self.steps = math.ceil((count - held) * unit / self.batch)
 
     def repeated(self, times: int) -> tuple[Any, int]:
@@ -249,11 +249,7 @@ class _Lessons:
         count = len(keras.tree.flatten(self.learnt)[0])
         random = np.random.default_rng(0)
         rows = np.concatenate([random.permutation(count) for _ in range(times)])
-        return _chosen(self.learnt, rows), math.ceil(len(rows) / self.batch)
-
-
-def _chosen(arrays: Any, rows: Any) -> Any:
-    return keras.tree.map_structure(lambda own: None if own is None else own[rows], arrays)
+        return rows_of(self.learnt, rows), math.ceil(len(rows) / self.batch)
 
 
 class Answers(keras.Model):

@@ -237,3 +237,13 @@ def _head(batch: Batch, count: int) -> Batch:
         lambda leaf: None if leaf is None else leaf[:count], batch
     )
     return head
+
+
+def rows_of(arrays: Any, rows: Any) -> Any:
+    """Some rows of arrays in any structure; where there is None there is None.
+
+    Args:
+        arrays: Arrays that begin with the same axis, in Keras' structure.
+        rows: Numbers of the rows, a mask or a slice.
+    """
+    return keras.tree.map_structure(lambda own: None if own is None else own[rows], arrays)

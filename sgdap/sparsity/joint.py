@@ -16,6 +16,7 @@ from sgdap.channels.slices import variable_of
 from sgdap.distillation.finish import Answers
 from sgdap.distillation.teaching import checked_terms, computes_own_loss
 from sgdap.distillation.terms import divergence
+from sgdap.execution.data import rows_of
 from sgdap.execution.inputs import affordable_batch
 from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.stored_loss import StoredLoss
@@ -84,7 +85,7 @@ class JointStep:
         unit = batch_of(graph)
         count = len(keras.tree.flatten(x)[0]) // unit
         order = np.random.default_rng(seed).permutation(count * unit)
-        x, y, weight = _chosen((x, y, weight), order)
+        x, y, weight = rows_of((x, y, weight), order)
         most = affordable_batch(graph, batch_memory(checked_memory_limit(memory_limit)))
         batch = unit if unit > 1 else min(_BATCH, most)
         if not self.labelled:
@@ -99,7 +100,7 @@ class JointStep:
 
         held = min(math.ceil(_HELD_BACK * count), _MOST_HELD_BACK) * unit
         self._held, self._learnt = (
-            StoredLoss(model, self._variables, _chosen((x, y, weight), rows), loss, batch)
+            StoredLoss(model, self._variables, rows_of((x, y, weight), rows), loss, batch)
             for rows in (slice(None, held), slice(held, None))
         )
 
@@ -146,10 +147,6 @@ class JointStep:
         pairs = zip(self._variables, stays, strict=True)
         begin = np.concatenate([np.asarray(v.numpy(), np.float64)[own] for v, own in pairs])
         put(_best(of, held, begin, steps))
-
-
-def _chosen(arrays: Any, rows: Any) -> Any:
-    return keras.tree.map_structure(lambda own: None if own is None else own[rows], arrays)
 
 
 def batch_of(graph: ChannelGraph) -> int:

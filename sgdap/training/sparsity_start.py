@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from sgdap.channels.grouping import channel_graph
 from sgdap.execution.backend import check_backend
-from sgdap.execution.losses import model_loss
 from sgdap.planning.budget import Budget
 from sgdap.sparsity.kernels import Kernel, chosen_kernels
 from sgdap.sparsity.patterns import Pattern
@@ -20,8 +19,6 @@ from sgdap.training.log import Summaries
 from sgdap.training.masking import Masking
 from sgdap.training.neighbours import Neighbours
 from sgdap.training.options import RoundOptions
-from sgdap.training.reservoir import LIMIT, Reservoir
-from sgdap.training.sampler import TrainStepSampler
 from sgdap.training.schedule import Schedule
 from sgdap.training.sparsity_options import SparsityOptions
 from sgdap.training.start import Sampling, begin, guard_of, teaching_of
@@ -68,13 +65,13 @@ def start_sparsity_run(
         overrides=options.overrides,
         biases=options.biases,
     )
-    limit = min(LIMIT, options.memory_limit or LIMIT)
+    sampling = Sampling(options.samples, options.memory_limit, options.seed)
     begun = begin(
         graph,
         training,
         params,
         calibration_data,
-        Sampling(options.samples, limit, options.seed),
+        sampling,
         WeightRun.callback,
         early=not options.watches,
     )
@@ -83,18 +80,8 @@ def start_sparsity_run(
     if sparsity is None:
         sparsity = pattern.least if begun.steps is None else begun.steps.final
     share, common = _shares(model, kernels, pattern, sparsity)
-    sampler = None
-    if options.looks_at_data and begun.data is None:
-        reservoir = Reservoir(options.samples, options.seed, limit)
-        targets = model_loss(graph).needs_targets
-        sampler = TrainStepSampler(graph, reservoir, targets, begun.known)
     course = begun.course(by_rounds, 1 - share)
-    run_state = RunState(guard_of(training, by_rounds.step(1 - share)))
-    teaching = None
-    if teacher is not None:
-        teaching = teaching_of(graph, teacher, neighbours)
-        if teacher is True:
-            run_state.teacher = teaching.teacher.get_weights()
+    state = RunState(guard_of(training, by_rounds.step(1 - share)))
     run = WeightRun(
         model=model,
         training=training,
@@ -103,12 +90,12 @@ def start_sparsity_run(
         monitor=begun.monitor,
         neighbours=neighbours,
         summaries=Summaries(neighbours.of_class(keras.callbacks.TensorBoard)),
-        state=run_state,
+        state=state,
         say=say,
         samples=options.samples,
         data=begun.data,
-        sampler=sampler,
-        teaching=teaching,
+        sampler=begun.sampler(graph, sampling) if options.looks_at_data else None,
+        teaching=teaching_of(graph, teacher, neighbours, state),
         model_graph=graph,
         options=options,
         kernels=kernels,

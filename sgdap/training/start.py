@@ -70,13 +70,13 @@ def start_run(
     graph = channel_graph(model)
     scope = pruning_scope(graph, pruning)
     check_can_be_rebuilt(graph, scope.groups, scope.rules)
-    limit = min(LIMIT, pruning.memory_limit or LIMIT)
+    sampling = Sampling(pruning.samples, pruning.memory_limit, pruning.seed)
     begun = begin(
         graph,
         training,
         params,
         calibration_data,
-        Sampling(pruning.samples, limit, pruning.seed),
+        sampling,
         ChannelRun.callback,
     )
     calendar, steps = begun.calendar, begun.steps
@@ -89,16 +89,7 @@ def start_run(
         training.chosen,
     )
     course = begun.course(goal.schedule, float(goal.shares.min()))
-    sampler = None
-    if begun.data is None:
-        reservoir = Reservoir(pruning.samples, pruning.seed, limit, least=pruning.folds)
-        targets = model_loss(graph).needs_targets
-        sampler = TrainStepSampler(graph, reservoir, targets, begun.known)
-    teaching, state = None, RunState(guard_of(training, goal.step))
-    if teacher is not None:
-        teaching = teaching_of(graph, teacher, neighbours)
-        if teacher is True:
-            state.teacher = teaching.teacher.get_weights()
+    state = RunState(guard_of(training, goal.step))
     return ChannelRun(
         model=model,
         training=training,
@@ -111,8 +102,8 @@ def start_run(
         say=say,
         samples=pruning.samples,
         data=begun.data,
-        sampler=sampler,
-        teaching=teaching,
+        sampler=begun.sampler(graph, sampling, pruning.folds),
+        teaching=teaching_of(graph, teacher, neighbours, state),
         pruning=pruning,
         scope=scope,
         goal=goal,
@@ -126,13 +117,18 @@ class Sampling:
 
     Attributes:
         samples: The most samples; None: as many as fit.
-        limit: The most bytes of the inputs.
+        memory_limit: The most bytes of the inputs, if it is less than `reservoir.LIMIT`.
         seed: Seed for the choice.
     """
 
     samples: int | None
-    limit: int
+    memory_limit: int | None
     seed: int
+
+    @property
+    def limit(self) -> int:
+        """The most bytes of the inputs."""
+        return min(LIMIT, self.memory_limit or LIMIT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +166,21 @@ class Begun:
             most = schedule.enough(share, judged) if calendar.final is None else schedule.rounds
             calendar = replace(calendar, least=schedule.least(share), most=most)
         return Course(calendar, schedule, calendar.rounds(), self.steps, self.steps_per_epoch)
+
+    def sampler(
+        self, graph: ChannelGraph, sampling: Sampling, least: int = 1
+    ) -> TrainStepSampler | None:
+        """What keeps a sample of the training data; None where there are calibration inputs.
+
+        Args:
+            graph: The channels of the model in training.
+            sampling: How many samples are kept.
+            least: The least number of samples.
+        """
+        if self.data is not None:
+            return None
+        reservoir = Reservoir(sampling.samples, sampling.seed, sampling.limit, least=least)
+        return TrainStepSampler(graph, reservoir, model_loss(graph).needs_targets, self.known)
 
 
 def begin(
@@ -224,8 +235,23 @@ def begin(
     return Begun(training, monitor, calendar, steps, steps_per_epoch, data, known)
 
 
-def teaching_of(graph: ChannelGraph, teacher: Any, neighbours: Neighbours) -> Teaching:
-    """What a teacher adds to the loss of a run; True is a copy of the model as it is now."""
+def teaching_of(
+    graph: ChannelGraph, teacher: Any, neighbours: Neighbours, state: RunState
+) -> Teaching | None:
+    """What a teacher adds to the loss of a run; None where there is no teacher.
+
+    Args:
+        graph: The channels of the model in training.
+        teacher: The teacher; True: a copy of the model as it is now, whose weights `state` gets.
+        neighbours: The other callbacks of the run.
+        state: The state of the run.
+
+    Raises:
+        ValueError: There is another teacher, it does not fit, or the model can't be copied.
+        TypeError: The teacher is no Keras model.
+    """
+    if teacher is None:
+        return None
     model = graph.program.model
     if neighbours.of_class(DistillationCallback):
         raise ValueError(
@@ -240,6 +266,7 @@ def teaching_of(graph: ChannelGraph, teacher: Any, neighbours: Neighbours) -> Te
                 f"teacher=True keeps a copy of the model, and it can't be copied: {error} Or pass "
                 "a trained model as the teacher."
             ) from error
+        state.teacher = teacher.get_weights()
     return Teaching(model, teacher, DistillationOptions())
 
 

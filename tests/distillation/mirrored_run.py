@@ -4,10 +4,10 @@ import json
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import layers
 
 import sgdap
+from tests.devices import strategies
 
 
 def network(width: int) -> keras.Model:
@@ -30,14 +30,7 @@ def run(strategy) -> dict:
 
 
 def main() -> None:
-    (device,) = tf.config.list_physical_devices("CPU")
-    two = [tf.config.LogicalDeviceConfiguration()] * 2
-    tf.config.set_logical_device_configuration(device, two)
-    strategies = {
-        "one": tf.distribute.get_strategy(),
-        "two": tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]),
-    }
-    print(json.dumps({name: run(strategy) for name, strategy in strategies.items()}))
+    print(json.dumps({name: run(strategy) for name, strategy in strategies().items()}))
 
 
 if __name__ == "__main__":

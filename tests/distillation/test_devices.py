@@ -1,19 +1,12 @@
 """A teacher teaches a model on two devices what it teaches it on one."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
+
+from tests.devices import printed_by
 
 
 def test_two_devices_learn_from_a_teacher_what_one_does():
-    command = [sys.executable, "-m", "tests.distillation.mirrored_run"]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    one, two = json.loads(done.stdout.splitlines()[-1]).values()
+    one, two = printed_by("tests.distillation.mirrored_run").values()
     for name in ("distillation_loss", "loss"):
         np.testing.assert_allclose(one[name], two[name], rtol=1e-4)
     for mine, other in zip(one["weights"], two["weights"], strict=True):

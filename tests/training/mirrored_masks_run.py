@@ -5,10 +5,10 @@ import tempfile
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import layers
 
 import sgdap
+from tests.devices import strategies
 from tests.training.mirrored_run import data
 
 OPTIMIZERS = {
@@ -93,20 +93,14 @@ def resumed(strategy) -> dict:
 
 
 def main() -> None:
-    (device,) = tf.config.list_physical_devices("CPU")
-    two = [tf.config.LogicalDeviceConfiguration()] * 2
-    tf.config.set_logical_device_configuration(device, two)
-    strategies = {
-        "one": tf.distribute.get_strategy(),
-        "two": tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]),
-    }
+    both = strategies()
     runs = [("gradient", "adam"), ("second_order", "adam")]
     runs += [("gradient", o) for o in OPTIMIZERS if o != "adam"]
     found: dict = {
         name: {f"{guidance} {o}": run(strategy, o, guidance) for guidance, o in runs}
-        for name, strategy in strategies.items()
+        for name, strategy in both.items()
     }
-    found["resumed"] = resumed(strategies["two"])
+    found["resumed"] = resumed(both["two"])
     print(json.dumps(found))
 
 

@@ -6,10 +6,10 @@ import warnings
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import layers
 
 import sgdap
+from tests.devices import strategies
 
 SAMPLES = 48
 
@@ -149,13 +149,7 @@ def copies(strategy) -> list[dict]:
 
 
 def main() -> None:
-    (device,) = tf.config.list_physical_devices("CPU")
-    two = [tf.config.LogicalDeviceConfiguration()] * 2
-    tf.config.set_logical_device_configuration(device, two)
-    strategies = {
-        "one": tf.distribute.get_strategy(),
-        "two": tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]),
-    }
+    both = strategies()
     warnings.filterwarnings("ignore", message="SGDAPCallback stopped short")
     found = {
         name: {
@@ -163,10 +157,10 @@ def main() -> None:
             "reservoir": run(strategy, False),
             "guarded": guarded(strategy),
         }
-        for name, strategy in strategies.items()
+        for name, strategy in both.items()
     }
-    found["two"]["copies"] = copies(strategies["two"])
-    found["two"]["resumed"] = resumed(strategies["two"])
+    found["two"]["copies"] = copies(both["two"])
+    found["two"]["resumed"] = resumed(both["two"])
     print(json.dumps(found))
 
 

@@ -1,6 +1,5 @@
 """In one `fit` with other callbacks: where a round is undone, a run stops early or breaks."""
 
-import functools
 import warnings
 
 import keras
@@ -11,7 +10,7 @@ from keras import layers
 
 import sgdap
 from tests.compatibility.kinds import OwnTrainStep
-from tests.models import digits_like
+from tests.models import digits_like, trained_once
 
 X, Y = digits_like(128)
 
@@ -26,18 +25,12 @@ def network(optimizer=None, kind: type = keras.Model, **arguments) -> keras.Mode
     return model
 
 
-@functools.cache
-def learnt() -> list:
-    """The weights of a network that was trained."""
-    model = network()
-    model.fit(X, Y, epochs=10, verbose=0)
-    return model.get_weights()
+learnt = trained_once(network, X, Y)
 
 
 def trained() -> keras.Model:
     """A network that was trained, and that no training changes any more."""
-    weights, model = learnt(), network()
-    model.set_weights(weights)
+    model = learnt()
     model.optimizer.learning_rate = 0.0
     return model
 

@@ -1,13 +1,9 @@
 """A run on two devices makes the slim model that a run on one device makes."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from tests.devices import printed_by
 from tests.training.mirrored_run import SAMPLES, data
 
 pytestmark = pytest.mark.xdist_group("devices")  # one process makes the runs for all of them
@@ -15,11 +11,7 @@ pytestmark = pytest.mark.xdist_group("devices")  # one process makes the runs fo
 
 @pytest.fixture(scope="module")
 def runs():
-    command = [sys.executable, "-m", "tests.training.mirrored_run"]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return printed_by("tests.training.mirrored_run")
 
 
 def test_statistics_are_those_of_one_device(runs):

@@ -1,23 +1,16 @@
 """Masks on two devices are those on one, and hold on both."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+
+from tests.devices import printed_by
 
 pytestmark = pytest.mark.xdist_group("devices of masks")  # one process makes the runs for all
 
 
 @pytest.fixture(scope="module")
 def runs():
-    command = [sys.executable, "-m", "tests.training.mirrored_masks_run"]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return printed_by("tests.training.mirrored_masks_run")
 
 
 RUNS = [f"gradient {o}" for o in ("adam", "averaged", "scaled")]

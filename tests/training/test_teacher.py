@@ -1,13 +1,12 @@
 """The model that `fit` was given teaches the slim one; rounds, guard and backups work as before."""
 
-import functools
-
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
 import sgdap
+from tests.models import trained_once
 
 X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
 Y = X[:, :3].argmax(1)
@@ -24,18 +23,7 @@ def network(seed=0, width=12) -> keras.Model:
     return model
 
 
-@functools.cache
-def learnt() -> list:
-    """The weights of a network that was trained."""
-    model = network()
-    model.fit(X, Y, epochs=10, verbose=0)
-    return model.get_weights()
-
-
-def trained() -> keras.Model:
-    weights, model = learnt(), network()
-    model.set_weights(weights)
-    return model
+trained = trained_once(network, X, Y)
 
 
 def fit(model, *others, epochs=3, **options):
