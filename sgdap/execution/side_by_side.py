@@ -183,6 +183,7 @@ class Halves:
     def __init__(self, shown: Collection[str]) -> None:
         self._shown = shown
         self._waiting: dict[str, tuple[list[_Lacking], list[_Lacking]]] = {}
+        self._seen: dict[str, int] = {}
 
     def add(self, targets: dict[str, list[Seen]], found: dict[str, list[Seen]]) -> Iterator[Half]:
         """Takes what a batch brings, and yields the sums of each half where enough rows wait.
@@ -193,9 +194,11 @@ class Halves:
         """
         for path in list(found):
             pairs = list(zip(targets.pop(path), found.pop(path), strict=True))
-            shown = path in self._shown
+            shown, first = path in self._shown, self._seen.get(path, 0) % 2
+            self._seen[path] = first + int(pairs[0][0].made.shape[0])
             for half, waiting in enumerate(self._waiting.setdefault(path, ([], []))):
-                waiting += [_lacking(target, own, half, shown) for target, own in pairs]
+                start = (half - first) % 2  # samples alternate, from batch to batch too
+                waiting += [_lacking(target, own, start, shown) for target, own in pairs]
                 rows = sum(int(own.features.shape[0]) for own in waiting)
                 if WAITING * rows >= waiting[0].features.shape[1]:
                     yield path, half, self._sums(path, half)
@@ -236,9 +239,10 @@ class _Lacking(NamedTuple):
     made: Any
 
 
-def _lacking(target: Seen, own: Seen, half: int, shown: bool) -> _Lacking:
+def _lacking(target: Seen, own: Seen, first: int, shown: bool) -> _Lacking:
+    """What every other sample from the first one on brings."""
     rows, lack, made = (
-        Rows(values, own.there).of(half, 2)
+        Rows(values, own.there).of(first, 2)
         for values in (own.features, target.made - own.made, own.made)
     )
     return _Lacking(rows, lack, made if shown else None)

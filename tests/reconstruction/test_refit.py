@@ -50,8 +50,10 @@ def residuals(models, part, values, graph, kept, shifts) -> dict[str, Residuals]
     return {path: own.result() for path, own in sums.items()}
 
 
-@pytest.mark.parametrize("use_bias", [True, False])
-def test_what_a_slim_consumer_lacks_is_what_the_two_models_show(use_bias):
+@pytest.mark.parametrize(
+    ("use_bias", "batch_size"), [(True, 16), (False, 16), (True, 1), (True, 15)]
+)
+def test_what_a_slim_consumer_lacks_is_what_the_two_models_show(use_bias, batch_size):
     model = chain(use_bias)
     x = samples(model, 40)
     graph = sgdap.channel_graph(model)
@@ -60,7 +62,7 @@ def test_what_a_slim_consumer_lacks_is_what_the_two_models_show(use_bias):
     slim = sgdap.apply(model, plan)
     full = in_full_size(graph, kept, {})
     shifts = {"third": np.full(72 // 18 * 8, 0.3)}
-    models = SideBySide(graph, x, [["third"]], kept, shifts, batch_size=16)
+    models = SideBySide(graph, x, [["third"]], kept, shifts, batch_size=batch_size)
     found = residuals(models, 0, full, graph, kept, shifts)["third"]
     rows = input_of(slim, "third", x)
     stays = np.isin(np.arange(12), plan.groups[2].kept)
