@@ -92,7 +92,7 @@ class SGDAPCallback(RoundsCallback[ChannelRun]):
         min_channels: The least number of channels of every group.
         round_to: Groups that shrink keep a multiple of this many channels, which runtimes reward.
             `"auto"`: a multiple of 8 from 16 channels on, of 4 from 8 on, except for widths that
-            overrides or, without a budget, the criterion asks for.
+            overrides or, without a budget, the criterion asks for. 1: any width.
         overrides: A dict from layer names or patterns to the share of their channels to keep, as
             in `sgdap.plan`.
         teacher: A trained model whose answers the slim model learns beside the labels, as with
@@ -159,7 +159,7 @@ class SGDAPCallback(RoundsCallback[ChannelRun]):
         reconstruction: bool = True,
         layers: Sequence[str] | None = None,
         min_channels: int = 1,
-        round_to: int | str = 1,
+        round_to: int | str = "auto",
         overrides: Mapping[str, float] | None = None,
         teacher: Any = None,
         jit_compile: str | bool | None = "auto",

@@ -34,7 +34,7 @@ def plan(
     reconstruction: bool = True,
     layers: Sequence[str] | None = None,
     min_channels: int = 1,
-    round_to: int | str = 1,
+    round_to: int | str = "auto",
     overrides: Mapping[str, float] | None = None,
     samples: int | None = 4096,
     folds: int = 5,
@@ -75,7 +75,7 @@ def plan(
         min_channels: The least number of channels of every group.
         round_to: Groups that shrink keep a multiple of this many channels, which runtimes reward.
             `"auto"`: a multiple of 8 from 16 channels on, of 4 from 8 on, except for widths that
-            overrides or, without a budget, the criterion asks for.
+            overrides or, without a budget, the criterion asks for. 1: any width.
         overrides: A dict from layer names or patterns to the share of their channels to keep,
             whatever the guidance says: `{"stem*": 1.0}`. The first matching entry holds.
         samples: The number of calibration samples to use; None: all.

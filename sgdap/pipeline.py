@@ -62,7 +62,7 @@ class PruningOptions:
     reconstruction: bool = True
     layers: Sequence[str] | None = None
     min_channels: int = 1
-    round_to: int | str = 1
+    round_to: int | str = "auto"
     overrides: Mapping[str, float] | None = None
     samples: int | None = 4096
     folds: int = 5

@@ -76,7 +76,7 @@ def test_dead_constant_and_duplicated_channels_are_all_found_and_the_outputs_sta
     np.testing.assert_allclose(outputs(wide, x), outputs(narrow, x), atol=1e-5)
     cost = sgdap.profile(narrow, latency=False)
     budget = sgdap.Budget(flops=cost.flops, params=cost.params)
-    plan = sgdap.plan(wide, x, budget, guidance=guidance)
+    plan = sgdap.plan(wide, x, budget, guidance=guidance, round_to=1)
     assert plan.widths == {"conv_1": 4, "conv_2": 6, "dense_1": 16, "dense_2": 10, "end": 10}
     for group in plan.groups[:-1]:
         size = len(group.kept)
@@ -439,8 +439,8 @@ def test_with_less_memory_a_plan_meets_the_budget_and_costs_little_more(limit, w
         p, q = outputs(model, fresh), outputs(sgdap.apply(model, plan), fresh)
         return float((p * np.log((p + 1e-9) / (q + 1e-9))).sum(axis=1).mean())
 
-    whole = sgdap.plan(model, x, HALF)
-    limited = sgdap.plan(model, x, HALF, memory_limit=limit)
+    whole = sgdap.plan(model, x, HALF, round_to=1)
+    limited = sgdap.plan(model, x, HALF, round_to=1, memory_limit=limit)
     assert whole.notes == () and any(words in note for note in limited.notes)
     assert words[:20] in " ".join(str(limited).split())
     assert limited.flops[1] <= 0.5 * limited.flops[0]
@@ -550,7 +550,7 @@ def two_heads(unit: float = 1.0, logits: bool = False) -> keras.Model:
 def widths_of(model: keras.Model, data=None) -> dict[str, int]:
     inputs = np.random.default_rng(0).normal(size=(400, 12)).astype("float32")
     data = inputs if data is None else (inputs, data)
-    plan = sgdap.plan(model, data, sgdap.Budget(flops=0.4), reconstruction=False)
+    plan = sgdap.plan(model, data, sgdap.Budget(flops=0.4), reconstruction=False, round_to=1)
     return {
         group.layers[0]: len(group.kept) for group in plan.groups if group.layers[0] in BRANCHES
     }

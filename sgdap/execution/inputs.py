@@ -19,19 +19,22 @@ BATCH_MOST = 1 << 30
 """Bytes that the tensors of one batch take at most, however much memory there is."""
 
 
-def affordable_batch(graph: ChannelGraph, memory: int) -> int:
-    """How many samples a batch may have so that all tensors of a run and their gradients fit.
+def affordable_batch(graph: ChannelGraph, memory: int, gradients: bool = True) -> int:
+    """How many samples a batch may have so that the tensors of a run fit.
 
     Args:
         graph: The model's channels.
         memory: Bytes for the tensors of one batch. More than a gigabyte is not used: larger
             batches are no faster.
+        gradients: Whether gradients are taken: all tensors are there at once then, and as many
+            gradients. Else a tensor goes when the last call has read it, so half of them count.
 
     Returns:
         The number of samples, at least 1.
     """
     numbers = sum(math.prod(n or 1 for n in shape[1:]) for shape in graph.counted.shapes)
-    return max(min(memory, BATCH_MOST) // (2 * 4 * max(numbers, 1)), 1)
+    there = 2 * numbers if gradients else numbers / 2
+    return max(int(min(memory, BATCH_MOST) / (4 * max(there, 1))), 1)
 
 
 def check_calibration_data(graph: ChannelGraph, data: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from sgdap.channels.patches import Patches
@@ -35,6 +36,17 @@ class Rows(NamedTuple):
         values, there = self
         if step > 1:
             values, there = values[first::step], None if there is None else there[first::step]
+        return Rows(values, there)._flat()
+
+    def at(self, samples: npt.NDArray[np.int64]) -> Any:
+        """The rows looked at of samples, by number, `(rows, features)`."""
+        values, there = self
+        return Rows(
+            tf.gather(values, samples), None if there is None else tf.gather(there, samples)
+        )._flat()
+
+    def _flat(self) -> Any:
+        values, there = self
         if there is None:
             return tf.reshape(values, [-1, values.shape[-1]])
         return tf.boolean_mask(values, there)

@@ -22,8 +22,11 @@ Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 
-Half = tuple[str, int, Mapping[str, npt.NDArray[Any]]]
-"""A consumer, one half of a batch's samples, and its sums by name."""
+Share = tuple[str, int, Mapping[str, npt.NDArray[Any]]]
+"""A consumer, 0 for samples to fit or 1 for those held back, and its sums by name."""
+
+EVERY = 5
+"""Of so many samples one is held back."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +100,8 @@ class SideBySide:
 
     def run(
         self, part: int, values: Mapping[tuple[str, int], npt.NDArray[Any]]
-    ) -> Iterator[tuple[int, Iterator[Half]]]:
-        """Compares what the consumers of a part make. Every other sample belongs to one half.
+    ) -> Iterator[tuple[int, Iterator[Share]]]:
+        """Compares what the consumers of a part make. Every fifth sample is held back.
 
         Args:
             part: Number of the part; they come one after another, each to its end.
@@ -106,11 +109,12 @@ class SideBySide:
                 0. From one part to the next only consumers of the former may change.
 
         Yields:
-            Of each batch its samples, and for consumers and halves of which enough rows wait (at
-            the end, with no samples, for all) the number `count` of rows, and sums over rows: `x`
-            of the features that stay less the shift, `r` of what the outputs that stay lack, `xx`
-            and `xr` of their products. Of consumers that are shown also the rows: `features` less
-            the shift, `made` and `wanted` outputs.
+            Of each batch its samples, and for consumers and shares of the samples of which enough
+            rows wait (at the end, with no samples, for all) the number `count` of rows, and sums
+            over rows: `x` of the features that stay less the shift, `r` of what the outputs that
+            stay lack, `rr` of its squares, `xx` and `xr` of products. Of consumers that are shown
+            also the rows, `features` less the shift, `made` and `wanted` outputs, and the numbers
+            of their `samples`.
         """
         segment = self._segment(part)
         slim = {place.path: self._looked_at(place) for place in self._places(segment.paths)}
@@ -118,7 +122,7 @@ class SideBySide:
         variables = {key: variable_of(self._graph.program, key) for key in values}
         own = {key: tf.convert_to_tensor(variable.value) for key, variable in variables.items()}
         given = {key: tf.cast(tf.constant(value), own[key].dtype) for key, value in values.items()}
-        after, sums = Reached(segment.cut, segment.left), Halves(self._shown)
+        after, sums = Reached(segment.cut, segment.left), Shares(self._shown)
         seen = 0
         keeps = False
         for number, size, *both in self._batches():
@@ -171,8 +175,8 @@ class SideBySide:
         return Segment(since.call, since.tensors, since.masked, cut, left, max(here) + 1, paths)
 
 
-class Halves:
-    """Sums of what consumers read and make, of each half of the samples.
+class Shares:
+    """Sums of what consumers read and make, of the samples to fit and of those held back.
 
     Rows wait until they are a part of the features: adding up matrices takes time.
 
@@ -185,8 +189,8 @@ class Halves:
         self._waiting: dict[str, tuple[list[_Lacking], list[_Lacking]]] = {}
         self._seen: dict[str, int] = {}
 
-    def add(self, targets: dict[str, list[Seen]], found: dict[str, list[Seen]]) -> Iterator[Half]:
-        """Takes what a batch brings, and yields the sums of each half where enough rows wait.
+    def add(self, targets: dict[str, list[Seen]], found: dict[str, list[Seen]]) -> Iterator[Share]:
+        """Takes what a batch brings, and yields the sums of each share where enough rows wait.
 
         Args:
             targets: What the whole model makes of each consumer; it is emptied.
@@ -194,58 +198,66 @@ class Halves:
         """
         for path in list(found):
             pairs = list(zip(targets.pop(path), found.pop(path), strict=True))
-            shown, first = path in self._shown, self._seen.get(path, 0) % 2
-            self._seen[path] = first + int(pairs[0][0].made.shape[0])
-            for half, waiting in enumerate(self._waiting.setdefault(path, ([], []))):
-                start = (half - first) % 2  # samples alternate, from batch to batch too
-                waiting += [_lacking(target, own, start, shown) for target, own in pairs]
+            seen, shown = self._seen.get(path, 0), path in self._shown
+            self._seen[path] = seen + int(pairs[0][0].made.shape[0])
+            held_back = np.arange(seen, self._seen[path]) % EVERY == 1  # of two samples one is
+            for share, waiting in enumerate(self._waiting.setdefault(path, ([], []))):
+                chosen = np.flatnonzero(held_back == bool(share))
+                first = seen if shown else None
+                waiting += [_lacking(target, own, chosen, first) for target, own in pairs]
                 rows = sum(int(own.features.shape[0]) for own in waiting)
                 if WAITING * rows >= waiting[0].features.shape[1]:
-                    yield path, half, self._sums(path, half)
+                    yield path, share, self._sums(path, share)
             del pairs
 
-    def rest(self) -> Iterator[Half]:
+    def rest(self) -> Iterator[Share]:
         """Yields the sums of the rows that still wait."""
         for path, both in self._waiting.items():
-            for half, waiting in enumerate(both):
+            for share, waiting in enumerate(both):
                 if waiting:
-                    yield path, half, self._sums(path, half)
+                    yield path, share, self._sums(path, share)
 
-    def _sums(self, path: str, half: int) -> dict[str, npt.NDArray[Any]]:
-        waiting = self._waiting[path][half]
+    def _sums(self, path: str, share: int) -> dict[str, npt.NDArray[Any]]:
+        waiting = self._waiting[path][share]
         x = tf.concat([own.features for own in waiting], 0)
         r = tf.concat([own.lack for own in waiting], 0)
-        made = [own.made for own in waiting]
+        shown = [own.shown for own in waiting if own.shown is not None]
         waiting.clear()
         sums = {
             "count": np.asarray(float(x.shape[0])),
             "x": np.asarray(tf.reduce_sum(x, 0)),
             "r": np.asarray(tf.reduce_sum(r, 0)),
+            "rr": np.asarray(tf.reduce_sum(r * r, 0)),
             "xx": np.asarray(tf.matmul(x, x, transpose_a=True)),
             "xr": np.asarray(tf.matmul(x, r, transpose_a=True)),
         }
-        if path in self._shown:
-            outputs = tf.concat(made, 0)
-            shown = {"features": x, "made": outputs, "wanted": outputs + r}
-            sums |= {name: rows.numpy() for name, rows in shown.items()}
+        if shown:
+            made, samples = (tf.concat(part, 0) for part in zip(*shown, strict=True))
+            rows = {"features": x, "made": made, "wanted": made + r, "samples": samples}
+            sums |= {name: values.numpy() for name, values in rows.items()}
         return sums
 
 
 class _Lacking(NamedTuple):
-    """Rows of half of a batch: features, what the outputs lack, and these outputs if shown."""
+    """Rows of some samples: features, and what the outputs lack; if shown, made and whose."""
 
     features: Any
     lack: Any
-    made: Any
+    shown: tuple[Any, Any] | None
 
 
-def _lacking(target: Seen, own: Seen, first: int, shown: bool) -> _Lacking:
-    """What every other sample from the first one on brings."""
-    rows, lack, made = (
-        Rows(values, own.there).of(first, 2)
-        for values in (own.features, target.made - own.made, own.made)
-    )
-    return _Lacking(rows, lack, made if shown else None)
+def _lacking(target: Seen, own: Seen, chosen: npt.NDArray[np.int64], first: int | None) -> _Lacking:
+    """What the chosen samples of a batch bring; of rows that are shown, the first one's number."""
+
+    def rows(values: Any) -> Any:
+        return Rows(values, own.there).at(chosen)
+
+    made, wanted = rows(own.made), rows(target.made)
+    shown = None
+    if first is not None:
+        numbers = tf.range(first, first + own.made.shape[0])[:, None]
+        shown = made, rows(tf.repeat(numbers, own.made.shape[1], axis=1)[..., None])[:, 0]
+    return _Lacking(rows(own.features), wanted - made, shown)
 
 
 def _bytes_of(tensors: Iterable[Any]) -> int:

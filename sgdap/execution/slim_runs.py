@@ -24,7 +24,7 @@ from sgdap.execution.segments import (
     looked_at,
     without_features,
 )
-from sgdap.execution.side_by_side import Half, Halves
+from sgdap.execution.side_by_side import Share, Shares
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -111,7 +111,7 @@ class SlimRuns:
         self._states = {own: state for own, state in states.items() if own <= number}
         return self.reached
 
-    def compare(self, values: Mapping[Key, npt.NDArray[Any]], kept: Mask) -> Iterator[Half]:
+    def compare(self, values: Mapping[Key, npt.NDArray[Any]], kept: Mask) -> Iterator[Share]:
         """Compares what the next consumer makes in the whole model and in a slim one.
 
         Args:
@@ -119,7 +119,7 @@ class SlimRuns:
             kept: A mask of the channels that stay, `(channels,)`.
 
         Yields:
-            The sums of each batch and half, as `SideBySide.run`.
+            The sums of each batch and share of the samples, as `SideBySide.run`.
         """
         number = self.reached
         place = self._places[number]
@@ -127,7 +127,7 @@ class SlimRuns:
         outputs = np.flatnonzero(place.kept_outputs(kept))
         found, sums = (
             self._advance(number, self._given(values, number), looked),
-            Halves(self._shown),
+            Shares(self._shown),
         )
         for targets, seen in zip(self._targets[number], found, strict=True):
             wanted = {

@@ -11,7 +11,11 @@ from sgdap.statistics.ridge import cholesky_with, ridges
 Array = npt.NDArray[np.float64]
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
-"""The ridges that cross-validation chooses from, as shares of each feature's second moment."""
+"""The ridges that samples held back choose from, as shares of each feature's second moment."""
+
+
+UNUSED = 1e-30
+"""A feature that is not used counts as if its weights had this part of the largest one's power."""
 
 
 def reconstruct(
@@ -59,33 +63,54 @@ def ridge_fit(second: Array, cross: Array, added: Array) -> Array:
     return change
 
 
-def cross_validated_fit(second: Array, cross: Array, weights: Array) -> Array:
-    """Fits a change of the weights to the outputs' error; two-fold cross-validation sets the ridge.
+def validated_fit(second: Array, cross: Array, prior: Array) -> Array:
+    """Fits a change of the weights to the outputs' error; samples held back set the ridge.
 
-    A change D lowers the mean squared error of one half of the samples by
-    `2 tr(Dᵀ C) − tr(Dᵀ M D)`, with the moments M and C of that half. Each ridge is fitted on one
-    half and judged by this gain on the other. The ridge with the largest gain is used; if none
-    gains, the change is 0.
+    A change D lowers the mean squared error by `2 tr(Dᵀ C) − tr(Dᵀ M D)`, with the moments M and C
+    of the samples held back. The ridge with the largest gain is used; if none gains, the change is
+    0. Nothing is fitted to these samples, so that they judge the next consumer as well: what it
+    reads of the others has been fitted to them already.
 
     Args:
-        second: Second moments M of the features, of each half, `(2, features, features)`.
-        cross: Cross moments C of the features and the outputs' error, of each half,
-            `(2, features, outputs)`.
-        weights: The share of the samples in each half, `(2,)`.
+        second: Second moments M of the features, of the samples to fit and of those held back,
+            `(2, features, features)`.
+        cross: Cross moments C of the features and the outputs' error, `(2, features, outputs)`.
+        prior: What is added to each feature's second moment besides, `(features,)`.
 
     Returns:
-        The change D, fitted on both halves together, `(features, outputs)`.
+        The change D, `(features, outputs)`.
     """
-    gains = []
+    best: Array = np.zeros_like(cross[0])
+    most = 0.0
     for ridge in RIDGES:
-        gain = 0.0
-        for mine, other in ((0, 1), (1, 0)):
-            change = ridge_fit(second[mine], cross[mine], ridges(second[mine], ridge))
-            lowered = 2 * change * cross[other] - change * (second[other] @ change)
-            gain += weights[other] * float(lowered.sum())
-        gains.append(gain)
-    best = int(np.argmax(gains))
-    if gains[best] <= 0:
-        return np.zeros_like(cross[0])
-    both = np.einsum("h,hij->ij", weights, second)
-    return ridge_fit(both, np.einsum("h,hio->io", weights, cross), ridges(both, RIDGES[best]))
+        change = ridge_fit(second[0], cross[0], ridges(second[0], ridge) + prior)
+        gain = float((2 * change * cross[1] - change * (second[1] @ change)).sum())
+        if gain > most:
+            best, most = change, gain
+    return best
+
+
+def prior_ridge(weights: Array, power: Array, count: float) -> Array:
+    """The ridge of a fit that expects changes as large as the weights are: `σ² / (n E[w²])`.
+
+    It is nothing for features that are seen often. A feature that is all but dead in n rows would
+    else get any weight for the little that it explains there, and ruin the first sample on which it
+    is not dead. A feature of another unit gets the same result.
+
+    Args:
+        weights: The consumer's kernel, `(features, outputs)`.
+        power: The power σ² of the outputs' error, `(outputs,)`.
+        count: The number n of rows.
+
+    Returns:
+        What is added to each feature's second moment, `(features,)`.
+
+    Reference:
+        Hastie, Tibshirani, Friedman 2009, "The Elements of Statistical Learning", section 3.4.1:
+        ridge regression is the mode of the posterior with a normal prior of the weights.
+    """
+    own = (weights**2).mean(axis=1)
+    expected = np.maximum(own, UNUSED * own.max(initial=0.0))
+    added: Array = np.zeros(len(own))
+    np.divide(power.mean(), max(count, 1.0) * expected, out=added, where=expected > 0)
+    return added

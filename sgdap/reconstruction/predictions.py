@@ -24,26 +24,26 @@ STEPS = (2 * len(RIDGES) + 1) * ITERATIONS
 
 
 class Rows:
-    """Rows of both halves of the samples: what a layer reads, makes, and should make."""
+    """Rows that a layer reads, makes, and should make, in two halves of the samples."""
 
     def __init__(self) -> None:
-        self._found: tuple[list[Any], list[Any]] = ([], [])
+        self._found: list[list[Any]] = []
 
-    def add(self, half: int, rows: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Adds the rows of a batch: `features`, `made` and `wanted`, as `prediction_fit` takes."""
-        self._found[half].append([rows[name] for name in ("features", "made", "wanted")])
+    def add(self, rows: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Adds rows: `features`, `made` and `wanted`, as `prediction_fit` takes, and `samples`."""
+        self._found.append([rows[name] for name in ("samples", "features", "made", "wanted")])
 
     def result(self, shift: Array) -> tuple[list[Array], list[Array], list[Array]]:
-        """For each of the three, the rows of each half.
+        """For each of the three, the rows of every other sample, and those of the others.
 
         Args:
             shift: What was subtracted from the features, `(features,)`.
         """
-        halves = [
-            [np.concatenate(part).astype(np.float64) for part in zip(*half, strict=True)]
-            for half in self._found
-        ]
-        features, made, wanted = (list(part) for part in zip(*halves, strict=True))
+        samples, *rows = (np.concatenate(part) for part in zip(*self._found, strict=True))
+        first = samples % 2 == 0
+        features, made, wanted = (
+            [part[chosen].astype(np.float64) for chosen in (first, ~first)] for part in rows
+        )
         return [x + shift for x in features], made, wanted
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,20 +18,14 @@ from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.precision import full_precision
 from sgdap.execution.row_sums import WAITING
 from sgdap.execution.side_by_side import SideBySide
-from sgdap.planning.cost import cost_model
-from sgdap.reconstruction.closed_form import cross_validated_fit
+from sgdap.reconstruction.closed_form import prior_ridge, validated_fit
 from sgdap.reconstruction.predictions import STEPS, Rows, prediction_fit
 from sgdap.reconstruction.residuals import ResidualAccumulator, Residuals
+from sgdap.reconstruction.turns import WORK, Turns
 from sgdap.reconstruction.weights import Mask, Weights
 from sgdap.statistics.collect import CalibrationStatistics
 
 Array = npt.NDArray[np.float64]
-
-PASSES = 8
-"""The most passes over the data, unless memory demands more."""
-
-WORK = 5e12
-"""FLOPs that all passes together may take (the whole model's, on all samples). Two always run."""
 
 STORED = 1 << 29
 """Bytes of what both models made that one pass keeps for the next at most, however much memory
@@ -53,10 +47,10 @@ def refitted_weights(
 ) -> Weights:
     """Refits consumers in order, so that each also makes up for the errors of those before it.
 
-    Each consumer is fitted to its outputs in the whole model, on its inputs in the slim model.
-    Consumers of the same pass do not see each other's changes. There are up to 8 passes. A large
-    model gets fewer, to save time. It gets more where the moments of one pass would not fit in
-    memory. A consumer whose moments alone do not fit stays as it is.
+    Each consumer is fitted to its outputs in the whole model, on its inputs in the slim model. No
+    two of a pass read each other, so each sees the changes of those before it. Where tensors before
+    a pass can't be kept, and to begin with the inputs each time would take too long, some stay as
+    they are (`Turns`). So does a consumer whose moments alone do not fit in memory.
 
     Args:
         graph: The model's channels.
@@ -96,8 +90,9 @@ def refitted_weights(
         return fitted
     shifts = {path: statistics.consumers[path].moments.total().mean[0] for path in paths}
     room = limit - max(solving[path] for path in paths)
-    parts = _passes(paths, needed, room, _affordable_passes(graph, statistics.samples))
-    largest = max(sum(needed[path] for path in part) for part in parts)
+    stored = min(max(room - max(needed[path] for path in paths), 0) // 2, STORED)
+    turns = Turns(graph, {path: places[path] for path in paths}, statistics.samples, stored)
+    parts = turns.within(needed, room - 2 * stored)
     shown = {
         path
         for path in paths
@@ -112,9 +107,9 @@ def refitted_weights(
         shifts,
         samples=samples,
         positions=positions,
-        most=affordable_batch(graph, batch_memory(free)),
+        most=affordable_batch(graph, batch_memory(free), gradients=False),
         seed=seed,
-        room=min(max(room - largest, 0) / 2, STORED) / max(statistics.samples, 1),
+        room=stored / max(statistics.samples, 1),
         shown=shown,
     )
     for turn, part in enumerate(parts):
@@ -124,91 +119,78 @@ def refitted_weights(
         rows = {path: Rows() for path in part if path in shown}
         seen = 0
         with full_precision():
-            for size, halves in models.run(turn, in_full_size(graph, kept, fitted)):
-                for path, half, found in halves:
+            for size, shares in models.run(turn, in_full_size(graph, kept, fitted)):
+                for path, share, found in shares:
                     if path in rows:
-                        rows[path].add(half, found)
-                    sums[path].add(half, found)
+                        rows[path].add(found)
+                    sums[path].add(share, found)
                 seen += size
                 if progress is not None:
                     progress(turn + 1, len(parts), seen)
         for path in part:
-            own = fitted_change(
-                sums.pop(path), places[path], shifts[path], kept, rows.pop(path, None), known
-            )
-            fitted.update(changed(graph, kept, fitted, places[path], *own))
+            shown_rows = rows.pop(path, None)
+            own = places[path], sums.pop(path), shifts[path], shown_rows, known
+            fitted.update(refitted(graph, kept, fitted, *own))
     return fitted
 
 
-def fitted_change(
-    sums: ResidualAccumulator,
-    place: Place,
-    shift: Array,
+def refitted(
+    graph: ChannelGraph,
     kept: Mask,
+    fitted: Weights,
+    place: Place,
+    sums: ResidualAccumulator,
+    shift: Array,
     rows: Rows | None,
     known: Mapping[str, str],
-) -> tuple[Array, Array]:
-    """Fits a consumer to the whole model's outputs.
-
-    Args:
-        sums: Its moments in both halves of the samples.
-        place: The consumer.
-        shift: What was subtracted from its features, `(features,)`.
-        kept: A mask of the channels that stay, `(channels,)`.
-        rows: The rows that it reads and makes, if it makes predictions.
-        known: Of what kind these predictions are, by path.
-
-    Returns:
-        The changes of its kernel, `(features, outputs)`, and of its bias, `(outputs,)`.
-    """
-    if rows is not None:
-        read = rows.result(shift[kept[place.features]])
-        found = prediction_fit(*read, known[place.path], place.bias is not None)
-        if found is not None:
-            return found
-    return _fitted_change(sums.result(), place)
-
-
-def changed(
-    graph: ChannelGraph, kept: Mask, fitted: Weights, place: Place, change: Array, offset: Array
 ) -> Weights:
-    """A consumer's slim weights after a change.
+    """A consumer's slim weights, fitted to the whole model's outputs.
 
     Args:
         graph: The model's channels.
         kept: A mask of the channels that stay, `(channels,)`.
         fitted: The slim weights so far.
         place: The consumer.
-        change: What is added to its kernel, `(features, outputs)`.
-        offset: What is added to its bias, `(outputs,)`.
+        sums: Its moments of the samples to fit and of those held back.
+        shift: What was subtracted from its features, `(features,)`.
+        rows: The rows that it reads and makes, if it makes predictions.
+        known: Of what kind these predictions are, by path.
     """
-    made: Weights = {}
-    for number, delta in ((place.kernel, change), (place.bias, offset)):
-        if number is not None:
-            key = (graph.program.calls[place.call].path, number)
-            value = _slim(graph, kept, fitted, key)
-            if number == place.kernel:
-                delta = delta + place.patches.kernel_matrix(value, len(delta))
-                value = place.patches.with_matrix(value, delta)
-            else:
-                value = place.patches.with_offset(value, delta)
-            made[key] = value.astype(np.float32)
+    if place.kernel is None:
+        return {}
+    path, patches = graph.program.calls[place.call].path, place.patches
+    key = path, place.kernel
+    value = _slim(graph, kept, fitted, key)
+    stays = kept[place.features]
+    kernel = patches.kernel_matrix(value, int(stays.sum()))
+    found = None
+    if rows is not None:
+        found = prediction_fit(
+            *rows.result(shift[stays]), known[place.path], place.bias is not None
+        )
+    change, offset = found or _least_squares(sums.result(), kernel, place.bias is not None)
+    made: Weights = {key: patches.with_matrix(value, kernel + change).astype(np.float32)}
+    if place.bias is not None:
+        key = path, place.bias
+        value = patches.with_offset(_slim(graph, kept, fitted, key), offset)
+        made[key] = value.astype(np.float32)
     return made
 
 
-def _fitted_change(own: Residuals, place: Place) -> tuple[Array, Array]:
+def _least_squares(own: Residuals, kernel: Array, bias: bool) -> tuple[Array, Array]:
     """The changes of a consumer's kernel, `(features, outputs)`, and of its bias, `(outputs,)`."""
     second, cross = own.second, own.cross
-    if place.bias is None:  # the rows are fitted as they are, not about their mean
-        for half in range(2):
-            second[half] += np.outer(own.mean[half], own.mean[half])
-            cross[half] += np.outer(own.mean[half], own.lacking[half])
-    change = cross_validated_fit(second, cross, own.share)
-    return change, own.share @ own.lacking - own.share @ own.mean @ change
+    if not bias:  # the rows are fitted as they are, not about their mean
+        for share in range(2):
+            second[share] += np.outer(own.mean[share], own.mean[share])
+            cross[share] += np.outer(own.mean[share], own.lacking[share])
+    prior = prior_ridge(kernel, own.power[0], float(own.count[0]))
+    change = validated_fit(second, cross, prior)
+    return change, own.lacking[0] - own.mean[0] @ change
 
 
 def _residual_memory(place: Place, kept: Mask) -> int:
-    """Bytes of a slim consumer's moments and of rows that wait, for both halves of the samples."""
+    """Bytes of a slim consumer's moments and of rows that wait, for both shares of the samples."""
     features, outputs = int(kept[place.features].sum()), int(place.kept_outputs(kept).sum())
     return 2 * (8 + 4 // WAITING) * features * (features + outputs)
 
@@ -229,29 +211,6 @@ def _rows_fit(
     features, outputs = int(kept[place.features].sum()), place.outputs.shape[-1]
     memory, work = 3 * 8 * rows * (features + 3 * outputs), 4 * rows * features * outputs * STEPS
     return bool(memory <= room and work <= WORK / 10)
-
-
-def _affordable_passes(graph: ChannelGraph, samples: int) -> int:
-    """The number of passes, from 2 to 8, within WORK; 8 if the model's FLOPs aren't known."""
-    if graph.open_inputs:
-        return PASSES
-    model = cost_model(graph)
-    flops = float(model.cost(model.lengths(np.ones(graph.count, bool)))[1])
-    return int(np.clip(WORK / max(flops * samples, 1.0), 2, PASSES))
-
-
-def _passes(
-    paths: Sequence[str], needed: Mapping[str, int], limit: int, passes: int
-) -> list[list[str]]:
-    """Splits consumers, in order, into passes of about equal size that fit in the memory limit."""
-    parts: list[list[str]] = []
-    for share in np.array_split(np.array(paths), min(len(paths), passes)):
-        parts.append([])
-        for path in map(str, share):
-            if parts[-1] and sum(needed[p] for p in parts[-1]) + needed[path] > limit:
-                parts.append([])
-            parts[-1].append(path)
-    return parts
 
 
 def behind_changes(graph: ChannelGraph, changed: set[str], heads: Collection[str]) -> set[str]:

@@ -18,13 +18,14 @@ Array = npt.NDArray[np.float64]
 class Residuals:
     """Moments of a slim consumer's input rows x and of its output errors, r = y − ỹ.
 
-    The first axis of each has length 2: samples go to the two halves alternately.
+    The first axis of each has length 2: samples to fit, and samples held back.
 
     Attributes:
         count: Number of rows, `(2,)`.
         mean: Mean of x, `(2, features)`.
         second: Mean of `(x − mean)(x − mean)ᵀ`, `(2, features, features)`.
         lacking: Mean of r, `(2, outputs)`.
+        power: Mean of `(r − lacking)²`, `(2, outputs)`.
         cross: Mean of `(x − mean)(r − lacking)ᵀ`, `(2, features, outputs)`.
     """
 
@@ -32,13 +33,8 @@ class Residuals:
     mean: Array
     second: Array
     lacking: Array
+    power: Array
     cross: Array
-
-    @property
-    def share(self) -> Array:
-        """The share of the rows in each half, `(2,)`."""
-        share: Array = self.count / self.count.sum()
-        return share
 
 
 class ResidualAccumulator:
@@ -52,30 +48,32 @@ class ResidualAccumulator:
         self._shift = shift
         self._sums: dict[str, Array] = {}
 
-    def add(self, half: int, sums: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Adds the sums of one batch over the samples of one half.
+    def add(self, share: int, sums: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Adds the sums of one batch over some of the samples.
 
         Args:
-            half: The half, 0 or 1.
-            sums: `count`; the sums `x` of x − s and `r` of r; `xx` and `xr` of their products. What
+            share: 0 for samples to fit, 1 for samples held back.
+            sums: `count`; the sums `x` of x − s, `r` of r and `rr` of its squares; `xx` and `xr` of
+                products. What
                 else there is, is left out.
         """
-        for name in ("count", "x", "r", "xx", "xr"):
+        for name in ("count", "x", "r", "rr", "xx", "xr"):
             value = sums[name]
             if name not in self._sums:
                 self._sums[name] = np.zeros((2, *value.shape))
-            self._sums[name][half] += value
+            self._sums[name][share] += value
 
     def result(self) -> Residuals:
         """The moments of everything added. Call it once: it overwrites the sums."""
         count, second, cross = (self._sums[name] for name in ("count", "xx", "xr"))
         rows = np.maximum(count, 1.0)
         mean, lacking = (self._sums[name] / rows[:, None] for name in ("x", "r"))
-        for half in range(2):  # in place: the matrices are large
-            for matrix, other in ((second[half], mean[half]), (cross[half], lacking[half])):
-                matrix /= rows[half]
-                for row, own in zip(matrix, mean[half], strict=True):
+        power = np.maximum(self._sums["rr"] / rows[:, None] - lacking**2, 0)
+        for share in range(2):  # in place: the matrices are large
+            for matrix, other in ((second[share], mean[share]), (cross[share], lacking[share])):
+                matrix /= rows[share]
+                for row, own in zip(matrix, mean[share], strict=True):
                     row -= own * other
-            diagonal = np.einsum("ii->i", second[half])  # a smaller value is rounding error
-            np.maximum(diagonal, ROUNDING * mean[half] ** 2, out=diagonal)
-        return Residuals(count, mean + self._shift, second, lacking, cross)
+            diagonal = np.einsum("ii->i", second[share])  # a smaller value is rounding error
+            np.maximum(diagonal, ROUNDING * mean[share] ** 2, out=diagonal)
+        return Residuals(count, mean + self._shift, second, lacking, power, cross)

@@ -23,8 +23,9 @@ from sgdap.execution.precision import full_precision
 from sgdap.execution.slim_runs import SlimRuns, State, bytes_of_sample
 from sgdap.planning.cost import cost_model
 from sgdap.reconstruction.predictions import Rows
-from sgdap.reconstruction.refit import WORK, behind_changes, changed, fitted_change, in_full_size
+from sgdap.reconstruction.refit import behind_changes, in_full_size, refitted
 from sgdap.reconstruction.residuals import ResidualAccumulator
+from sgdap.reconstruction.turns import WORK
 from sgdap.reconstruction.weights import Mask, Weights, reconstructed_weights
 from sgdap.statistics.collect import CalibrationStatistics
 
@@ -146,13 +147,13 @@ class Trials:
             shift = self._shifts[place.path]
             sums = ResidualAccumulator(shift[kept[place.features]])
             rows = Rows() if place.path in self._heads else None
-            for _, half, found in self._runs.compare(in_full_size(graph, kept, weights), kept):
-                sums.add(half, found)
+            for _, share, found in self._runs.compare(in_full_size(graph, kept, weights), kept):
+                sums.add(share, found)
                 if rows is not None:
-                    rows.add(half, found)
+                    rows.add(found)
             if graph.program.calls[place.call].path in behind:
-                own = fitted_change(sums, place, shift, kept, rows, self._heads)
-                weights.update(changed(graph, kept, weights, place, *own))
+                own = place, sums, shift, rows, self._heads
+                weights.update(refitted(graph, kept, weights, *own))
         return weights
 
     def _first_difference(self, differ: Mask) -> int:

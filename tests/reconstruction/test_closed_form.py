@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sgdap.reconstruction.closed_form import cross_validated_fit, reconstruct
+from sgdap.reconstruction.closed_form import prior_ridge, reconstruct, validated_fit
 
 
 @pytest.fixture
@@ -83,19 +83,26 @@ def test_features_of_small_scale_stand_in_for_removed_ones_too(rows):
     np.testing.assert_allclose(fitted(rows, kept), target, rtol=1e-4, atol=1e-4 * target.std())
 
 
+def moments(rows: np.ndarray, lack: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Second and cross moments of samples to fit and of samples held back."""
+    count = rows.shape[1]
+    second = np.einsum("hni,hnj->hij", rows, rows) / count
+    return second, np.einsum("hni,hno->hio", rows, lack) / count
+
+
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
-def test_the_cross_validated_fit_does_not_depend_on_units(unit):
+def test_the_validated_fit_does_not_depend_on_units(unit):
     random = np.random.default_rng(0)
     rows = random.normal(size=(2, 60, 5))
-    lack = rows @ random.normal(size=(5, 2)) + random.normal(size=(2, 60, 2))
+    weights = random.normal(size=(5, 2))
+    lack = rows @ weights + random.normal(size=(2, 60, 2))
     units = np.array([1, unit, 1, 1, unit**0.5])
 
-    def fit(x):
-        second = np.einsum("hni,hnj->hij", x, x) / 60
-        cross = np.einsum("hni,hno->hio", x, lack) / 60
-        return cross_validated_fit(second, cross, np.array([0.5, 0.5]))
+    def fit(x, w):
+        return validated_fit(*moments(x, lack), prior_ridge(w, lack[0].var(0), 60))
 
-    np.testing.assert_allclose(fit(rows * units) * units[:, None], fit(rows), rtol=1e-7)
+    scaled = fit(rows * units, weights / units[:, None])
+    np.testing.assert_allclose(scaled * units[:, None], fit(rows, weights), rtol=1e-7)
 
 
 def test_dead_features_leave_the_fit_of_the_others_alone(rows):
@@ -104,10 +111,59 @@ def test_dead_features_leave_the_fit_of_the_others_alone(rows):
     dead = halves * (np.arange(6) != 2)
 
     def fit(x):
-        second = np.einsum("hni,hnj->hij", x, x) / 150
-        cross = np.einsum("hni,hno->hio", x, np.stack([lack[::2], lack[1::2]])) / 150
-        return cross_validated_fit(second, cross, np.array([0.5, 0.5]))
+        lacks = np.stack([lack[::2], lack[1::2]])
+        return validated_fit(*moments(x, lacks), np.zeros(x.shape[2]))
 
     with_dead, without = fit(dead), fit(np.delete(halves, 2, axis=2))
     assert not with_dead[2].any()
     np.testing.assert_allclose(np.delete(with_dead, 2, axis=0), without, rtol=1e-9)
+
+
+def test_the_ridge_is_the_one_that_gains_most_on_samples_held_back():
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(2, 30, 20))  # hardly more rows than features
+    truth = random.normal(size=(20, 2)) * (np.arange(20) < 3)[:, None]
+    lack = rows @ truth + random.normal(size=(2, 30, 2)) * 3
+    second, cross = moments(rows, lack)
+    change = validated_fit(second, cross, np.zeros(20))
+    least_squares = np.linalg.solve(second[0], cross[0])
+    assert np.linalg.norm(change - truth) < np.linalg.norm(least_squares - truth)
+
+
+def test_what_no_fit_explains_changes_nothing():
+    random = np.random.default_rng(1)
+    rows, noise = random.normal(size=(2, 25, 20)), random.normal(size=(2, 25, 3))
+    assert not validated_fit(*moments(rows, noise), np.zeros(20)).any()
+
+
+def test_the_prior_is_that_of_changes_as_large_as_the_weights():
+    random = np.random.default_rng(0)
+    rows, weights = random.normal(size=(2, 40, 6)), random.normal(size=(6, 1))
+    lack = rows @ random.normal(size=(6, 1)) + random.normal(size=(2, 40, 1))
+    power = (lack[0] ** 2).mean(0)
+    found = validated_fit(*moments(rows, lack), prior_ridge(weights, power, 40))
+    # The same as more rows, each of which says that one change is 0.
+    expected = np.diag(np.sqrt(power / weights[:, 0] ** 2))
+    more = np.vstack([rows[0], expected])
+    least, *_ = np.linalg.lstsq(more, np.vstack([lack[0], np.zeros((6, 1))]))
+    np.testing.assert_allclose(found, least, rtol=1e-4)
+
+
+def test_a_feature_that_is_all_but_dead_gets_no_large_weight():
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(2, 200, 3))
+    rows[..., 1] = 0
+    rows[0, 7, 1] = 1e-5  # alive in one sample, which lacks something
+    lack = rows[..., :1] + random.normal(size=(2, 200, 1))
+    kernel = np.ones((3, 1))
+    alone = validated_fit(*moments(rows, lack), np.zeros(3))
+    careful = validated_fit(*moments(rows, lack), prior_ridge(kernel, lack[0].var(0), 200))
+    assert abs(alone[1, 0]) > 1e4 > 1 > abs(careful[1, 0])
+    np.testing.assert_allclose(careful[[0, 2]], alone[[0, 2]], atol=0.02)
+
+
+def test_weights_that_are_zero_stay_so_or_nearly():
+    kernel = np.array([[0.0, 0.0], [1.0, 2.0]])
+    added = prior_ridge(kernel, np.ones(2), 100)
+    assert added[0] > 1e9 * added[1] > 0
+    assert not prior_ridge(np.zeros((2, 2)), np.ones(2), 100).any()

@@ -77,9 +77,9 @@ def test_what_is_only_chance_changes_nothing():
 
 def test_rows_are_joined_in_their_half_with_the_shift_put_back():
     rows = Rows()
-    for half, value in ((0, 1.0), (1, 2.0), (0, 3.0)):
-        own = np.full((2, 1), value, np.float32)
-        rows.add(half, {"features": own - 1, "made": own, "wanted": own + 1})
+    for number, value in ((0, 1.0), (1, 2.0), (4, 3.0)):
+        own, samples = np.full((2, 1), value, np.float32), np.full(2, number)
+        rows.add({"features": own - 1, "made": own, "wanted": own + 1, "samples": samples})
     features, made, wanted = rows.result(np.array([1.0]))
     assert [part[:, 0].tolist() for part in features] == [[1, 1, 3, 3], [2, 2]]
     assert [part[:, 0].tolist() for part in made] == [[1, 1, 3, 3], [2, 2]]
