@@ -10,6 +10,8 @@ from hypothesis import settings
 # Keras and TensorFlow read these when they are first imported, which is after this file.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Threads that wait for a share of a small matrix cost more than they bring. NumPy reads this.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["COLUMNS"] = "200"  # tables are as wide as the terminal
 
 # No test needs a network. To run them on the whole of MNIST, name its file in SGDAP_MNIST.
@@ -34,6 +36,27 @@ def functions_run_eagerly(request: pytest.FixtureRequest) -> Iterator[None]:
     tf.config.run_functions_eagerly(request.node.get_closest_marker("compiled") is None)
     yield
     tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels_are_kept() -> Iterator[None]:
+    """Sets TensorFlow's seed only where another one was set before.
+
+    TensorFlow drops all its kernels when its seed is set. To make them again takes as long as all
+    else that a small test does.
+    """
+    import tensorflow as tf
+
+    set_seed, last = tf.random.set_seed, []
+
+    def set_another(seed: int) -> None:
+        if last != [seed]:
+            set_seed(seed)
+            last[:] = [seed]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.random, "set_seed", set_another)
+        yield
 
 
 @pytest.fixture(autouse=True)

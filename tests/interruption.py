@@ -52,9 +52,9 @@ def interrupt(action: Callable[[], Any], line: int | None) -> list[str]:
     return seen
 
 
-def held_by(model: keras.Model) -> list[tuple[Any, dict[str, Any]]]:
+def held_by(model: keras.Model) -> list[tuple[Any, list[Any]]]:
     """Everything that a model consists of, and all that each object holds."""
-    found: dict[int, tuple[Any, dict[str, Any]]] = {}
+    found: dict[int, tuple[Any, list[Any]]] = {}
     left: list[Any] = [model]
     while left:
         one = left.pop()
@@ -64,14 +64,15 @@ def held_by(model: keras.Model) -> list[tuple[Any, dict[str, Any]]]:
     return list(found.values())
 
 
-def contents(one: Any) -> dict[str, Any]:
+def contents(one: Any) -> list[Any]:
     """The attributes of an object, and what stands in those that are lists or dicts."""
-    inside = {
-        f"in {name}": value.copy()
-        for name, value in vars(one).items()
-        if isinstance(value, (list, dict))
-    }
-    return {**vars(one), **inside}
+    found = [*vars(one).keys(), *vars(one).values()]
+    for value in vars(one).values():
+        if isinstance(value, dict):
+            found += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            found += value
+    return found
 
 
 def parts_of(one: Any) -> Iterator[Any]:
@@ -88,23 +89,13 @@ def parts_of(one: Any) -> Iterator[Any]:
             values.extend(value)
 
 
-def unchanged(before: list[tuple[Any, dict[str, Any]]]) -> bool:
+def unchanged(before: list[tuple[Any, list[Any]]]) -> bool:
     """Whether every object holds what it held: the very same values."""
-    return all(same(entries, contents(one)) for one, entries in before)
+    return all(same(held, contents(one)) for one, held in before)
 
 
-def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two results of `contents` hold the very same values."""
-    return first.keys() == second.keys() and all(
-        all_same(first[name], value) if name.startswith("in ") else first[name] is value
-        for name, value in second.items()
-    )
-
-
-def all_same(first: Any, second: Any) -> bool:
-    """Whether two lists or dicts hold the very same values."""
-    if isinstance(first, dict):
-        first, second = ([*x.keys(), *x.values()] for x in (first, second))
+def same(first: list[Any], second: list[Any]) -> bool:
+    """Whether two lists hold the very same values."""
     return len(first) == len(second) and all(map(operator.is_, first, second))
 
 

@@ -11,6 +11,7 @@ from hypothesis import settings
 from keras import layers, optimizers
 
 import sgdap
+from sgdap import _keras
 from sgdap.model.tracing import trace
 from sgdap.surgery import prune_in_place, restore_snapshot, take_snapshot
 from sgdap.surgery.adopt import Change, adopt
@@ -105,9 +106,9 @@ LINES = settings().max_examples // 2
 
 def made(make: Callable[[], keras.Model]) -> keras.Model:
     """The same model with the same weights and names each time."""
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(0)
-    return make()
+    with _keras.name_counters_kept():
+        keras.utils.set_random_seed(0)
+        return make()
 
 
 def slim(make: Callable[[], keras.Model]) -> keras.Model:

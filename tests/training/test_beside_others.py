@@ -46,7 +46,7 @@ def careless(**arguments) -> sgdap.SGDAPCallback:
 
 
 def fit(model, callbacks, epochs=4, **arguments):
-    arguments = {"validation_data": (X[:64], Y[:64]), "batch_size": 64} | arguments
+    arguments = {"validation_data": (X[:64], Y[:64]), "batch_size": 128} | arguments
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="SGDAPCallback stopped short")
         return model.fit(X, Y, epochs=epochs, verbose=0, callbacks=callbacks, **arguments)

@@ -35,7 +35,7 @@ def network() -> keras.Model:
 
 def fit(callback: sgdap.SGDAPCallback, epochs: int = 4, model=None) -> keras.Model:
     model = model or network()
-    arguments = {"validation_data": (X, Y), "batch_size": 32, "verbose": 0}
+    arguments = {"validation_data": (X, Y), "batch_size": 64, "verbose": 0}
     model.fit(X, Y, epochs=epochs, callbacks=[callback], **arguments)
     return model
 
