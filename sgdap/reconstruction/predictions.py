@@ -77,13 +77,19 @@ def prediction_fit(
     second = centred.T @ centred / len(rows)
     factor = np.tril(cholesky_with(second, ridges(second, mean=mean))[0])
 
-    def whitened(x: Array) -> Array:
+    whitened = linalg.solve_triangular(factor, centred.T, lower=True)
+    basis = None
+    if len(rows) < len(whitened):  # the change lies in the span of the rows
+        basis = linalg.qr(whitened, mode="economic")[0]
+
+    def reduced(x: Array) -> Array:
         found = linalg.solve_triangular(factor, (x - mean).T, lower=True).T
+        found = found if basis is None else found @ basis
         return np.hstack([found, np.full((len(x), 1), float(bias))])
 
-    parts = [(whitened(x), z, y) for x, z, y in zip(features, made, wanted, strict=True)]
+    parts = [(reduced(x), z, y) for x, z, y in zip(features, made, wanted, strict=True)]
     targets = [_predict(y, kind) for y in wanted]
-    shape = (rows.shape[1] + 1, made[0].shape[1])
+    shape = (parts[0][0].shape[1], made[0].shape[1])
     begin = [np.zeros(shape), np.zeros(shape)]
     losses = [
         np.concatenate([_losses(z, t, kind) for (_, z, _), t in zip(parts, targets, strict=True)])
@@ -105,7 +111,8 @@ def prediction_fit(
     ridge = RIDGES[chosen - 1]
     x, z = (np.concatenate([part[i] for part in parts]) for i in range(2))
     found = _fit(x, z, np.concatenate(targets), ridge, kind, (begin[0] + begin[1]) / 2)
-    change = linalg.solve_triangular(factor, found[:-1], lower=True, trans=1)
+    whole = found[:-1] if basis is None else basis @ found[:-1]
+    change = linalg.solve_triangular(factor, whole, lower=True, trans=1)
     return change, (found[-1] - mean @ change) * bias
 
 

@@ -21,11 +21,14 @@ from sgdap.execution.side_by_side import SideBySide
 from sgdap.reconstruction.closed_form import prior_ridge, validated_fit
 from sgdap.reconstruction.predictions import STEPS, Rows, prediction_fit
 from sgdap.reconstruction.residuals import ResidualAccumulator, Residuals
-from sgdap.reconstruction.turns import WORK, Turns
+from sgdap.reconstruction.turns import Turns
 from sgdap.reconstruction.weights import Mask, Weights
 from sgdap.statistics.collect import CalibrationStatistics
 
 Array = npt.NDArray[np.float64]
+
+ROWS_WORK = 5e11
+"""FLOPs that fitting predictions to the rows of one consumer may take."""
 
 STORED = 1 << 29
 """Bytes of what both models made that one pass keeps for the next at most, however much memory
@@ -112,6 +115,7 @@ def refitted_weights(
         room=stored / max(statistics.samples, 1),
         shown=shown,
     )
+    full, slices = in_full_size(graph, kept, fitted), variable_slices(graph, kept)
     for turn, part in enumerate(parts):
         sums = {
             path: ResidualAccumulator(shifts[path][kept[places[path].features]]) for path in part
@@ -119,7 +123,7 @@ def refitted_weights(
         rows = {path: Rows() for path in part if path in shown}
         seen = 0
         with full_precision():
-            for size, shares in models.run(turn, in_full_size(graph, kept, fitted)):
+            for size, shares in models.run(turn, full):
                 for path, share, found in shares:
                     if path in rows:
                         rows[path].add(found)
@@ -130,7 +134,9 @@ def refitted_weights(
         for path in part:
             shown_rows = rows.pop(path, None)
             own = places[path], sums.pop(path), shifts[path], shown_rows, known
-            fitted.update(refitted(graph, kept, fitted, *own))
+            changed = refitted(graph, kept, fitted, *own)
+            fitted.update(changed)
+            put_in(full, graph, changed, slices)
     return fitted
 
 
@@ -210,7 +216,7 @@ def _rows_fit(
     rows = samples * min(positions, math.prod(inner))
     features, outputs = int(kept[place.features].sum()), place.outputs.shape[-1]
     memory, work = 3 * 8 * rows * (features + 3 * outputs), 4 * rows * features * outputs * STEPS
-    return bool(memory <= room and work <= WORK / 10)
+    return bool(memory <= room and work <= ROWS_WORK)
 
 
 def behind_changes(graph: ChannelGraph, changed: set[str], heads: Collection[str]) -> set[str]:
@@ -256,12 +262,25 @@ def in_full_size(graph: ChannelGraph, kept: Mask, fitted: Weights) -> Weights:
             key = (axis.path, axis.variable)
             value = full.setdefault(key, variable_of(graph.program, key).numpy().copy())
             np.moveaxis(value, axis.axis, 0)[gone] = 0
-    slices = variable_slices(graph, kept)
-    for key, value in fitted.items():
+    put_in(full, graph, fitted, variable_slices(graph, kept))
+    return full
+
+
+def put_in(
+    full: Weights, graph: ChannelGraph, slim: Weights, slices: Mapping[tuple[str, int], list[Any]]
+) -> None:
+    """Puts slim weights into those in full size, in place.
+
+    Args:
+        full: The slim model's weights in the whole model's shapes, where they differ.
+        graph: The model's channels.
+        slim: Some of them in their own shapes.
+        slices: The indices that stay along each axis, as `variable_slices` returns them.
+    """
+    for key, value in slim.items():
         whole = full.setdefault(key, variable_of(graph.program, key).numpy().copy())
         index = [
             np.arange(size) if stays is None else stays
             for size, stays in zip(whole.shape, slices.get(key, [None] * whole.ndim), strict=True)
         ]
         whole[np.ix_(*index)] = value
-    return full

@@ -25,11 +25,13 @@ from sgdap.planning.cost import cost_model
 from sgdap.reconstruction.predictions import Rows
 from sgdap.reconstruction.refit import behind_changes, in_full_size, refitted
 from sgdap.reconstruction.residuals import ResidualAccumulator
-from sgdap.reconstruction.turns import WORK
 from sgdap.reconstruction.weights import Mask, Weights, reconstructed_weights
 from sgdap.statistics.collect import CalibrationStatistics
 
 Array = npt.NDArray[np.float64]
+
+WORK = 5e12
+"""FLOPs that all slim models on trial may take together."""
 
 FITTED = 500
 """The most samples that the consumers of a slim model on trial are refitted on."""

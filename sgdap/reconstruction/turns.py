@@ -15,7 +15,7 @@ from sgdap.planning.work import work_by_layer
 
 Array = npt.NDArray[np.float64]
 
-WORK = 3e12
+WORK = 2e12
 """FLOPs that all passes together may take: the whole model's, on all samples."""
 
 

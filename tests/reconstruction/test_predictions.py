@@ -23,11 +23,15 @@ def halves(array) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["categorical", "bernoulli"])
-def test_the_fit_is_the_least_cross_entropy_with_a_ridge(kind, bias):
+@pytest.mark.parametrize("doubled", [1, 20])
+def test_the_fit_is_the_least_cross_entropy_with_a_ridge(kind, bias, doubled):
+    """Of more features than rows, some are the same."""
     x = RANDOM.normal(size=(60, 4)) * [1, 5, 0.2, 1] + [0, 2, 0, 0]
     z = RANDOM.normal(size=(60, 3))
     y = x @ RANDOM.normal(size=(4, 3)) + 2 * RANDOM.normal(size=(60, 3))
-    change, offset = prediction_fit(halves(x), halves(z), halves(y), kind, bias)
+    more = np.tile(x, doubled)
+    change, offset = prediction_fit(halves(more), halves(z), halves(y), kind, bias)
+    change = change.reshape(doubled, 4, 3).sum(axis=0)
     centred = x - x.mean(0) * bias
 
     def objective(flat, ridge):
