@@ -45,7 +45,7 @@ def network(**compile_arguments) -> keras.Model:
 
 
 def fit(model: keras.Model, callback, epochs: int = 4, **arguments):
-    arguments = {"validation_data": (X[:64], Y[:64]), "batch_size": 64} | arguments
+    arguments = {"validation_data": (X[:64], Y[:64]), "batch_size": 128} | arguments
     return model.fit(X, Y, epochs=epochs, verbose=0, callbacks=[callback], **arguments)
 
 
@@ -85,7 +85,7 @@ def test_the_model_that_went_in_meets_the_budget_when_fit_returns(schedule):
     assert all(r.decision == "kept" for r in callback.rounds)
     assert callback.plan.widths["conv_1"] == model.get_layer("conv_1").filters
     assert model.optimizer is optimizer
-    assert int(optimizer.iterations) == 3 * 2
+    assert int(optimizer.iterations) == 3
 
 
 def test_each_epoch_logs_parameters_and_flops_and_widths_are_beside(tmp_path):
@@ -128,7 +128,7 @@ def test_tfmot_schedules_say_when_and_how_much_goes(schedule):
     model = network()
     flops = cost(model)[1]
     callback = pruner(None, schedule=schedule)
-    history = fit(model, callback).history["flops"]
+    history = fit(model, callback, batch_size=64).history["flops"]
     assert cost(model)[1] <= 0.4 * flops
     if isinstance(schedule, ConstantSparsity):
         assert [r.epoch for r in callback.rounds] == [1]
@@ -141,7 +141,8 @@ def test_tfmot_schedules_say_when_and_how_much_goes(schedule):
 def test_a_tfmot_schedule_and_a_budget_lead_to_the_budget():
     model = network()
     params = cost(model)[0]
-    fit(model, pruner(sgdap.Budget(params=0.5), schedule=ConstantSparsity(0.9, 0, frequency=4)))
+    callback = pruner(sgdap.Budget(params=0.5), schedule=ConstantSparsity(0.9, 0, frequency=4))
+    fit(model, callback, batch_size=64)
     assert cost(model)[0] <= 0.5 * params
 
 
@@ -334,28 +335,29 @@ def test_rounds_lie_at_the_beginning_and_the_budget_is_met(flops, epochs, rounds
     model = network(metrics=[])
     whole = cost(model)[1]
     callback = sgdap.SGDAPCallback(sgdap.Budget(flops=flops), jit_compile=None, verbose=0)
-    fit(model, callback, epochs=epochs, validation_data=None, batch_size=128)
+    fit(model, callback, epochs=epochs, validation_data=None)
     assert [r.epoch for r in callback.rounds] == rounds
     assert cost(model)[1] <= flops * whole
 
 
 def test_rounds_that_are_judged_are_smaller():
     callback = pruner(sgdap.Budget(flops=0.3), max_accuracy_drop=0.99, jit_compile=None)
-    fit(network(), callback, epochs=8, batch_size=128)
+    fit(network(), callback, epochs=8)
     assert [r.epoch for r in callback.rounds] == [0, 1, 2, 3]
 
 
 def test_a_schedule_that_needs_more_rounds_than_lie_in_the_first_half_gets_them():
     for schedule, rounds in ((sgdap.Linear(5), 5), (sgdap.Adaptive(cut=0.25), 4)):
         callback = pruner(schedule=schedule, jit_compile=None)
-        fit(network(metrics=[]), callback, epochs=6, validation_data=None, batch_size=128)
+        fit(network(metrics=[]), callback, epochs=6, validation_data=None)
         assert [r.epoch for r in callback.rounds] == list(range(rounds))
 
 
 def test_a_schedule_over_steps_keeps_its_own_end():
     schedule = PolynomialDecay(0.0, 0.6, begin_step=0, end_step=9, frequency=1)
     callback = pruner(None, schedule=schedule, jit_compile=None)
-    fit(network(metrics=[]), callback, epochs=6, validation_data=None)  # two steps an epoch
+    arguments = {"epochs": 6, "validation_data": None, "batch_size": 64}  # two steps an epoch
+    fit(network(metrics=[]), callback, **arguments)
     assert callback.rounds[-1].epoch == 4
 
 
@@ -381,7 +383,7 @@ def test_a_round_has_half_of_the_epochs_left_to_recover_and_others_may_follow(sc
         mode="max",
         jit_compile=None,
     )
-    fit(network(metrics=[]), [score, callback], epochs=8, validation_data=None, batch_size=128)
+    fit(network(metrics=[]), [score, callback], epochs=8, validation_data=None)
     assert [(r.epoch, r.decision) for r in callback.rounds] == rounds
 
 
@@ -404,7 +406,7 @@ def seen_by_statistics(monkeypatch) -> list:
 def test_without_calibration_data_training_batches_are_sampled(monkeypatch, jit_compile):
     seen = seen_by_statistics(monkeypatch)
     model = network(jit_compile=jit_compile)
-    fit(model, pruner(samples=100), epochs=2, validation_data=None)
+    fit(model, pruner(samples=100), epochs=2, validation_data=None, batch_size=64)
     (sample,) = keras.tree.flatten(seen)
     known = {x.tobytes() for x in X}
     assert len(sample) == 100
@@ -620,7 +622,7 @@ def test_what_xla_gains_is_measured_after_each_round_and_the_gain_decides(monkey
 
 
 def test_steps_that_are_timed_train_nothing(monkeypatch):
-    def timed(function):
+    def timed(function, **_):
         function()
         return 10.0, 10.0
 
@@ -795,7 +797,7 @@ def test_what_cannot_work_is_refused_before_training(arguments, message):
     model = network()
     before = model.get_weights()
     with pytest.raises(ValueError, match=message):
-        fit(model, sgdap.SGDAPCallback(**arguments))
+        fit(model, sgdap.SGDAPCallback(**arguments), batch_size=64)
     assert all(map(np.array_equal, before, model.get_weights()))
     assert "train_step" not in vars(model)
 

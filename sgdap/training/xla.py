@@ -45,7 +45,7 @@ def choose_jit_compile(
         found = tape.gradient(loss, model.trainable_weights)
         return [tf.convert_to_tensor(g) for g in found if g is not None]  # sparse ones too
 
-    plain = _seconds(tf.function(gradients))[1]
+    plain = _seconds(tf.function(gradients), enough=60 / max(steps, 1))[1]
     if plain * steps < 60:
         return False, "the steps left are too few for a compile to pay"
     try:
@@ -57,12 +57,20 @@ def choose_jit_compile(
     return gain > 0, f"a step with XLA takes {ratio:.2f} times as long, its compile {first:.1f}s"
 
 
-def _seconds(function: Any, repeats: int = 5) -> tuple[float, float]:
-    """Seconds of the first call and of the fastest later one; slow functions are called less."""
+def _seconds(function: Any, repeats: int = 5, enough: float = 0.0) -> tuple[float, float]:
+    """Seconds of the first call and of the fastest later one; slow functions are called less.
+
+    Args:
+        function: The function.
+        repeats: The most later calls.
+        enough: The seconds of a call, be it the first one, after which there is no other.
+    """
     times: list[float] = []
     while len(times) < 2 or (len(times) <= repeats and sum(times[1:]) < 1):
         began = time.perf_counter()
         for gradient in function():
             gradient.numpy()
         times.append(time.perf_counter() - began)
-    return times[0], min(times[1:])
+        if times[-1] < enough:
+            break
+    return times[0], min(times[1:] or times)

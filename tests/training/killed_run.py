@@ -128,9 +128,20 @@ def attempt(arguments: tuple, kill_after: float | None = None, kill_in=None) -> 
     return printed.decode().splitlines()
 
 
-def main(folder: str, drop: str, calibrate: str, kills: int, seed: int) -> None:
-    """Prints, as JSON, what a run printed that was not killed, and those that were."""
-    arguments = (json.loads(drop), json.loads(calibrate))
+def main(folder: str, seed: int, *runs: tuple[float | None, bool, int]) -> None:
+    """Prints, as JSON, what became of each run: its arguments, and how often it is killed."""
+    found = [
+        killed_at_random(os.path.join(folder, str(place)), seed, *run)
+        for place, run in enumerate(runs)
+    ]
+    print(json.dumps(found))
+
+
+def killed_at_random(
+    folder: str, seed: int, drop: float | None, calibrate: bool, kills: int
+) -> dict:
+    """What a run printed that was not killed, what those did that were, and what is left."""
+    arguments = (drop, calibrate)
     began = time.monotonic()
     whole = attempt((None, *arguments))
     lasting = time.monotonic() - began
@@ -144,8 +155,8 @@ def main(folder: str, drop: str, calibrate: str, kills: int, seed: int) -> None:
     for moment in (("fsync", 5), ("replace", 2), ("fsync", 4), ("unlink", 2), None):
         killed.append(attempt((folder, *arguments), kill_in=moment))
     left = os.path.exists(folder) and os.listdir(folder)
-    print(json.dumps({"whole": whole, "killed": killed, "left": left}))
+    return {"whole": whole, "killed": killed, "left": left}
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], *map(int, sys.argv[4:]))
+    main(sys.argv[1], int(sys.argv[2]), *map(json.loads, sys.argv[3:]))

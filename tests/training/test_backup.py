@@ -97,19 +97,23 @@ def assert_equal(one: list[np.ndarray], other: list[np.ndarray]) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("drop", "calibrate", "kills"),
-    [(0.0, False, KILLS), (None, True, KILLS // 8)],
-    ids=["guarded", "free"],
-)
-def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
-    tmp_path, drop, calibrate, kills
-):
-    command = [sys.executable, "-m", "tests.training.killed_run", str(tmp_path / "backups")]
-    command += [json.dumps(drop), json.dumps(calibrate), str(kills), "0"]
+RUNS = {"guarded": (0.0, False, KILLS), "free": (None, True, KILLS // 8)}
+"""Of the runs that are killed: max_accuracy_drop, whether it is calibrated, and how often."""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> dict[str, dict]:
+    command = [sys.executable, "-m", "tests.training.killed_run"]
+    command += [str(tmp_path_factory.mktemp("killed")), "0", *map(json.dumps, RUNS.values())]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    return dict(zip(RUNS, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.xdist_group("kills")  # one process makes the runs for both
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(killed, name):
+    result, (drop, _, kills) = killed[name], RUNS[name]
     end = result["whole"][-1]
     assert end.startswith("end")
     assert "kept" in end

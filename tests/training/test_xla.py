@@ -1,5 +1,7 @@
 """Whether to compile with XLA is measured, and the model stays as it is meanwhile."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ def model():
 def seconds(monkeypatch, plain, first, compiled):
     """Lets the clock show these times for a plain step, a compile and a compiled step."""
     found = iter([(9.0, plain), (first, compiled)])
-    monkeypatch.setattr(measuring, "_seconds", lambda function: next(found))
+    monkeypatch.setattr(measuring, "_seconds", lambda function, **_: next(found))
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,18 @@ def test_steps_that_take_long_are_timed_but_once(monkeypatch, lasting, calls):
     monkeypatch.setattr(measuring.time, "perf_counter", lambda: now[0])
     assert measuring._seconds(step) == pytest.approx((lasting + 1, lasting))
     assert len(steps) == calls
+
+
+@pytest.mark.parametrize(("steps", "calls"), [(0, 1), (60, 1), (10**9, 6)])
+def test_one_call_tells_that_the_steps_left_take_less_than_a_minute(
+    monkeypatch, model, steps, calls
+):
+    asked = []
+    clock = SimpleNamespace(perf_counter=lambda: asked.append(None) or 0.1 * (len(asked) % 2 == 0))
+    monkeypatch.setattr(measuring, "time", clock)
+    chosen, _ = measuring.choose_jit_compile(trace(model), samples(model, 4), steps, 1)
+    assert not chosen
+    assert len(asked) == 2 * calls * (1 + (calls > 1))  # with XLA it takes as long
 
 
 @pytest.mark.compiled
