@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sgdap._arguments import choices_for
+from sgdap._arguments import choices_for, shown
 from sgdap.channels.facts import Axis, Place, Resize, Scale, Work
 from sgdap.channels.labels import Channels, TensorChannels
 from sgdap.model.program import Program, Shape
@@ -120,3 +121,20 @@ class ChannelGraph:
 
     def __str__(self) -> str:
         return "\n".join(str(group) for group in self.groups)
+
+
+def check_is_graph(name: str, value: Any) -> None:
+    """Raises if an argument is not the channels of a model.
+
+    Args:
+        name: The name of the argument.
+        value: The value that was received.
+
+    Raises:
+        TypeError: It is something else, such as the model.
+    """
+    if not isinstance(value, ChannelGraph):
+        raise TypeError(
+            f"{name} must be the channels of a model, a sgdap.ChannelGraph. Received: "
+            f"{shown(value)} (of type {type(value).__name__}). Pass sgdap.channel_graph(model)."
+        )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import keras
@@ -12,6 +13,8 @@ import numpy as np
 
 from sgdap import _keras
 from sgdap._arguments import check_integer, is_number, shown
+from sgdap.distillation.features import Features
+from sgdap.distillation.instead import Instead
 from sgdap.distillation.options import DistillationOptions
 from sgdap.distillation.teaching import checked_terms, computes_own_loss, loss_of_labels
 from sgdap.distillation.terms import Term, answers, divergence
@@ -41,6 +44,8 @@ def distill(
     *,
     temperature: Any = 4.0,
     label_weight: float = 0.0,
+    features: Any = None,
+    feature_weight: float = 1.0,
     epochs: int | None = None,
     learning_rate: float = 0.005,
     batch_size: int = 64,
@@ -75,6 +80,9 @@ def distill(
             `sgdap.DistillationCallback`.
         label_weight: What the student's compiled loss counts beside the teacher. 0: targets are
             not looked at; sample weights are.
+        features: Inner layers that are compared too, as in `sgdap.DistillationCallback`. Then the
+            teacher runs in each step. What is held back is judged by the outputs alone.
+        feature_weight: What the loss of the features counts.
         epochs: The number of passes over the data, in one course; None: see above, where the first
             course takes 600 steps, in whole passes; several passes over few samples are one epoch.
         learning_rate: The learning rate at the beginning of a course.
@@ -100,7 +108,9 @@ def distill(
         True
     """
     check_backend("sgdap.distill")
-    options = DistillationOptions(temperature, label_weight)
+    options = DistillationOptions(
+        temperature, label_weight, features=features, feature_weight=feature_weight
+    )
     if epochs is not None:
         check_integer("epochs", epochs, 1)
     check_integer("batch_size", batch_size, 1)
@@ -109,12 +119,14 @@ def distill(
             "learning_rate must be a finite number above 0. Received: "
             f"learning_rate={shown(learning_rate)}"
         )
-    program, terms = checked_terms(student, teacher)
+    programs, terms = checked_terms(student, teacher, options.losses)
+    program = programs[0]
     if label_weight and not (student.compiled and (student.loss or computes_own_loss(student))):
         raise ValueError(
             "label_weight counts the loss that the student was compiled with, and it was not "
             f"compiled with one. Call its `compile`. Received: label_weight={label_weight}"
         )
+    compared = None if options.features is None else Features(*programs, options.features)
     read = joined(data)
     check_can_learn(student, program, read[0])
     with _keras.scope_of(student), _keras.name_counters_kept():
@@ -125,7 +137,7 @@ def distill(
             labelled=label_weight > 0,
             batch_size=batch_size,
         )
-        pupil = _Pupil(student, terms, options)
+        pupil = _Pupil(student, terms, options, compared)
     with _put_back_if_interrupted(student), _keras.name_counters_kept():
         _train(pupil, lessons, epochs, learning_rate, verbose)
     return student
@@ -175,7 +187,7 @@ def _train(
     best, least = _weights(pupil.student), pupil.judged(lessons)
     while courses:
         pupil.begin(rate, passes * steps)
-        pupil.fit(*learnt, batch_size=lessons.batch, epochs=passes, verbose=verbose)
+        pupil.learn(lessons, learnt, passes, verbose)
         found = pupil.judged(lessons)
         courses -= 1
         if found < least:
@@ -236,8 +248,16 @@ class _Lessons:
         self.batch = unit if unit > 1 else batch_size
         order = np.random.default_rng(0).permutation(count * unit)
         x, labels, weights = rows_of((x, labels if labelled else None, weights), order)
+        taught = teacher.predict(x, batch_size=self.batch, verbose=0)
+        for what, values in (("sample weights", weights), ("teacher's answers", taught)):
+            given = [own for own in keras.tree.flatten(values) if own is not None]
+            if not all(np.isfinite(own).all() for own in given):
+                raise ValueError(
+                    f"The {what} are not finite: they hold NaN or infinity, and nothing could be "
+                    "learnt from them. Look for such numbers in the data and the teacher."
+                )
         told = {"labels": labels, "weights": weights}
-        targets = {"taught": teacher.predict(x, batch_size=self.batch, verbose=0)}
+        targets = {"taught": taught}
         targets |= {name: value for name, value in told.items() if value is not None}
         whole = (x, targets)
         self.held = rows_of(whole, slice(None, held * unit))
@@ -269,15 +289,37 @@ class Answers(keras.Model):
 class _Pupil(keras.Model):
     """A student in training, with an optimizer and a loss that are not its own."""
 
-    def __init__(self, student: Any, terms: Sequence[Term], options: DistillationOptions) -> None:
+    def __init__(
+        self,
+        student: Any,
+        terms: Sequence[Term],
+        options: DistillationOptions,
+        features: Features | None,
+    ) -> None:
         super().__init__(name="student", dtype=student.dtype_policy)
         self.student = student
-        self._terms, self._options = terms, options
+        self._terms, self._options, self._features = terms, options, features
+        self._instead = Instead(() if features is None else features.replacements)
 
     def begin(self, rate: float, steps: int) -> None:
         """Begins a course."""
         falling = keras.optimizers.schedules.CosineDecay(rate, steps)
         self.compile(keras.optimizers.Adam(falling), jit_compile=False)
+
+    def learn(self, lessons: _Lessons, learnt: Any, epochs: int, verbose: int | str) -> None:
+        """Trains for some passes; adapters of inner layers are fitted before each."""
+        callbacks = []
+        if self._features is not None:
+            refit = partial(self._features.refit, (learnt[0],), self._instead.running)
+            callbacks.append(keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: refit()))
+        options = {"epochs": epochs, "verbose": verbose, "callbacks": callbacks}
+        self.fit(*learnt, batch_size=lessons.batch, **options)
+
+    def train_step(self, data: Any) -> Any:
+        """Keras' own, which inner layers tell of."""
+        seeing = nullcontext() if self._features is None else self._features.seeing()
+        with seeing, self._instead.running():
+            return super().train_step(data)
 
     def call(self, x: Any, training: Any = None) -> Any:
         """The student's outputs for a batch."""
@@ -297,6 +339,9 @@ class _Pupil(keras.Model):
         temperature = options.temperature if training else 1.0
         labels, weights = y.get("labels"), y.get("weights")
         apart = divergence(self._terms, y["taught"], made, weights, temperature)
+        if self._features is not None and training:
+            self._features.run_teacher(x)
+            apart += options.feature_weight * self._features.loss(weights)
         if not options.label_weight:
             return apart  # without penalties: they would lead away from the teacher
         own = loss_of_labels(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import keras
+import numpy as np
 
 from sgdap import _keras
 from sgdap._arguments import shown
+from sgdap.distillation.features import Features
+from sgdap.distillation.instead import Instead
 from sgdap.distillation.options import DistillationOptions
 from sgdap.distillation.terms import Term, answers, divergence, terms_of
-from sgdap.model.program import Program
+from sgdap.model.program import Program, Ref
 from sgdap.model.tracing import trace
 from sgdap.surgery.train_step import put_around_train_step, take_from_train_step
 
@@ -39,14 +42,24 @@ class Teaching:
 
     def __init__(self, model: Any, teacher: Any, options: DistillationOptions) -> None:
         self._model, self._teacher, self._options = model, teacher, options
-        _, self._terms = checked_terms(model, teacher)
+        programs, self._terms = checked_terms(model, teacher, options.losses)
         if model.jit_compile:
             _check_compiles(teacher)
+        self.features = None
+        if options.features is not None:
+            self.features = Features(*programs, options.features)
         self._replicas = int(model.distribute_strategy.num_replicas_in_sync)
         with _keras.scope_of(model):
-            self._metric = keras.metrics.Mean(name="distillation_loss")
-        self._own: dict[str, Any] = {}
-        self._running = 0
+            self._metrics = [keras.metrics.Mean(name="distillation_loss")]
+            if self.features is not None:
+                self._metrics.append(keras.metrics.Mean(name="feature_loss"))
+        self._instead = Instead(
+            (
+                (model, "compute_loss", self._loss),
+                (model, "compute_metrics", self._without_labels),
+                *(() if self.features is None else self.features.replacements),
+            )
+        )
         self._asked = self._installed = False
 
     @property
@@ -66,11 +79,22 @@ class Teaching:
         take_from_train_step(self._model, self._taught)
 
     def begin_epoch(self) -> None:
-        """Begins the mean that the logs show anew."""
-        self._metric.reset_state()
+        """Begins the means that the logs show anew."""
+        for metric in self._metrics:
+            metric.reset_state()
+
+    def refit(self, data: Any) -> None:
+        """Fits the adapters of inner layers anew, if such are compared.
+
+        Args:
+            data: Inputs, as `sgdap.execution.data.batches` takes them.
+        """
+        if self.features is not None:
+            self.features.refit(data, self._instead.running)
 
     def _taught(self, step: Callable[[Any], Any], data: Any) -> Any:
-        with self._extended():
+        seeing = nullcontext() if self.features is None else self.features.seeing()
+        with seeing, self._instead.running():
             logs = step(data)
         if not self._asked:
             raise ValueError(
@@ -78,30 +102,7 @@ class Teaching:
                 "teacher can't have a say in it. Let its train_step call "
                 "self.compute_loss(x, y, y_pred, sample_weight)."
             )
-        return {**logs, self._metric.name: self._metric.result()}
-
-    @contextmanager
-    def _extended(self) -> Iterator[None]:
-        """Within, the model computes its loss with the teacher.
-
-        Replicas are traced in threads of their own, one inside the step of another.
-        """
-        model = self._model
-        mine = {"compute_loss": self._loss, "compute_metrics": self._metrics}
-        if not self._running:
-            self._own = {name: (vars(model).get(name), getattr(model, name)) for name in mine}
-        self._running += 1
-        try:
-            for name, function in mine.items():
-                setattr(model, name, function)
-            yield
-        finally:
-            self._running -= 1
-            if not self._running:
-                for name, (held, _) in self._own.items():
-                    delattr(model, name)
-                    if held is not None:
-                        setattr(model, name, held)
+        return {**logs, **{metric.name: metric.result() for metric in self._metrics}}
 
     def _loss(self, *args: Any, **kwargs: Any) -> Any:
         """In the place of the model's `compute_loss`."""
@@ -122,9 +123,14 @@ class Teaching:
             given["sample_weight"],
             self._options.temperature,
         )
+        added, parts = self._options.weight * apart, [apart]
+        if self.features is not None:
+            parts.append(self.features.loss(given["sample_weight"]))
+            added += self._options.feature_weight * parts[1]
         size = keras.ops.shape(keras.tree.flatten(given["y_pred"])[0])[0]
-        self._metric.update_state(apart * self._replicas, sample_weight=size)
-        held, own = self._own["compute_loss"]
+        for metric, part in zip(self._metrics, parts, strict=True):
+            metric.update_state(part * self._replicas, sample_weight=size)
+        held, own = self._instead.own(0)
         whole = held is not None or computes_own_loss(self._model)
         labels = loss_of_labels(
             self._model,
@@ -133,12 +139,12 @@ class Teaching:
             known=whole or given["y"] is not None,
             whole=whole,
         )
-        return labels + self._options.weight * apart
+        return labels + added
 
-    def _metrics(self, *args: Any, **kwargs: Any) -> Any:
+    def _without_labels(self, *args: Any, **kwargs: Any) -> Any:
         """In the place of the model's `compute_metrics`: without labels those are left out."""
         given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
-        held, own = self._own["compute_metrics"]
+        held, own = self._instead.own(1)
         of_keras = held is None and type(self._model).compute_metrics is _OF_KERAS
         if of_keras and given.get("y") is None:
             of_labels = _keras.metrics_of_labels(self._model)
@@ -180,19 +186,36 @@ def loss_of_labels(
     return share * (own() - penalties) + penalties
 
 
-def checked_terms(student: Any, teacher: Any) -> tuple[Program, tuple[Term, ...]]:
-    """The calls of a student and what its outputs are compared by, if its teacher fits.
+def check_is_model(teacher: Any) -> None:
+    """Raises if a teacher is no model.
 
     Raises:
-        TypeError: The teacher is no Keras model.
-        ValueError: The teacher is the student, shares weights with it, is not built, or has inputs
-            or outputs of other shapes or kinds.
+        TypeError: It is something else.
     """
     if not isinstance(teacher, keras.Model):
         raise TypeError(
             f"teacher must be a keras.Model. Received: {shown(teacher)} (of type "
             f"{type(teacher).__name__})"
         )
+
+
+def checked_terms(
+    student: Any, teacher: Any, losses: Any = None
+) -> tuple[tuple[Program, Program], tuple[Term, ...]]:
+    """The calls of a student and its teacher and what outputs are compared by, if they fit.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        losses: What `logits_loss` made of the losses of the outputs, one for all or in the
+            outputs' structure; None: all are divergences.
+
+    Raises:
+        TypeError: The teacher is no Keras model.
+        ValueError: The teacher is the student, shares weights with it, is not built, holds weights
+            that are not finite, or has inputs or outputs of other names, shapes or kinds.
+    """
+    check_is_model(teacher)
     if teacher is student:
         raise ValueError(
             f"The teacher is the student itself, model '{student.name}', and would change as that "
@@ -206,14 +229,61 @@ def checked_terms(student: Any, teacher: Any) -> tuple[Program, tuple[Term, ...]
             f"{', …' if len(shared) > 3 else ''}), so it would change as that learns. Give the "
             "teacher its own: keras.models.clone_model(teacher), then set_weights."
         )
-    programs = []
-    for name, model in (("student", student), ("teacher", teacher)):
-        try:
-            programs.append(trace(model))
-        except ValueError as error:
-            raise ValueError(f"The {name} can't be read. {error}") from error
+    programs = _read("student", student), _read("teacher", teacher)
+    _check_names(*programs)
     _check_shapes(*programs)
-    return programs[0], terms_of(*programs)
+    for variable in teacher.weights:
+        if not np.isfinite(variable.numpy()).all():
+            raise ValueError(
+                f"The teacher's weight '{variable.path}' is not finite (NaN or infinity), and so "
+                "would be what it answers. Pass a model whose training did not diverge."
+            )
+    return programs, terms_of(*programs, _for_outputs(programs[1], losses))
+
+
+def _for_outputs(program: Program, losses: Any) -> list[Any] | None:
+    if losses is None or not keras.tree.is_nested(losses):
+        return None if losses is None else [losses] * len(program.outputs)
+    paths = [path for path, _ in keras.tree.flatten_with_path(losses)]
+    if paths != _names(program, "outputs"):
+        raise ValueError(
+            "The loss of a keras.distillation.LogitsDistillation must be one for all outputs, or "
+            f"have their structure, {', '.join(map(_path_words, _names(program, 'outputs')))}. "
+            f"Received: {', '.join(map(_path_words, paths))}"
+        )
+    return list(keras.tree.flatten(losses))
+
+
+def _read(side: str, model: Any) -> Program:
+    try:
+        return trace(model)
+    except ValueError as error:
+        raise ValueError(f"The {side} can't be read. {error}") from error
+
+
+def _check_names(student: Program, teacher: Program) -> None:
+    """Checks that what Keras finds by name has the same names."""
+    for what in ("inputs", "outputs"):
+        mine, theirs = (_names(program, what) for program in (student, teacher))
+        by_place = any(isinstance(own[0][0], int) for own in (mine, theirs) if own and own[0])
+        if mine != theirs and len(mine) > 1 and not (by_place and what == "inputs"):
+            raise ValueError(
+                f"The teacher must have {what} of the same names as the student, "
+                f"{', '.join(map(_path_words, mine))}. Received: "
+                f"{', '.join(map(_path_words, theirs))}"
+            )
+
+
+def _names(program: Program, what: str) -> list[tuple[Any, ...]]:
+    """The keys under which inputs or outputs lie in dicts, and their numbers in lists."""
+    whole = program.unrolled[-1]
+    structure = whole.made if what == "outputs" else [*whole.args, *whole.kwargs.values()][0]
+    found = keras.tree.flatten_with_path(structure)
+    return [path for path, leaf in found if isinstance(leaf, Ref)]
+
+
+def _path_words(path: tuple[Any, ...]) -> str:
+    return "/".join(map(str, path)) or "one tensor"
 
 
 def _check_shapes(student: Program, teacher: Program) -> None:

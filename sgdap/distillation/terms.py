@@ -2,16 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import keras
 
 from sgdap import _keras
+from sgdap._arguments import shown
 from sgdap.execution.divergence import logits_of, poisson_divergence, softened_divergence
 from sgdap.execution.losses import KnownLoss, ModelLoss, program_loss
 from sgdap.model.program import Program
+
+LogitsLoss = Callable[[Any, Any], Any]
+"""Compares the teacher's logits over T with the student's, `(batch, …, entries)` each; it returns
+`(batch, …)`."""
+
+DIVERGENCE = "divergence"
+"""Stands for our own way to compare an output."""
+
+_OF_NUMBERS = (
+    keras.losses.mean_squared_error,
+    keras.losses.mean_absolute_error,
+    keras.losses.huber,
+    keras.losses.log_cosh,
+    keras.losses.cosine_similarity,
+)
+"""Losses that compare any numbers, logits too."""
+
+
+def logits_loss(loss: Any) -> LogitsLoss | str | None:
+    """A loss of `keras.distillation.LogitsDistillation` as a `Term` has it.
+
+    Args:
+        loss: A loss, or a function of targets and predictions; None: an output is not compared.
+
+    Returns:
+        `DIVERGENCE` for Keras' divergence, None for None.
+
+    Raises:
+        ValueError: It needs probabilities, is a sum, or the user's own.
+    """
+    if loss is None:
+        return None
+    function, options = _keras.loss_function(loss)
+    function = function or loss
+    if function is keras.losses.kl_divergence:
+        return DIVERGENCE
+    if function in _OF_NUMBERS and getattr(loss, "reduction", "") != "sum":
+        return partial(function, **options)
+    raise ValueError(
+        "Of a keras.distillation.LogitsDistillation the losses 'kl_divergence', 'mse', 'mae', "
+        "'huber', 'log_cosh', 'cosine_similarity' and None are taken, as means. Others need "
+        f"probabilities, and Keras gives them logits. Received: loss={shown(loss)}. Pass "
+        "temperature=4.0, or train with keras.distillation.Distiller."
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,14 +68,18 @@ class Term:
         name: The output's name, or its number.
         student: What the student's output is, and what it counts.
         teacher: What the teacher's output is, of the same kind.
+        loss: Compares their logits over T in place of the divergence; None: that is taken.
     """
 
     name: str
     student: KnownLoss
     teacher: KnownLoss
+    loss: LogitsLoss | None = None
 
 
-def terms_of(student: Program, teacher: Program) -> tuple[Term, ...]:
+def terms_of(
+    student: Program, teacher: Program, losses: Sequence[Any] | None = None
+) -> tuple[Term, ...]:
     """Finds out what the outputs of a student and its teacher are.
 
     A softmax or sigmoid tells. Else the compiled loss does, the student's or the teacher's; without
@@ -39,6 +89,7 @@ def terms_of(student: Program, teacher: Program) -> tuple[Term, ...]:
     Args:
         student: The calls of the student.
         teacher: The calls of the teacher, with outputs of the same shapes.
+        losses: What `logits_loss` made of the loss of each output; None: all are divergences.
 
     Raises:
         ValueError: An output is of one kind in the student and of another one in the teacher.
@@ -49,7 +100,11 @@ def terms_of(student: Program, teacher: Program) -> tuple[Term, ...]:
         own, other = (_kind(loss, number) for loss in theirs)
         name = theirs[0].names[number] if theirs[0].names else str(number)
         told, taught = (_is_told(x, loss) for x, loss in zip((own, other), theirs, strict=True))
-        if taught and not told:
+        loss = losses[number] if losses else DIVERGENCE
+        if loss is None:  # this output is not compared
+            squared = KnownLoss(number, "squared", 0.0)
+            own, other, loss = squared, squared, DIVERGENCE
+        elif taught and not told:
             own = replace(other, logits=True, weight=own.weight, activation="")
         elif told and not taught:
             other = replace(own, logits=True, activation="")
@@ -59,7 +114,7 @@ def terms_of(student: Program, teacher: Program) -> tuple[Term, ...]:
                 "the teacher, so they can't be compared. Give both the same kind of output and "
                 "loss."
             )
-        terms.append(Term(name, own, other))
+        terms.append(Term(name, own, other, loss if callable(loss) else None))
     return tuple(terms)
 
 
@@ -128,22 +183,35 @@ def divergence(
     Raises:
         ValueError: There are weights for another number of outputs.
     """
-    mean, total = _Mean(name="divergence"), 0.0
+    total = 0.0
     weights = _weights_for(sample_weight, terms)
     for term, theirs, own, weight in zip(terms, taught, made, weights, strict=True):
         kind = term.student.kind
         mine = answers(term.student, own)
-        if kind in ("categorical", "bernoulli"):
+        if term.loss is not None:
+            each = term.loss(theirs / temperature, mine / temperature)
+        elif kind in ("categorical", "bernoulli"):
             each = softened_divergence(kind, theirs, mine, temperature)
         elif kind == "poisson":
             each = poisson_divergence(theirs, mine)
         else:
             each = keras.ops.square(mine - theirs)
-        if kind != "categorical" and len(each.shape) > 1:
+        if term.loss is None and kind != "categorical" and len(each.shape) > 1:
             each = keras.ops.mean(each, axis=-1)
-        _keras.attach_mask(each, _keras.mask_of(own))
-        total += term.student.weight * mean(each, each, weight)
+        total += term.student.weight * mean_of(each, _keras.mask_of(own), weight)
     return total
+
+
+def mean_of(each: Any, mask: Any, sample_weight: Any) -> Any:
+    """The mean of values as Keras takes that of losses: by weights, a mask and over replicas.
+
+    Args:
+        each: The values, `(batch, …)`.
+        mask: False where a value does not count, or None.
+        sample_weight: The weights, or None.
+    """
+    _keras.attach_mask(each, mask)
+    return _Mean(name="divergence")(each, each, sample_weight)
 
 
 def _float(y: Any) -> Any:
@@ -151,7 +219,7 @@ def _float(y: Any) -> Any:
 
 
 class _Mean(keras.losses.Loss):
-    """The mean of divergences as Keras takes it: by sample weights, masks and over replicas."""
+    """A loss that is told already, so that Keras takes its mean."""
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns what it is given."""

@@ -137,6 +137,11 @@ def can_be_read_again(x: Any) -> bool:
     )
 
 
+def comes_in_batches(x: Any) -> bool:
+    """Whether what `fit` is given as inputs are batches; else they are arrays."""
+    return hasattr(x, "element_spec") or hasattr(x, "num_batches")
+
+
 def first_sample(data: Any) -> Any:
     """The model inputs of the first sample, or zeros of its shape where a dataset tells that.
 
@@ -167,7 +172,9 @@ def _all_batches(data: Any, batch_size: int) -> Iterator[Batch]:
         )
     if isinstance(data, tf.data.Dataset):
         for element in data:
-            yield keras.utils.unpack_x_y_sample_weight(element)
+            batch = keras.utils.unpack_x_y_sample_weight(element)
+            _check_is_batch(batch, data.element_spec)
+            yield batch
     elif isinstance(data, keras.utils.PyDataset):
         for index in range(data.num_batches or 0):
             yield keras.utils.unpack_x_y_sample_weight(data[index])
@@ -209,6 +216,16 @@ def _sliced(data: Any, batch_size: int) -> Iterator[Batch]:
             lambda leaf, start=start, stop=stop: None if leaf is None else leaf[start:stop],
             (x, y, weight),
         )
+
+
+def _check_is_batch(batch: Batch, shapes: Any) -> None:
+    for part in batch:
+        leaves = [leaf for leaf in keras.tree.flatten(part) if leaf is not None]
+        if leaves and not any(tuple(getattr(leaf, "shape", (None,))) for leaf in leaves):
+            raise ValueError(
+                "The elements of the dataset are no batches but single samples. Received: "
+                f"{shown(shapes)}. Pass dataset.batch(32)."
+            )
 
 
 def _length(x: Any) -> int:

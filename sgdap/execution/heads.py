@@ -8,9 +8,9 @@ import keras
 
 from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
-from sgdap.execution.losses import KnownLoss, model_loss
+from sgdap.execution.losses import KnownLoss, activation_of, is_activation, model_loss
 
-_ACTIVATIONS = {"categorical": keras.activations.softmax, "bernoulli": keras.activations.sigmoid}
+_ACTIVATIONS = {"categorical": "softmax", "bernoulli": "sigmoid"}
 
 
 def heads(graph: ChannelGraph) -> dict[str, str]:
@@ -52,24 +52,24 @@ def _head(graph: ChannelGraph, loss: KnownLoss) -> Place | None:
             continue
         if sum(ref in other.inputs for other in program.calls) > readers:
             return None
-        if not applied and _activation_of(call.operation, rank) is activation:
+        if not applied and _is_last(call.operation, activation, rank):
             applied = True
-        elif _activation_of(call.operation, rank) is not keras.activations.linear:
+        elif getattr(call.operation, "activation", None) is not keras.activations.linear:
             return None
         own = [place for place in graph.places if place.call == number and place.shows_outputs]
         if own:
             once = [place.path for place in graph.places].count(own[0].path) == 1
             whole = len(own) == 1 and not own[0].patches.channels_first and own[0].refittable
             return own[0] if applied and once and whole else None
-        if not isinstance(call.operation, (keras.layers.Activation, keras.layers.Softmax)):
+        if not is_activation(call.operation):
             return None
         (ref,) = call.inputs
         readers = 1
     return None
 
 
-def _activation_of(operation: Any, rank: int) -> Any:
-    """The activation of a layer, along the last axis; None where it has none."""
-    if isinstance(operation, keras.layers.Softmax):
-        return keras.activations.softmax if operation.axis in (-1, rank - 1) else None
-    return getattr(operation, "activation", None)
+def _is_last(operation: Any, activation: str, rank: int) -> bool:
+    """Whether an operation ends in an activation, along the last axis."""
+    name, axis = activation_of(operation)
+    wrapped = isinstance(operation, keras.layers.Wrapper)
+    return name == activation and axis in (-1, rank - 1) and not wrapped

@@ -148,10 +148,14 @@ def checked_inputs(program: Program, x: Any) -> list[Any]:
             )
         kind = f"a {type(x).__name__}" if isinstance(x, (dict, list, tuple)) else "one tensor"
         kind += f" of {', '.join(sorted(leaves))}"
+        single = len(received) == len(expected) and all(
+            len(shape) == len(wanted) - 1 for shape, wanted in zip(received, expected, strict=True)
+        )
         raise ValueError(
             f"The calibration data do not fit model '{program.model.name}', which takes "
             f"{_listed(expected)}. Received: {_listed(received)}, as {kind}. Pass inputs as for "
             "fit; a tuple is read as (inputs, targets), a list as one of several inputs."
+            + (" Samples must come in batches: dataset.batch(32), or x[None]." if single else "")
         )
     for leaf in flat:
         if leaf.dtype.is_floating and not np.isfinite(leaf.numpy()).all():

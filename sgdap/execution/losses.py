@@ -229,13 +229,48 @@ def _is_regression(loss: Any) -> bool:
 
 def _activation(program: Program, output: int) -> tuple[str, int]:
     """What makes an output of the model, if it is a softmax or sigmoid, and along which axis."""
-    ref = program.outputs[output]
-    maker = next((c.operation for c in program.calls if ref in c.outputs), None)
-    while isinstance(maker, keras.layers.Wrapper):
-        maker = maker.layer
-    activation = getattr(maker, "activation", None)
-    if isinstance(maker, keras.layers.Softmax):
-        return ("softmax", maker.axis) if isinstance(maker.axis, int) else ("", -1)
-    if activation is keras.activations.softmax:
-        return "softmax", -1
-    return "sigmoid" if activation is keras.activations.sigmoid else "", -1
+    makers = {ref: call for call in program.calls for ref in call.outputs}
+    call = makers.get(program.outputs[output])
+    while call is not None and _passes(call.operation):
+        call = makers.get(call.inputs[0])
+    return ("", -1) if call is None else activation_of(call.operation)
+
+
+def _passes(operation: Any) -> bool:
+    """Whether a layer gives on what it is given, in another precision at most."""
+    linear = keras.activations.linear
+    return isinstance(operation, keras.layers.Activation) and operation.activation is linear
+
+
+_SOFTMAX: Any
+_SIGMOID: Any
+_SOFTMAX, _SIGMOID = (
+    _keras.operation_class(function, keras.KerasTensor((1, 2)))
+    for function in (keras.ops.softmax, keras.ops.sigmoid)
+)
+
+
+def is_activation(operation: Any) -> bool:
+    """Whether an operation is an activation alone, as a layer or as one of `keras.ops`."""
+    kinds = (keras.layers.Activation, keras.layers.Softmax, _SOFTMAX, _SIGMOID)
+    return isinstance(operation, kinds)
+
+
+def activation_of(operation: Any) -> tuple[str, int]:
+    """What an operation ends in, if that is a softmax or sigmoid, and along which axis.
+
+    Args:
+        operation: A layer, or an operation of `keras.ops`.
+
+    Returns:
+        `"softmax"`, `"sigmoid"` or `""`, and the axis of the classes.
+    """
+    while isinstance(operation, keras.layers.Wrapper):
+        operation = operation.layer
+    if isinstance(operation, (keras.layers.Softmax, _SOFTMAX)):
+        axis = operation.axis
+        return ("softmax", axis) if isinstance(axis, int) else ("", -1)
+    if isinstance(operation, _SIGMOID):
+        return "sigmoid", -1
+    names = {keras.activations.softmax: "softmax", keras.activations.sigmoid: "sigmoid"}
+    return names.get(getattr(operation, "activation", None), ""), -1

@@ -13,7 +13,7 @@ from joblib import Parallel, cpu_count, delayed
 from threadpoolctl import threadpool_limits
 
 from sgdap import _keras
-from sgdap.channels.groups import ChannelGraph, ChannelGroup
+from sgdap.channels.groups import ChannelGraph, ChannelGroup, check_is_graph
 from sgdap.execution.memory import checked_memory_limit
 from sgdap.execution.triangle import is_made_anew
 from sgdap.guidance.base import GroupData, Guidance
@@ -64,7 +64,11 @@ def score_groups(
         group that is nowhere seen, inside a wrapper, costs the norm of its filters; the criterion
         gives its order unless it looks at consumers. Where memory allowed to know only each
         channel's own contribution, channels cost their power.
+
+    Raises:
+        TypeError: `graph` is no `ChannelGraph`.
     """
+    check_is_graph("graph", graph)
     if groups is None:
         groups = [group for group in graph.groups if group.prunable]
     work = {group.name: _working_memory(group, statistics, graph.count) for group in groups}

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from sgdap._arguments import check_choice, check_integer
 from sgdap.channels.facts import Place
-from sgdap.channels.groups import ChannelGraph
+from sgdap.channels.groups import ChannelGraph, check_is_graph
 from sgdap.execution.backend import check_backend
 from sgdap.execution.batch_sums import Gathering
 from sgdap.execution.calibration import batch_sums
@@ -177,9 +177,10 @@ def collect_statistics(
         RuntimeError: Keras uses another backend than TensorFlow.
         ValueError: No samples, fewer than folds, activations that are not finite, or a
             `memory_limit` under which nothing can be kept.
-        TypeError: `data` is of an unknown kind.
+        TypeError: `graph` is no `ChannelGraph`, or `data` of an unknown kind.
     """
     check_backend("sgdap.collect_statistics")
+    check_is_graph("graph", graph)
     check_integer("folds", folds, 1)
     check_integer("positions", positions, 1)
     check_integer("batch_size", batch_size, 1)

@@ -17,7 +17,8 @@ def put_around_train_step(model: Any, around: Around) -> None:
 
     Several may be around it, each around those that came before. They are taken away by
     `take_from_train_step`, when the train function raises, and when the next `fit` or
-    `train_on_batch` begins, if an error elsewhere ended this one.
+    `train_on_batch` begins, if an error elsewhere ended this one. A `train_step` that is called by
+    hand, not by this `fit`, is the model's own at all times.
 
     Args:
         model: The compiled model.
@@ -69,10 +70,11 @@ class _Stepped:
         self._train_step = model.train_step
         self._make = model.make_train_function
         self.around: list[Around] = []
+        self._in_fit = False
 
     def __call__(self, data: Any) -> Any:
         step = self._train_step
-        for around in self.around:
+        for around in self.around if self._in_fit else ():  # else it is called by hand
             step = partial(around, step)
         return step(data)
 
@@ -95,6 +97,7 @@ class _Stepped:
         remake_functions(self._model)
 
     def _guarded(self, function: Callable[[Any], Any], iterator: Any) -> Any:
+        self._in_fit = True
         try:
             return function(iterator)
         except StopIteration:  # the epoch is over
@@ -102,3 +105,5 @@ class _Stepped:
         except BaseException:
             self.give_back()
             raise
+        finally:
+            self._in_fit = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -205,6 +206,8 @@ class Run(ABC):
         """Reads the metric and adds the cost of the model to the logs."""
         value = self.monitor.read(logs)
         self._note_metric(epoch, value)
+        if self.teaching is not None:  # loggers take the names of the first epoch for all
+            logs.setdefault("distillation_loss", math.nan)
         self.note_costs(epoch, logs)
         self.state.widths.append(self.sizes)
         if epoch == self.params["epochs"] - 1 or self.model.stop_training:

@@ -15,7 +15,7 @@ from sgdap.distillation.callback import DistillationCallback
 from sgdap.distillation.options import DistillationOptions
 from sgdap.distillation.teaching import Teaching
 from sgdap.execution.backend import check_backend
-from sgdap.execution.data import can_be_read_again, reusable
+from sgdap.execution.data import can_be_read_again, comes_in_batches, reusable
 from sgdap.execution.inputs import check_calibration_data, counted_on_data
 from sgdap.execution.losses import model_loss
 from sgdap.pipeline import PruningOptions, pruning_scope
@@ -289,9 +289,8 @@ def _counted(graph: ChannelGraph, data: Any) -> ChannelGraph:
     trained_on, _ = _keras.training_data(graph.program.model) or (None, None)
     if trained_on is None or not can_be_read_again(trained_on):
         return graph
-    in_batches = hasattr(trained_on, "element_spec") or hasattr(trained_on, "num_batches")
     try:
-        return counted_on_data(graph, trained_on if in_batches else (trained_on,))
+        return counted_on_data(graph, trained_on if comes_in_batches(trained_on) else (trained_on,))
     except (TypeError, ValueError):  # a train step of the user's own may take other batches
         return graph
 

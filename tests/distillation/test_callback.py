@@ -345,6 +345,48 @@ def test_a_train_step_that_never_asks_for_the_loss_is_refused():
     assert HOOKED.isdisjoint(vars(model))
 
 
+def diverged():
+    teacher = network(20)
+    teacher.layers[0].kernel.assign(np.full((6, 20), np.nan))
+    return teacher
+
+
+def test_what_is_no_teacher_is_refused_at_once():
+    with pytest.raises(TypeError, match=r"keras\.Model. Received: None"):
+        sgdap.DistillationCallback(None)
+
+
+def in_dict(width, names, into=("a", "b")):
+    inputs = [keras.Input((3,), name=name) for name in into]
+    x = layers.Dense(width, "relu")(layers.Concatenate()(inputs))
+    made = {name: layers.Dense(2)(x) for name in names}
+    model = keras.Model(dict(zip(into, inputs, strict=True)), made)
+    model.compile("sgd", "mse")
+    return model
+
+
+def test_outputs_in_dicts_are_compared_by_name():
+    model, teacher = in_dict(4, "cd"), in_dict(20, "dc")
+    x = {"a": X[:, :3], "b": X[:, 3:]}
+    mine, theirs = (own.predict(x, verbose=0) for own in (model, teacher))
+    logs = teach(model, teacher, x, {name: np.zeros((12, 2)) for name in "cd"})
+    expected = sum(((mine[name] - theirs[name]) ** 2).mean() for name in "cd")
+    assert logs["distillation_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        (lambda: in_dict(20, "ce"), "outputs of the same names as the student, c, d. Received: c"),
+        (lambda: in_dict(20, "cd", "ax"), "inputs of the same names as the student, a, b"),
+    ],
+)
+def test_outputs_and_inputs_of_other_names_are_refused(teacher, words):
+    x = {"a": X[:, :3], "b": X[:, 3:]}
+    with pytest.raises(ValueError, match=words):
+        teach(in_dict(4, "cd"), teacher(), x, {name: np.zeros((12, 2)) for name in "cd"})
+
+
 def other(shape, units):
     return keras.Sequential([keras.Input(shape), layers.Dense(units, "softmax")])
 
@@ -358,6 +400,7 @@ def other(shape, units):
         (lambda model: other((7,), 3), ValueError, "inputs of the same shapes"),
         (lambda model: network(head="sigmoid"), ValueError, "can't be compared"),
         (lambda model: "teacher", TypeError, "keras.Model"),
+        (lambda model: diverged(), ValueError, "weight .* is not finite"),
         (lambda model: keras.Sequential([layers.Dense(3)]), ValueError, "teacher can't be read"),
     ],
 )
@@ -399,6 +442,63 @@ def test_a_loss_of_keras_distillation_is_taken_for_its_temperature():
     loss = keras.distillation.LogitsDistillation(temperature=2.0)
     logs = teach(model, teacher, temperature=loss)
     assert logs["distillation_loss"] == pytest.approx(softened(p, q, 2).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "compare"),
+    [
+        ("mse", lambda a, b: (a - b) ** 2),
+        (keras.losses.MeanAbsoluteError(), lambda a, b: np.abs(a - b)),
+    ],
+)
+def test_other_losses_of_keras_distillation_compare_the_true_logits(loss, compare):
+    model, teacher = network(), network(20)
+    z, t = (
+        keras.Model(own.inputs, own.layers[-1].input).predict(X, verbose=0)
+        @ own.layers[-1].kernel.numpy()
+        for own in (model, teacher)
+    )
+    given = keras.distillation.LogitsDistillation(temperature=2.0, loss=loss)
+    logs = teach(model, teacher, temperature=given)
+    assert logs["distillation_loss"] == pytest.approx(compare(z / 2, t / 2).mean(), rel=1e-4)
+
+
+def test_outputs_that_keras_distillation_leaves_out_are_not_compared():
+    model = heads(5, "softmax", "sigmoid", None, losses=["kld", "bce", "mse"])
+    teacher = heads(20, "softmax", "softmax", None)
+    (q, *_), (p, *_) = outputs(model, teacher)
+    given = keras.distillation.LogitsDistillation(4.0, ["kl_divergence", None, None])
+    targets = [np.full((12, 3), 1 / 3)] * 3
+    logs = teach(model, teacher, y=targets, temperature=given)
+    assert logs["distillation_loss"] == pytest.approx(softened(p, q, 4).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "categorical_crossentropy",
+        keras.losses.MeanSquaredError(reduction="sum"),
+        ["kl_divergence", "mse"],
+    ],
+)
+def test_losses_of_keras_distillation_without_a_meaning_here_are_refused(loss):
+    given = keras.distillation.LogitsDistillation(2.0, loss)
+    with pytest.raises(ValueError, match="LogitsDistillation.*Received"):
+        teach(network(), network(20), temperature=given)
+
+
+def test_a_head_of_an_operation_is_compared_by_its_logits():
+    def with_operation(width):
+        inputs = keras.Input((6,))
+        z = layers.Dense(3)(layers.Dense(width, "relu")(inputs))
+        model = keras.Model(inputs, keras.ops.softmax(z))
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        return model
+
+    model, teacher = with_operation(5), with_operation(20)
+    q, p = outputs(model, teacher)
+    logs = teach(model, teacher)
+    assert logs["distillation_loss"] == pytest.approx(softened(p, q, 4).mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize("met", [False, True])

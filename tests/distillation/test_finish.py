@@ -230,6 +230,8 @@ def test_several_inputs_and_outputs_are_taken():
         ({"data": X[:, :4]}, "do not fit"),
         ({"data": X[:1]}, "too few"),
         ({"data": np.full_like(X, np.nan)}, "not finite"),
+        ({"data": (X, X[:, 0], np.full(300, np.nan))}, "sample weights are not finite"),
+        ({"data": tf.data.Dataset.from_tensor_slices(X)}, r"dataset\.batch\(32\)"),
         ({"epochs": 0}, "epochs"),
         ({"batch_size": 0}, "batch_size"),
         ({"learning_rate": 0}, "learning_rate"),

@@ -100,6 +100,8 @@ def test_empty_data_are_refused(data):
         ([1, 2], TypeError, "must be an array with a batch axis. Received: "),
         ((X, Y[:-1]), ValueError, r"differ in length: \[9, 10\]"),
         ({"a": X, "b": X[:4]}, ValueError, r"differ in length: \[4, 10\]"),
+        (tf.data.Dataset.from_tensor_slices((X, Y)), ValueError, r"single samples.*batch\(32\)"),
+        (tf.data.Dataset.from_tensor_slices(Y), ValueError, r"single samples.*batch\(32\)"),
     ],
 )
 def test_data_that_make_no_batches_are_refused(data, error, message):

@@ -67,3 +67,16 @@ def test_what_another_layer_reads_too_is_none():
     other = layers.Dense(2, name="other")(logits)
     graph = sgdap.channel_graph(keras.Model(inputs, [prediction, other]))
     assert heads(graph) == {}
+
+
+@pytest.mark.parametrize(
+    ("function", "loss", "kind"),
+    [
+        (keras.ops.softmax, "kld", "categorical"),
+        (keras.ops.sigmoid, "binary_crossentropy", "bernoulli"),
+        (lambda x: keras.ops.softmax(x, axis=1), "kld", None),
+    ],
+)
+def test_an_operation_behind_a_layer_is_what_an_activation_is(function, loss, kind):
+    graph = sgdap.channel_graph(model(layers.Dense(3, name="end"), function, loss=loss))
+    assert heads(graph) == ({} if kind is None else {"end": kind})

@@ -43,3 +43,10 @@ def test_strings_are_data_of_a_model_that_takes_strings(recwarn):
 def test_strings_for_a_model_that_is_read_on_numbers_are_refused_in_words():
     with pytest.raises(ValueError, match=r"are strings.*read as one of float32.*dtype='string'"):
         sgdap.plan(words(True), tf.constant(["a b c", "b d"] * 20), sgdap.Budget(flops=0.5))
+
+
+def test_samples_that_come_one_by_one_are_refused_in_words():
+    model = keras.Sequential([keras.Input((6, 5)), layers.Dense(4), layers.Dense(2)])
+    single = tf.data.Dataset.from_tensor_slices(tf.zeros((8, 6, 5)))
+    with pytest.raises(ValueError, match=r"must come in batches: dataset\.batch\(32\)"):
+        sgdap.plan(model, single, sgdap.Budget(flops=0.5))

@@ -44,6 +44,24 @@ def square(y, p):
 
 
 @pytest.mark.parametrize(
+    ("end", "activation", "kind"),
+    [
+        (keras.ops.softmax, "softmax", "categorical"),
+        (keras.ops.sigmoid, "sigmoid", "bernoulli"),
+        (layers.Activation("softmax"), "softmax", "categorical"),
+    ],
+)
+@pytest.mark.parametrize("behind", [(), (layers.Activation("linear", dtype="float32"),)])
+def test_a_head_tells_what_it_is_without_a_loss(end, activation, kind, behind):
+    inputs = keras.Input((6,))
+    z = end(layers.Dense(4)(inputs))
+    for layer in behind:
+        z = layer(z)
+    (term,) = read(keras.Model(inputs, z)).known
+    assert (term.activation, term.kind) == (activation, kind)
+
+
+@pytest.mark.parametrize(
     ("loss", "kind", "logits"),
     [
         ("categorical_crossentropy", "categorical", False),

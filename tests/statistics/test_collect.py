@@ -332,3 +332,9 @@ def test_an_unknown_kind_of_sensitivity_is_refused(sensitivity):
     model = small_mlp()
     with pytest.raises(ValueError, match="sensitivity must be True, False or 'diagonal'. Received"):
         collected(model, samples(model, 20), sensitivity=sensitivity)
+
+
+def test_a_model_in_the_place_of_its_channels_is_refused_in_words():
+    model = mlp()
+    with pytest.raises(TypeError, match=r"channels of a model.*sgdap\.channel_graph\(model\)"):
+        collect_statistics(model, samples(model, 8))

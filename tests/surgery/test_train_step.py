@@ -78,3 +78,17 @@ def test_what_an_interrupted_fit_left_is_taken_away_by_the_next_one(use):
     getattr(model, use)(X, Y)
     assert not notes
     assert {"train_step", "make_train_function"}.isdisjoint(vars(model))
+
+
+def test_a_train_step_called_by_hand_is_the_models_own():
+    model, notes = network(), []
+
+    def by_hand(model):
+        put_around_train_step(model, noting(notes, "one"))
+        model.train_step((X, Y))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, verbose=0, callbacks=[During(by_hand)])
+    model.train_step((X, Y))
+    assert not notes
