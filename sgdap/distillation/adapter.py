@@ -89,7 +89,7 @@ def _fit(second: Array, cross: Array, weights: Array) -> Array:
     """Fits each output with the ridge of its own that does best across the halves.
 
     An output that follows from the features needs none, one that hardly does a large one, and one
-    that no ridge serves is 0. The gain is that of `closed_form.cross_validated_fit`.
+    that no ridge serves is 0. The gain is that of `closed_form.validated_fit`.
 
     Args:
         second: Second moments of the features in each half, `(2, c, c)`.
