@@ -13,11 +13,13 @@ import numpy as np
 from sgdap import _keras
 from sgdap._arguments import check_integer, is_number, shown
 from sgdap.distillation.options import DistillationOptions
+from sgdap.distillation.targets import check_sample_weights, check_targets
 from sgdap.distillation.teaching import checked_terms, computes_own_loss, loss_of_labels
 from sgdap.distillation.terms import Term, answers, divergence
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import joined, rows_of
 from sgdap.execution.inputs import checked_inputs
+from sgdap.model.generators import global_state_kept
 from sgdap.model.program import Program
 
 STEPS = 600
@@ -88,8 +90,9 @@ def distill(
     Raises:
         RuntimeError: Keras uses another backend than TensorFlow.
         TypeError: The teacher is no Keras model, or the data are of an unknown kind.
-        ValueError: The teacher or the data do not fit the student, an argument has an invalid
-            value, or there is nothing to train. Nothing was changed.
+        ValueError: The teacher or the data do not fit the student, targets do not fit its loss,
+            sample weights are not finite, negative or all zero, an argument has an invalid value,
+            or there is nothing to train. Nothing was changed.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"),
@@ -236,8 +239,11 @@ class _Lessons:
         self.batch = unit if unit > 1 else batch_size
         order = np.random.default_rng(0).permutation(count * unit)
         x, labels, weights = rows_of((x, labels if labelled else None, weights), order)
+        check_sample_weights(weights)
+        if labelled:
+            check_targets(program, x, labels, weights, self.batch)
         told = {"labels": labels, "weights": weights}
-        targets = {"taught": teacher.predict(x, batch_size=self.batch, verbose=0)}
+        targets = {"taught": teacher.to(x, self.batch)}
         targets |= {name: value for name, value in told.items() if value is not None}
         whole = (x, targets)
         self.held = rows_of(whole, slice(None, held * unit))
@@ -259,6 +265,14 @@ class Answers(keras.Model):
         super().__init__(name="teacher", dtype=teacher.dtype_policy)
         self.teacher = teacher
         self._terms = terms
+
+    def to(self, x: Any, batch_size: int) -> Any:
+        """The teacher's answers to all inputs, as arrays.
+
+        Each teacher's `predict` is traced anew, which TensorFlow takes for a mistake of the user.
+        """
+        with global_state_kept():
+            return self.predict(x, batch_size=batch_size, verbose=0)
 
     def call(self, x: Any) -> Any:
         """The teacher's answers to a batch."""

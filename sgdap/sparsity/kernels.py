@@ -80,7 +80,13 @@ def chosen_kernels(
     chosen = set(known) if layers is None else _named(layers, "layers", found, model_layers)
     shares: dict[str, float] = {}
     for name, share in _checked(overrides).items():
-        for path in _named([name], "overrides", found, model_layers):
+        fitting = _named([name], "overrides", found, model_layers)
+        if not fitting & chosen:
+            raise ValueError(
+                f"overrides name '{name}', which layers={shown(layers)} leaves out. Take it out of "
+                "overrides, or name it in layers too."
+            )
+        for path in fitting:
             shares.setdefault(path, float(share))
     made = tuple(
         replace(k, share=shares.get(k.path))
@@ -101,6 +107,27 @@ def chosen_kernels(
                 f"with overrides={{'{kernel.path}': 0}}, or choose others with layers=[…]."
             )
     return made
+
+
+def moving_layers(
+    model_layers: Mapping[str, Any], kernels: Sequence[Kernel], layers: Sequence[str] | None
+) -> set[str]:
+    """Paths of the layers whose weights may move to make up for zeros.
+
+    They are those that may have zeros. Unless the user named these, layers that have no kernel,
+    such as normalisations, follow.
+
+    Args:
+        model_layers: The model's layers by path.
+        kernels: The kernels that may have zeros.
+        layers: The names as the user gave them.
+    """
+    own = {kernel.layer for kernel in kernels}
+    if layers is not None:
+        return own
+    left_out = {kernel.layer for kernel in _kernels(model_layers, Unstructured(), False)} - own
+    with_weights = {path for path, layer in model_layers.items() if getattr(layer, "weights", ())}
+    return with_weights - left_out
 
 
 def _kernels(model_layers: Mapping[str, Any], pattern: Pattern, biases: bool) -> Iterator[Kernel]:
