@@ -139,6 +139,8 @@ class SGDAPCallback(RoundsCallback[ChannelRun]):
         True
     """
 
+    turn = 0
+
     def __init__(
         self,
         budget: Budget | None = None,
@@ -206,7 +208,8 @@ class SGDAPCallback(RoundsCallback[ChannelRun]):
         self.plan: Plan | None = None
         self.widths: list[dict[str, int]] = []
 
-    def _start(self, neighbours: Neighbours) -> ChannelRun:
+    def start(self, neighbours: Neighbours, teacher: Any) -> ChannelRun:
+        """Checks that a run can work and makes it; nothing is changed."""
         return start_run(
             self.model,
             self.pruning,
@@ -214,11 +217,12 @@ class SGDAPCallback(RoundsCallback[ChannelRun]):
             self.params,
             neighbours,
             self.calibration_data,
-            self._say,
-            self.teacher,
+            self.say,
+            teacher,
         )
 
-    def _settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, str]:
+        """The options that decide the result of a run, as text."""
         return {**settings(self.pruning, self.training), "teacher": teacher_words(self.teacher)}
 
     def show(self, run: ChannelRun) -> None:

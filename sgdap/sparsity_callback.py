@@ -31,6 +31,9 @@ class SparsityCallback(RoundsCallback[WeightRun]):
     Each epoch adds `sparsity`, the share of zeros in the chosen weights, to the logs. Other
     callbacks that remember the best epoch start anew with each round, as with `SGDAPCallback`.
 
+    Beside an `SGDAPCallback` in the same `fit` channels leave first when an epoch begins, then
+    weights. The masks are sliced with the channels, and shares of zeros are over what is left.
+
     Args:
         sparsity: The share of zeros in all chosen kernels together, or a budget as in
             `sgdap.sparsify`. None: the final sparsity of a tfmot schedule, or the least of an
@@ -94,6 +97,8 @@ class SparsityCallback(RoundsCallback[WeightRun]):
         144
     """
 
+    turn = 1
+
     def __init__(
         self,
         sparsity: float | Budget | None = None,
@@ -156,7 +161,8 @@ class SparsityCallback(RoundsCallback[WeightRun]):
         self.teacher = teacher
         self.masks: dict[str, Any] = {}
 
-    def _start(self, neighbours: Neighbours) -> WeightRun:
+    def start(self, neighbours: Neighbours, teacher: Any) -> WeightRun:
+        """Checks that a run can work and makes it; nothing is changed."""
         return start_sparsity_run(
             self.model,
             self.options,
@@ -164,11 +170,12 @@ class SparsityCallback(RoundsCallback[WeightRun]):
             self.params,
             neighbours,
             self.calibration_data,
-            self._say,
-            self.teacher,
+            self.say,
+            teacher,
         )
 
-    def _settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, str]:
+        """The options that decide the result of a run, as text."""
         return {**settings(self.options, self.training), "teacher": teacher_words(self.teacher)}
 
     def show(self, run: WeightRun) -> None:

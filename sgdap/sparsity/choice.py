@@ -55,14 +55,13 @@ def choose(
     if threshold is not None:
         return masks | {k.path: _above(scores[k.path], k, threshold) for k in common}
     total = sum(scores[kernel.path].size for kernel in common)
-    if zeros is None:
-        zeros = zeros_of_share(sparsity or 0.0, total)
-    else:
+    if zeros is not None:
         zeros = max(zeros - sum(int((~mask).sum()) for mask in masks.values()), 0)
     parts = [common] if allocation == "global" else [[kernel] for kernel in common]
     for part in parts:
         size = sum(scores[kernel.path].size for kernel in part)
-        masks |= _least(scores, part, -(-zeros * size // total))
+        own = zeros_of_share(sparsity or 0.0, size) if zeros is None else -(-zeros * size // total)
+        masks |= _least(scores, part, own)
     return masks
 
 

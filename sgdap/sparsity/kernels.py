@@ -136,7 +136,7 @@ def _kernels(model_layers: Mapping[str, Any], pattern: Pattern, biases: bool) ->
     for path, layer in model_layers.items():
         if not getattr(layer, "weights", ()):
             continue
-        owner = {id(v): own for own in _keras.flatten_layers(layer) for v in own.weights}
+        owner = _owners(layer)
         for number, variable in enumerate(_keras.layer_variables(layer)):
             name = variable.name
             is_kernel = name.endswith("kernel") and len(variable.shape) > 1 or name in _TABLES
@@ -149,6 +149,27 @@ def _kernels(model_layers: Mapping[str, Any], pattern: Pattern, biases: bool) ->
             layout = layout_of(owner[id(variable)], variable)
             own = pattern if layout.reduction else Unstructured()
             yield Kernel(title, path, number, variable, layout, own)
+
+
+def _owners(layer: Any) -> dict[int, Any]:
+    """The layers that have the variables of a layer, by the variables' ids."""
+    return {id(v): own for own in _keras.flatten_layers(layer) for v in own.weights}
+
+
+def kernels_now(kernels: Sequence[Kernel], model_layers: Mapping[str, Any]) -> tuple[Kernel, ...]:
+    """The same kernels after the model's channels changed: the variables that they are now.
+
+    Args:
+        kernels: The kernels as they were.
+        model_layers: The model's layers by path.
+    """
+    found = []
+    for kernel in kernels:
+        layer = model_layers[kernel.layer]
+        variable = _keras.layer_variables(layer)[kernel.number]
+        layout = layout_of(_owners(layer)[id(variable)], variable)
+        found.append(replace(kernel, variable=variable, layout=layout))
+    return tuple(found)
 
 
 def _named(

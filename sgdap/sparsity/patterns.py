@@ -34,7 +34,8 @@ class Pattern(Protocol):
         """The units in which the weights of a kernel leave.
 
         Args:
-            scores: The expected rise of the loss if a weight alone leaves, as matrices.
+            scores: The expected rise of the loss if a weight alone leaves, as matrices; negative
+                where one left before.
 
         Returns:
             The unit of each weight, in the shape of `scores`; for each unit the sum of its scores;
@@ -65,6 +66,8 @@ class Unstructured:
 class NofM:
     """Of every m weights in a row along the reduction axis, n at most stay.
 
+    So too of a last part of fewer weights, which there is after channels left.
+
     Attributes:
         n: How many stay at most.
         m: Of how many.
@@ -88,9 +91,10 @@ class NofM:
     def units(self, scores: Array) -> tuple[Numbers, Array, npt.NDArray[np.int8]]:
         """Each weight is a unit; the m − n least of each part leave first."""
         groups, rows, outputs = scores.shape
-        parts = scores.reshape(groups, rows // self.m, self.m, outputs)
+        whole = np.pad(scores, ((0, 0), (0, -rows % self.m), (0, 0)), constant_values=-np.inf)
+        parts = whole.reshape(groups, -1, self.m, outputs)
         place = np.argsort(np.argsort(parts, axis=2, kind="stable"), axis=2, kind="stable")
-        turn = (place >= self.m - self.n).astype(np.int8)
+        turn = (place >= self.m - self.n).astype(np.int8).reshape(whole.shape)[:, :rows]
         numbers = np.arange(scores.size).reshape(scores.shape)
         return numbers, scores.ravel(), turn.ravel()
 
@@ -100,7 +104,7 @@ class NofM:
 
 @dataclass(frozen=True)
 class Block:
-    """Blocks of weights leave as a whole.
+    """Blocks of weights leave as a whole; after channels left, the last ones may be smaller.
 
     Attributes:
         rows: Their length along the reduction axis, the inputs.
@@ -122,12 +126,15 @@ class Block:
     def units(self, scores: Array) -> tuple[Numbers, Array, npt.NDArray[np.int8]]:
         """Each block is a unit."""
         groups, rows, outputs = scores.shape
-        shape = groups, rows // self.rows, outputs // self.columns
+        shape = groups, -(-rows // self.rows), -(-outputs // self.columns)
         numbers = np.arange(math.prod(shape)).reshape(shape)
         numbers = numbers.repeat(self.rows, axis=1).repeat(self.columns, axis=2)
-        parts = scores.reshape(groups, shape[1], self.rows, shape[2], self.columns)
-        sums = parts.sum(axis=(2, 4)).ravel()
-        return numbers, sums, np.zeros(sums.size, np.int8)
+        added = (0, 0), (0, -rows % self.rows), (0, -outputs % self.columns)
+        whole = np.pad(scores, added, constant_values=-1.0)
+        parts = whole.reshape(groups, shape[1], self.rows, shape[2], self.columns)
+        gone = (parts < 0).all(axis=(2, 4))
+        sums = np.where(gone, -1.0, np.maximum(parts, 0.0).sum(axis=(2, 4))).ravel()
+        return np.ascontiguousarray(numbers[:, :rows, :outputs]), sums, np.zeros(sums.size, np.int8)
 
     def __str__(self) -> str:
         return f"block {self.rows}x{self.columns}"

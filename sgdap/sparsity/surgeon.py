@@ -86,7 +86,7 @@ def _block_costs(pattern: Block, second: Array, weights: Array, stays: Mask) -> 
     blocks = np.arange(len(weights)) // pattern.rows
     for start in range(0, weights.shape[1], pattern.columns):
         columns = slice(start, start + pattern.columns)
-        own = np.flatnonzero(stays[:, start])
+        own = np.flatnonzero(stays[:, columns].any(axis=1))
         numbers, channels = np.unique(blocks[own], return_inverse=True)
         if not len(own):
             continue
@@ -97,7 +97,8 @@ def _block_costs(pattern: Block, second: Array, weights: Array, stays: Mask) -> 
         rises = np.maximum.accumulate(np.diff(curve.errors))
         each = np.empty(len(numbers))
         each[curve.order] = rises * (1 + 1e-9 * np.arange(len(rises)))
-        costs[own, columns] = each[channels, None] / (pattern.rows * pattern.columns)
+        alive = np.bincount(channels, stays[own, columns].sum(axis=1))
+        costs[own, columns] = (each / alive)[channels, None]
     return costs
 
 

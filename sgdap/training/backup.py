@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +41,27 @@ class Backup:
                 f"backup_dir must be the path of a folder, or None. Received: {shown(folder)} "
                 f"(of type {type(folder).__name__})"
             )
-        self._folder = Path(folder)
+        self.folder = Path(folder)
         self._is_own = False
-        self._path = self._folder / _NAME
+        self._path = self.folder / _NAME
 
     def begin(
-        self, graph: ChannelGraph, state: RunState, settings: Mapping[str, str], epochs: int
-    ) -> RunState | None:
+        self,
+        graph: ChannelGraph,
+        states: Sequence[RunState],
+        settings: Mapping[str, str],
+        epochs: int,
+    ) -> Sequence[RunState] | None:
         """Restores the model from the last backup, if there is one, when a `fit` begins.
 
         Args:
             graph: The channels of the model as the user's script made it.
-            state: The present state of the run.
-            settings: The user's options for the run, as text.
+            states: The present states of the runs of this `fit`.
+            settings: The user's options for the runs, as text.
             epochs: The epoch at which this `fit` is to end.
 
         Returns:
-            The state of the run in the backup; None if there is no backup.
+            The states of the runs in the backup; None if there is no backup.
 
         Raises:
             ValueError: The folder can't be written to, the backup is damaged, belongs to another
@@ -68,7 +72,7 @@ class Backup:
         self._fingerprint = model_fingerprint(graph)
         self._settings = dict(settings)
         self._first: int | None = None
-        self._check(self._content(0, state, graph.program))
+        self._check(self._content(0, states, graph.program))
         _keras.begin_at_epoch(self._model, None)
         if not self._path.exists():
             return None
@@ -109,15 +113,15 @@ class Backup:
         self._is_own = content["is_own"]
         set_random_state(content["random"])
         _keras.begin_at_epoch(self._model, content["epoch"])
-        taken_up: RunState = content["state"]
+        taken_up: Sequence[RunState] = content["states"]
         return taken_up
 
-    def write(self, epoch: int, state: RunState, program: Program) -> None:
+    def write(self, epoch: int, states: Sequence[RunState], program: Program) -> None:
         """Writes a backup. If that fails, a warning says whether there is one from before.
 
         Args:
             epoch: The epoch that begins. At the first one of a `fit` nothing is written.
-            state: The state of the run.
+            states: The states of the runs.
             program: The model's calls as they are now.
         """
         if self._first is None:
@@ -125,9 +129,9 @@ class Backup:
         if epoch == self._first:
             return
         try:
-            self._is_own = self._is_own or not self._folder.exists()
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_state_file(self._path, self._content(epoch, state, program), _CLASSES)
+            self._is_own = self._is_own or not self.folder.exists()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_state_file(self._path, self._content(epoch, states, program), _CLASSES)
         except OSError as error:
             left = (
                 "The one before stays."
@@ -146,9 +150,9 @@ class Backup:
             self._path.unlink()
         if self._is_own:
             with contextlib.suppress(OSError):
-                self._folder.rmdir()
+                self.folder.rmdir()
 
-    def _content(self, epoch: int, state: RunState, program: Program) -> dict[str, Any]:
+    def _content(self, epoch: int, states: Sequence[RunState], program: Program) -> dict[str, Any]:
         return {
             "fingerprint": self._fingerprint,
             "settings": self._settings,
@@ -157,7 +161,7 @@ class Backup:
             "model": take_snapshot(self._model, program),
             "jit_compile": self._model.jit_compile,
             "random": random_state(),
-            "state": state,
+            "states": list(states),
         }
 
     def _check(self, content: Mapping[str, Any]) -> None:
@@ -171,7 +175,7 @@ class Backup:
             for layer in _keras.flatten_layers(self._model):
                 if any(is_lambda(getattr(layer, name, None)) for name in layer.get_config()):
                     raise TypeError(f"(layer '{layer.name}') {NO_LAMBDA}")
-            with _made(self._folder):
+            with _made(self.folder):
                 try:
                     write_state_file(trial, content, _CLASSES)
                     read_state_file(trial, _CLASSES)
@@ -179,7 +183,7 @@ class Backup:
                     trial.unlink(missing_ok=True)
         except OSError as error:
             raise ValueError(
-                f"No backup can be written to backup_dir='{self._folder}': {error}. Pass a folder "
+                f"No backup can be written to backup_dir='{self.folder}': {error}. Pass a folder "
                 "that this process can make or write to, with room for the run."
             ) from error
         except Exception as error:  # a user's get_config may raise anything

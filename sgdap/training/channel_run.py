@@ -16,8 +16,10 @@ from sgdap.execution.latency import NoisyClockError
 from sgdap.pipeline import Curves, PruningOptions, Scope, make_plan
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import cost_model
+from sgdap.sparsity.curvature import Calibration
 from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.apply import prune_by_plan
+from sgdap.training.cut import Cut
 from sgdap.training.goal import Goal
 from sgdap.training.guard import Round, costliest_groups
 from sgdap.training.latency import TooSlowError
@@ -100,8 +102,14 @@ class ChannelRun(Run):
         state.plan = plan = replace(plan, notes=(*plan.notes, *self.goal.notes))
         if all(len(group.kept) == group.size for group in plan.groups):
             return False
+        reading = Calibration(
+            options.samples, options.positions, options.seed, options.memory_limit
+        )
+        cut = Cut.by_plan(scope.graph, plan, data, reading) if self.beside else None
         prune_by_plan(scope.graph, plan)
         self._read_anew()
+        for run in self.beside:
+            run.follow(self.graph, cut)
         return True
 
     def record(self, epoch: int, progress: float, before: float | None) -> Round:
@@ -126,8 +134,17 @@ class ChannelRun(Run):
         """Follows the model, which was restored to the widths before the last round."""
         assert self.state.plan is not None
         self._read_anew()
+        for run in self.beside:
+            run.follow(self.graph, None)
         costly = costliest_groups(self.state.plan)
         return costly, f" Channels come back to {', '.join(costly)} first."
+
+    def follow(self, graph: ChannelGraph, cut: Cut | None) -> None:
+        """Takes note of the widths as they are now."""
+        self._note_widths(graph)
+
+    def catch_up(self, epoch: int) -> None:
+        """Nothing: weights that leave change no widths."""
 
     def restored(self) -> None:
         """Nothing: of a model with the same widths all is known."""

@@ -194,9 +194,14 @@ class Guard:
 
 
 def costliest_groups(plan: Plan) -> tuple[str, ...]:
-    """The groups that make up half of a plan's expected loss, the costliest first."""
+    """The groups that make up half of a plan's expected loss, the costliest first.
+
+    Where no loss is known, as of a plan without data, all that lost channels.
+    """
     errors = {g.name: g.error or 0.0 for g in plan.groups if len(g.kept) < g.size}
     half = sum(errors.values()) / 2
+    if not half:
+        return tuple(errors)
     found: list[str] = []
     for name in sorted(errors, key=errors.__getitem__, reverse=True):
         if half <= 0:

@@ -46,10 +46,25 @@ class Masking:
     """
 
     def __init__(self, model: Any, kernels: Sequence[Kernel], watch: Watch | None = None) -> None:
-        self._model, self._kernels, self._watch = model, kernels, watch
+        self._model, self._watch = model, watch
         self._own: list[tuple[Any, Any, Any]] = []
         self._running = 0
         with _keras.scope_of(model):
+            self._steps = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.follow(kernels)
+
+    @property
+    def masks(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """The masks by path, True for weights that stay."""
+        return {path: mask.numpy() != 0 for path, mask in self._masks.items()}
+
+    def follow(self, kernels: Sequence[Kernel]) -> None:
+        """Begins anew with the variables that the kernels have now; all their weights stay.
+
+        Keras must make the train function anew, as it does when a model's variables are others.
+        """
+        self._kernels = kernels
+        with _keras.scope_of(self._model):
             self._masks = {
                 k.path: tf.Variable(tf.ones(k.shape, k.variable.dtype), trainable=False)
                 for k in kernels
@@ -57,14 +72,8 @@ class Masking:
             self._sums = {
                 k.path: tf.Variable(tf.zeros(k.shape), trainable=False)
                 for k in kernels
-                if watch is not None
+                if self._watch is not None
             }
-            self._steps = tf.Variable(0, dtype=tf.int64, trainable=False)
-
-    @property
-    def masks(self) -> dict[str, npt.NDArray[np.bool_]]:
-        """The masks by path, True for weights that stay."""
-        return {path: mask.numpy() != 0 for path, mask in self._masks.items()}
 
     def install(self) -> None:
         """Begins to hold the masks in the model's train step."""

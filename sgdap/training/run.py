@@ -6,15 +6,15 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from sgdap._keras.optimizers import optimizer_parts
 from sgdap.channels.groups import ChannelGraph
 from sgdap.distillation.teaching import Teaching
-from sgdap.surgery.snapshot import restore_snapshot, take_snapshot
-from sgdap.training.baseline import validation_metrics
+from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
 from sgdap.training.course import Course
+from sgdap.training.cut import Cut
 from sgdap.training.guard import AnyRound, Decision
 from sgdap.training.log import Summaries, baseline_line, decision_line, why_short
 from sgdap.training.monitor import Monitor
@@ -42,6 +42,7 @@ class Run(ABC):
         data: Calibration inputs; None if the training data are sampled or none are needed.
         sampler: The sampler of the training data; None if there are calibration inputs.
         teaching: What a teacher adds to the loss after the first round; None without a teacher.
+        beside: The other runs of the same `fit`.
     """
 
     callback: ClassVar[str]
@@ -63,6 +64,7 @@ class Run(ABC):
     data: Any = None
     sampler: TrainStepSampler | None = None
     teaching: Teaching | None = None
+    beside: Sequence[Run] = field(init=False, default=())
 
     # What a round does
 
@@ -144,14 +146,45 @@ class Run(ABC):
             after: The metric of the model as it is now.
         """
 
+    # Beside another run
+
+    @abstractmethod
+    def follow(self, graph: ChannelGraph, cut: Cut | None) -> None:
+        """Follows the model, whose channels another run has just changed.
+
+        Args:
+            graph: The channels of the model as it is now.
+            cut: How its variables were sliced; None: channels came back.
+        """
+
+    @abstractmethod
+    def catch_up(self, epoch: int) -> None:
+        """Does again what another run's round took back, where no round of its own did.
+
+        Args:
+            epoch: The epoch that ended.
+        """
+
+    def begin_anew(self, model: Snapshot | None = None, epoch: int | None = None) -> None:
+        """Forgets the best model so far, as another run has changed the model.
+
+        Args:
+            model: The model as it is now, if it was measured; else it is not stored.
+            epoch: The epoch after which it was measured.
+        """
+        state = self.state
+        state.guard.remember(None)
+        state.best = None
+        if model is not None and epoch is not None:
+            self._remember(epoch, state.metrics.get(epoch), lambda: model)
+
     # Hooks
 
-    def measure_baseline(self) -> None:
-        """Evaluates the model that `fit` was given, if a round may be compared with it."""
-        state = self.state
-        judged = state.guard.drop is not None and self.training.baseline == "evaluate"
-        if judged or self.course.calendar.early:
-            state.brought, state.unmeasured = validation_metrics(self.model)
+    @property
+    def wants_baseline(self) -> bool:
+        """Whether a round may be compared with the model that `fit` was given."""
+        judged = self.state.guard.drop is not None and self.training.baseline == "evaluate"
+        return judged or self.course.calendar.early
 
     def begin_at(self, epoch: int) -> None:
         """Plans the rounds anew when the first epoch of the run is known."""
@@ -175,45 +208,76 @@ class Run(ABC):
         self.note_costs(epoch, logs)
         self.state.widths.append(self.sizes)
         if epoch == self.params["epochs"] - 1 or self.model.stop_training:
-            self._remember(value)  # now, as other callbacks may load weights when fit ends
+            self.remember()  # now, as other callbacks may load weights when fit ends
 
-    def between_epochs(self, go_on: bool = True) -> None:
-        """Judges the last round, then starts the next one if it is due.
+    def remember(self) -> None:
+        """Stores the model after the epoch that ended, if it is the best since the last round."""
+        if self.state.ended is not None:
+            model, program = self.model, self.graph.program
+            self._remember(*self.state.ended, lambda: take_snapshot(model, program))
+
+    def judge(self, go_on: bool = True) -> None:
+        """Judges the last round by the epoch that ended.
 
         Args:
             go_on: Whether another round may follow.
         """
+        if self.state.ended is not None and self.state.pending:
+            epoch, value = self.state.ended
+            retry = go_on and epoch < self.course.calendar.end
+            self._decide(self.state.guard.judge(value, retry=retry), value)
+
+    def go_on(self) -> None:
+        """Starts the next round if it is due. It waits while any round is still to be judged."""
         if self.state.ended is None:
             return
         (epoch, value), self.state.ended = self.state.ended, None
-        self._remember(value)
-        if self.state.pending:
-            retry = go_on and epoch < self.course.calendar.end
-            self._decide(self.state.guard.judge(value, retry=retry), value)
-        if go_on and not self.state.pending:
+        began = False
+        if not self.state.pending and not any(run.judging for run in self.beside):
             progress = self._next_progress(epoch)
             if progress is not None:
-                self._begin_round(epoch, progress, value)
+                began = self._begin_round(epoch, progress, value)
+        if not began:
+            self.catch_up(epoch)
 
-    def end(self) -> Any:
-        """Undoes a round that never recovered, and restores the best weights of the last round."""
+    @property
+    def judging(self) -> bool:
+        """Whether the last round may still be undone."""
+        return self.state.guard.drop is not None and self.state.pending
+
+    def conclude(self) -> None:
+        """Undoes a round that never recovered."""
+        if self.state.pending:
+            best = self.state.guard.best
+            self._decide("kept" if self.state.guard.good_enough(best) else "undone", best)
+
+    def restore_best(self) -> int | None:
+        """Restores the best weights since the last round.
+
+        Returns:
+            The epoch that they are of; None: rounds are not judged, and the weights stay.
+        """
         state = self.state
-        score = None if state.ended is None else state.ended[1]
-        if state.ended is not None:
-            self.between_epochs(go_on=state.ended[0] == self.params["epochs"] - 1)
-        if state.pending:
-            best = state.guard.best
-            self._decide("kept" if state.guard.good_enough(best) else "undone", best)
-        if state.best is not None and state.rounds:
-            restore_snapshot(self.model, state.best, program=self.graph.program)
-            score = state.guard.best
-            if getattr(optimizer_parts(self.model.optimizer)[-1], "use_ema", False):
-                self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
+        if state.best is None or not state.rounds:
+            return None
+        restore_snapshot(self.model, state.best, program=self.graph.program)
+        if getattr(optimizer_parts(self.model.optimizer)[-1], "use_ema", False):
+            self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
+        return state.best_epoch
+
+    def end(self, epoch: int | None) -> Any:
+        """Sums up the run.
+
+        Args:
+            epoch: The epoch whose weights the model has; None: none ended.
+        """
+        state = self.state
         self.restored()
         self._warn_if_short()
         state.good = state.best = None
         self.summaries.close()
         first = state.rounds[0].before if state.rounds else None
+        score = None if epoch is None else state.metrics.get(epoch)
         summary = self.summary(state.brought.get(str(self.monitor.name), first), score)
         self.say(f"SGDAP: {summary.line}")
         return summary
@@ -271,13 +335,14 @@ class Run(ABC):
             self.monitor.check_drop(self.state.guard.drop)
             self.state.guard.sign = self.monitor.sign(self.model)
         self.state.ended = (epoch, value)
+        self.state.metrics[epoch] = value
 
-    def _remember(self, value: float | None) -> None:
-        """Stores the model if it is the best one since the last round and rounds are judged."""
-        guard = self.state.guard
-        if guard.drop is not None and guard.improves(value):
-            guard.remember(value)
-            self.state.best = take_snapshot(self.model, self.graph.program)
+    def _remember(self, epoch: int, value: float | None, model: Callable[[], Snapshot]) -> None:
+        """Stores a model if it is the best one since the last round and rounds are judged."""
+        state = self.state
+        if state.guard.drop is not None and state.guard.improves(value):
+            state.guard.remember(value)
+            state.best, state.best_epoch = model(), epoch
 
     def _next_progress(self, epoch: int) -> float | None:
         """How far on the way to the end to go after this epoch; None: no round now."""
@@ -291,8 +356,8 @@ class Run(ABC):
         state.steps_done = self.course.steps_until(epoch)
         return None if wanted is None else state.guard.allowed(wanted)
 
-    def _begin_round(self, epoch: int, progress: float, value: float | None) -> None:
-        """Makes the model smaller, and begins to judge that."""
+    def _begin_round(self, epoch: int, progress: float, value: float | None) -> bool:
+        """Makes the model smaller, and begins to judge that; returns whether anything left."""
         began = time.perf_counter()
         state = self.state
         if state.best is not None:  # has the model's present form
@@ -300,10 +365,10 @@ class Run(ABC):
             self.restored()
         if not self.shrink(epoch, progress):
             state.guard.progress = progress  # the model is small enough already
-            return
+            return False
         if self.teaching is not None:
             self.teaching.install()
-        state.good, state.best = state.best, None
+        state.good, state.best, state.good_epoch = state.best, None, state.best_epoch
         if not state.rounds:
             state.guard.brought = state.brought.get(str(self.monitor.name))
         before = state.guard.begin(self.course.calendar.left(epoch))
@@ -312,11 +377,18 @@ class Run(ABC):
             self.say(
                 baseline_line(self.monitor.name, state.guard, before, option, state.unmeasured)
             )
-        self.neighbours.begin_anew()
+        self._tell_others()
         state.rounds.append(
             self.record(epoch, progress, value if state.guard.drop is None else before)
         )
         self.settle(time.perf_counter() - began)
+        return True
+
+    def _tell_others(self, model: Snapshot | None = None, epoch: int | None = None) -> None:
+        """Lets all that remember the best model begin anew; `begin_anew` tells of the arguments."""
+        self.neighbours.begin_anew()
+        for run in self.beside:
+            run.begin_anew(model, epoch)
 
     def calibration_inputs(self) -> Any:
         """The inputs that statistics are collected of."""
@@ -343,8 +415,8 @@ class Run(ABC):
         else:
             assert state.good is not None
             restore_snapshot(self.model, state.good, program=self.graph.program)
-            state.best = state.good
-            self.neighbours.begin_anew()
+            state.best, state.best_epoch = state.good, state.good_epoch
+            self._tell_others(state.good, state.good_epoch)
             costly, come_back = self.undone()
             state.guard.undo(last, costly)
         if state.guard.drop is not None:

@@ -30,7 +30,10 @@ class RunState:
         ended: The last epoch and its metric, if it is not judged yet.
         steps_done: How many steps of a schedule over steps are dealt with.
         good: The model before the last round.
+        good_epoch: The epoch after which it was so.
         best: The best model with the present widths.
+        best_epoch: The epoch after which it was so.
+        metrics: The monitored metric after each epoch, None where it had none.
         metric: The name of the monitored metric; None until it is found.
         brought: The validation metrics of the model before it was trained, by name.
         unmeasured: Why there are none, in words.
@@ -39,7 +42,7 @@ class RunState:
         teacher: The weights of the model that `fit` was given, where it teaches.
         masks: The masks of the model as it is now, by the path of the variable, True where a
             weight stays; empty where channels leave.
-        masks_before: The masks before the last round.
+        masks_before: The masks before the last round, also one in which channels left.
         watched: The sums over train steps of what is watched of each weight, and their number.
         watched_before: The same before the last round.
     """
@@ -53,7 +56,10 @@ class RunState:
     ended: tuple[int, float | None] | None = None
     steps_done: int = 0
     good: Snapshot | None = None
+    good_epoch: int | None = None
     best: Snapshot | None = None
+    best_epoch: int | None = None
+    metrics: dict[int, float | None] = field(default_factory=dict)
     metric: str | None = None
     brought: Mapping[str, float] = field(default_factory=dict)
     unmeasured: str = ""

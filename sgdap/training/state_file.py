@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-_VERSION = 4
+_VERSION = 5
 _MAGIC = b"SGDAP record "
 _DIGEST = 32
 _TAG = "<>"  # key that marks values which JSON can't express

@@ -58,7 +58,7 @@ class SparsitySummary:
 
     Attributes:
         weights: The number of weights in all and of those that are not zero, for each variable
-            with a mask, by its path.
+            with a mask, by its path. If channels left in the same `fit`, of what is left of it.
         metric: The name of the monitored metric; None if it was never seen.
         score: The monitored metric before and after, as in `RunSummary`.
         rounds: The number of rounds that were kept.

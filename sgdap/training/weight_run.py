@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -10,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap.channels.groups import ChannelGraph
+from sgdap.channels.slices import variable_of
 from sgdap.sparsity.choice import choose
-from sgdap.sparsity.curvature import Calibration, curvatures
+from sgdap.sparsity.curvature import Calibration, Curvature, curvatures
 from sgdap.sparsity.guidance import weight_scores
-from sgdap.sparsity.kernels import Kernel
+from sgdap.sparsity.kernels import Kernel, kernels_now
 from sgdap.sparsity.surgeon import refit
+from sgdap.training.cut import Cut
 from sgdap.training.guard import SparsityRound
 from sgdap.training.log import sparsity_line
 from sgdap.training.masking import Masking
@@ -25,6 +29,7 @@ from sgdap.training.state import RunState
 from sgdap.training.summary import SparsitySummary
 
 Array = npt.NDArray[np.float64]
+Curvatures = Mapping[str, Sequence[Curvature]]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -32,7 +37,7 @@ class WeightRun(Run):
     """A run of `SparsityCallback`.
 
     Attributes:
-        model_graph: The channels of the model, whose form never changes.
+        model_graph: The channels of the model as it is now.
         options: The options of which weights become zero.
         kernels: The variables whose weights may, with the shares of zeros of the end.
         share: The share of zeros of the end, in all kernels together.
@@ -54,13 +59,14 @@ class WeightRun(Run):
     fixed: bool
     masking: Masking
     _scores: Mapping[str, Array] = field(init=False, default_factory=dict)
+    _cut: Cut | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.state.masks = self.masking.masks
 
     @property
     def graph(self) -> ChannelGraph:
-        """The channels of the model."""
+        """The channels of the model as it is now."""
         return self.model_graph
 
     @property
@@ -96,27 +102,34 @@ class WeightRun(Run):
     def shrink(self, epoch: int, progress: float) -> bool:
         """Chooses the weights that leave and sets them to zero; none ever comes back."""
         state, masks = self.state, self.state.masks
-        kernels = [
-            k if k.share is None else replace(k, share=self._at(progress, k.share))
-            for k in self.kernels
-        ]
-        self._scores, known = self._weight_scores(epoch)
-        chosen = choose(
-            self._scores,
-            kernels,
-            self._at(progress, self.common),
-            allocation=self.options.allocation,
-        )
-        chosen = {path: mask & masks[path] for path, mask in chosen.items()}
-        if all(np.array_equal(chosen[path], mask) for path, mask in masks.items()):
+        if not self._zero(epoch, progress):
             return False
-        state.masks_before, state.masks = masks, chosen
-        if known:
-            refit(self.graph, self.kernels, known, chosen)
-        self.masking.set(chosen)
+        state.masks_before = masks
         state.watched_before = self.masking.state()
         self.masking.forget()
         return True
+
+    def follow(self, graph: ChannelGraph, cut: Cut | None) -> None:
+        """Slices the masks, and what is watched, as their variables were; or takes them back."""
+        if cut is None:
+            self._cut = None
+            self._move_to(graph)
+            self.undone()
+            return
+        state, watched = self.state, self.masking.state()
+        self._cut = None if all(mask.all() for mask in state.masks.values()) else cut
+        keys = {kernel.path: kernel.key for kernel in self.kernels}
+        state.masks_before, state.watched_before = state.masks, watched
+        state.masks = {path: cut.of(mask, keys[path]) for path, mask in state.masks.items()}
+        self._move_to(graph)
+        if watched is not None:
+            sums = {path: cut.of(own, keys[path]) for path, own in watched["sums"].items()}
+            self.masking.set_state({**watched, "sums": sums})
+
+    def catch_up(self, epoch: int) -> None:
+        """Makes so many weights zero again as the last round did, of those that channels left."""
+        if self._cut is not None:
+            self._zero(epoch, self.state.guard.progress)
 
     def record(self, epoch: int, progress: float, before: float | None) -> SparsityRound:
         """The record of the round in which weights just left."""
@@ -175,6 +188,8 @@ class WeightRun(Run):
     def take_up(self, state: RunState) -> None:
         """Goes on from the state of an interrupted run; the model is restored already."""
         super().take_up(state)
+        for run in self.beside:
+            self._move_to(run.graph)
         self.masking.set(state.masks)
         self.masking.set_state(state.watched)
 
@@ -182,22 +197,69 @@ class WeightRun(Run):
         """The share of zeros at some progress on the way to a share of them."""
         return 1 - self.schedule.fraction(progress, 1 - share)
 
-    def _weight_scores(self, epoch: int) -> tuple[dict[str, Array], Mapping[str, Any]]:
-        """What each weight counts by the path of its kernel, -1 where it left before.
+    def _move_to(self, graph: ChannelGraph) -> None:
+        """Finds the kernels in the model as it is now."""
+        self.model_graph = graph
+        self.kernels = kernels_now(self.kernels, graph.program.layers())
+        sizes = [math.prod(kernel.shape) for kernel in self.kernels]
+        shares = [self.common if k.share is None else k.share for k in self.kernels]
+        self.share = sum(map(operator.mul, shares, sizes)) / sum(sizes)
+        self.masking.follow(self.kernels)
 
-        Beside it the curvatures by which the others can make up for those that leave; empty where
-        the criterion does not know them.
-        """
+    def _zero(self, epoch: int, progress: float) -> bool:
+        """Chooses weights and sets them to zero; returns whether there are more than before."""
         options, masks = self.options, self.state.masks
-        if options.watches:
-            means = self.masking.means()
-            return {path: np.where(masks[path], own, -1.0) for path, own in means.items()}, {}
         reading = Calibration(
             options.samples, seed=options.seed + max(epoch, 0), memory_limit=options.memory_limit
         )
         data = self.calibration_inputs() if options.looks_at_data else None
-        known = curvatures(self.graph, self.kernels, data, reading) if options.looks_at_data else {}
-        scores = weight_scores(
-            self.graph, self.kernels, data, options.guidance, reading, masks, known
+        known: Curvatures = {}
+        if options.looks_at_data:
+            known = curvatures(self.graph, self.kernels, data, reading)
+        if self._cut is not None:
+            self._fit_to_masks(self._cut, known)
+            self._cut = None
+        if options.watches:
+            self._scores = {
+                path: np.where(masks[path], own, -1.0) for path, own in self.masking.means().items()
+            }
+        else:
+            self._scores = weight_scores(
+                self.graph, self.kernels, data, options.guidance, reading, masks, known
+            )
+        kernels = [
+            k if k.share is None else replace(k, share=self._at(progress, k.share))
+            for k in self.kernels
+        ]
+        chosen = choose(
+            self._scores,
+            kernels,
+            self._at(progress, self.common),
+            allocation=options.allocation,
         )
-        return scores, known
+        chosen = {path: mask & masks[path] for path, mask in chosen.items()}
+        if all(np.array_equal(chosen[path], mask) for path, mask in masks.items()):
+            return False
+        if known:
+            refit(self.graph, self.kernels, known, chosen)
+        self.state.masks = chosen
+        self.masking.set(chosen)
+        return True
+
+    def _fit_to_masks(self, cut: Cut, known: Curvatures) -> None:
+        """Moves what was refitted when channels left to the best weights that the masks allow.
+
+        The refit knows no masks. Of its weights, the least-squares optimum, those that the masks
+        allow become the least-squares optimum beside zeros. A layer of which the curvature is not
+        known is as it would be without the refit.
+        """
+        masks = self.state.masks
+        kernels = [k for k in self.kernels if k.key in cut.unfitted and not masks[k.path].all()]
+        if kernels and not known:
+            known = curvatures(self.graph, kernels, cut.data, cut.reading)
+        unknown = {k.layer for k in kernels if any(own.second is None for own in known[k.path])}
+        for key, value in cut.unfitted.items():
+            if key[0] in unknown:
+                variable_of(self.graph.program, key).assign(value)
+        refit(self.graph, [k for k in kernels if k.layer not in unknown], known, masks)
+        self.masking.set(masks)

@@ -105,3 +105,36 @@ def test_patterns_are_made_of_their_names(name, pattern):
 def test_unknown_patterns_are_refused(name):
     with pytest.raises(ValueError, match="pattern must be"):
         get_pattern(name)
+
+
+def test_of_a_last_part_of_fewer_than_m_inputs_n_stay_at_most():
+    scores = GENERATOR.random((2, 7, 5))
+    _, _, turn = NofM(2, 4).units(scores)
+    turn = turn.reshape(scores.shape)
+    for group, output in np.ndindex(2, 5):
+        for part in (slice(0, 4), slice(4, 7)):
+            own = scores[group, part, output]
+            first = np.argsort(own)[: max(len(own) - 2, 0)]
+            np.testing.assert_array_equal(
+                np.flatnonzero(turn[group, part, output] == 0).tolist(), np.sort(first)
+            )
+    assert NofM(2, 4).units(GENERATOR.random((1, 6, 1)))[2].tolist()[4:] == [1, 1]
+
+
+def test_the_last_blocks_are_smaller_where_an_axis_does_not_divide():
+    scores = GENERATOR.random((1, 5, 3))
+    numbers, sums, _ = Block(4, 2).units(scores)
+    found = {}
+    for row, column in np.ndindex(5, 3):
+        found.setdefault((row // 4, column // 2), []).append(scores[0, row, column])
+    np.testing.assert_allclose(sorted(sums), sorted(map(sum, found.values())))
+    for own in found.values():
+        here = numbers[np.isin(scores, own)]
+        assert len(set(here)) == 1
+        assert sums[here[0]] == pytest.approx(sum(own))
+
+
+def test_a_block_counts_what_is_left_of_it_and_one_that_left_is_the_least():
+    scores = np.array([[[-1.0], [0.3], [-1.0], [-1.0], [0.1], [0.2]]])
+    _, sums, _ = Block(2, 1).units(scores)
+    np.testing.assert_allclose(sums, [0.3, -1.0, 0.3])

@@ -155,6 +155,13 @@ def test_the_costliest_groups_make_up_half_of_the_expected_loss():
     assert costliest_groups(plan(a=0.0, b=0.0)) == ()
 
 
+def test_where_no_loss_is_known_all_groups_that_shrank_get_channels_back():
+    kept = {"a": (0,), "b": (0, 1), "c": (0, 1, 2, 3)}
+    groups = tuple(GroupPlan(name, (name,), 4, own, None) for name, own in kept.items())
+    plan = Plan("", "magnitude", groups, (), (9, 4), (9, 4), 0)
+    assert costliest_groups(plan) == ("a", "b")
+
+
 def test_rounds_are_plain_data():
     assert sgdap.Round is Round
     assert round_(0.5).decision == "pending"
