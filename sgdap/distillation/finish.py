@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from sgdap import _keras
 from sgdap._arguments import check_integer, is_number, shown
+from sgdap._keras.optimizers import optimizer_variables
 from sgdap.distillation.options import DistillationOptions
 from sgdap.distillation.targets import check_sample_weights, check_targets
 from sgdap.distillation.teaching import checked_terms, computes_own_loss, loss_of_labels
@@ -20,6 +21,7 @@ from sgdap.execution.backend import check_backend
 from sgdap.execution.data import joined, rows_of
 from sgdap.execution.inputs import checked_inputs
 from sgdap.model.generators import global_state_kept
+from sgdap.model.kernels import is_kernel, not_zero
 from sgdap.model.program import Program
 
 STEPS = 600
@@ -61,7 +63,8 @@ def distill(
     never further from the teacher on these samples than what went in (with a `label_weight`, the
     sum of both parts is not larger). Penalties of the student count beside labels only.
 
-    The student itself is trained, as in `fit`, in all of its weights that are trainable. The
+    The student itself is trained, as in `fit`, in all of its weights that are trainable. Weights of
+    its kernels that are zero (of `sgdap.sparsify`, say) stay zero, unless all of a kernel are. The
     optimizer, loss and metrics that it was compiled with stay as they are. If the call is
     interrupted, its weights are those from before.
 
@@ -280,6 +283,30 @@ class Answers(keras.Model):
         return [answers(t.teacher, y) for t, y in zip(self._terms, outputs, strict=True)]
 
 
+class HoldingAdam(keras.optimizers.Adam):
+    """Adam with weights that stay zero: without gradients it never moves them.
+
+    Args:
+        learning_rate: The learning rate.
+        masks: 1 for weights that may move, by the id of their variable.
+    """
+
+    def __init__(self, learning_rate: Any, masks: Mapping[int, Any]) -> None:
+        super().__init__(learning_rate)
+        self._masks = masks
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+        """Applies the gradients of all weights but those that are zero."""
+        given = trainable_variables
+        variables = optimizer_variables(self) if given is None else given
+        masks = [self._masks.get(id(variable)) for variable in variables]
+        held = [
+            g if g is None or mask is None else keras.ops.multiply(g, mask)
+            for g, mask in zip(grads, masks, strict=True)
+        ]
+        return super().apply(held, given)
+
+
 class _Pupil(keras.Model):
     """A student in training, with an optimizer and a loss that are not its own."""
 
@@ -287,11 +314,14 @@ class _Pupil(keras.Model):
         super().__init__(name="student", dtype=student.dtype_policy)
         self.student = student
         self._terms, self._options = terms, options
+        kernels = [v for v in student.trainable_variables if is_kernel(v)]
+        masks = {id(v): not_zero(v).astype(v.dtype) for v in kernels}
+        self._masks = {key: mask for key, mask in masks.items() if not mask.all()}
 
     def begin(self, rate: float, steps: int) -> None:
         """Begins a course."""
         falling = keras.optimizers.schedules.CosineDecay(rate, steps)
-        self.compile(keras.optimizers.Adam(falling), jit_compile=False)
+        self.compile(HoldingAdam(falling, self._masks), jit_compile=False)
 
     def call(self, x: Any, training: Any = None) -> Any:
         """The student's outputs for a batch."""

@@ -8,11 +8,10 @@ from typing import Any
 
 from sgdap import _keras
 from sgdap._arguments import choices_for, is_number, shown
+from sgdap.model.kernels import is_kernel
 from sgdap.planning.widths import paths_called
 from sgdap.sparsity.layouts import Layout, layout_of
 from sgdap.sparsity.patterns import Pattern, Unstructured
-
-_TABLES = ("embeddings", "reverse_embeddings")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,9 +137,8 @@ def _kernels(model_layers: Mapping[str, Any], pattern: Pattern, biases: bool) ->
             continue
         owner = _owners(layer)
         for number, variable in enumerate(_keras.layer_variables(layer)):
-            name = variable.name
-            is_kernel = name.endswith("kernel") and len(variable.shape) > 1 or name in _TABLES
-            if id(variable) in seen or not (is_kernel or (biases and name.endswith("bias"))):
+            chosen = is_kernel(variable) or (biases and variable.name.endswith("bias"))
+            if id(variable) in seen or not chosen:
                 continue
             seen.add(id(variable))
             title = f"{path}/{variable.path.rpartition(f'{layer.name}/')[2]}"
