@@ -40,6 +40,8 @@ def choices_for(name: str, names: Iterable[str], most: int = 30) -> str:
         most: The most names that are listed.
     """
     known = list(dict.fromkeys(names))
+    if not known:
+        return "There are none."
     more = f", … ({len(known)} in all)" if len(known) > most else ""
     by_end = {part: path for path in known for part in (path.rpartition("/")[2], path)}
     near = dict.fromkeys(by_end[part] for part in difflib.get_close_matches(name, by_end))

@@ -51,7 +51,8 @@ def table_text(
         title: The line above the table.
         names: Headings of the columns of names.
         numbers: Headings of the columns of numbers.
-        reason: Heading of the last column, which may wrap between words.
+        reason: Heading of the last column, which may wrap between words; without one it is left
+            out.
         rows: The rows.
         lines: What is written below.
         width: Columns that the text may take.
@@ -59,19 +60,20 @@ def table_text(
     from rich.console import Console
     from rich.table import Table
 
-    count = len(names) + len(numbers) + 1
+    count = len(names) + len(numbers) + bool(reason)
     taken = [max([len(h), *(len(row[1][i]) for row in rows)]) for i, h in enumerate(numbers)]
-    each = (width - 3 * count - 1 - sum(taken)) // (len(names) + 1)
+    each = (width - 3 * count - 1 - sum(taken)) // (len(names) + bool(reason))
     table = Table(title=title, title_justify="left")
     for i, heading in enumerate(names):
         words = [len(heading), *(len(name) for row in rows for name in row[0][i])]
         table.add_column(heading, min_width=min(max(words), each), overflow="fold")
     for heading, longest in zip(numbers, taken, strict=True):
         table.add_column(heading, justify="right", min_width=longest)
-    table.add_column(reason, overflow="fold")
+    if reason:
+        table.add_column(reason, overflow="fold")
     for listed, counts, why in rows:
         short = [", ".join(short_name(name, each - 1) for name in found) for found in listed]
-        table.add_row(*short, *counts, why)
+        table.add_row(*short, *counts, *([why] if reason else []))
     out = io.StringIO()
     console = Console(file=out, width=width, color_system=None, markup=False)
     console.print(table)

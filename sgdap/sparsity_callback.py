@@ -25,6 +25,10 @@ class SparsityCallback(RoundsCallback[WeightRun]):
     model without it. A round that costs too much accuracy is undone and tried again in a smaller
     step. When `fit` returns, the model is an ordinary Keras model with zeros in its kernels.
 
+    Weights of the chosen kernels that are zero when `fit` begins stay zero and count toward
+    `sparsity`, unless all of a kernel are. So after `sgdap.sparsify` a `fit` with the same share
+    trains on and holds the zeros.
+
     Zeros save no time in a runtime that multiplies by them, and no bytes in a file that stores
     them. To make layers smaller, see `sgdap.SGDAPCallback`.
 
@@ -77,7 +81,8 @@ class SparsityCallback(RoundsCallback[WeightRun]):
 
     Attributes:
         rounds: A `SparsityRound` for each round so far.
-        masks: The masks by the path of the variable, True for weights that stay.
+        masks: The masks, True for weights that stay, by the path of the layer in the model and the
+            variable's in the layer (`"hidden/kernel"`), as `layers` and `overrides` name them.
         summary: The `SparsitySummary` of the whole run; None until `fit` ends. `print` it.
 
     Raises:

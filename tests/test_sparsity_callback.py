@@ -1,6 +1,7 @@
 """Weights become zero in rounds while a model trains, and stay so in what is saved."""
 
 import copy
+import math
 import pickle
 import warnings
 
@@ -459,7 +460,45 @@ def test_channels_leave_in_one_fit_and_weights_in_the_next():
     sizes = sum(layer.kernel.numpy().size for layer in model.layers)
     assert sizes < 200
     fit(sparse(0.5), model=model)
-    assert sum(zeros(model).values()) == sizes // 2
+    assert sum(zeros(model).values()) == math.ceil(sizes / 2)
+
+
+def test_zeros_that_a_model_has_stay_and_count():
+    model = sgdap.sparsify(network(), X, 0.75, guidance="magnitude", reconstruction=False)
+    before = [layer.kernel.numpy() == 0 for layer in model.layers]
+    shares = []
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: shares.append(sum(zeros(model).values()))
+    )
+    callback = sparse(0.75)
+    fit(callback, watch, model=model)
+    assert set(shares) == {216}
+    for layer, own in zip(model.layers, before, strict=True):
+        np.testing.assert_array_equal(layer.kernel.numpy() == 0, own)
+    assert "72 → 72 weights that are not zero" in callback.summary.line
+    further = sparse(0.9)
+    fit(further, model=model)
+    assert further.rounds[0].sparsity[0] == 0.75
+    assert further.summary.sparsity == pytest.approx(0.9, abs=1 / 288)
+    for layer, own in zip(model.layers, before, strict=True):
+        assert not layer.kernel.numpy()[own].any()
+
+
+def test_a_kernel_that_an_initializer_made_zero_trains():
+    model = network()
+    model.layers[2].kernel.assign(np.zeros((8, 4)))
+    callback = sparse(0.5, begin_epoch=1, allocation="uniform")
+    fit(callback, model=model)
+    assert callback.summary.before["end/kernel"] == 32
+    assert model.layers[2].kernel.numpy().any()
+
+
+@pytest.mark.filterwarnings("ignore:Even though")
+def test_a_kernel_without_weights_is_named():
+    model = network()
+    model.layers[1].kernel.assign(model.layers[1].kernel.numpy() * 1e-5)
+    with pytest.warns(UserWarning, match="All weights of 'two/kernel' are zero"):
+        fit(sparse(0.75, schedule="one_shot"), model=model)
 
 
 def test_there_is_one_of_its_kind_in_a_fit():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -13,14 +13,18 @@ import numpy as np
 
 from sgdap import _keras
 from sgdap._arguments import check_integer, is_number, shown
+from sgdap._keras.optimizers import optimizer_variables
 from sgdap.distillation.features import Features
 from sgdap.distillation.instead import Instead
 from sgdap.distillation.options import DistillationOptions
+from sgdap.distillation.targets import check_sample_weights, check_targets
 from sgdap.distillation.teaching import checked_terms, computes_own_loss, loss_of_labels
 from sgdap.distillation.terms import Term, answers, divergence
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import joined, rows_of
 from sgdap.execution.inputs import checked_inputs
+from sgdap.model.generators import global_state_kept
+from sgdap.model.kernels import is_kernel, not_zero
 from sgdap.model.program import Program
 
 STEPS = 600
@@ -64,7 +68,8 @@ def distill(
     never further from the teacher on these samples than what went in (with a `label_weight`, the
     sum of both parts is not larger). Penalties of the student count beside labels only.
 
-    The student itself is trained, as in `fit`, in all of its weights that are trainable. The
+    The student itself is trained, as in `fit`, in all of its weights that are trainable. Weights of
+    its kernels that are zero (of `sgdap.sparsify`, say) stay zero, unless all of a kernel are. The
     optimizer, loss and metrics that it was compiled with stay as they are. If the call is
     interrupted, its weights are those from before.
 
@@ -96,8 +101,9 @@ def distill(
     Raises:
         RuntimeError: Keras uses another backend than TensorFlow.
         TypeError: The teacher is no Keras model, or the data are of an unknown kind.
-        ValueError: The teacher or the data do not fit the student, an argument has an invalid
-            value, or there is nothing to train. Nothing was changed.
+        ValueError: The teacher or the data do not fit the student, targets do not fit its loss,
+            sample weights are not finite, negative or all zero, an argument has an invalid value,
+            or there is nothing to train. Nothing was changed.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"),
@@ -248,14 +254,15 @@ class _Lessons:
         self.batch = unit if unit > 1 else batch_size
         order = np.random.default_rng(0).permutation(count * unit)
         x, labels, weights = rows_of((x, labels if labelled else None, weights), order)
-        taught = teacher.predict(x, batch_size=self.batch, verbose=0)
-        for what, values in (("sample weights", weights), ("teacher's answers", taught)):
-            given = [own for own in keras.tree.flatten(values) if own is not None]
-            if not all(np.isfinite(own).all() for own in given):
-                raise ValueError(
-                    f"The {what} are not finite: they hold NaN or infinity, and nothing could be "
-                    "learnt from them. Look for such numbers in the data and the teacher."
-                )
+        check_sample_weights(weights)
+        if labelled:
+            check_targets(program, x, labels, weights, self.batch)
+        taught = teacher.to(x, self.batch)
+        if not all(np.isfinite(own).all() for own in keras.tree.flatten(taught)):
+            raise ValueError(
+                "The teacher's answers are not finite: they hold NaN or infinity, so nothing can "
+                "be learnt from them. Look for such numbers in the data and the teacher."
+            )
         told = {"labels": labels, "weights": weights}
         targets = {"taught": taught}
         targets |= {name: value for name, value in told.items() if value is not None}
@@ -280,10 +287,42 @@ class Answers(keras.Model):
         self.teacher = teacher
         self._terms = terms
 
+    def to(self, x: Any, batch_size: int) -> Any:
+        """The teacher's answers to all inputs, as arrays.
+
+        Each teacher's `predict` is traced anew, which TensorFlow takes for a mistake of the user.
+        """
+        with global_state_kept():
+            return self.predict(x, batch_size=batch_size, verbose=0)
+
     def call(self, x: Any) -> Any:
         """The teacher's answers to a batch."""
         outputs = keras.tree.flatten(self.teacher(x, training=False))
         return [answers(t.teacher, y) for t, y in zip(self._terms, outputs, strict=True)]
+
+
+class HoldingAdam(keras.optimizers.Adam):
+    """Adam with weights that stay zero: without gradients it never moves them.
+
+    Args:
+        learning_rate: The learning rate.
+        masks: 1 for weights that may move, by the id of their variable.
+    """
+
+    def __init__(self, learning_rate: Any, masks: Mapping[int, Any]) -> None:
+        super().__init__(learning_rate)
+        self._masks = masks
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+        """Applies the gradients of all weights but those that are zero."""
+        given = trainable_variables
+        variables = optimizer_variables(self) if given is None else given
+        masks = [self._masks.get(id(variable)) for variable in variables]
+        held = [
+            g if g is None or mask is None else keras.ops.multiply(g, mask)
+            for g, mask in zip(grads, masks, strict=True)
+        ]
+        return super().apply(held, given)
 
 
 class _Pupil(keras.Model):
@@ -300,11 +339,14 @@ class _Pupil(keras.Model):
         self.student = student
         self._terms, self._options, self._features = terms, options, features
         self._instead = Instead(() if features is None else features.replacements)
+        kernels = [v for v in student.trainable_variables if is_kernel(v)]
+        masks = {id(v): not_zero(v).astype(v.dtype) for v in kernels}
+        self._masks = {key: mask for key, mask in masks.items() if not mask.all()}
 
     def begin(self, rate: float, steps: int) -> None:
         """Begins a course."""
         falling = keras.optimizers.schedules.CosineDecay(rate, steps)
-        self.compile(keras.optimizers.Adam(falling), jit_compile=False)
+        self.compile(HoldingAdam(falling, self._masks), jit_compile=False)
 
     def learn(self, lessons: _Lessons, learnt: Any, epochs: int, verbose: int | str) -> None:
         """Trains for some passes; adapters of inner layers are fitted before each."""

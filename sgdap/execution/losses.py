@@ -136,7 +136,7 @@ def program_loss(program: Program) -> ModelLoss:
     model, count = program.model, len(program.outputs)
     names = tuple(getattr(model, "output_names", None) or ())
     names = names if len(names) == count else ()
-    compiled, notes = _compiled_terms(program)
+    compiled, notes = compiled_terms(program)
     found: list[KnownLoss | OpenLoss] = []
     for i in range(count):
         name, (activation, axis) = names[i] if names else str(i), _activation(program, i)
@@ -177,8 +177,12 @@ _USUAL = (
 )
 
 
-def _compiled_terms(program: Program) -> tuple[list[tuple[int, Any, float]], tuple[str, ...]]:
-    """The number of the output, the loss and the weight of each term, and what to say of them."""
+def compiled_terms(program: Program) -> tuple[list[tuple[int, Any, float]], tuple[str, ...]]:
+    """The number of the output, the loss and the weight of each term, and what to say of them.
+
+    Args:
+        program: The calls of the model.
+    """
     model = program.model
     outputs = keras.tree.map_structure(
         lambda ref: keras.KerasTensor(program.shapes[ref.index], program.dtypes[ref.index]),

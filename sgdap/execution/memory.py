@@ -129,8 +129,8 @@ def choose_storage(
             chosen[path] = storage
     if (least := _needed(chosen, sizes, folds)) > limit:
         raise ValueError(
-            f"memory_limit={limit} bytes are too few: the least that can be kept of the "
-            f"{len(sizes)} consumers takes {least}. Raise memory_limit, or let fewer layers shrink."
+            f"memory_limit={limit} bytes are too few: the least that can be kept of what "
+            f"{len(sizes)} kernels read takes {least}. Raise memory_limit, or name fewer layers."
         )
     return chosen
 

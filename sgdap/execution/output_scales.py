@@ -133,7 +133,7 @@ def _measured(
     if not sums:
         return {}
     for number, predictions, y in run:
-        targets = _targets(loss, y, len(predictions))
+        targets = targets_of(loss, y, len(predictions))
         for own in (own for own in loss.open if own.output in sums):
             predicted = predictions[own.output]
             target = predicted if targets is None and not own.needs_targets else None
@@ -168,8 +168,14 @@ def _curvature(own: OpenLoss, target: Any, predicted: Any, step: Array, seed: An
     return _entries(found)
 
 
-def _targets(loss: ModelLoss, y: Any, count: int) -> list[Any] | None:
-    """The targets of each output, None where it has none; None where they don't fit."""
+def targets_of(loss: ModelLoss, y: Any, count: int) -> list[Any] | None:
+    """The targets of each output, None where it has none; None where they don't fit.
+
+    Args:
+        loss: The model's loss.
+        y: The targets, as `fit` is given them.
+        count: The number of outputs.
+    """
     if y is None:
         return None
     if isinstance(y, dict) and set(y) == set(loss.names):

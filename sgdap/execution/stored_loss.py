@@ -59,24 +59,36 @@ class StoredLoss:
             return made, [tf.convert_to_tensor(gradient) for gradient in found]
 
         value(*next(self._batches())[0])  # metrics are made outside of compiled functions
-        self._value = tf.function(value, autograph=False, reduce_retracing=True)
-        self._both = tf.function(both, autograph=False, reduce_retracing=True)
+        self._traced: dict[Any, Any] = {}
+        self._value = tf.function(value, autograph=False)
+        self._both = tf.function(both, autograph=False)
 
     def value(self) -> float:
         """The mean loss over all samples."""
         with full_precision():
-            return sum(share * float(self._value(*batch)) for batch, share in self._batches())
+            pairs = self._batches()
+            return sum(share * float(self._run(self._value, batch)) for batch, share in pairs)
 
     def value_and_gradients(self) -> tuple[float, list[Array]]:
         """The mean loss and its gradients by the variables."""
         total, sums = 0.0, [np.zeros(tuple(v.shape)) for v in self._variables]
         with full_precision():
             for batch, share in self._batches():
-                made, found = self._both(*batch)
+                made, found = self._run(self._both, batch)
                 total += share * float(made)
                 for own, gradient in zip(sums, found, strict=True):
                     own += share * np.asarray(gradient, np.float64)
         return total, sums
+
+    def _run(self, function: Any, batch: Any) -> Any:
+        """Runs what is traced for each shape; TensorFlow warns of functions made many times."""
+        if tf.config.functions_run_eagerly():
+            return function(*batch)
+        shapes = [tuple(own.shape) for own in keras.tree.flatten(batch) if own is not None]
+        key = (id(function), *shapes)
+        if key not in self._traced:
+            self._traced[key] = function.get_concrete_function(*batch)
+        return self._traced[key](*batch)
 
     def _batches(self) -> Iterator[tuple[Any, float]]:
         for start in range(0, self._samples, self._batch):

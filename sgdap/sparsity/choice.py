@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap.sparsity.kernels import Kernel
-from sgdap.sparsity.patterns import Numbers
+from sgdap.sparsity.patterns import Numbers, zeros_of_share
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -26,9 +27,9 @@ def choose(
 ) -> dict[str, Mask]:
     """Chooses the weights that stay: those whose leaving costs most.
 
-    One of `sparsity`, `zeros` and `threshold` says how many leave. Where a pattern cuts weights
-    into blocks, the zeros are the most that are not more than asked for. A kernel of a share of its
-    own is chosen from apart; `sparsity` is that of the others.
+    One of `sparsity`, `zeros` and `threshold` says how many leave, at least: where a pattern cuts
+    weights into blocks, or a share is no whole number of weights, it is the next larger number. A
+    kernel of a share of its own is chosen from apart; `sparsity` is that of the others.
 
     Args:
         scores: For each kernel the expected rise of the loss if a weight alone leaves, in the
@@ -47,7 +48,7 @@ def choose(
     for kernel in kernels:
         if kernel.share is not None:
             size = scores[kernel.path].size
-            masks |= _least(scores, [kernel], round(kernel.share * size))
+            masks |= _least(scores, [kernel], zeros_of_share(kernel.share, size))
     common = [kernel for kernel in kernels if kernel.share is None]
     if not common:
         return masks
@@ -59,22 +60,40 @@ def choose(
     parts = [common] if allocation == "global" else [[kernel] for kernel in common]
     for part in parts:
         size = sum(scores[kernel.path].size for kernel in part)
-        own = round((sparsity or 0.0) * size) if zeros is None else zeros * size // total
+        own = zeros_of_share(sparsity or 0.0, size) if zeros is None else -(-zeros * size // total)
         masks |= _least(scores, part, own)
     return masks
+
+
+def warn_of_empty(kernels: Sequence[Kernel], masks: Mapping[str, Mask]) -> None:
+    """Warns of kernels of which no weight stays.
+
+    Args:
+        kernels: The kernels; biases, which read nothing, are not named.
+        masks: Which weights stay, by path.
+    """
+    empty = [k.path for k in kernels if k.layout.reduction and not masks[k.path].any()]
+    if empty:
+        warnings.warn(
+            f"All weights of {', '.join(map(repr, empty))} are zero, so the output no longer "
+            "depends on what is read there. Ask for fewer zeros, for allocation='uniform', or for "
+            f"a share of its own: overrides={{'{empty[0]}': 0.9}}.",
+            stacklevel=4,
+        )
 
 
 def _least(
     scores: Mapping[str, npt.NDArray[Any]], kernels: Sequence[Kernel], zeros: int
 ) -> dict[str, Mask]:
-    """The masks with so many zeros of the least scores, all kernels together."""
+    """The masks with so many zeros at least, of the least scores, all kernels together."""
     units = [_units(scores[kernel.path], kernel) for kernel in kernels]
     sizes = [np.bincount(numbers.ravel()) for numbers, _, _ in units]
     size = np.concatenate(sizes)
     score, turn = (np.concatenate([own[i] for own in units]) for i in (1, 2))
     order = np.lexsort((score / size, turn))
     leave = np.zeros(len(order), bool)
-    leave[order[np.cumsum(size[order]) <= zeros]] = True
+    sizes_in_turn = size[order]
+    leave[order[np.cumsum(sizes_in_turn) - sizes_in_turn < zeros]] = True
     masks, start = {}, 0
     for kernel, (numbers, _, _), own in zip(kernels, units, sizes, strict=True):
         gone = leave[start : start + len(own)][numbers]

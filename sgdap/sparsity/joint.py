@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ from scipy import optimize
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
 from sgdap.distillation.finish import Answers
+from sgdap.distillation.targets import check_sample_weights, check_targets
 from sgdap.distillation.teaching import checked_terms, computes_own_loss
 from sgdap.distillation.terms import divergence
 from sgdap.execution.data import rows_of
@@ -49,19 +50,24 @@ class JointStep:
     """Moves all weights of a sparse model that stay, by L-BFGS on stored samples.
 
     Kernels that are not among the sparse ones, and variables under a constraint, stay as they are;
-    biases and the scales of normalisations follow. A tenth of the samples is held back: it says
-    which weights of the way are kept, and when to stop. So the loss there never rises.
+    biases and the scales of normalisations follow in the layers that may move. A tenth of the
+    samples is held back: it says which weights of the way are kept, and when to stop. So the loss
+    there never rises.
 
     Args:
         graph: The channels of the sparse model.
         teacher: The dense model.
         data: Inputs, targets and sample weights as arrays; the last two may be None.
         kernels: The kernels that have zeros.
+        moving: Paths of the layers whose weights may move.
         seed: Seed for what is held back.
         memory_limit: Bytes for the tensors of a batch, as for `collect_statistics`.
 
     Attributes:
         labelled: Whether the loss is that of the labels; else the divergence from the teacher.
+
+    Raises:
+        ValueError: Sample weights or targets can't be used.
 
     Reference:
         Nocedal, "Updating quasi-Newton matrices with limited storage", 1980.
@@ -74,6 +80,7 @@ class JointStep:
         data: tuple[Any, Any, Any],
         kernels: Sequence[Kernel],
         *,
+        moving: Collection[str],
         seed: int = 0,
         memory_limit: int | None = None,
     ) -> None:
@@ -81,16 +88,20 @@ class JointStep:
         x, y, weight = data
         self.labelled = y is not None and has_loss(model)
         self._paths = {id(variable_of(graph.program, k.key)): k.path for k in kernels}
-        self._variables = [v for v in model.trainable_variables if self._moves(v)]
+        may = {id(v) for path in moving for v in graph.program.layers()[path].weights}
+        self._variables = [v for v in model.trainable_variables if id(v) in may and self._moves(v)]
+        check_sample_weights(weight)
         unit = batch_of(graph)
         count = len(keras.tree.flatten(x)[0]) // unit
         order = np.random.default_rng(seed).permutation(count * unit)
         x, y, weight = rows_of((x, y, weight), order)
         most = affordable_batch(graph, batch_memory(checked_memory_limit(memory_limit)))
         batch = unit if unit > 1 else min(_BATCH, most)
-        if not self.labelled:
+        if self.labelled:
+            check_targets(graph.program, x, y, weight, batch)
+        else:
             _, terms = checked_terms(model, teacher)
-            y = Answers(teacher, terms).predict(x, batch_size=batch, verbose=0)
+            y = Answers(teacher, terms).to(x, batch)
 
         def loss(x: Any, y: Any, made: Any, weight: Any) -> Any:
             if self.labelled:
@@ -168,7 +179,7 @@ def _best(
         nonlocal best, least, worse
         found = held(flat)
         worse += 1
-        if found < least:
+        if found < least and np.isfinite(flat).all():
             best, least, worse = flat.copy(), found, 0
 
     def after_step(flat: Array) -> None:

@@ -8,11 +8,10 @@ from typing import Any
 
 from sgdap import _keras
 from sgdap._arguments import choices_for, is_number, shown
+from sgdap.model.kernels import is_kernel
 from sgdap.planning.widths import paths_called
 from sgdap.sparsity.layouts import Layout, layout_of
 from sgdap.sparsity.patterns import Pattern, Unstructured
-
-_TABLES = ("embeddings", "reverse_embeddings")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +79,13 @@ def chosen_kernels(
     chosen = set(known) if layers is None else _named(layers, "layers", found, model_layers)
     shares: dict[str, float] = {}
     for name, share in _checked(overrides).items():
-        for path in _named([name], "overrides", found, model_layers):
+        fitting = _named([name], "overrides", found, model_layers)
+        if not fitting & chosen:
+            raise ValueError(
+                f"overrides name '{name}', which layers={shown(layers)} leaves out. Take it out of "
+                "overrides, or name it in layers too."
+            )
+        for path in fitting:
             shares.setdefault(path, float(share))
     made = tuple(
         replace(k, share=shares.get(k.path))
@@ -103,6 +108,27 @@ def chosen_kernels(
     return made
 
 
+def moving_layers(
+    model_layers: Mapping[str, Any], kernels: Sequence[Kernel], layers: Sequence[str] | None
+) -> set[str]:
+    """Paths of the layers whose weights may move to make up for zeros.
+
+    They are those that may have zeros. Unless the user named these, layers that have no kernel,
+    such as normalisations, follow.
+
+    Args:
+        model_layers: The model's layers by path.
+        kernels: The kernels that may have zeros.
+        layers: The names as the user gave them.
+    """
+    own = {kernel.layer for kernel in kernels}
+    if layers is not None:
+        return own
+    left_out = {kernel.layer for kernel in _kernels(model_layers, Unstructured(), False)} - own
+    with_weights = {path for path, layer in model_layers.items() if getattr(layer, "weights", ())}
+    return with_weights - left_out
+
+
 def _kernels(model_layers: Mapping[str, Any], pattern: Pattern, biases: bool) -> Iterator[Kernel]:
     seen: set[int] = set()
     paths: set[str] = set()
@@ -111,9 +137,8 @@ def _kernels(model_layers: Mapping[str, Any], pattern: Pattern, biases: bool) ->
             continue
         owner = _owners(layer)
         for number, variable in enumerate(_keras.layer_variables(layer)):
-            name = variable.name
-            is_kernel = name.endswith("kernel") and len(variable.shape) > 1 or name in _TABLES
-            if id(variable) in seen or not (is_kernel or (biases and name.endswith("bias"))):
+            chosen = is_kernel(variable) or (biases and variable.name.endswith("bias"))
+            if id(variable) in seen or not chosen:
                 continue
             seen.add(id(variable))
             title = f"{path}/{variable.path.rpartition(f'{layer.name}/')[2]}"

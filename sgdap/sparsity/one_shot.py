@@ -18,12 +18,14 @@ from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import joined, reusable
 from sgdap.execution.inputs import check_calibration_data, counted_on_data
+from sgdap.execution.precision import computing_in_float32
+from sgdap.model.generators import random_state, set_random_state
 from sgdap.planning.budget import Budget
-from sgdap.sparsity.choice import choose
+from sgdap.sparsity.choice import choose, warn_of_empty
 from sgdap.sparsity.curvature import Calibration, curvatures
 from sgdap.sparsity.guidance import GUIDANCES, weight_scores
 from sgdap.sparsity.joint import FEWEST, JointStep, affordable_steps, batch_of
-from sgdap.sparsity.kernels import Kernel, chosen_kernels
+from sgdap.sparsity.kernels import Kernel, chosen_kernels, moving_layers
 from sgdap.sparsity.patterns import get_pattern
 from sgdap.sparsity.surgeon import refit, zeroed
 from sgdap.sparsity.target import Target, sparsity_target
@@ -83,8 +85,12 @@ def sparsify(
             kernel.
         reconstruction: Whether the weights that stay are moved: True; `"layerwise"`: each output's
             by itself only; False: not at all, and all leave in one stage.
-        threshold: With `sparsity=None`: weights of a score below this leave, in one stage.
-        layers: Names or patterns (`"conv*"`) of the layers that may have zeros; None: all.
+        threshold: With `sparsity=None`: weights of a score below this leave, in one stage. Scores
+            are those of the given weights, in the unit of `guidance`: the loss (`"second_order"`:
+            its rise; `"gradient"`: the root mean square over samples of its change to first
+            order), the weights (`"magnitude"`), or from 0 to 1 (`"random"`).
+        layers: Names or patterns (`"conv*"`) of the layers that may have zeros; only their weights
+            change. None: all, and layers without kernels, such as normalisations, are moved too.
         overrides: A dict from layer names or patterns to the share of zeros there, in place of that
             of all; with 0 a kernel stays as it is.
         biases: Whether biases may have zeros too; they have no pattern.
@@ -101,7 +107,11 @@ def sparsify(
         RuntimeError: Keras uses another backend than TensorFlow.
         TypeError: An argument is of the wrong type.
         ValueError: An argument has no meaning, a layer can't have the pattern, is quantized or has
-            LoRA enabled, the budget can't be met, or the data do not fit the model.
+            LoRA enabled, the budget can't be met, every weight is below the threshold, or the data,
+            their targets or sample weights do not fit the model.
+
+    Warns:
+        UserWarning: All weights of a kernel became zero, so what it reads counts no more.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"),
@@ -116,6 +126,7 @@ def sparsify(
     check_choice("allocation", allocation, ("global", "uniform"))
     check_choice("reconstruction", reconstruction, (True, False, "layerwise"))
     check_choice("biases", biases, (True, False))
+    check_choice("verbose", verbose, (0, 1, False, True))
     check_integer("positions", positions, 1)
     check_integer("seed", seed, 0)
     if samples is not None:
@@ -125,15 +136,20 @@ def sparsify(
         graph.program.layers(), wanted, layers=layers, overrides=overrides, biases=biases
     )
     target = sparsity_target(model, kernels, wanted, sparsity, threshold)
+    moving = moving_layers(graph.program.layers(), kernels, layers)
     data = reusable(data, samples)
     check_calibration_data(graph, data)
     graph = counted_on_data(graph, data)
-    with _keras.scope_of(model), _keras.name_counters_kept():
-        made = counted_on_data(copied(graph), data)
-        work = _Work(
-            graph, made, kernels, data, Calibration(samples, positions, seed, memory_limit)
-        )
-        work.run(target, guidance, allocation, reconstruction, verbose)
+    drawn = random_state()
+    try:
+        with _keras.scope_of(model), _keras.name_counters_kept():
+            made = counted_on_data(copied(graph), data)
+            reading = Calibration(samples, positions, seed, memory_limit)
+            work = _Work(graph, made, kernels, moving, data, reading)
+            with computing_in_float32(made.program.model):
+                work.run(target, guidance, allocation, reconstruction, verbose)
+    finally:
+        set_random_state(drawn)
     return made.program.model
 
 
@@ -145,10 +161,12 @@ class _Work:
         dense: ChannelGraph,
         graph: ChannelGraph,
         kernels: Sequence[Kernel],
+        moving: set[str],
         data: Any,
         reading: Calibration,
     ) -> None:
         self._dense, self._graph, self._kernels = dense, graph, kernels
+        self._moving = moving
         self._data, self._reading = data, reading
         self._affordable = 0
         self._masks: Masks = {kernel.path: np.ones(kernel.shape, bool) for kernel in kernels}
@@ -172,9 +190,11 @@ class _Work:
         """
         total = sum(mask.size for mask in self._masks.values())
         stages = list(_stages(target, total)) if reconstruction else [target]
+        if target.zeros == 0:
+            stages, reconstruction = [], False
         joint, said = self._joint_step() if reconstruction is True else (None, "")
         steps, last = self._steps(len(stages))
-        if joint is not None and joint.labelled:
+        if joint is not None and joint.labelled and target.threshold is None:
             joint.run(self._masks, steps)
         for number, stage in enumerate(stages, 1):
             needed = guidance == "second_order" or reconstruction
@@ -190,6 +210,10 @@ class _Work:
                 threshold=stage.threshold,
                 allocation=allocation,
             )
+            gone = total - sum(int(mask.sum()) for mask in self._masks.values())
+            if target.threshold is not None and gone in (0, total):
+                _check_some_stay(target.threshold, scores, gone)
+                break
             if reconstruction:
                 refit(self._graph, self._kernels, known, self._masks)
             else:
@@ -197,8 +221,8 @@ class _Work:
             if joint is not None:
                 joint.run(self._masks, last if number == len(stages) else steps)
             if verbose:
-                zeros = total - sum(int(mask.sum()) for mask in self._masks.values())
-                print(f"stage {number} of {len(stages)}: {zeros / total:.2%} of weights are zero")
+                print(f"stage {number} of {len(stages)}: {gone / total:.2%} of weights are zero")
+        warn_of_empty(self._kernels, self._masks)
         if verbose:
             print(self._table([said] if said else []))
 
@@ -221,6 +245,7 @@ class _Work:
             self._dense.program.model,
             data,
             self._kernels,
+            moving=self._moving,
             seed=self._reading.seed,
             memory_limit=self._reading.memory_limit,
         )
@@ -236,6 +261,15 @@ class _Work:
         title = f"Zeros of {self._graph.program.model.name}"
         return table_text(
             title, ["kernel"], ["weights", "not zero", "zeros"], "", rows, notes, width
+        )
+
+
+def _check_some_stay(threshold: float, scores: Mapping[str, Any], gone: int) -> None:
+    if gone:
+        most = max(float(own.max()) for own in scores.values())
+        raise ValueError(
+            f"Every weight scores less than threshold={threshold:g}, so none would stay. The "
+            f"highest score is {most:.3g}. Pass a lower threshold, or a share of zeros."
         )
 
 

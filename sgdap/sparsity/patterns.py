@@ -140,6 +140,16 @@ class Block:
         return f"block {self.rows}x{self.columns}"
 
 
+def zeros_of_share(share: float, size: int) -> int:
+    """The number of zeros that are a share of some weights, or the least above it.
+
+    Args:
+        share: The share, from 0 to 1.
+        size: The number of weights.
+    """
+    return math.ceil(share * size * (1 - 1e-12))
+
+
 _N_OF_M = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
 _BLOCK = re.compile(r"\s*block\s+(\d+)\s*[x×]\s*(\d+)\s*")
 

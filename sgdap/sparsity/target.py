@@ -12,7 +12,7 @@ import numpy as np
 from sgdap._arguments import is_number, shown
 from sgdap.planning.budget import Budget
 from sgdap.sparsity.kernels import Kernel
-from sgdap.sparsity.patterns import Pattern
+from sgdap.sparsity.patterns import Pattern, zeros_of_share
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ def sparsity_target(
     if threshold is not None:
         if not is_number(threshold):
             raise TypeError(f"threshold must be a number. Received: threshold={shown(threshold)}")
+        if threshold < 0:
+            raise ValueError(
+                "threshold must not be negative: no score is below zero. "
+                f"Received: threshold={shown(threshold)}"
+            )
         if pattern.least:
             raise ValueError(
                 f"pattern='{pattern}' says how many weights leave of each part, and a threshold "
@@ -63,9 +68,9 @@ def sparsity_target(
             )
         return Target(None, float(threshold))
     common = sum(math.prod(k.shape) for k in kernels if k.share is None)
-    own = sum(round((k.share or 0.0) * math.prod(k.shape)) for k in kernels)
+    own = sum(zeros_of_share(k.share or 0.0, math.prod(k.shape)) for k in kernels)
     if isinstance(sparsity, Budget):
-        zeros = _zeros_for(model, kernels, sparsity)
+        zeros = _zeros_for(model, kernels, sparsity, own + common)
     elif sparsity is None or not is_number(sparsity):
         raise TypeError(
             "sparsity must be a share of zeros or a sgdap.Budget. "
@@ -77,26 +82,25 @@ def sparsity_target(
             f"Received: sparsity={shown(sparsity)}"
         )
     else:
-        zeros = own + round(float(sparsity) * common)
+        zeros = own + zeros_of_share(float(sparsity), common)
     patterned = [k for k in kernels if k.pattern.least]
     least = sum(round(k.pattern.least * math.prod(k.shape)) for k in patterned)
     low = [k for k in patterned if k.share is not None and k.share < k.pattern.least - 1e-9]
     if zeros < least or low:
-        share = f"overrides of '{low[0].path}'" if low else f"sparsity={shown(sparsity)}"
+        share = (
+            f"overrides={{'{low[0].path}': {low[0].share:g}}}"
+            if low
+            else f"sparsity={shown(sparsity)}"
+        )
         raise ValueError(
             f"pattern='{pattern}' has {pattern.least:.4g} of the weights zero at least. "
             f"Received: {share}. Ask for {pattern.least:g} or more."
         )
-    if zeros > own + common:
-        raise ValueError(
-            f"{sparsity} can't be met: with all {own + common} weights zero that may be, the model "
-            "is still larger. Raise the budget, or let more layers have zeros."
-        )
     return Target(zeros)
 
 
-def _zeros_for(model: Any, kernels: Sequence[Kernel], budget: Budget) -> int:
-    """The zeros that a budget needs.
+def _zeros_for(model: Any, kernels: Sequence[Kernel], budget: Budget, most: int) -> int:
+    """The zeros that a budget needs, of which there may be so many at most.
 
     Bytes are those of weights stored as a bit for each weight of a kernel and the values that are
     not 0, of other variables as they are.
@@ -111,11 +115,19 @@ def _zeros_for(model: Any, kernels: Sequence[Kernel], budget: Budget) -> int:
     counts = [math.prod(v.shape) for v in model.weights]
     whole = np.array([sum(counts), 0.0, sum(map(math.prod, zip(counts, sizes, strict=True)))])
     params, _, size = budget.targets(whole)
-    zeros = [0.0]
-    if math.isfinite(params):
-        zeros.append(whole[0] - params)
-    if math.isfinite(size):
-        bits = sum(math.ceil(math.prod(k.shape) / 8) for k in kernels)
-        each = min(np.dtype(k.variable.dtype).itemsize for k in kernels)
-        zeros.append((whole[2] + bits - size) / each)
-    return math.ceil(max(zeros))
+    bits = sum(math.ceil(math.prod(k.shape) / 8) for k in kernels)
+    each = min(np.dtype(k.variable.dtype).itemsize for k in kernels)
+    wanted = [(params, "params", whole[0], 1, whole[0])]
+    wanted += [(size, "bytes", whole[2] + bits, each, whole[2])]
+    zeros = 0
+    for limit, name, dense, saved, all_of_it in wanted:
+        needed = math.ceil((dense - limit) / saved) if math.isfinite(limit) else 0
+        if needed > most:
+            least = dense - saved * most
+            raise ValueError(
+                f"{budget} can't be met: with all {most:,} weights zero that may be, "
+                f"{least:,.0f} {name} are left, {least / all_of_it:.3g} of the model's. Raise the "
+                "budget, or let more layers have zeros."
+            )
+        zeros = max(zeros, needed)
+    return zeros

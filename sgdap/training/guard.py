@@ -62,7 +62,8 @@ class SparsityRound(_When):
         epoch: The epoch (from 0) after which the masks grew; -1: before the first one.
         progress: How far on the way to the wanted sparsity the round aimed, from 0 to 1.
         sparsity: The share of zeros in the chosen weights before and after.
-        widths: The number of weights that are left in each chosen variable, by its path.
+        widths: The number of weights that are left in each chosen variable, by its path
+            in masks.
         before: The monitored metric of the model that the round started from.
         after: The monitored metric when the round was judged; None until then.
         decision: `"pending"`, `"kept"` or `"undone"`.

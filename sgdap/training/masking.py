@@ -21,6 +21,7 @@ from sgdap._keras.optimizers import (
     optimizer_variables,
     optimizers_of,
 )
+from sgdap.model.kernels import not_zero
 from sgdap.sparsity.kernels import Kernel
 from sgdap.surgery.train_step import put_around_train_step, take_from_train_step
 
@@ -74,6 +75,12 @@ class Masking:
                 for k in kernels
                 if self._watch is not None
             }
+
+    def hold_zeros(self) -> None:
+        """Masks the weights that are zero now, but for variables that are zero as a whole."""
+        for kernel in self._kernels:
+            mask = self._masks[kernel.path]
+            mask.assign(not_zero(kernel.variable).astype(mask.dtype.as_numpy_dtype))
 
     def install(self) -> None:
         """Begins to hold the masks in the model's train step."""

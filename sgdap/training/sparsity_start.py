@@ -13,7 +13,7 @@ from sgdap.channels.grouping import channel_graph
 from sgdap.execution.backend import check_backend
 from sgdap.planning.budget import Budget
 from sgdap.sparsity.kernels import Kernel, chosen_kernels
-from sgdap.sparsity.patterns import Pattern
+from sgdap.sparsity.patterns import Pattern, zeros_of_share
 from sgdap.sparsity.target import sparsity_target
 from sgdap.training.log import Summaries
 from sgdap.training.masking import Masking
@@ -115,10 +115,12 @@ def _shares(
     """The share of zeros in all kernels, and in those without a share of their own."""
     zeros = sparsity_target(model, kernels, pattern, sparsity, None).zeros
     assert zeros is not None
-    own = sum(round((k.share or 0.0) * math.prod(k.shape)) for k in kernels)
+    own = sum(zeros_of_share(k.share or 0.0, math.prod(k.shape)) for k in kernels)
     common = sum(math.prod(k.shape) for k in kernels if k.share is None)
     total = sum(math.prod(k.shape) for k in kernels)
-    return zeros / total, max(zeros - own, 0) / max(common, 1)
+    if isinstance(sparsity, Budget):
+        return zeros / total, max(zeros - own, 0) / max(common, 1)
+    return (own + float(sparsity) * common) / total, float(sparsity)
 
 
 _WATCHES: dict[str, Callable[[Any, Any], Any]] = {

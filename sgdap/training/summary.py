@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,14 @@ class SparsitySummary:
 
     Attributes:
         weights: The number of weights in all and of those that are not zero, for each variable
-            with a mask, by its path. If channels left in the same `fit`, of what is left of it.
+            with a mask, by its path in masks. If channels left in the same `fit`, of what is left
+            of it.
         metric: The name of the monitored metric; None if it was never seen.
         score: The monitored metric before and after, as in `RunSummary`.
         rounds: The number of rounds that were kept.
         undone: The number of rounds that were undone.
+        before: The number of weights that were not zero when `fit` began, for each of them; empty
+            if that is not known, and then it counts as all.
     """
 
     weights: Mapping[str, tuple[int, int]]
@@ -70,11 +73,12 @@ class SparsitySummary:
     score: tuple[float | None, float | None] = (None, None)
     rounds: int = 0
     undone: int = 0
+    before: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:
         """The share of zeros in all these variables together."""
-        whole, left = self._all
+        whole, left = (sum(numbers[i] for numbers in self.weights.values()) for i in (0, 1))
         return 1 - left / max(whole, 1)
 
     @property
@@ -86,8 +90,13 @@ class SparsitySummary:
 
     @property
     def _all(self) -> tuple[int, int]:
-        whole, left = (sum(numbers[i] for numbers in self.weights.values()) for i in (0, 1))
-        return whole, left
+        before, left = (sum(numbers[i] for numbers in self._changes.values()) for i in (0, 1))
+        return before, left
+
+    @property
+    def _changes(self) -> dict[str, tuple[int, int]]:
+        """The weights that are not zero of each variable, before and after."""
+        return {p: (self.before.get(p, whole), left) for p, (whole, left) in self.weights.items()}
 
     def __str__(self) -> str:
         lines = {"not zero": _change(self._all)}
@@ -95,7 +104,7 @@ class SparsitySummary:
             lines[self.metric] = _scores(*self.score)
         lines["rounds"] = f"{self.rounds} kept, {self.undone} undone"
         return _aligned(
-            lines | {f"  {path}": _change(numbers) for path, numbers in self.weights.items()}
+            lines | {f"  {path}": _change(numbers) for path, numbers in self._changes.items()}
         )
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
-from sgdap.sparsity.choice import choose
+from sgdap.sparsity.choice import choose, warn_of_empty
 from sgdap.sparsity.curvature import Calibration, Curvature, curvatures
 from sgdap.sparsity.guidance import weight_scores
 from sgdap.sparsity.kernels import Kernel, kernels_now
@@ -60,9 +60,12 @@ class WeightRun(Run):
     masking: Masking
     _scores: Mapping[str, Array] = field(init=False, default_factory=dict)
     _cut: Cut | None = field(init=False, default=None)
+    _before: Mapping[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.masking.hold_zeros()
         self.state.masks = self.masking.masks
+        self._before = self.sizes
 
     @property
     def graph(self) -> ChannelGraph:
@@ -172,9 +175,11 @@ class WeightRun(Run):
 
     def summary(self, before: float | None, after: float | None) -> SparsitySummary:
         """What the run brought."""
+        warn_of_empty(self.kernels, self.state.masks)
         undone = sum(r.decision == "undone" for r in self.state.rounds)
         return SparsitySummary(
             weights={path: (m.size, int(m.sum())) for path, m in self.state.masks.items()},
+            before=self._before,
             metric=self.monitor.name,
             score=(before, after),
             rounds=len(self.state.rounds) - undone,

@@ -335,3 +335,20 @@ def test_what_cannot_learn_is_refused_before_it_is_pruned(fault):
         data = x if fault == "frozen" else x[:1]
         sgdap.apply(model, plan, in_place=True, distill_data=data)
     assert model.layers[0].units == 8
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_zeros_of_the_student_stay(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model, student = network(), network()
+        student.layers[0].kernel.assign(
+            student.layers[0].kernel.numpy() * (np.arange(30) % 3 > 0).reshape(6, 5)
+        )
+        student.layers[1].kernel.assign(np.zeros((5, 3)))
+        sgdap.distill(student, model, X, epochs=3, learning_rate=0.02)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    first, end = (layer.kernel.numpy() for layer in student.layers)
+    np.testing.assert_array_equal(first.ravel() == 0, np.arange(30) % 3 == 0)
+    assert end.any()
