@@ -36,20 +36,19 @@ class Rows(NamedTuple):
         values, there = self
         if step > 1:
             values, there = values[first::step], None if there is None else there[first::step]
-        return Rows(values, there)._flat()
+        return _flat(values, there)
 
     def at(self, samples: npt.NDArray[np.int64]) -> Any:
         """The rows looked at of samples, by number, `(rows, features)`."""
         values, there = self
-        return Rows(
-            tf.gather(values, samples), None if there is None else tf.gather(there, samples)
-        )._flat()
+        there = None if there is None else tf.gather(there, samples)
+        return _flat(tf.gather(values, samples), there)
 
-    def _flat(self) -> Any:
-        values, there = self
-        if there is None:
-            return tf.reshape(values, [-1, values.shape[-1]])
-        return tf.boolean_mask(values, there)
+
+def _flat(values: Any, there: Any) -> Any:
+    if there is None:
+        return tf.reshape(values, [-1, values.shape[-1]])
+    return tf.boolean_mask(values, there)
 
 
 def rows_looked_at(patches: Patches, x: Any, mask: Any, limit: int, seed: Any) -> Any:

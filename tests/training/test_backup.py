@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 import sgdap
-from sgdap.training import run
+from sgdap.training import runs
 from tests.training.killed_run import SCORES
 
 ROOT = Path(__file__).parents[2]
@@ -211,9 +211,9 @@ def test_a_folder_that_was_there_stays(tmp_path):
 
 def test_what_the_brought_model_scored_is_kept_and_not_measured_again(tmp_path, monkeypatch):
     evaluated = []
-    measure = run.validation_metrics
+    measure = runs.validation_metrics
     monkeypatch.setattr(
-        run, "validation_metrics", lambda model: evaluated.append(model) or measure(model)
+        runs, "validation_metrics", lambda model: evaluated.append(model) or measure(model)
     )
     arguments = {"max_accuracy_drop": 9.0, "begin_epoch": 2, "validate": True, "epochs": 5}
     whole, model = net(), net()

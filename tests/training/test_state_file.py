@@ -97,8 +97,8 @@ def test_another_file_and_another_format_are_refused(tmp_path):
     with pytest.raises(ValueError, match="was not written by sgdap"):
         read_state_file(path)
     write_state_file(path, 1)
-    path.write_bytes(path.read_bytes().replace(b"record 4\n", b"record 99\n", 1))
-    with pytest.raises(ValueError, match=r"another version.*format 99, this version reads 4"):
+    path.write_bytes(path.read_bytes().replace(b"record 5\n", b"record 99\n", 1))
+    with pytest.raises(ValueError, match=r"another version.*format 99, this version reads 5"):
         read_state_file(path)
 
 
