@@ -230,7 +230,7 @@ def test_several_inputs_and_outputs_are_taken():
         ({"data": X[:, :4]}, "do not fit"),
         ({"data": X[:1]}, "too few"),
         ({"data": np.full_like(X, np.nan)}, "not finite"),
-        ({"data": (X, X[:, 0], np.full(300, np.nan))}, "sample weights are not finite"),
+        ({"data": (X, X[:, 0], np.full(300, np.nan))}, "Sample weights must be finite"),
         ({"data": tf.data.Dataset.from_tensor_slices(X)}, r"dataset\.batch\(32\)"),
         ({"epochs": 0}, "epochs"),
         ({"batch_size": 0}, "batch_size"),
