@@ -45,7 +45,8 @@ def choose_jit_compile(
         found = tape.gradient(loss, model.trainable_weights)
         return [tf.convert_to_tensor(g) for g in found if g is not None]  # sparse ones too
 
-    plain = _seconds(tf.function(gradients), enough=60 / max(steps, 1))[1]
+    traced = tf.function(gradients).get_concrete_function()  # that a step is traced is no mistake
+    plain = _seconds(traced, enough=60 / max(steps, 1))[1]
     if plain * steps < 60:
         return False, "the steps left are too few for a compile to pay"
     try:
