@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import traceback
 from collections.abc import Iterable, Iterator
@@ -437,12 +438,13 @@ def set_global_seed_state(state: Any | None) -> None:
 
 @contextlib.contextmanager
 def name_counters_kept() -> Iterator[None]:
-    """Within, objects may be made without a trace in the names that Keras gives to later ones."""
+    """Within, objects may be made, or fail to be, without a trace in the names of later ones."""
     from keras.src.backend.common import global_state
 
-    counters = global_state.get_global_attribute("object_name_uids")
-    before = None if counters is None else counters.copy()
+    names = "object_name_uids", "name_scope_stack"  # of a scope that TensorFlow refuses some stays
+    before = {name: copy.copy(global_state.get_global_attribute(name)) for name in names}
     try:
         yield
     finally:
-        global_state.set_global_attribute("object_name_uids", before)
+        for name, value in before.items():
+            global_state.set_global_attribute(name, value)

@@ -66,7 +66,7 @@ def traced_work(program: Program, numbers: Iterable[int]) -> dict[int, TracedWor
         for number in numbers:
             try:
                 # Variables that a call assigns and losses that it adds stay in the scope.
-                with keras.StatelessScope():
+                with keras.StatelessScope(), _keras.name_counters_kept():
                     inputs = program.calls[number].inputs
                     values = {r.index: _placeholder(program, r, sizes[r.index]) for r in inputs}
                     program.advance(values, None, number, number + 1)

@@ -187,6 +187,11 @@ class Run(ABC):
         judged = self.state.guard.drop is not None and self.training.baseline == "evaluate"
         return judged or self.course.calendar.early
 
+    def check_drop(self) -> None:
+        """Checks that the metric, if it was measured before training, can fall so far."""
+        if self.monitor.before(self.state.brought) is not None:
+            self.monitor.check_drop(self.state.guard.drop)
+
     def begin_at(self, epoch: int) -> None:
         """Plans the rounds anew when the first epoch of the run is known."""
         if self.teaching is not None:

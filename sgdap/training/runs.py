@@ -61,6 +61,7 @@ class Runs:
             brought, unmeasured = validation_metrics(self._runs[0].model)
             for run in comparing:
                 run.state.brought, run.state.unmeasured = brought, unmeasured
+                run.check_drop()
         return None
 
     def begin_epoch(self, epoch: int) -> None:

@@ -48,6 +48,8 @@ def test_names_in_brackets_are_shown_as_they_are():
     )
     for shown in (sgdap.inspect(model), sgdap.profile(model, latency=False)):
         assert all(name in str(shown) for name in ("m[bold]", "[red]a", "[b]"))
+    later = keras.Sequential([keras.Input((2,)), layers.Dense(1)], name="later")
+    assert later.layers[0].kernel.path.startswith("later/")  # in no scope of one that failed
 
 
 def test_names_of_many_layers_are_cut_short():

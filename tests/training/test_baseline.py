@@ -186,6 +186,19 @@ def test_a_metric_that_is_not_finite_is_left_out():
     assert "val_loss" not in asked(model, validation_data=VALIDATION)[0]
 
 
+@pytest.mark.parametrize("pruner", [sgdap.SGDAPCallback, sgdap.SparsityCallback])
+def test_a_drop_that_no_accuracy_can_fall_is_refused_before_the_first_step(pruner):
+    model = network()
+    before = model.get_weights()
+    asked_for = sgdap.Budget(flops=0.5) if pruner is sgdap.SGDAPCallback else 0.5
+    callback = pruner(asked_for, max_accuracy_drop=5, verbose=0)
+    with pytest.raises(ValueError, match="Did you mean max_accuracy_drop=0.05"):
+        model.fit(X, Y, validation_data=VALIDATION, epochs=4, verbose=0, callbacks=[callback])
+    assert int(model.optimizer.iterations) == 0
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def trained(baseline, **arguments) -> tuple[sgdap.SGDAPCallback, list[np.ndarray]]:
     model = network()
     callback = sgdap.SGDAPCallback(
