@@ -20,7 +20,7 @@ os.environ.setdefault("SGDAP_MNIST", str(SUBSET))
 
 # The same examples on every run, and more of them in `make test-properties`;
 # `pytest --hypothesis-profile=explore` looks for new ones.
-for name, examples in (("repeatable", 30), ("thorough", 100)):
+for name, examples in (("repeatable", 20), ("thorough", 100)):
     settings.register_profile(
         name, deadline=None, derandomize=True, print_blob=True, max_examples=examples
     )
