@@ -22,8 +22,9 @@ from guidance import Results, accuracy, predictions, scaled, trained
 
 import sgdap
 
+SETTING = ("data", "epochs", "batch", "rate", "teacher", "moved")
 COLUMNS = [
-    *("data", "seed", "epochs", "batch", "rate", "teacher", "moved"),
+    *("data", "seed", *SETTING[1:]),
     *("accuracy", "dense", "widths", "flops", "params", "seconds"),
 ]
 BUDGET = sgdap.Budget(flops=0.05, params=0.0095)
@@ -91,9 +92,7 @@ def table(rows):
     text += [f"| {' | '.join(map(str, row))} |" for row in PUBLISHED]
     settings = defaultdict(list)
     for row in rows:
-        settings[tuple(row[name] for name in COLUMNS if name in COLUMNS[:1] + COLUMNS[2:7])].append(
-            row
-        )
+        settings[tuple(row[name] for name in SETTING)].append(row)
     for (data, epochs, batch, rate, teacher, moved), own in settings.items():
         errors = [100 * (1 - float(row["accuracy"])) for row in own]
         spread = f" ± {np.std(errors, ddof=1):.2f}" if len(errors) > 1 else ""

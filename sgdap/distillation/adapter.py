@@ -6,83 +6,54 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap.reconstruction.closed_form import RIDGES, ridge_fit
+from sgdap.reconstruction.residuals import Residuals
 from sgdap.statistics.ridge import ridges
 
 Array = npt.NDArray[np.float64]
 
 
-class FeatureMoments:
-    """Sums over rows of a student's features s and its teacher's t, in two halves.
+def sums_of(student: Array, teacher: Array) -> dict[str, Array]:
+    """What `ResidualAccumulator` adds up of rows, with the shift 0.
 
     Args:
-        student: The number c of the student's features.
-        teacher: The number d of the teacher's.
+        student: The student's features s, `(rows, c)`.
+        teacher: Its teacher's features t, `(rows, d)`.
     """
+    return {
+        "count": np.asarray(float(len(student))),
+        "x": student.sum(axis=0),
+        "r": teacher.sum(axis=0),
+        "rr": (teacher**2).sum(axis=0),
+        "xx": student.T @ student,
+        "xr": student.T @ teacher,
+    }
 
-    def __init__(self, student: int, teacher: int) -> None:
-        self._counts = np.zeros(2)
-        self._sums = np.zeros((2, student)), np.zeros((2, teacher))
-        self._second = np.zeros((2, student, student))
-        self._cross = np.zeros((2, student, teacher))
-        self._squares = np.zeros(teacher)
 
-    def add(self, student: Array, teacher: Array, half: int) -> None:
-        """Adds rows.
+def fitted_adapter(moments: Residuals) -> tuple[Array, Array, float]:
+    """Solves `min ‖Aᵀ s + b − t‖²`.
 
-        Args:
-            student: The student's features, `(rows, c)`.
-            teacher: The teacher's, `(rows, d)`.
-            half: 0 or 1.
-        """
-        self._counts[half] += len(student)
-        for sums, rows in zip(self._sums, (student, teacher), strict=True):
-            sums[half] += rows.sum(axis=0)
-        self._second[half] += student.T @ student
-        self._cross[half] += student.T @ teacher
-        self._squares += (teacher**2).sum(axis=0)
+    Where the student's features are some of the teacher's, A picks these out.
 
-    def adapter(self) -> tuple[Array, Array, float]:
-        """Solves `min ‖Aᵀ s + b − t‖²`.
+    Args:
+        moments: Those of s as features and of t as what is lacking, in two halves of the rows.
 
-        Where the student's features are some of the teacher's, A picks these out.
+    Returns:
+        A, `(c, d)`; b, `(d,)`; and the variance of t, summed over its entries: the error of b
+        alone.
 
-        Returns:
-            A, `(c, d)`; b, `(d,)`; and the variance of t, summed over its entries: the error of
-            b alone.
-
-        Raises:
-            ValueError: There are no rows in one of the halves, or they are not finite.
-        """
-        if not self._counts.all():
-            raise ValueError(
-                "Adapters of inner layers need several samples. Received: "
-                f"{int(self._counts.sum())} rows of features. Pass more data, or leave features "
-                "out."
-            )
-        total = self._counts.sum()
-        mean, theirs = (sums.sum(axis=0) / total for sums in self._sums)
-        weights = self._counts / total
-        own, other = self._sums
-        # The moments of each half around the mean of both.
-        second = np.stack(
-            [
-                (self._second[h] - np.outer(own[h], mean) - np.outer(mean, own[h]))
-                / self._counts[h]
-                + np.outer(mean, mean)
-                for h in range(2)
-            ]
+    Raises:
+        ValueError: There are no rows in one of the halves.
+    """
+    if not moments.count.all():
+        raise ValueError(
+            "Adapters of inner layers need several samples. Received: "
+            f"{int(moments.count.sum())} rows of features. Pass more data, or leave features out."
         )
-        cross = np.stack(
-            [
-                (self._cross[h] - np.outer(own[h], theirs) - np.outer(mean, other[h]))
-                / self._counts[h]
-                + np.outer(mean, theirs)
-                for h in range(2)
-            ]
-        )
-        kernel = _fit(second, cross, weights)
-        variance = float(np.maximum(self._squares / total - theirs**2, 0).sum())
-        return kernel, theirs - mean @ kernel, variance
+    weights = moments.count / moments.count.sum()
+    mean, theirs = weights @ moments.mean, weights @ moments.lacking
+    kernel = _fit(moments.second, moments.cross, weights)
+    variance = weights @ (moments.power + (moments.lacking - theirs) ** 2)
+    return kernel, theirs - mean @ kernel, float(variance.sum())
 
 
 def _fit(second: Array, cross: Array, weights: Array) -> Array:

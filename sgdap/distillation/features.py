@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
-from sgdap.distillation.adapter import Array, FeatureMoments
+from sgdap.distillation.adapter import Array, fitted_adapter, sums_of
 from sgdap.distillation.instead import Replacement
 from sgdap.distillation.matches import Match, matches_of
 from sgdap.distillation.terms import mean_of
 from sgdap.execution.data import batches
 from sgdap.model.program import Program
+from sgdap.reconstruction.residuals import ResidualAccumulator
 
 SAMPLES, BATCH = 1024, 64
 """Samples that adapters are fitted on, and those of them that run together."""
@@ -107,7 +108,7 @@ class Features:
         Raises:
             ValueError: The data are empty, or the features not finite.
         """
-        moments: list[FeatureMoments] = []
+        moments: list[ResidualAccumulator] = []
         random = np.random.default_rng(0)
         read = batches(data, self._batch or BATCH, SAMPLES, self._batch or BATCH)
         for number, (x, _, _) in enumerate(read):
@@ -118,17 +119,17 @@ class Features:
                     model(x, training=False)
                 seen = self._seen()
             pairs = [_rows(m, *own, random) for m, own in zip(self.matches, seen, strict=True)]
-            moments = moments or [FeatureMoments(s.shape[-1], t.shape[-1]) for s, t, _ in pairs]
+            moments = moments or [ResidualAccumulator(np.zeros(s.shape[-1])) for s, _, _ in pairs]
             for own, (s, t, sample) in zip(moments, pairs, strict=True):
                 for half in range(2):  # samples alternate in batches of one too
                     rows = (sample + number) % 2 == half
-                    own.add(s[rows], t[rows], half)
+                    own.add(half, sums_of(s[rows], t[rows]))
         if not moments:
             raise ValueError(
                 f"features finds no whole batch of {self._batch} samples to fit adapters on. Pass "
                 "more data, or leave features out."
             )
-        found = [own.adapter() for own in moments]
+        found = [fitted_adapter(own.result()) for own in moments]
         if [kernel.shape for kernel, _, _ in found] != [own.shape for own in self._adapters]:
             with _keras.scope_of(self._models[0]), _keras.name_counters_kept():
                 self._adapters = [_Adapter(*kernel.shape) for kernel, _, _ in found]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -110,13 +110,17 @@ class Segments:
             What each consumer reads and makes, in each of its calls; the tensors that are left; and
             the masks that some of them have, by place.
         """
-        paths = {call.path for call in self._graph.program.calls[segment.start : segment.stop]}
-        keys = tuple(key for key in values if key[0] in paths)
+        keys = self.keys(segment, values)
         if (segment, keys) not in self._compiled:
             self._compiled[segment, keys] = self._make(segment, keys)
         compiled = self._compiled[segment, keys]
         shown = {path: tuple(looked[path]) for path in segment.paths}
         return compiled(list(tensors), [values[key] for key in keys], shown, seed)  # type: ignore[no-any-return]
+
+    def keys(self, segment: Segment, keys: Iterable[Key]) -> tuple[Key, ...]:
+        """Which of some variables belong to layers that a segment runs."""
+        paths = {call.path for call in self._graph.program.calls[segment.start : segment.stop]}
+        return tuple(key for key in keys if key[0] in paths)
 
     def _make(self, segment: Segment, keys: Sequence[Key]) -> Callable[..., Any]:
         program = self._graph.program

@@ -119,11 +119,10 @@ class SideBySide:
         segment = self._segment(part)
         slim = {place.path: self._looked_at(place) for place in self._places(segment.paths)}
         whole = {path: without_features(own) for path, own in slim.items()}
-        run = {call.path for call in self._graph.program.calls[segment.start : segment.stop]}
-        values = {key: value for key, value in values.items() if key[0] in run}
-        variables = {key: variable_of(self._graph.program, key) for key in values}
+        keys = self._segments.keys(segment, values)
+        variables = {key: variable_of(self._graph.program, key) for key in keys}
         own = {key: tf.convert_to_tensor(variable.value) for key, variable in variables.items()}
-        given = {key: tf.cast(tf.constant(value), own[key].dtype) for key, value in values.items()}
+        given = {key: tf.cast(tf.constant(values[key]), own[key].dtype) for key in keys}
         after, sums = Reached(segment.cut, segment.left), Shares(self._shown)
         seen = 0
         keeps = False

@@ -13,7 +13,6 @@ Array = npt.NDArray[np.float64]
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 """The ridges that samples held back choose from, as shares of each feature's second moment."""
 
-
 UNUSED = 1e-30
 """A feature that is not used counts as if its weights had this part of the largest one's power."""
 

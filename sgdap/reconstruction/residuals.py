@@ -54,8 +54,7 @@ class ResidualAccumulator:
         Args:
             share: 0 for samples to fit, 1 for samples held back.
             sums: `count`; the sums `x` of x − s, `r` of r and `rr` of its squares; `xx` and `xr` of
-                products. What
-                else there is, is left out.
+                products. What else there is, is left out.
         """
         for name in ("count", "x", "r", "rr", "xx", "xr"):
             value = sums[name]

@@ -40,6 +40,7 @@ class Turns:
         self._end = max(place.call for place in places.values()) + 1
         self._room = room
         self._work = work_until_calls(graph)
+        self._kept: dict[int, bool] = {}
 
     def within(self, needed: Mapping[str, int], limit: int) -> list[list[str]]:
         """The consumers of each pass.
@@ -86,10 +87,13 @@ class Turns:
 
     def _is_kept(self, part: Sequence[str]) -> bool:
         """Whether there is room for the tensors before a pass, of both models."""
-        shapes = self._graph.counted.shapes
-        taken = self._graph.program.needed(self._places[part[0]].call, self._end)
-        numbers = sum(math.prod(n or 1 for n in shapes[index][1:]) for index in taken)
-        return 2 * 4 * numbers * self._samples <= self._room
+        first = self._places[part[0]].call
+        if first not in self._kept:
+            shapes = self._graph.counted.shapes
+            taken = self._graph.program.needed(first, self._end)
+            numbers = sum(math.prod(n or 1 for n in shapes[index][1:]) for index in taken)
+            self._kept[first] = 2 * 4 * numbers * self._samples <= self._room
+        return self._kept[first]
 
     def _total(self, parts: Iterable[Sequence[str]]) -> float:
         """FLOPs of all passes of one model."""

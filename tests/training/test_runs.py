@@ -10,26 +10,10 @@ import pytest
 from keras import layers
 
 import sgdap
+from tests.largest import X, Y
+from tests.largest import network as any_network
 
-X = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
-Y = X[:, :4].argmax(1)
-
-
-def network(optimizer=None, **arguments) -> keras.Model:
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((8,)),
-            layers.Dense(16, "relu", name="one"),
-            layers.Dense(12, "relu", name="two"),
-            layers.Dense(4, "softmax", name="end"),
-        ]
-    )
-    arguments = {"metrics": ["accuracy"], "jit_compile": False} | arguments
-    model.compile(
-        optimizer or keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", **arguments
-    )
-    return model
+network = functools.partial(any_network, second=12)
 
 
 def slim(share=0.5, **options) -> sgdap.SGDAPCallback:
