@@ -6,8 +6,8 @@ MLPNet is the net of the papers on second-order pruning (784-40-20-10, no biases
 (x / 255 - 0.1307) / 0.3081): `--mlpnet` names an `.npz` of its kernels `fc1`, `fc2` and `fc3`. All
 60 000 training images are the calibration data, with labels and without. The other networks are
 those of `guidance.py`; they get 4 000 images without labels. No epoch is trained. Results are
-written as they come: an interrupted run goes on where it was. The tables (sparsity.md) show all
-results in the folder.
+written as they come: an interrupted run goes on where it was. The tables (sparsity.md) and the
+figures (sparsity-*.png) show all results in the folder.
 """
 
 import argparse
@@ -87,6 +87,34 @@ def table(rows, arch):
     return "\n".join(text) + "\n"
 
 
+def draw(rows, arch, path):
+    """The error of each way against the share of zeros; the band is the spread over networks."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for way in WAYS:
+        found = defaultdict(list)
+        for row in rows:
+            if (row["arch"], row["way"]) == (arch, way):
+                found[100 * float(row["share"])].append(100 - 100 * float(row["accuracy"]))
+        if found:
+            shares = sorted(found)
+            means = np.array([np.mean(found[share]) for share in shares])
+            spread = np.array([np.std(found[share]) for share in shares])
+            axes.plot(shares, means, marker="o", label=way)
+            axes.fill_between(shares, means - spread, means + spread, alpha=0.2)
+    axes.set(yscale="log", xlabel="weights that are zero, %", ylabel="test error, %")
+    axes.set_xticks([100 * share for share in SHARES])
+    axes.set_title(f"{arch}: single weights, one shot")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -127,6 +155,8 @@ def main():
                 print(arch, seed, share, way, f"{found:.4f} {seconds} s", flush=True)
                 keras.backend.clear_session()
     archs = dict.fromkeys(row["arch"] for row in results.rows)
+    for arch in archs:
+        draw(results.rows, arch, options.out / f"sparsity-{arch}.png")
     text = "\n".join(table(results.rows, arch) for arch in archs)
     (options.out / "sparsity.md").write_text(text)
 
