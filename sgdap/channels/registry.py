@@ -91,7 +91,7 @@ def register_rule(
 
     if like is None:
         return decorate
-    if like not in _RULES:
+    if not isinstance(like, type) or like not in _RULES:
         raise ValueError(
             "like must be a class that has a rule, for example keras.layers.BatchNormalization. "
             f"Received: {shown(like)}"

@@ -446,7 +446,7 @@ def test_a_likeness_that_computes_otherwise_keeps_its_channels_with_the_reason(l
     assert re.search(words, "; ".join(group.reasons))
 
 
-@pytest.mark.parametrize("like", ["BatchNormalization", layers.Layer, Scale(name="own")])
+@pytest.mark.parametrize("like", ["BatchNormalization", layers.Layer, Scale(name="own"), [1]])
 def test_what_has_no_rule_is_no_likeness(like):
     with pytest.raises(ValueError, match=r"like must be a class that has a rule.*Received"):
         sgdap.register_rule(OwnNorm, like=like)
