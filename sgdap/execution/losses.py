@@ -184,20 +184,24 @@ def compiled_terms(program: Program) -> tuple[list[tuple[int, Any, float]], tupl
         program: The calls of the model.
     """
     model = program.model
-    outputs = keras.tree.map_structure(
-        lambda ref: keras.KerasTensor(program.shapes[ref.index], program.dtypes[ref.index]),
-        program.unrolled[-1].made,
-    )
     own = getattr(type(model), "compute_loss", None) is not keras.Model.compute_loss
     if own or "compute_loss" in vars(model):
         return [], (f"The model computes its loss itself, so each output counts {_USUAL}.",)
     try:
-        terms = _keras.compiled_losses(model, outputs)
+        terms = _keras.compiled_losses(model, symbolic_outputs(program))
     except (KeyError, TypeError, ValueError):  # what fit would say, with the targets
         return [], (f"The compiled losses do not fit, so each output counts {_USUAL}.",)
     if not terms:
         return [], (f"The model is not compiled with a loss, so each output counts {_USUAL}.",)
     return [(numbers, *rest) for numbers, *rest in terms if isinstance(numbers, int)], ()
+
+
+def symbolic_outputs(program: Program) -> Any:
+    """Symbolic tensors of the outputs of a model's calls, in their structure."""
+    return keras.tree.map_structure(
+        lambda ref: keras.KerasTensor(program.shapes[ref.index], program.dtypes[ref.index]),
+        program.unrolled[-1].made,
+    )
 
 
 def _known(output: int, activation: str, axis: int, loss: Any, weight: float) -> KnownLoss | None:
