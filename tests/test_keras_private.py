@@ -17,6 +17,7 @@ from sgdap._keras.optimizers import (
     build_optimizer,
     config_without_learning_rate,
     inner_optimizers,
+    keeps_weights_apart,
     learning_rate_function,
     moving_averages,
     optimizer_around,
@@ -585,3 +586,43 @@ def test_what_layers_add_to_the_loss_is_told_apart_from_penalties():
     layer.layers[1].activity_regularizer = keras.regularizers.L2()
     layer(np.ones((2, 3)))
     assert len(_keras.added_losses(layer)) == 1
+
+
+APART = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Nadam",
+    "RMSprop",
+    "Adagrad",
+    "Adadelta",
+    "Lion",
+    "Ftrl",
+]
+
+
+@pytest.mark.parametrize("name", APART)
+def test_optimizers_that_keep_weights_apart_move_each_by_its_own_gradients(name):
+    random = np.random.default_rng(0)
+    first, mask = random.normal(size=(4, 3)), random.random((4, 3)) > 0.5
+    made = []
+    for factor in (1.0, mask):
+        optimizer = getattr(keras.optimizers, name)(0.1, clipvalue=0.5)
+        assert keeps_weights_apart(optimizer)
+        variable = keras.Variable(first)
+        for step in range(3):
+            gradient = np.random.default_rng(step).normal(size=(4, 3)) * factor
+            optimizer.apply([tf.constant(gradient, tf.float32)], [variable])
+        made.append(variable.numpy()[mask])
+    assert (made[0] != first[mask].astype("float32")).all()
+    np.testing.assert_array_equal(*made)
+
+
+def test_weights_are_not_apart_where_norms_tie_them_or_the_optimizer_is_not_known():
+    class Own(keras.optimizers.Adam):
+        pass
+
+    known = [getattr(keras.optimizers, name)() for name in ("Muon", "Lamb", "Adafactor")]
+    tied = [keras.optimizers.Adam(clipnorm=1.0), keras.optimizers.SGD(global_clipnorm=1.0)]
+    assert not any(keeps_weights_apart(optimizer) for optimizer in [*known, *tied, Own()])
