@@ -15,6 +15,7 @@ from sgdap._arguments import check_choice, check_integer, is_number, shown
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.execution.inputs import check_calibration_data
 from sgdap.execution.memory import checked_memory_limit
+from sgdap.execution.precision import computing_in_float32
 from sgdap.guidance.base import Guidance, get_guidance
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.guidance.score import score_groups, scoring_notes
@@ -272,6 +273,8 @@ def plan_from_curves(
     graph = scope.graph
     model = cost_model(graph)
     full = model.cost(model.lengths(np.ones(graph.count, bool)))
+    known = statistics.samples > 0
+    notes = (*statistics.notes, *(scoring_notes(graph, statistics) if known else ()))
     kept = allocate(
         scope.groups,
         curves,
@@ -281,47 +284,47 @@ def plan_from_curves(
         allocation=options.allocation,
         rules=scope.rules,
     )
-    if options.allocation == "measured" and data is not None:
-        trials = Trials(
-            graph,
-            statistics,
-            data,
-            reconstruction=options.reconstruction,
-            samples=options.samples,
-            positions=options.positions,
-            seed=options.seed,
-            memory_limit=options.memory_limit,
-        )
-        kept = exchange(
-            scope.groups,
-            curves,
-            model,
-            budget,
-            kept,
-            trials.losses_of,
-            full=full,
-            rules=scope.rules,
-            tries=trials.affordable,
-        )
-    known = statistics.samples > 0
-    notes = (*statistics.notes, *(scoring_notes(graph, statistics) if known else ()))
-    weights: Weights = {}
-    if options.reconstruction:
-        weights = reconstructed_weights(graph, statistics, kept)
-        statistics = statistics.without_products()  # frees them unless the caller still holds them
-        if data is not None:
-            weights = refitted_weights(
+    with computing_in_float32(graph.program.model):
+        if options.allocation == "measured" and data is not None:
+            trials = Trials(
                 graph,
                 statistics,
-                kept,
-                weights,
                 data,
-                options.samples,
+                reconstruction=options.reconstruction,
+                samples=options.samples,
                 positions=options.positions,
                 seed=options.seed,
                 memory_limit=options.memory_limit,
-                progress=progress.passes(statistics.samples) if progress else None,
             )
+            kept = exchange(
+                scope.groups,
+                curves,
+                model,
+                budget,
+                kept,
+                trials.losses_of,
+                full=full,
+                rules=scope.rules,
+                tries=trials.affordable,
+            )
+        weights: Weights = {}
+        if options.reconstruction:
+            weights = reconstructed_weights(graph, statistics, kept)
+            # frees the products unless the caller still holds them
+            statistics = statistics.without_products()
+            if data is not None:
+                weights = refitted_weights(
+                    graph,
+                    statistics,
+                    kept,
+                    weights,
+                    data,
+                    options.samples,
+                    positions=options.positions,
+                    seed=options.seed,
+                    memory_limit=options.memory_limit,
+                    progress=progress.passes(statistics.samples) if progress else None,
+                )
     return plan_from_mask(
         graph,
         kept,

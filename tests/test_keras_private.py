@@ -11,11 +11,13 @@ from keras import layers
 
 import sgdap
 from sgdap import _keras
+from sgdap._keras.logs import expected_logs
 from sgdap._keras.optimizers import (
     adopt_inner_optimizers,
     build_optimizer,
     config_without_learning_rate,
     inner_optimizers,
+    keeps_weights_apart,
     learning_rate_function,
     moving_averages,
     optimizer_around,
@@ -465,6 +467,68 @@ def test_keras_tells_which_way_a_metric_is_better(metric, mode, better):
         _keras.more_is_better(model, "own", "auto")
 
 
+class _Counting(layers.Layer):
+    """Gives on what it is given, and has a metric."""
+
+    def __init__(self, metric: keras.metrics.Metric) -> None:
+        super().__init__()
+        self.counted = metric
+
+    def call(self, x):
+        return x
+
+
+def _two_ends() -> keras.Model:
+    inputs = keras.Input((3,))
+    x = _Counting(keras.metrics.Mean(name="seen"))(inputs)
+    ends = {n: layers.Dense(1, activation="sigmoid", name=n)(x) for n in ("up", "down")}
+    return keras.Model(inputs, ends)
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        {"loss": "mse"},
+        {"loss": "mse", "metrics": {"up": ["accuracy", "mae"], "down": keras.metrics.AUC()}},
+        {"loss": "mse", "metrics": {"up": ["mae"]}, "weighted_metrics": {"up": ["mae", "mse"]}},
+        {"loss": ["mse", "mae"], "metrics": [None, [keras.metrics.F1Score(name="f1")]]},
+    ],
+)
+def test_names_in_logs_are_known_before_the_first_step(compiled):
+    model = _two_ends()
+    model.compile("sgd", **compiled)
+    before = [variable.path for variable in model.metrics_variables]
+    expected = expected_logs(model, model.output)
+    assert [variable.path for variable in model.metrics_variables] == before
+    y = {name: np.ones((4, 1), "float32") for name in ("up", "down")}
+    model.train_on_batch(np.ones((4, 3)), y)
+    assert list(expected.names) == list(model.get_metrics_result())
+    assert _keras.more_is_better(expected, "loss", "auto") is False
+
+
+def test_the_direction_of_a_metric_is_known_before_the_first_step():
+    model = _two_ends()
+    model.compile("sgd", "mse", metrics={"up": ["accuracy", "mae"]})
+    expected = expected_logs(model, model.output)
+    assert _keras.more_is_better(expected, "accuracy", "auto") is True
+    assert _keras.more_is_better(expected, "mae", "auto") is False
+
+
+def test_names_in_logs_are_not_known_where_the_users_code_makes_them():
+    class Own(keras.Sequential):
+        def compute_metrics(self, *args, **kwargs):
+            return {**super().compute_metrics(*args, **kwargs), "own": 1.0}
+
+    class Several(keras.metrics.Mean):
+        def result(self):
+            return {"one": 1.0, "two": 2.0}
+
+    for kind, metric in ((Own, keras.metrics.Mean()), (keras.Sequential, Several())):
+        model = kind([keras.Input((2,)), _Counting(metric), layers.Dense(1)])
+        model.compile("sgd", "mse")
+        assert expected_logs(model, model.outputs[0]) is None
+
+
 def test_metrics_of_labels_are_those_that_a_model_was_compiled_with():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
@@ -522,3 +586,43 @@ def test_what_layers_add_to_the_loss_is_told_apart_from_penalties():
     layer.layers[1].activity_regularizer = keras.regularizers.L2()
     layer(np.ones((2, 3)))
     assert len(_keras.added_losses(layer)) == 1
+
+
+APART = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Nadam",
+    "RMSprop",
+    "Adagrad",
+    "Adadelta",
+    "Lion",
+    "Ftrl",
+]
+
+
+@pytest.mark.parametrize("name", APART)
+def test_optimizers_that_keep_weights_apart_move_each_by_its_own_gradients(name):
+    random = np.random.default_rng(0)
+    first, mask = random.normal(size=(4, 3)), random.random((4, 3)) > 0.5
+    made = []
+    for factor in (1.0, mask):
+        optimizer = getattr(keras.optimizers, name)(0.1, clipvalue=0.5)
+        assert keeps_weights_apart(optimizer)
+        variable = keras.Variable(first)
+        for step in range(3):
+            gradient = np.random.default_rng(step).normal(size=(4, 3)) * factor
+            optimizer.apply([tf.constant(gradient, tf.float32)], [variable])
+        made.append(variable.numpy()[mask])
+    assert (made[0] != first[mask].astype("float32")).all()
+    np.testing.assert_array_equal(*made)
+
+
+def test_weights_are_not_apart_where_norms_tie_them_or_the_optimizer_is_not_known():
+    class Own(keras.optimizers.Adam):
+        pass
+
+    known = [getattr(keras.optimizers, name)() for name in ("Muon", "Lamb", "Adafactor")]
+    tied = [keras.optimizers.Adam(clipnorm=1.0), keras.optimizers.SGD(global_clipnorm=1.0)]
+    assert not any(keeps_weights_apart(optimizer) for optimizer in [*known, *tied, Own()])

@@ -130,3 +130,20 @@ def spares_weight_decay(optimizer: Any, variable: Any) -> bool:
     """Whether an optimizer was told to exclude a model variable from weight decay."""
     asked = {**vars(optimizer), "_exclude_from_weight_decay_cache": {}}  # it notes what it is asked
     return not with_attributes(optimizer, asked)._use_weight_decay(variable)
+
+
+_APART = (
+    *(keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.AdamW),
+    *(keras.optimizers.Adamax, keras.optimizers.Nadam, keras.optimizers.RMSprop),
+    *(keras.optimizers.Adagrad, keras.optimizers.Adadelta, keras.optimizers.Lion),
+    keras.optimizers.Ftrl,
+)
+
+
+def keeps_weights_apart(optimizer: Any) -> bool:
+    """Whether what an optimizer does to a weight depends on the gradients of no other weight.
+
+    That is known of Keras' own optimizers only. Limits for norms of gradients tie weights together.
+    """
+    limits = optimizer.clipnorm, optimizer.global_clipnorm
+    return type(optimizer) in _APART and limits == (None, None)

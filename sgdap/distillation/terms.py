@@ -12,7 +12,7 @@ import keras
 from sgdap import _keras
 from sgdap._arguments import shown
 from sgdap.execution.divergence import logits_of, poisson_divergence, softened_divergence
-from sgdap.execution.losses import KnownLoss, ModelLoss, program_loss
+from sgdap.execution.losses import ENDS, KnownLoss, ModelLoss, program_loss
 from sgdap.model.program import Program
 
 LogitsLoss = Callable[[Any, Any], Any]
@@ -136,8 +136,8 @@ def _kind(loss: ModelLoss, output: int) -> KnownLoss:
         own = opened[0]
         found = KnownLoss(output, "squared", own.weight, own.activation, axis=own.axis)
     if found.activation:
-        kind = "categorical" if found.activation == "softmax" else "bernoulli"
-        return replace(found, kind=kind, logits=False)
+        kind, logits = ENDS[found.activation]
+        return replace(found, kind=kind, logits=logits)
     return found
 
 

@@ -139,7 +139,7 @@ def softened(y: Any, activation: str, axis: int = -1) -> Any:
 
     Args:
         y: Probabilities, `(…, classes)`, or any other output.
-        activation: `"softmax"`, `"sigmoid"` or `""`.
+        activation: What makes it, one of `ENDS` or `""`.
         axis: The axis of the classes.
     """
     if activation == "softmax":

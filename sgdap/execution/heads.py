@@ -16,9 +16,9 @@ _ACTIVATIONS = {"categorical": "softmax", "bernoulli": "sigmoid"}
 def heads(graph: ChannelGraph) -> dict[str, str]:
     """The layers that make logits, and of what: `"categorical"` or `"bernoulli"` predictions.
 
-    Their loss is a cross-entropy, of the logits or of what a softmax or sigmoid makes of them, in
-    the same layer or in one behind it. The classes lie on the last axis, and nothing else reads
-    what they make.
+    Their loss is a cross-entropy, of the logits or of what a softmax, its logarithm or a sigmoid
+    makes of them, in the same layer or in one behind it. The classes lie on the last axis, and
+    nothing else reads what they make.
 
     Args:
         graph: The model's channels.
@@ -52,7 +52,9 @@ def _head(graph: ChannelGraph, loss: KnownLoss) -> Place | None:
             continue
         if sum(ref in other.inputs for other in program.calls) > readers:
             return None
-        if not applied and _is_last(call.operation, activation, rank):
+        if loss.logits and _is_last(call.operation, "log_softmax", rank):
+            pass  # as a loss of logits does itself
+        elif not applied and _is_last(call.operation, activation, rank):
             applied = True
         elif getattr(call.operation, "activation", None) is not keras.activations.linear:
             return None

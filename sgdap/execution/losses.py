@@ -37,6 +37,16 @@ _REGRESSIONS = (
 )
 """Losses whose targets are of the kind of the predictions, so that these may stand for them."""
 
+ENDS: Mapping[str, tuple[str, bool]] = {
+    "softmax": ("categorical", False),
+    "log_softmax": ("categorical", True),
+    "sigmoid": ("bernoulli", False),
+}
+"""Of what distribution an output is that ends in an activation, and whether it is logits.
+
+Logarithms of probabilities are logits too: their softmax is the probabilities.
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class KnownLoss:
@@ -47,7 +57,7 @@ class KnownLoss:
         kind: `"categorical"`, `"bernoulli"`, `"poisson"` or `"squared"`.
         weight: What the term counts; for a squared error one for each entry of the output's last
             axis, too.
-        activation: `"softmax"`, `"sigmoid"` or `""`: what makes the output.
+        activation: `"softmax"`, `"log_softmax"`, `"sigmoid"` or `""`: what makes the output.
         logits: Whether a categorical or bernoulli output is logits; else it is probabilities.
         axis: The axis of the classes, as the loss or else the softmax has it.
         gamma: The exponent of a focal loss, 0 for others.
@@ -118,8 +128,8 @@ def model_loss(graph: ChannelGraph) -> ModelLoss:
     """Reads what the errors of a model's outputs count.
 
     A compiled model counts them by its losses and `loss_weights`. An output without a loss counts
-    as under the usual one: cross-entropy of a softmax, binary cross-entropy of a sigmoid, and else
-    the squared error relative to the output's own variance.
+    as under the usual one: cross-entropy of a softmax or its logarithm, binary cross-entropy of a
+    sigmoid, and else the squared error relative to the output's own variance.
 
     Args:
         graph: The channels of the model.
@@ -151,8 +161,8 @@ def program_loss(program: Program) -> ModelLoss:
         weight = sum(abs(own) for _, own in terms) if terms else 1.0
         alike = bool(terms) and all(_is_regression(loss) for loss, _ in terms)
         if activation and not alike:
-            kind = "categorical" if activation == "softmax" else "bernoulli"
-            found.append(KnownLoss(i, kind, weight, activation, axis=axis))
+            kind, logits = ENDS[activation]
+            found.append(KnownLoss(i, kind, weight, activation, logits, axis=axis))
         else:
             terms = terms if weight else ()
             scale = float(bool(weight))
@@ -173,7 +183,7 @@ def program_loss(program: Program) -> ModelLoss:
 
 _USUAL = (
     "as under the usual loss of its activation, relative to its own variance where that is neither "
-    "softmax nor sigmoid"
+    "softmax, log_softmax nor sigmoid"
 )
 
 
@@ -184,20 +194,24 @@ def compiled_terms(program: Program) -> tuple[list[tuple[int, Any, float]], tupl
         program: The calls of the model.
     """
     model = program.model
-    outputs = keras.tree.map_structure(
-        lambda ref: keras.KerasTensor(program.shapes[ref.index], program.dtypes[ref.index]),
-        program.unrolled[-1].made,
-    )
     own = getattr(type(model), "compute_loss", None) is not keras.Model.compute_loss
     if own or "compute_loss" in vars(model):
         return [], (f"The model computes its loss itself, so each output counts {_USUAL}.",)
     try:
-        terms = _keras.compiled_losses(model, outputs)
+        terms = _keras.compiled_losses(model, symbolic_outputs(program))
     except (KeyError, TypeError, ValueError):  # what fit would say, with the targets
         return [], (f"The compiled losses do not fit, so each output counts {_USUAL}.",)
     if not terms:
         return [], (f"The model is not compiled with a loss, so each output counts {_USUAL}.",)
     return [(numbers, *rest) for numbers, *rest in terms if isinstance(numbers, int)], ()
+
+
+def symbolic_outputs(program: Program) -> Any:
+    """Symbolic tensors of the outputs of a model's calls, in their structure."""
+    return keras.tree.map_structure(
+        lambda ref: keras.KerasTensor(program.shapes[ref.index], program.dtypes[ref.index]),
+        program.unrolled[-1].made,
+    )
 
 
 def _known(output: int, activation: str, axis: int, loss: Any, weight: float) -> KnownLoss | None:
@@ -232,7 +246,7 @@ def _is_regression(loss: Any) -> bool:
 
 
 def _activation(program: Program, output: int) -> tuple[str, int]:
-    """What makes an output of the model, if it is a softmax or sigmoid, and along which axis."""
+    """What makes an output of the model, if it is one of `ENDS`, and along which axis."""
     makers = {ref: call for call in program.calls for ref in call.outputs}
     call = makers.get(program.outputs[output])
     while call is not None and _passes(call.operation):
@@ -247,34 +261,36 @@ def _passes(operation: Any) -> bool:
 
 
 _SOFTMAX: Any
+_LOG_SOFTMAX: Any
 _SIGMOID: Any
-_SOFTMAX, _SIGMOID = (
+_SOFTMAX, _LOG_SOFTMAX, _SIGMOID = (
     _keras.operation_class(function, keras.KerasTensor((1, 2)))
-    for function in (keras.ops.softmax, keras.ops.sigmoid)
+    for function in (keras.ops.softmax, keras.ops.log_softmax, keras.ops.sigmoid)
 )
 
 
 def is_activation(operation: Any) -> bool:
     """Whether an operation is an activation alone, as a layer or as one of `keras.ops`."""
-    kinds = (keras.layers.Activation, keras.layers.Softmax, _SOFTMAX, _SIGMOID)
+    kinds = (keras.layers.Activation, keras.layers.Softmax, _SOFTMAX, _LOG_SOFTMAX, _SIGMOID)
     return isinstance(operation, kinds)
 
 
 def activation_of(operation: Any) -> tuple[str, int]:
-    """What an operation ends in, if that is a softmax or sigmoid, and along which axis.
+    """What an operation ends in, if that is one of `ENDS`, and along which axis.
 
     Args:
         operation: A layer, or an operation of `keras.ops`.
 
     Returns:
-        `"softmax"`, `"sigmoid"` or `""`, and the axis of the classes.
+        `"softmax"`, `"log_softmax"`, `"sigmoid"` or `""`, and the axis of the classes.
     """
     while isinstance(operation, keras.layers.Wrapper):
         operation = operation.layer
-    if isinstance(operation, (keras.layers.Softmax, _SOFTMAX)):
+    if isinstance(operation, (keras.layers.Softmax, _SOFTMAX, _LOG_SOFTMAX)):
         axis = operation.axis
-        return ("softmax", axis) if isinstance(axis, int) else ("", -1)
+        name = "log_softmax" if isinstance(operation, _LOG_SOFTMAX) else "softmax"
+        return (name, axis) if isinstance(axis, int) else ("", -1)
     if isinstance(operation, _SIGMOID):
         return "sigmoid", -1
-    names = {keras.activations.softmax: "softmax", keras.activations.sigmoid: "sigmoid"}
+    names = {getattr(keras.activations, name): name for name in ENDS}
     return names.get(getattr(operation, "activation", None), ""), -1

@@ -17,6 +17,7 @@ from sgdap.execution.inputs import affordable_batch
 from sgdap.execution.losses import model_loss
 from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.output_scales import settled_losses
+from sgdap.execution.precision import computing_in_float32
 from sgdap.execution.stored_loss import gradient_powers
 from sgdap.sparsity.elimination import ridged
 from sgdap.sparsity.kernels import Kernel
@@ -153,17 +154,18 @@ def squared_gradients(
     """
     if not kernels:
         return []
-    limit = checked_memory_limit(reading.memory_limit)
-    most = affordable_batch(graph, batch_memory(limit))
-    samples, seed = reading.samples, reading.seed
-    losses, _ = settled_losses(
-        graph, model_loss(graph), data, batch_size=256, most=most, samples=samples, seed=seed
-    )
-    size = min(max((reading.samples or DRAWN * 32) // DRAWN, 1), most, 256)
-    variables = [variable_of(graph.program, kernel.key) for kernel in kernels]
-    return gradient_powers(
-        graph, variables, losses, data, batch_size=size, samples=samples, seed=seed
-    )
+    with computing_in_float32(graph.program.model):
+        limit = checked_memory_limit(reading.memory_limit)
+        most = affordable_batch(graph, batch_memory(limit))
+        samples, seed = reading.samples, reading.seed
+        losses, _ = settled_losses(
+            graph, model_loss(graph), data, batch_size=256, most=most, samples=samples, seed=seed
+        )
+        size = min(max((reading.samples or DRAWN * 32) // DRAWN, 1), most, 256)
+        variables = [variable_of(graph.program, kernel.key) for kernel in kernels]
+        return gradient_powers(
+            graph, variables, losses, data, batch_size=size, samples=samples, seed=seed
+        )
 
 
 def _curvature(own: ConsumerStatistics | None, squares: Array | None) -> Curvature:

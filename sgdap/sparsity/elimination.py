@@ -176,12 +176,12 @@ def refitted(second: Array, weights: Array, stays: Mask) -> Array:
         stays: `(features, outputs)`.
     """
     made = np.where(stays, weights, 0.0)
+    cross = second @ np.where(stays, 0.0, weights)  # of all outputs: much faster than of each
     for output in np.flatnonzero((~stays & (weights != 0)).any(axis=0)):
-        stay, gone = np.flatnonzero(stays[:, output]), np.flatnonzero(~stays[:, output])
+        stay = np.flatnonzero(stays[:, output])
         if len(stay):
-            cross = second[np.ix_(stay, gone)] @ weights[gone, output]
             factor = linalg.cho_factor(second[np.ix_(stay, stay)], lower=True, overwrite_a=True)
-            made[stay, output] += linalg.cho_solve(factor, cross)
+            made[stay, output] += linalg.cho_solve(factor, cross[stay, output])
     return made
 
 

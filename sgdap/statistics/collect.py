@@ -29,7 +29,7 @@ from sgdap.execution.memory import (
     storage_notes,
 )
 from sgdap.execution.output_scales import settled_losses
-from sgdap.execution.precision import full_precision
+from sgdap.execution.precision import computing_in_float32, full_precision
 from sgdap.execution.taps import kernel_matrix, weighed_matrix
 from sgdap.statistics.contributions import channel_sums, weighted_kernel
 from sgdap.statistics.moments import MomentAccumulator, Moments, Powers
@@ -202,30 +202,31 @@ def collect_statistics(
     storage = choose_storage(sizes, folds, limit, wanted)
     _check_weights(graph)
     contributing = [p for p, own in storage.items() if own.level in ("channels", "alone")]
-    most = affordable_batch(graph, limit - kept_memory(storage, sizes, folds))
-    gradients = sensitivity is not False
-    loss = model_loss(graph) if gradients else ModelLoss((), ())
-    if loss.open or contributing:  # the data are read more than once
-        data = reusable(data, samples)
-    losses, said = settled_losses(
-        graph, loss, data, batch_size=batch_size, samples=samples, most=most, seed=seed
-    )
-    notes = (*storage_notes(storage, limit), *said)
-    whole = Gathering(observed, storage, folds, positions, gradients, True, True, losses, {})
-    run = _Pass(graph, most, batch_size, samples, seed, gradient_samples, progress)
-    if not contributing:
-        sums = run(data, whole)
-    else:  # contributions are weighted with the sensitivity: a pass for that comes first
-        before = run(data, replace(whole, moments=False))
-        weights = {}
-        for path in contributing:
-            place = observed[path][0]
-            operation = graph.program.calls[place.call].operation
-            known = before[path].sensitivity
-            kernel = weighed_matrix(place, operation, known is not None and known.ndim == 2)
-            known = None if known is None else known / run.weighed
-            weights[path] = weighted_kernel(kernel, known).astype(np.float32)
-        sums = run(data, replace(whole, gradients=False, weights=weights), before)
+    with computing_in_float32(graph.program.model):
+        most = affordable_batch(graph, limit - kept_memory(storage, sizes, folds))
+        gradients = sensitivity is not False
+        loss = model_loss(graph) if gradients else ModelLoss((), ())
+        if loss.open or contributing:  # the data are read more than once
+            data = reusable(data, samples)
+        losses, said = settled_losses(
+            graph, loss, data, batch_size=batch_size, samples=samples, most=most, seed=seed
+        )
+        notes = (*storage_notes(storage, limit), *said)
+        whole = Gathering(observed, storage, folds, positions, gradients, True, True, losses, {})
+        run = _Pass(graph, most, batch_size, samples, seed, gradient_samples, progress)
+        if not contributing:
+            sums = run(data, whole)
+        else:  # contributions are weighted with the sensitivity: a pass for that comes first
+            before = run(data, replace(whole, moments=False))
+            weights = {}
+            for path in contributing:
+                place = observed[path][0]
+                operation = graph.program.calls[place.call].operation
+                known = before[path].sensitivity
+                kernel = weighed_matrix(place, operation, known is not None and known.ndim == 2)
+                known = None if known is None else known / run.weighed
+                weights[path] = weighted_kernel(kernel, known).astype(np.float32)
+            sums = run(data, replace(whole, gradients=False, weights=weights), before)
     if run.seen < folds:
         raise ValueError(
             f"Calibration needs at least one sample for each of the {folds} folds. "

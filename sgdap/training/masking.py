@@ -16,6 +16,7 @@ import tensorflow as tf
 from sgdap import _keras
 from sgdap._keras.optimizers import (
     inner_optimizers,
+    keeps_weights_apart,
     moving_averages,
     optimizer_parts,
     optimizer_variables,
@@ -34,9 +35,10 @@ Watch = Callable[[Any, Any], Any]
 class Masking:
     """Masks weights of a model in each step of its `fit`, under any optimizer.
 
-    The gradients of masked weights are zero before an optimizer sees them, so that its clipping,
-    slots and norms are those of a model without these weights. After the step the weights are set
-    to zero, and their moving averages too: momentum from before they left can't bring them back.
+    After each step the weights are set to zero, and their moving averages too, so momentum from
+    before they left can't bring them back. Where an optimizer lets weights act on each other, the
+    gradients of masked weights are zero before it sees them, so that its clipping, norms and
+    factored slots are those of a model without these weights.
     The masks are variables of TensorFlow, on the devices of the model and no part of it. To change
     them compiles nothing anew.
 
@@ -197,7 +199,7 @@ class Masking:
             ]
             if self._watch is not None and found:
                 self._note([(variables[i], path, grads[i]) for i, path in found], optimizer)
-            for number, path in found:
+            for number, path in [] if keeps_weights_apart(optimizer) else found:
                 grads[number] = _masked_gradient(grads[number], self._masks[path])
             return apply(grads, variables if given is not None else None)
 

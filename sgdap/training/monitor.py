@@ -18,14 +18,17 @@ class Monitor:
         mode: `"min"`, `"max"` or `"auto"`, which decides as Keras' own callbacks do.
         validated: The epochs (from 0) that the run validates; None: not known.
         callback: The name of the callback, for messages.
+        names: The names in the logs of training, where they are known before the first step;
+            those of validation have `val_` before them.
 
     Attributes:
         name: The name of the metric; None until it is found.
+        expected: The name that it will be; None: the first logs tell.
         epochs: The epochs that have the metric; None: any may have it.
 
     Raises:
-        ValueError: An argument has an invalid value, or the metric needs validation data and no
-            epoch is validated.
+        ValueError: An argument has an invalid value, the metric is not among those of the run, or
+            it needs validation data and no epoch is validated.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Monitor:
         mode: str = "auto",
         validated: Sequence[int] | None = None,
         callback: str = "SGDAPCallback",
+        names: Sequence[str] | None = None,
     ) -> None:
         check_monitor(metric, mode)
         if metric.startswith("val_") and validated is not None and not validated:
@@ -48,6 +52,11 @@ class Monitor:
         self._callback = callback
         self._metric = metric
         self._mode = mode
+        self.expected = None if metric == "auto" else metric
+        if names is not None:
+            on_data = [] if validated == [] else [f"val_{name}" for name in names]
+            if metric != "auto" or validated is not None:
+                self.expected = self._find(dict.fromkeys([*names, *on_data]))
 
     def read(self, logs: Mapping[str, Any]) -> float | None:
         """The metric in an epoch's logs; None if the epoch had none.
@@ -69,12 +78,14 @@ class Monitor:
         """1 if a higher metric is better, -1 if a lower one is.
 
         Args:
-            model: The model in training, whose metrics Keras asks for their direction.
+            model: The model in training, or its `ExpectedLogs`, whose metrics Keras asks for their
+                direction.
 
         Raises:
             ValueError: Neither Keras nor the metric's name tells which is better.
         """
-        name = str(self.name).removeprefix("val_")
+        watched = self.name or self.expected
+        name = str(watched).removeprefix("val_")
         outputs = [f"{output}_" for output in getattr(model, "output_names", [])]
         for candidate in (name, *(name.removeprefix(o) for o in outputs if name.startswith(o))):
             try:
@@ -84,7 +95,7 @@ class Monitor:
         if name.endswith(("acc", "accuracy", "loss")):  # a custom train step's metric
             return -1.0 if name.endswith("loss") else 1.0
         raise ValueError(
-            f"{self._callback} watches '{self.name}', and Keras can't tell whether more of it is "
+            f"{self._callback} watches '{watched}', and Keras can't tell whether more of it is "
             "better. Pass mode='max' or mode='min'."
         )
 
@@ -97,7 +108,7 @@ class Monitor:
         Raises:
             ValueError: The metric is an accuracy, which is from 0 to 1, and `drop` is 1 or more.
         """
-        name = self.name or self._metric
+        name = self.name or self.expected or ""
         if drop is not None and drop >= 1 and _is_accuracy(name):
             meant = drop / 100 if drop <= 100 else 0.01
             raise ValueError(

@@ -53,6 +53,11 @@ class Neighbours:
         """The callbacks of a class."""
         return [callback for callback in self._all if isinstance(callback, kind)]
 
+    @property
+    def may_add_to_logs(self) -> bool:
+        """Whether one of them may add metrics to the logs, as those of the user's own may."""
+        return not all(map(_adds_no_metric, self._all))
+
     def note(self) -> None:
         """Stores the callbacks' memories at the beginning of the run; later calls do nothing."""
         if self._memories is None:
@@ -67,3 +72,11 @@ class Neighbours:
         for callback, memory in self._memories or ():
             for name, value in memory.items():
                 setattr(callback, name, value)
+
+
+def _adds_no_metric(callback: Any) -> bool:
+    """Whether a callback is one of Keras' or of rounds, which add no more than costs."""
+    module = type(callback).__module__
+    if module.startswith("sgdap."):
+        return hasattr(callback, "rounds")
+    return module.startswith("keras.") and not isinstance(callback, keras.callbacks.LambdaCallback)

@@ -192,6 +192,17 @@ class Run(ABC):
         if self.monitor.before(self.state.brought) is not None:
             self.monitor.check_drop(self.state.guard.drop)
 
+    def check_monitor(self) -> None:
+        """Checks that the metric, as far as its name is known, is one to judge rounds by."""
+        judged = self.state.guard.drop is not None
+        name = self.monitor.name or self.monitor.expected
+        if judged and self.teaching is not None and name == "loss":
+            raise ValueError(
+                "With a teacher the training loss holds the divergence from it too, so rounds "
+                "can't be judged by it. Pass validation_data to fit, or compile with a metric "
+                "and pass it as monitor."
+            )
+
     def begin_at(self, epoch: int) -> None:
         """Plans the rounds anew when the first epoch of the run is known."""
         if self.teaching is not None:
@@ -334,12 +345,7 @@ class Run(ABC):
     def _note_metric(self, epoch: int, value: float | None) -> None:
         """Notes the metric after an epoch, which ended but is not judged yet."""
         if self.state.guard.drop is not None and value is not None:
-            if self.teaching is not None and self.monitor.name == "loss":
-                raise ValueError(
-                    "With a teacher the training loss holds the divergence from it too, so rounds "
-                    "can't be judged by it. Pass validation_data to fit, or compile with a metric "
-                    "and pass it as monitor."
-                )
+            self.check_monitor()
             self.monitor.check_drop(self.state.guard.drop)
             self.state.guard.sign = self.monitor.sign(self.model)
         self.state.ended = (epoch, value)

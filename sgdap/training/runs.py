@@ -47,6 +47,8 @@ class Runs:
             return None
         self._begun = True
         for run in self._runs:
+            run.check_monitor()
+        for run in self._runs:
             run.install()
         if self._backup is not None:
             states = self._backup.begin(

@@ -70,6 +70,7 @@ def start_sparsity_run(
         graph,
         training,
         params,
+        neighbours,
         calibration_data,
         sampling,
         WeightRun.callback,

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from sgdap import _keras
+from sgdap._keras.logs import ExpectedLogs, expected_logs
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.distillation.callback import DistillationCallback
@@ -17,7 +18,7 @@ from sgdap.distillation.teaching import Teaching
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import can_be_read_again, comes_in_batches, reusable
 from sgdap.execution.inputs import check_calibration_data, counted_on_data
-from sgdap.execution.losses import model_loss
+from sgdap.execution.losses import model_loss, symbolic_outputs
 from sgdap.pipeline import PruningOptions, pruning_scope
 from sgdap.surgery.apply import copied
 from sgdap.surgery.prune import check_can_be_rebuilt
@@ -75,6 +76,7 @@ def start_run(
         graph,
         training,
         params,
+        neighbours,
         calibration_data,
         sampling,
         ChannelRun.callback,
@@ -187,6 +189,7 @@ def begin(
     graph: ChannelGraph,
     training: RoundOptions,
     params: Mapping[str, Any],
+    neighbours: Neighbours,
     calibration_data: Any,
     sampling: Sampling,
     callback: str,
@@ -198,6 +201,7 @@ def begin(
         graph: The channels of the model in training.
         training: The options of the rounds and of judging them.
         params: The `params` that Keras gives to callbacks.
+        neighbours: The other callbacks of the run.
         calibration_data: Calibration inputs; None: there are none.
         sampling: How many samples are read.
         callback: The name of the callback, for messages.
@@ -209,8 +213,12 @@ def begin(
     """
     model = graph.program.model
     validated = _keras.validated_epochs(model)
-    monitor = Monitor(training.monitor, training.mode, validated, callback)
+    logs = _expected_logs(graph, training, neighbours)
+    names = None if logs is None else logs.names
+    monitor = Monitor(training.monitor, training.mode, validated, callback, names)
     monitor.check_drop(training.max_accuracy_drop)
+    if logs is not None and training.max_accuracy_drop is not None and monitor.expected is not None:
+        monitor.sign(logs)
     data = None
     if calibration_data is not None:
         data = reusable(calibration_data, sampling.samples)
@@ -233,6 +241,17 @@ def begin(
         steps_per_epoch = _steps_per_epoch(params)
         steps = StepSchedule(training.schedule, calendar.end * steps_per_epoch)
     return Begun(training, monitor, calendar, steps, steps_per_epoch, data, known)
+
+
+def _expected_logs(
+    graph: ChannelGraph, training: RoundOptions, neighbours: Neighbours
+) -> ExpectedLogs | None:
+    """What the logs will hold; None where it can't be known, or need not."""
+    if training.monitor == "auto" and training.max_accuracy_drop is None:
+        return None
+    if neighbours.may_add_to_logs:
+        return None
+    return expected_logs(graph.program.model, symbolic_outputs(graph.program))
 
 
 def teaching_of(

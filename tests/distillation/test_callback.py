@@ -501,6 +501,20 @@ def test_a_head_of_an_operation_is_compared_by_its_logits():
     assert logs["distillation_loss"] == pytest.approx(softened(p, q, 4).mean(), rel=1e-4)
 
 
+@pytest.mark.parametrize("mine", ["softmax", "log_softmax"])
+def test_logarithms_of_probabilities_are_compared_as_logits(mine):
+    def own_loss(_, y_pred):
+        return -keras.ops.mean(y_pred, -1)
+
+    model = network(head=mine, loss=own_loss)
+    parts = [keras.Input((6,)), layers.Dense(20, "relu"), layers.Dense(3, "log_softmax")]
+    teacher = keras.Sequential(parts)  # without a loss
+    q, p = outputs(model, teacher)
+    q = q if mine == "softmax" else np.exp(q)
+    logs = teach(model, teacher)
+    assert logs["distillation_loss"] == pytest.approx(softened(np.exp(p), q, 4).mean(), rel=1e-4)
+
+
 @pytest.mark.parametrize("met", [False, True])
 def test_without_labels_compiled_metrics_are_left_out(met):
     model, teacher = network(4), network(6)

@@ -29,6 +29,12 @@ CASES = {
         "categorical",
     ),
     "logits": ([layers.Dense(3, name="end")], SPARSE(from_logits=True), "categorical"),
+    "logarithms": ([layers.Dense(3, "log_softmax", name="end")], None, "categorical"),
+    "logarithms as logits": (
+        [layers.Dense(3, name="end"), layers.Activation("log_softmax")],
+        SPARSE(from_logits=True),
+        "categorical",
+    ),
     "bits": ([layers.Dense(3, "sigmoid", name="end")], "binary_crossentropy", "bernoulli"),
     "numbers": ([layers.Dense(3, name="end")], "mse", None),
     "another activation": ([layers.Dense(3, "relu", name="end")], SPARSE(from_logits=True), None),
@@ -73,6 +79,7 @@ def test_what_another_layer_reads_too_is_none():
     ("function", "loss", "kind"),
     [
         (keras.ops.softmax, "kld", "categorical"),
+        (keras.ops.log_softmax, SPARSE(from_logits=True), "categorical"),
         (keras.ops.sigmoid, "binary_crossentropy", "bernoulli"),
         (lambda x: keras.ops.softmax(x, axis=1), "kld", None),
     ],

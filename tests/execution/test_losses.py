@@ -49,6 +49,9 @@ def square(y, p):
         (keras.ops.softmax, "softmax", "categorical"),
         (keras.ops.sigmoid, "sigmoid", "bernoulli"),
         (layers.Activation("softmax"), "softmax", "categorical"),
+        (keras.ops.log_softmax, "log_softmax", "categorical"),
+        (layers.Activation("log_softmax"), "log_softmax", "categorical"),
+        (layers.Dense(4, "log_softmax"), "log_softmax", "categorical"),
     ],
 )
 @pytest.mark.parametrize("behind", [(), (layers.Activation("linear", dtype="float32"),)])
@@ -59,6 +62,7 @@ def test_a_head_tells_what_it_is_without_a_loss(end, activation, kind, behind):
         z = layer(z)
     (term,) = read(keras.Model(inputs, z)).known
     assert (term.activation, term.kind) == (activation, kind)
+    assert term.logits == (activation == "log_softmax")
 
 
 @pytest.mark.parametrize(

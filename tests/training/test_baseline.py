@@ -199,6 +199,44 @@ def test_a_drop_that_no_accuracy_can_fall_is_refused_before_the_first_step(prune
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("pruner", [sgdap.SGDAPCallback, sgdap.SparsityCallback])
+@pytest.mark.parametrize(
+    ("monitor", "validation", "message"),
+    [
+        ("val_acuracy", VALIDATION, "'val_acuracy', which is not among.*: .*val_accuracy"),
+        ("acuracy", None, "'acuracy', which is not among the metrics of this run: accuracy, loss"),
+        ("val_accuracy", None, "no epoch of this run is validated"),
+        ("val_rise", VALIDATION, "can't tell whether more of it is better"),
+    ],
+)
+def test_a_metric_that_can_not_judge_is_refused_before_the_first_step(
+    pruner, monitor, validation, message
+):
+    model = network()
+    model.compile("sgd", model.loss, metrics=["accuracy", rise])
+    before = model.get_weights()
+    asked_for = sgdap.Budget(flops=0.5) if pruner is sgdap.SGDAPCallback else 0.5
+    options = {"baseline": "first_epoch", "max_accuracy_drop": 0.1, "verbose": 0}
+    callback = pruner(asked_for, monitor=monitor, **options)
+    with pytest.raises(ValueError, match=message):
+        model.fit(X, Y, validation_data=validation, epochs=4, verbose=0, callbacks=[callback])
+    assert int(model.optimizer.iterations) == 0
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def rise(y_true, y_pred):
+    return keras.ops.mean(y_pred, -1)
+
+
+def test_a_metric_that_another_callback_adds_to_the_logs_is_found_in_them():
+    adding = keras.callbacks.LambdaCallback(on_epoch_end=lambda _, logs: logs.update(own=0.5))
+    options = {"monitor": "own", "mode": "max", "max_accuracy_drop": 0.1, "verbose": 0}
+    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), **options)
+    network().fit(X, Y, epochs=4, verbose=0, callbacks=[adding, callback])
+    assert {r.before for r in callback.rounds} == {0.5}
+
+
 def trained(baseline, **arguments) -> tuple[sgdap.SGDAPCallback, list[np.ndarray]]:
     model = network()
     callback = sgdap.SGDAPCallback(
