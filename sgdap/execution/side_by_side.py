@@ -98,6 +98,11 @@ class SideBySide:
         self._room = room
         self._reached = Reached(0, tuple(ref.index for ref in graph.program.inputs))
 
+    def layers(self, part: int) -> set[str]:
+        """Paths of the layers that are run for a part, when it is its turn."""
+        segment = self._segment(part)
+        return {call.path for call in self._graph.program.calls[segment.start : segment.stop]}
+
     def run(
         self, part: int, values: Mapping[tuple[str, int], npt.NDArray[Any]]
     ) -> Iterator[tuple[int, Iterator[Share]]]:
@@ -105,8 +110,8 @@ class SideBySide:
 
         Args:
             part: Number of the part; they come one after another, each to its end.
-            values: The variables that differ in the slim model, in full size: what is removed is
-                0. From one part to the next only consumers of the former may change.
+            values: The variables of the part's `layers` that differ in the slim model, in full
+                size: what is removed is 0. Those of one part may change for the next only.
 
         Yields:
             Of each batch its samples, and for consumers and shares of the samples of which enough

@@ -79,7 +79,8 @@ def refitted_weights(
     calls = graph.program.calls
     known = heads(graph)
     behind = behind_changes(graph, {path for path, _ in weights}, known)
-    free = max(checked_memory_limit(memory_limit) - statistics.nbytes, 0)
+    taken = statistics.nbytes + sum(value.nbytes for value in weights.values())
+    free = max(checked_memory_limit(memory_limit) - taken, 0)
     limit = free - batch_memory(free)
     observed = {path: own.place for path, own in statistics.consumers.items()}
     places = {path: own for path, own in observed.items() if calls[own.call].path in behind}
@@ -115,7 +116,6 @@ def refitted_weights(
         room=stored / max(statistics.samples, 1),
         shown=shown,
     )
-    full, slices = in_full_size(graph, kept, fitted), variable_slices(graph, kept)
     for turn, part in enumerate(parts):
         sums = {
             path: ResidualAccumulator(shifts[path][kept[places[path].features]]) for path in part
@@ -123,6 +123,7 @@ def refitted_weights(
         rows = {path: Rows() for path in part if path in shown}
         seen = 0
         with full_precision():
+            full = in_full_size(graph, kept, fitted, models.layers(turn))
             for size, shares in models.run(turn, full):
                 for path, share, found in shares:
                     if path in rows:
@@ -131,12 +132,11 @@ def refitted_weights(
                 seen += size
                 if progress is not None:
                     progress(turn + 1, len(parts), seen)
+        del full
         for path in part:
             shown_rows = rows.pop(path, None)
             own = places[path], sums.pop(path), shifts[path], shown_rows, known
-            changed = refitted(graph, kept, fitted, *own)
-            fitted.update(changed)
-            put_in(full, graph, changed, slices)
+            fitted.update(refitted(graph, kept, fitted, *own))
     return fitted
 
 
@@ -253,34 +253,33 @@ def _slim(
     return value
 
 
-def in_full_size(graph: ChannelGraph, kept: Mask, fitted: Weights) -> Weights:
-    """The slim model's weights in the whole model's shapes, with 0 for removed channels."""
+def in_full_size(
+    graph: ChannelGraph, kept: Mask, fitted: Weights, layers: Collection[str] | None = None
+) -> Weights:
+    """The slim model's weights in the whole model's shapes, with 0 for removed channels.
+
+    Args:
+        graph: The model's channels.
+        kept: A mask of the channels that stay, `(channels,)`.
+        fitted: Slim weights that differ from the model's.
+        layers: Paths of the layers whose weights are wanted; None: all.
+    """
     full: Weights = {}
     for axis in graph.axes:
         gone = ~kept[axis.channels]
-        if axis.role != "follower" and gone.any():
+        wanted = layers is None or axis.path in layers
+        if wanted and axis.role != "follower" and gone.any():
             key = (axis.path, axis.variable)
             value = full.setdefault(key, variable_of(graph.program, key).numpy().copy())
             np.moveaxis(value, axis.axis, 0)[gone] = 0
-    put_in(full, graph, fitted, variable_slices(graph, kept))
-    return full
-
-
-def put_in(
-    full: Weights, graph: ChannelGraph, slim: Weights, slices: Mapping[tuple[str, int], list[Any]]
-) -> None:
-    """Puts slim weights into those in full size, in place.
-
-    Args:
-        full: The slim model's weights in the whole model's shapes, where they differ.
-        graph: The model's channels.
-        slim: Some of them in their own shapes.
-        slices: The indices that stay along each axis, as `variable_slices` returns them.
-    """
-    for key, value in slim.items():
+    slices = variable_slices(graph, kept)
+    for key, value in fitted.items():
+        if layers is not None and key[0] not in layers:
+            continue
         whole = full.setdefault(key, variable_of(graph.program, key).numpy().copy())
         index = [
             np.arange(size) if stays is None else stays
             for size, stays in zip(whole.shape, slices.get(key, [None] * whole.ndim), strict=True)
         ]
         whole[np.ix_(*index)] = value
+    return full
