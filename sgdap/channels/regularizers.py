@@ -26,11 +26,6 @@ def keep_what_regularizers_need(
     """Protects channels without some of which a regularizer of the user's own can't be computed.
 
     What it is computed of are zeros, so only how many are left out counts: one, and half.
-
-    Args:
-        program: The model's calls.
-        statements: What the rules said; receives the protections.
-        symbols: The labels of each tensor, by its number.
     """
     layers = program.layers()
     for (path, number, axis), fact in statements.axes.items():
