@@ -17,7 +17,7 @@ from sgdap.channels.labels import Channels, TensorChannels
 from sgdap.channels.probing import halves
 from sgdap.channels.rewriting import rewritten_operations
 from sgdap.model.functional import saves_by_its_graph
-from sgdap.model.program import OperationCall, Program, Ref, Unrolled, symbolic_fill
+from sgdap.model.program import Call, OperationCall, Program, Ref, Unrolled, symbolic_fill
 from sgdap.model.tracing import replayed
 
 Mask = npt.NDArray[np.bool_]
@@ -146,25 +146,31 @@ def _first_difference(
     """The number of the first call that a second run makes otherwise, and a reason for people."""
     calls, shapes = replayed(program, code, slim)
     name = code.path or program.model.name
-    for number in range(code.start, code.stop):
-        call = program.calls[number]
-        again = calls[number - code.start] if number - code.start < len(calls) else None
-        same = again is not None and type(again.operation) is type(call.operation)
-        computed = not call.in_graph and not isinstance(call.operation, keras.Layer)
-        if again is not None and same and computed:
-            now = OperationCall.of(again)
-            before = OperationCall.of(call)
-            same = now.same_as(operations.get(call.path, before))
-        if again is not None and same:
-            same = again.inputs == call.inputs and all(
-                shapes[ref.index] == slim[ref.index] for ref in call.outputs
-            )
-        if not same:
-            return number, (
+    made = itertools.zip_longest(program.calls[code.start : code.stop], calls)
+    for number, (call, again) in enumerate(itertools.islice(made, code.stop - code.start)):
+        if again is None or not _follows(call, again, operations, shapes, slim):
+            return code.start + number, (
                 f"the `call` of '{name}' does not follow their number at {call.line}; compute "
                 "sizes from the shapes of tensors, or prune sgdap.functional(model)"
             )
     return None
+
+
+def _follows(
+    call: Call,
+    again: Call,
+    operations: Mapping[str, OperationCall],
+    shapes: Sequence[Any],
+    slim: Sequence[Any],
+) -> bool:
+    """Whether a second run makes a call that surgery expects, of tensors of slim shapes."""
+    if type(again.operation) is not type(call.operation) or again.inputs != call.inputs:
+        return False
+    if not call.in_graph and not isinstance(call.operation, keras.Layer):
+        expected = operations.get(call.path, OperationCall.of(call))
+        if not OperationCall.of(again).same_as(expected):
+            return False
+    return all(shapes[ref.index] == slim[ref.index] for ref in call.outputs)
 
 
 def _is_rebuilt(
