@@ -30,17 +30,14 @@ def rewritten(
     inputs: Sequence[TensorChannels],
     outputs: Sequence[TensorChannels],
 ) -> OperationCall:
-    """Returns the config and arguments of an operation after a removal.
+    """Returns the config and arguments of an operation with sizes that count only what stays.
 
     Args:
         operation: The operation before the removal.
         call: Its config and arguments before.
-        kept: Which channels stay.
+        kept: Which channels stay, `(channels,)`.
         inputs: The channels of its input tensors.
         outputs: The channels of its output tensors.
-
-    Returns:
-        The same with sizes, bounds and indices that count only what stays.
     """
     rewrite = _REWRITERS.get(type(operation))
     if rewrite is None:
@@ -53,15 +50,7 @@ def rewritten(
 
 
 def rewritten_operations(graph: ChannelGraph, kept: Mask) -> dict[str, OperationCall]:
-    """Returns how operations that are no layers are called after a removal, by path.
-
-    Args:
-        graph: The model's channels.
-        kept: Which channels stay.
-
-    Returns:
-        Those that are called otherwise than before.
-    """
+    """Returns how operations that are called otherwise after a removal are called, by path."""
     operations = {}
     for call in (graph.program.calls[number] for number in graph.rewrites):
         before = OperationCall.of(call)

@@ -15,14 +15,9 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def symbolic_arguments(model: Any, shapes: Sequence[Shape] | None = None) -> Arguments:
-    """Returns new symbolic arguments for a model's `call`.
+    """Returns new symbolic arguments for a model's `call`, positional ones and keywords.
 
-    Args:
-        model: A Keras model.
-        shapes: The shape of each tensor among them; None: those that the model was built with.
-
-    Returns:
-        Positional and keyword arguments.
+    Their tensors have the given shapes, or those that the model was built with.
 
     Raises:
         ValueError: The model is not built, has no `call`, or Keras does not know the shapes.
