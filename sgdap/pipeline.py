@@ -32,6 +32,12 @@ from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
 
 Curves = Mapping[str, ErrorCurve]
 
+GRADIENTS = 6e11
+"""FLOPs of the runs of a model whose gradients are taken: a backward pass costs twice as much."""
+
+FEWEST_GRADIENTS = 64
+"""Samples whose gradients are taken whatever the work."""
+
 
 @dataclass(frozen=True)
 class PruningOptions:
@@ -218,6 +224,7 @@ def make_plan(
             folds=options.folds if budget is None else 1,
             samples=options.samples,
             positions=options.positions,
+            gradient_samples=_gradient_samples(scope.graph),
             seed=options.seed,
             memory_limit=options.memory_limit,
             progress=progress.samples("calibration", options.samples) if progress else None,
@@ -244,6 +251,13 @@ def make_plan(
     del statistics  # so that plan_from_curves can free its matrices before the refit
     plan = plan_from_curves(scope, handed_over.pop(), curves, spent, options, data, progress)
     return plan, curves
+
+
+def _gradient_samples(graph: ChannelGraph) -> int:
+    """How many samples sensitivities are measured on; all of them but in large models."""
+    model = cost_model(graph)
+    flops = float(model.cost(model.lengths(np.ones(graph.count, bool)))[1])
+    return max(int(GRADIENTS / max(flops, 1.0)), FEWEST_GRADIENTS)
 
 
 def plan_from_curves(
