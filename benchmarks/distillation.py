@@ -19,6 +19,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from guidance import Results, accuracy, predictions, scaled, trained
+from scipy import stats
 
 import sgdap
 
@@ -50,24 +51,38 @@ def followed(way, slim, model, x, y, seed):
 
 
 def table(rows):
-    """Markdown: a row for each network and share, a column for each way."""
-    cells = defaultdict(lambda: defaultdict(list))
-    seconds, dense = defaultdict(list), defaultdict(dict)
+    """Markdown: a row for each network and share; what a teacher gains is the mean of pairs."""
+    cells = defaultdict(lambda: defaultdict(dict))
+    dense = defaultdict(dict)
     for row in rows:
         head = row["arch"], float(row["share"])
-        cells[head][row["way"]].append(100 * float(row["accuracy"]))
+        cells[head][row["way"]][row["seed"]] = 100 * float(row["accuracy"])
         dense[row["arch"]][row["seed"]] = 100 * float(row["dense"])
-        if row["way"] == "distilled":
-            seconds[head].append(float(row["seconds"]))
-    text = ["| network | FLOPs | dense | " + " | ".join(WAYS) + " | seconds to distil |"]
-    text.append("|" + " --- |" * (len(WAYS) + 4))
+    columns = ["network", "FLOPs", "dense", *WAYS, "a teacher gains", "over keras.distillation"]
+    text = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
     for head in sorted(cells, key=lambda head: (head[0], -head[1])):
-        found = [cells[head][way] for way in WAYS]
-        words = [f"{np.mean(own):.2f} ({len(own)})" if own else "" for own in found]
+        found = cells[head]
+        words = [_mean(list(found[way].values())) for way in WAYS]
+        for other in ("fine-tuned", "keras.distillation"):
+            pairs = [(own, found[other].get(s)) for s, own in found["with a teacher"].items()]
+            words.append(_interval([a - b for a, b in pairs if b is not None]))
         whole = np.mean(list(dense[head[0]].values()))
-        took = f"{np.mean(seconds[head]):.0f}" if seconds[head] else ""
-        text.append(f"| {head[0]} | {head[1]:.0%} | {whole:.2f} | {' | '.join(words)} | {took} |")
+        text.append(f"| {head[0]} | {head[1]:.0%} | {whole:.2f} | {' | '.join(words)} |")
     return "\n".join(text) + "\n"
+
+
+def _mean(found):
+    if len(found) < 2:
+        return "".join(f"{own:.2f}" for own in found)
+    return f"{np.mean(found):.2f} ± {np.std(found, ddof=1):.2f} ({len(found)})"
+
+
+def _interval(gains):
+    """The mean of paired gains and its 95 % confidence interval."""
+    if len(gains) < 2:
+        return ""
+    half = stats.t.ppf(0.975, len(gains) - 1) * np.std(gains, ddof=1) / len(gains) ** 0.5
+    return f"{np.mean(gains):.2f} ± {half:.2f}"
 
 
 def main():
