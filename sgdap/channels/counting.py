@@ -13,11 +13,18 @@ from sgdap.model.tracing import trace
 
 
 def counted_on(graph: ChannelGraph, shapes: Sequence[Shape]) -> ChannelGraph:
-    """Returns the same channels with their work on inputs of given sizes.
+    """Counts a model's work on inputs of given sizes, where it leaves sizes open.
 
-    The rules are asked once more, of a model that is called on tensors of these sizes; the batch
-    axis does not count. It is `graph` itself where no size is open, and where the model can't be
-    followed on these sizes as it was on open ones.
+    The rules are asked once more, of a model that is called on tensors of these sizes. Channels,
+    and the model itself, stay as they are.
+
+    Args:
+        graph: The model's channels.
+        shapes: The shape of each input; the batch axis does not count.
+
+    Returns:
+        The same channels with their work on such inputs. `graph` itself where no size is open, and
+        where the model can't be followed on these sizes as it was on open ones.
     """
     sized = [(own[0], *shape[1:]) for own, shape in zip(_as_built(graph), shapes, strict=True)]
     if sized == [*graph.counted_shapes]:

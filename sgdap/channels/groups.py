@@ -124,7 +124,15 @@ class ChannelGraph:
 
 
 def check_is_graph(name: str, value: Any) -> None:
-    """Raises a TypeError if an argument of that name is not the channels of a model."""
+    """Raises if an argument is not the channels of a model.
+
+    Args:
+        name: The name of the argument.
+        value: The value that was received.
+
+    Raises:
+        TypeError: It is something else, such as the model.
+    """
     if not isinstance(value, ChannelGraph):
         raise TypeError(
             f"{name} must be the channels of a model, a sgdap.ChannelGraph. Received: "

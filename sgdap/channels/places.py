@@ -29,8 +29,11 @@ def observed_places(
         program: The model's calls.
         tensors: The channels of each tensor, by its number.
         axes: Every axis of a variable that has channels.
-        named: The places that rules name; they come first, linear layers before others.
+        named: The places that rules name.
         removable: Whether each channel may leave, `(channels,)`.
+
+    Returns:
+        The places: linear layers first, then tensors inside layers, then the others.
     """
     read: dict[str, set[int]] = {}
     for of_kernel in axes:

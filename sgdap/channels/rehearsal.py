@@ -32,7 +32,15 @@ _Fact = TypeVar("_Fact", Axis, Resize, Scale)
 
 
 def what_fails_rehearsal(graph: ChannelGraph, removable: Mask) -> list[tuple[Channels, str]]:
-    """Rehearses every call that channels may leave; returns those that must stay, and why."""
+    """Rehearses every call that channels may leave.
+
+    Args:
+        graph: The model's channels.
+        removable: Which of them may leave.
+
+    Returns:
+        Channels that must stay, and why.
+    """
     axes, resizes, scales = _by_path(graph.axes), _by_path(graph.resizes), _by_path(graph.scales)
     rewrites = {graph.program.calls[number].path for number in graph.rewrites}
     stays: list[tuple[Channels, str]] = []

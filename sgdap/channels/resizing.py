@@ -22,13 +22,13 @@ LET_THE_RULE = (
 def new_entries(
     layer: Any, resizes: Iterable[Resize], kept: npt.NDArray[np.bool_], *, shrunk: bool
 ) -> dict[str, Any]:
-    """The entries of a layer's config that change when channels leave.
+    """The entries of a layer's config that count channels that leave.
 
     Args:
         layer: The layer.
         resizes: The entries of its config that count channels.
-        kept: Which channels stay, `(channels,)`.
-        shrunk: Whether a variable of the layer shrinks; then entries that are None are written.
+        kept: Which channels stay.
+        shrunk: Whether a variable of the layer shrinks.
 
     Raises:
         ValueError: Its rule names an entry that its config does not have, or it has no config.

@@ -30,14 +30,17 @@ def rewritten(
     inputs: Sequence[TensorChannels],
     outputs: Sequence[TensorChannels],
 ) -> OperationCall:
-    """Returns the config and arguments of an operation with sizes that count only what stays.
+    """Returns the config and arguments of an operation after a removal.
 
     Args:
         operation: The operation before the removal.
         call: Its config and arguments before.
-        kept: Which channels stay, `(channels,)`.
+        kept: Which channels stay.
         inputs: The channels of its input tensors.
         outputs: The channels of its output tensors.
+
+    Returns:
+        The same with sizes, bounds and indices that count only what stays.
     """
     rewrite = _REWRITERS.get(type(operation))
     if rewrite is None:
@@ -50,7 +53,15 @@ def rewritten(
 
 
 def rewritten_operations(graph: ChannelGraph, kept: Mask) -> dict[str, OperationCall]:
-    """Returns how operations that are called otherwise after a removal are called, by path."""
+    """Returns how operations that are no layers are called after a removal, by path.
+
+    Args:
+        graph: The model's channels.
+        kept: Which channels stay.
+
+    Returns:
+        Those that are called otherwise than before.
+    """
     operations = {}
     for call in (graph.program.calls[number] for number in graph.rewrites):
         before = OperationCall.of(call)

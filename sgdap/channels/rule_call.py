@@ -48,7 +48,7 @@ class RuleCall(Observing):
     ) -> None:
         self.inputs = tuple(inputs)
         self.output_shapes = tuple(output_shapes)
-        self.input_dtypes = tuple(input_dtypes or ["float32"] * len(inputs))
+        self.input_dtypes = tuple(input_dtypes)
         self.args = call.args
         self.kwargs = call.kwargs
         self.untraced = call.untraced
@@ -161,9 +161,17 @@ class RuleCall(Observing):
         output_shapes: Sequence[Shape],
         input_dtypes: Sequence[str],
     ) -> list[Symbol]:
-        """Lets the own rule of a layer of the model inside this layer speak, as `inside`.
+        """Lets the own rule of a layer of the model inside this layer speak.
 
-        `inner` is the layer's call in that model, `way` leads from the model's config to its own.
+        Args:
+            inner: The layer's call in that model.
+            way: The names and positions that lead from that model's config to the layer's.
+            inputs: The tensors that it is called on.
+            output_shapes: Shapes of the tensors that it makes.
+            input_dtypes: The dtypes of `inputs`.
+
+        Returns:
+            The channels of its outputs.
         """
         subject = self._subject.inside(inner.operation, inner.path, way)
         subject = replace(subject, measured=False)
@@ -181,8 +189,15 @@ class RuleCall(Observing):
         """Channels that can't be removed, to stand for an axis that has none."""
         made, key = self._statements.made, ("", str(count))
         if key not in made:
-            made[key] = self.ledger.fixed(count, "not made by a layer of the model")
+            made[key] = self.ledger.new("", count)
+            self.ledger.protect(made[key], "not made by a layer of the model")
         return made[key]
+
+    def constants(self, count: int) -> Labels:
+        """New channels that can't be removed, for indices where an operation puts constants."""
+        made = self.ledger.new("", count)
+        self.ledger.protect(made, "constants lie beside them")
+        return made
 
     def along(self, symbol: Symbol, axis: int) -> Labels:
         """The channels along an axis; where it has none, channels that can't be removed.
@@ -326,10 +341,12 @@ class RuleCall(Observing):
         Raises:
             TypeError: `what` is neither a tensor nor channels, or the reason no text.
         """
-        check_channels(self.title, "keep", *([] if isinstance(what, Symbol) else [what]))
+        kept = what.all_channels() if isinstance(what, Symbol) else [what]
+        check_channels(self.title, "keep", *kept)
         if not isinstance(reason, str):
             raise TypeError(f"{self.title} must give a reason in words. Received: {shown(reason)}")
-        self.ledger.protect(what, reason)
+        for channels in kept:
+            self.ledger.protect(channels, reason)
 
     def keep_along(self, symbol: Symbol, axis: int, reason: str) -> None:
         """Protects the channels along one axis of a tensor, where there are any."""

@@ -15,9 +15,14 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def symbolic_arguments(model: Any, shapes: Sequence[Shape] | None = None) -> Arguments:
-    """Returns new symbolic arguments for a model's `call`, positional ones and keywords.
+    """Returns new symbolic arguments for a model's `call`.
 
-    Their tensors have the given shapes, or those that the model was built with.
+    Args:
+        model: A Keras model.
+        shapes: The shape of each tensor among them; None: those that the model was built with.
+
+    Returns:
+        Positional and keyword arguments.
 
     Raises:
         ValueError: The model is not built, has no `call`, or Keras does not know the shapes.

@@ -20,11 +20,14 @@ def made_like(operation: Any, entries: Mapping[str, Any]) -> Any:
     """Makes a layer or operation like another one, not built but for activations with weights.
 
     Where `get_config` fails or forgets what the class needs, the arguments are read from the
-    attributes of the same names. Whatever its class raises, where neither works, is raised.
+    attributes of the same names.
 
     Args:
         operation: The layer or operation.
         entries: Entries of the config that change.
+
+    Raises:
+        Exception: Whatever its class raises, where neither works.
     """
     new = _made_like(operation, entries)
     if isinstance(operation, keras.Layer) and not isinstance(operation, keras.Model):
@@ -65,8 +68,13 @@ def _made_like(operation: Any, entries: Mapping[str, Any]) -> Any:
 def copied_operation(operation: Any, path: str, entries: Mapping[str, Any]) -> Any:
     """Makes a layer or operation like another one, without its weights, for a copy of its model.
 
+    Args:
+        operation: The layer or operation.
+        path: Its path, for people.
+        entries: Entries of the config that change.
+
     Raises:
-        ValueError: It can't be made; the message names its path.
+        ValueError: It can't be made.
     """
     try:
         new = made_like(operation, entries)
@@ -181,6 +189,10 @@ def copy_state(layer: Any, copy: Any) -> None:
 
     What a layer learnt from data moves too: the numbers that Normalization computed from its
     variables, and the vocabulary of StringLookup, by the methods that Keras saves it with.
+
+    Args:
+        layer: The layer or model.
+        copy: One with the same variables and the same layers inside.
     """
     pairs = zip(_keras.layer_variables(copy), _keras.layer_variables(layer), strict=True)
     for mine, theirs in pairs:

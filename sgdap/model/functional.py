@@ -12,7 +12,6 @@ import keras
 
 from sgdap import _keras
 from sgdap.model.copying import copied_operation, copy_state
-from sgdap.model.leaves import is_of_keras
 from sgdap.model.program import Call, Program, Ref, Unrolled, fill
 from sgdap.model.tracing import trace
 
@@ -67,12 +66,19 @@ def warn_of_losses(program: Program) -> None:
 
 def saves_by_its_graph(model: Any) -> bool:
     """Whether the class of a functional model leaves its config to Keras."""
-    of_keras = (keras.Model.get_config, keras.Sequential.get_config)
-    return is_of_keras(model) or type(model).get_config in of_keras
+    return type(model).get_config in (keras.Model.get_config, keras.Sequential.get_config) or (
+        type(model).__module__.split(".")[0] == "keras"
+    )
 
 
 def functional_program(program: Program) -> Program:
-    """Copies the model of a program into a functional one; paths and numbers stay.
+    """Copies the model of a program into a functional one.
+
+    Args:
+        program: The calls of a model.
+
+    Returns:
+        The same calls, of the copy; paths and numbers stay.
 
     Raises:
         ValueError: A layer can't be made from its config, or an operation of a `call` takes
@@ -93,6 +99,9 @@ def functional_with(program: Program, replacements: Mapping[str, Sequence[Any]])
         program: The calls of a model.
         replacements: For paths of layers what is called in their place, one after another. The
             caller gives new layers their weights; all others get those of the model.
+
+    Returns:
+        The functional model.
 
     Raises:
         ValueError: As `functional_program`.

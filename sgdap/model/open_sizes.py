@@ -88,10 +88,12 @@ def size_functions(reshaped: Reshaped) -> dict[tuple[Any, str], Any]:
         return spread(x, shape) if _has_unknown(shape) else original(x, shape)
 
     def spread(x: Any, shape: Any) -> Any:
-        sizes = (1,) * (len(shape) - len(x.shape)) + tuple(x.shape)
+        missing = len(shape) - len(x.shape)
+        sizes = (None,) * missing + tuple(x.shape)
+        given = (False,) * missing + tuple(size != 1 for size in x.shape)
         zeros = ops.zeros(_with_ones(shape), "int32")
         for axis, size in enumerate(shape):
-            if _is_unknown(size) and sizes[axis] is not None:
+            if _is_unknown(size) and not (given[axis] and sizes[axis] is None):
                 along = [-1 if other == axis else 1 for other in range(len(shape))]
                 zeros = zeros + ops.reshape(_counted(size), along)
         dtype = keras.backend.standardize_dtype(x.dtype)
@@ -156,6 +158,10 @@ def _with_ones(sizes: Any) -> list[Any]:
 def sizes_asked(operation: Any, *args: Any) -> Any:
     """Returns an operation with numbers where `ops.reshape` is given sizes that aren't known.
 
+    Args:
+        operation: The operation.
+        *args: What it is called with.
+
     Raises:
         ValueError: Two sizes are not known.
     """
@@ -187,7 +193,13 @@ def _without_rest(old: Shape, new: Shape) -> Shape:
 
 
 def output_spec(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What Keras knows of a call's outputs; of an EinsumDense the sizes of its input too."""
+    """What Keras knows of a call's outputs; of an EinsumDense the sizes of its input too.
+
+    Args:
+        operation: The layer or operation.
+        args: Positional arguments, symbolic tensors among them.
+        kwargs: Keyword arguments, likewise.
+    """
     spec = operation.compute_output_spec(*args, **kwargs)
     if not isinstance(operation, keras.layers.EinsumDense):
         return spec

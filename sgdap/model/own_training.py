@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
 import keras
-
-from sgdap.model.program import leaves_of
 
 _STEPS = (
     *("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics"),
@@ -83,7 +81,17 @@ def _reach(layer: Any, names: set[str], found: dict[int, Any]) -> None:
     """Finds the layers that attributes of some names lead to, by their identity."""
     for name, value in vars(layer).items():
         if name in names or names & _ANY:
-            for leaf in leaves_of(value):
+            for leaf in _leaves(value):
                 if isinstance(leaf, keras.Layer) and id(leaf) not in found:
                     found[id(leaf)] = leaf
                     _reach(leaf, names, found)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,6 @@ import numpy as np
 from sgdap import _keras
 
 Shape = tuple[int | None, ...]
-ByNumber = Mapping[int, Any] | Sequence[Any]
-"""Something for each tensor, by its number."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class Unrolled:
         args: Positional arguments, a `Ref` in the place of each tensor.
         kwargs: Keyword arguments, likewise.
         made: What it returns, likewise.
-        begun: What the input tensors of its graph are; empty where it has a `call` of its own.
+        inputs: What the input tensors of its graph are; empty where it has a `call` of its own.
         start: Number of the first of its calls.
         stop: Number after the last one.
     """
@@ -122,14 +120,9 @@ class Unrolled:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     made: Any
-    begun: tuple[Any, ...]
+    inputs: tuple[Any, ...]
     start: int
     stop: int
-
-    @property
-    def inputs(self) -> tuple[Ref, ...]:
-        """All tensors it takes, flattened."""
-        return refs_of((self.args, dict(self.kwargs)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,21 +269,16 @@ def fill(
     return args, kwargs
 
 
-def symbolic_fill(
-    call: Call | Unrolled, shapes: ByNumber, dtypes: ByNumber
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns a call's arguments with new symbolic tensors in the place of `Ref`s."""
-    numbers = [ref.index for ref in call.inputs]
-    return fill(call, {n: keras.KerasTensor(shapes[n], dtype=dtypes[n]) for n in numbers})
-
-
 def inference_arguments(
     call: Call, values: Mapping[int, Any], *, in_code: bool = False
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns a call's arguments as `fill` does, in inference mode.
 
-    A graph hands its own `training` on to all of its calls; a `call` of the user's own, where
-    the call is `in_code`, only where it says so.
+    Args:
+        call: The call.
+        values: The tensor of each number.
+        in_code: Whether a `call` of the user's own makes it. A graph hands its own `training` on to
+            all of its calls, such a `call` only where it says so.
     """
     args, kwargs = fill(call, values)
     takes_training = "training" in getattr(call.operation, "call_signature_parameters", ())

@@ -9,7 +9,7 @@ import keras
 
 from sgdap.model.leaves import leaf_class
 from sgdap.model.open_sizes import output_spec
-from sgdap.model.program import Call, Program, Shape, leaves_of, symbolic_fill
+from sgdap.model.program import Call, Program, Shape, fill, leaves_of
 
 Sizes = tuple[float, ...]
 """The size of each axis of a tensor."""
@@ -20,8 +20,13 @@ def sizes_of_a_sample(program: Program) -> list[Sizes]:
 
     An operation may fold other axes into the first one, or move it elsewhere. So each is told
     sizes for a batch of one sample and of two: what grows with the batch belongs to the samples,
-    and as much as it grows to each. Other sizes that the model leaves open count as 1. They are
-    returned by the tensors' numbers.
+    and as much as it grows to each. Other sizes that the model leaves open count as 1.
+
+    Args:
+        program: The model's calls.
+
+    Returns:
+        The sizes of each tensor, by its number.
     """
     batch = fixed_batch(program)
     if batch is not None:
@@ -52,6 +57,11 @@ def repeats(call: Call, program: Program, sizes: Sequence[Sizes]) -> float:
     """How often a call does for one sample what the shapes of its inputs tell.
 
     A layer does it for each index of the first axis. An operation does it for all axes.
+
+    Args:
+        call: The call.
+        program: The calls of the model.
+        sizes: The sizes that tensors have for each sample.
     """
     begin = 1 if isinstance(call.operation, keras.Layer) else 0
     found = [
@@ -68,9 +78,12 @@ def _known(shape: Shape) -> tuple[int, ...]:
 def _of_outputs(call: Call, program: Program, sizes: Sequence[Sizes]) -> list[Sizes]:
     """The sizes of a call's outputs for those of its inputs."""
     if leaf_class(call.operation) is None or not isinstance(call.operation, keras.Layer):
+        tensors = {
+            ref.index: keras.KerasTensor(sizes[ref.index], dtype=program.dtypes[ref.index])
+            for ref in call.inputs
+        }
         try:
-            arguments = symbolic_fill(call, sizes, program.dtypes)
-            specs = leaves_of(output_spec(call.operation, *arguments))
+            specs = leaves_of(output_spec(call.operation, *fill(call, tensors)))
             made = [tuple(spec.shape) for spec in specs]
             if [len(s) for s in made] == [len(program.shapes[r.index]) for r in call.outputs]:
                 return [_known(shape) for shape in made]

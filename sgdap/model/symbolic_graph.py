@@ -18,6 +18,9 @@ def symbolic_graph(program: Program) -> Pairs:
     A model that is called twice has one graph and two sets of calls, so a symbolic tensor may come
     with several tensors of the program.
 
+    Args:
+        program: The calls of a model.
+
     Returns:
         Keras' symbolic tensors and the `Ref` that each is, and Keras' nodes and the `Call` that
         each is.
@@ -26,14 +29,15 @@ def symbolic_graph(program: Program) -> Pairs:
     for call in program.calls:
         parts.setdefault((id(call.operation), call.inputs), []).append(call)
     for model in program.unrolled:
-        parts.setdefault((id(model.layer), model.inputs), []).append(model)
+        taken = refs_of((model.args, dict(model.kwargs)))
+        parts.setdefault((id(model.layer), taken), []).append(model)
     tensors: list[tuple[keras.KerasTensor, Ref]] = []
     nodes: list[tuple[Any, Call]] = []
     for model in program.unrolled:
         graph = _keras.functional_of(model.layer)
         if graph is None:
             continue
-        pairs: list[tuple[Any, Any]] = list(zip(graph.inputs, model.begun, strict=True))
+        pairs: list[tuple[Any, Any]] = list(zip(graph.inputs, model.inputs, strict=True))
         known = {id(tensor): leaf for tensor, leaf in pairs}
         for node in _keras.nodes_of(graph):
             given = refs_of([known.get(id(tensor)) for tensor in node.input_tensors])

@@ -83,7 +83,12 @@ def trace(model: Any, shapes: Sequence[Shape] | None = None) -> Program:
 
 
 def replayed(program: Program, code: Unrolled, slim: Sequence[Shape]) -> tuple[list[Call], Any]:
-    """Runs a `call` of the user's own again on the shapes that tensors have when layers are slim.
+    """Runs a `call` of the user's own again, as if its layers were slim.
+
+    Args:
+        program: The calls of the model.
+        code: What to run again.
+        slim: The shapes of all tensors of the program when its layers are slim.
 
     Returns:
         The calls that were made, to be compared with those of the program, and the shapes of

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from sgdap import _keras
-from sgdap.model.leaves import is_of_keras, leaf_class
+from sgdap.model.leaves import leaf_class
 
 
 def has_code(layer: Any) -> bool:
@@ -24,7 +24,7 @@ def has_code(layer: Any) -> bool:
 
     One that has weights beside those of its layers is not: they would be lost on the way.
     """
-    if not isinstance(layer, keras.Layer) or is_of_keras(layer):
+    if not isinstance(layer, keras.Layer) or type(layer).__module__.split(".")[0] == "keras":
         return False
     inside = [part for part in _keras.flatten_layers(layer) if part is not layer]
     theirs = {id(v) for part in inside for v in part.weights}
@@ -55,7 +55,9 @@ def _shown(file: str, line: int) -> str:
 def untraced(layer: Any, error: Exception | None) -> str:
     """Why a layer's own code was not followed, and what would be; empty where there is none.
 
-    `error` is what stopped its `call`; None: it was not followed at all.
+    Args:
+        layer: The layer.
+        error: What stopped its `call`; None: it was not followed at all.
     """
     place = None if error is None else _user_place(error.__traceback__)
     if place is not None:
@@ -109,7 +111,16 @@ _LIBRARIES = (
 
 
 def untraceable(layer: Any, path: str, error: Exception) -> ValueError:
-    """The error to raise where a `call` can't be traced: where it stopped, why, and what to do."""
+    """The error to raise where a `call` can't be traced.
+
+    Args:
+        layer: The layer or model.
+        path: Its path; empty for the whole model.
+        error: What stopped it.
+
+    Returns:
+        The error: where it stopped, why, and what to do.
+    """
     what = f"{'layer' if path else 'model'} '{path or layer.name}'"
     return ValueError(
         f"The `call` of {what} (of class {type(layer).__name__}) can't be traced with symbolic "

@@ -1,6 +1,13 @@
-"""Channels as numbers: ties and protections."""
+"""Channels as numbers: ties, protections and what reshaping does to them."""
 
-from sgdap.channels.labels import Ledger, Symbol, concatenate, merge, plain
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from sgdap.channels.labels import Ledger, Symbol, concatenate, merge, plain, reshape
 
 
 def tensor(ledger: Ledger, *shape: int, axis: int = -1, name: str = "layer") -> Symbol:
@@ -112,3 +119,72 @@ def test_a_part_without_channels_keeps_its_place_and_stays():
     joined = concatenate([plain((None, 3)), a], -1, (None, 5), ledger)
     settled = ledger.settle()
     assert settled.removable[settled.classes[joined.axes[-1]]].tolist() == [False] * 3 + [True] * 2
+
+
+# Reshaping, held against NumPy: what NumPy does to an array of channel numbers
+
+
+SIZES = st.sampled_from([1, 1, 2, 3, 4, 6])
+
+
+@given(st.lists(SIZES, min_size=1, max_size=4), st.data())
+def test_channels_go_where_numpy_puts_them(shape, data):
+    total = math.prod(shape)
+    target = []
+    while math.prod(target) < total:
+        rest = total // math.prod(target)
+        target.append(data.draw(st.sampled_from([d for d in range(1, rest + 1) if rest % d == 0])))
+    assume(target)
+    axis = data.draw(st.integers(1, len(shape)))
+    ledger = Ledger()
+    symbol = tensor(ledger, *shape, axis=axis)
+    result = reshape(symbol, (None, *target), ledger)
+    settled = ledger.settle()
+
+    view = [1] * len(shape)
+    view[axis - 1] = shape[axis - 1]
+    places = np.broadcast_to(symbol.axes[axis].reshape(view), shape).reshape(target)
+    marked = [i for i, channels in enumerate(result.axes) if channels is not None]
+    if not marked:  # mixed up with another axis
+        assert not settled.removable.any()
+        return
+    (found,) = marked
+    view = [1] * len(target)
+    view[found - 1] = target[found - 1]
+    claimed = np.broadcast_to(result.axes[found].reshape(view), target)
+    # every entry belongs to the class of channels that its place along the axis says
+    np.testing.assert_array_equal(settled.classes[places], settled.classes[claimed])
+
+
+@pytest.mark.parametrize(
+    ("shape", "target", "channels"),
+    [
+        ((2, 2, 3), (12,), [0, 1, 2] * 4),  # Flatten interleaves
+        ((3,), (1, 3), [0, 1, 2]),
+        ((3,), (3, 1), [0, 1, 2]),
+        ((4, 3), (2, 2, 3), [0, 1, 2]),
+        ((3, 3, 1), (9,), [0] * 9),
+        ((1, 1, 3), (3,), [0, 1, 2]),
+    ],
+)
+def test_channels_after_a_reshape(shape, target, channels):
+    ledger = Ledger()
+    result = reshape(tensor(ledger, *shape), (None, *target), ledger)
+    assert [axis.tolist() for axis in result.all_channels()] == [channels]
+    assert ledger.settle().removable.all()
+
+
+def test_an_axis_that_is_split_keeps_whole_blocks_together():
+    ledger = Ledger()
+    symbol = tensor(ledger, 6)
+    result = reshape(symbol, (None, 2, 3), ledger)
+    assert result.axes[1] is None
+    assert ledger.settle().classes.tolist() == [0, 1, 2, 0, 1, 2]
+    assert len(result.axes[2]) == 3
+
+
+def test_axes_of_unknown_size_protect_what_is_mixed_with_them():
+    ledger = Ledger()
+    symbol = Symbol((None, None, 3), (None, None, ledger.new("layer", 3)))
+    reshape(symbol, (None, None), ledger)
+    assert not ledger.settle().removable.any()

@@ -18,10 +18,18 @@ _known: Remembered[bool] = Remembered(1024)
 
 
 @register_rule(
-    *(layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Identity, layers.ActivityRegularization),
-    *(layers.Dropout, layers.AlphaDropout, layers.GaussianDropout, layers.GaussianNoise),
-    *(layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D),
-    _keras.application_layers()[1],  # stochastic depth
+    layers.ReLU,
+    layers.LeakyReLU,
+    layers.ELU,
+    layers.Dropout,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+    layers.AlphaDropout,
+    layers.ActivityRegularization,
+    layers.Identity,
     _keras.operation_class(keras.ops.zeros_like, keras.KerasTensor((1,))),
 )
 def pass_through(layer: Any, call: RuleCall) -> Symbol:
@@ -38,6 +46,17 @@ def activation(layer: Any, call: RuleCall) -> Symbol:
     return call.input
 
 
+@register_rule(layers.Softmax)
+def softmax(layer: Any, call: RuleCall) -> Symbol:
+    """A softmax along an axis mixes what lies on that axis; the others pass."""
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    for axis in axes:
+        channels = call.input.axes[axis]
+        if channels is not None:
+            call.keep(channels, f"'{layer.name}' mixes the channels")
+    return call.input
+
+
 @register_rule(layers.PReLU)
 def prelu(layer: Any, call: RuleCall) -> Symbol:
     """Its slopes lie along the input's axes."""
@@ -50,9 +69,13 @@ def prelu(layer: Any, call: RuleCall) -> Symbol:
 
 
 def is_elementwise(function: Any, width: int) -> bool:
-    """Whether an activation treats each of `width` channels by itself, tried on random numbers.
+    """Whether an activation function treats every channel by itself, tried on random numbers.
 
     One with weights, which it may have for each channel, does not.
+
+    Args:
+        function: The activation function.
+        width: The number of channels that it is called on.
     """
     if function is keras.activations.linear:
         return True

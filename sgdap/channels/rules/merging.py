@@ -11,10 +11,17 @@ from sgdap.channels.labels import Symbol, concatenate, merge
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall
 
+_SCALED_SUM = _keras.application_layers()[2]
+
 
 @register_rule(
-    *(layers.Add, layers.Subtract, layers.Multiply, layers.Average),
-    *(layers.Maximum, layers.Minimum, _keras.application_layers()[2]),  # a scaled sum
+    _SCALED_SUM,
+    layers.Add,
+    layers.Subtract,
+    layers.Multiply,
+    layers.Average,
+    layers.Maximum,
+    layers.Minimum,
 )
 def elementwise(layer: Any, call: RuleCall) -> Symbol:
     """Labels that meet in a sum or product leave together."""

@@ -20,7 +20,6 @@ from sgdap.channels.remembering import Remembered, key_of, key_of_arguments
 from sgdap.channels.resizing import resized
 from sgdap.channels.rule_call import RuleCall
 from sgdap.model.generators import global_state_kept
-from sgdap.model.leaves import leaf_class
 from sgdap.model.program import Ref
 
 MIXES = "mixes them"
@@ -58,16 +57,20 @@ def tried(operation: Any, call: RuleCall) -> list[Symbol]:
     channels stay. A layer is tried as a whole, whatever code it holds.
     """
     made = [plain(shape) for shape in call.output_shapes]
-    axes = {
-        (number, axis): own
+    axes = [
+        (number, axis, channels)
         for number, symbol in enumerate(call.inputs)
-        for axis, own in enumerate(symbol.axes)
-        if own is not None
-    }
+        for axis, channels in enumerate(symbol.axes)
+        if channels is not None
+    ]
     if not axes:
         return made
-    channels = np.unique(np.concatenate(list(axes.values())))
-    labels = {place: np.searchsorted(channels, own) for place, own in axes.items()}
+    channels, inverse = np.unique(np.concatenate([c for _, _, c in axes]), return_inverse=True)
+    bounds = np.cumsum([len(c) for _, _, c in axes])[:-1]
+    labels = {
+        (number, axis): own
+        for (number, axis, _), own in zip(axes, np.split(inverse, bounds), strict=True)
+    }
     is_layer = isinstance(operation, keras.Layer)
     find = _movement_of_layer if is_layer else _movement
     movement = find(operation, call, labels)
@@ -77,7 +80,8 @@ def tried(operation: Any, call: RuleCall) -> list[Symbol]:
         for symbol in call.inputs:
             call.keep(symbol, _untried(operation))
         return made
-    call.tie(*channels[movement.pairs.T])
+    for first, second in movement.pairs:
+        call.tie(channels[[first]], channels[[second]])
     instead = f"; {call.untraced}" if call.untraced else ""
     for stay, reason in movement.kept:
         if reason == MIXES and call.mixes_for_a_loss:
@@ -89,12 +93,8 @@ def tried(operation: Any, call: RuleCall) -> list[Symbol]:
             if line is None:
                 continue
             along = channels[line]
-            if made[number].shape[axis] is None and len(np.unique(line)) < len(line):
-                call.keep(along[line >= 0], f"'{operation.name}' repeats them, how often is open")
-                continue
             if (line < 0).any():
-                constants = call.ledger.fixed(int((line < 0).sum()), "constants lie beside them")
-                along[line < 0] = constants
+                along[line < 0] = call.constants(int((line < 0).sum()))
             made[number] = made[number].with_axis(axis, along)
     if not is_layer:
         call.rewrite(made)
@@ -127,11 +127,11 @@ def _movement(
 
     def run(inputs: Sequence[Array]) -> list[Array]:
         made = type(operation).from_config(dict(config))
-        return _run(made, call.args, call.kwargs, inputs)
+        return _run(made, call, {}, inputs)
 
     def find() -> Movement | None:
         try:
-            return _try_out(run, call, labels, call.input_dtypes)
+            return _try_out(run, call, labels)
         except Exception:  # an operation that takes no random numbers: of a user, or of indices
             return None
 
@@ -142,20 +142,15 @@ def _movement_of_layer(
     layer: Any, call: RuleCall, labels: Mapping[tuple[int, int], Numbers]
 ) -> Movement | None:
     """Tries a layer out; None where a trial can't show all that it does."""
-    args, kwargs, dtypes = call.args, call.kwargs, call.input_dtypes
-    if leaf_class(layer) is not None:  # one of Keras' that moves the values of one tensor
-        args, kwargs, dtypes = (Ref(0),), {}, ("float32",)
-    elif _minds_masks(layer):
+    if _minds_masks(layer):
         return None
-    if "training" in layer.call_signature_parameters:
-        kwargs = {"training": False, **kwargs}
-    # Random numbers of fewer digits are often equal.
-    entries = {} if layer.compute_dtype == "float32" else {"dtype": "float32"}
+    kwargs = {"training": False} if "training" in layer.call_signature_parameters else {}
     with global_state_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they would be about random numbers
         try:
-            copy = resized(layer, call.path, entries)
-            return _try_out(partial(_run, copy, args, kwargs), call, labels, dtypes)
+            copy = resized(layer, call.path, {})
+            run = partial(_run, copy, call, kwargs)
+            return _try_out(run, call, labels)
         except Exception:  # whatever code of the user's does with random numbers
             return None
 
@@ -172,23 +167,21 @@ def _takes_mask(function: Any) -> bool:
     return "mask" in inspect.signature(function).parameters
 
 
-def _try_out(
-    run: Run, call: RuleCall, labels: Mapping[tuple[int, int], Numbers], dtypes: Sequence[str]
-) -> Movement:
+def _try_out(run: Run, call: RuleCall, labels: Mapping[tuple[int, int], Numbers]) -> Movement:
     """Where labels of a call's inputs go.
 
     Raises:
         ValueError: It makes something else each time, or tensors of other shapes than Keras knows.
     """
     shapes = [symbol.shape for symbol in call.inputs]
-    values, others = (random_inputs(shapes, dtypes, seed) for seed in (0, 1))
+    values = random_inputs(shapes, call.input_dtypes, 0)
+    others = random_inputs(shapes, call.input_dtypes, 1)
     whole = run(values)
     if not agree(run(values), whole):
         raise ValueError("It draws random numbers.")
     if not fits([part.shape for part in whole], call.output_shapes):
         raise ValueError("Keras knows other shapes.")
     lines: list[list[Numbers | None]] = [[None] * part.ndim for part in whole]
-    of_input: dict[tuple[int, int], int] = {}
     pairs = [np.zeros((0, 2), np.int64)]
     kept = []
     for (number, axis), own in labels.items():
@@ -204,14 +197,11 @@ def _try_out(
             place, line, tied = placed
             pairs.append(tied)
             known = lines[part][place]
-            if known is not None and of_input[part, place] == number:
-                merged = np.union1d(known, line)
-                kept.append((merged[merged >= 0], "mixes them with another axis"))
             if known is not None:
                 both = (known >= 0) & (line >= 0)
                 pairs.append(np.stack([known[both], line[both]], -1))
                 line = np.where(known >= 0, known, line)
-            lines[part][place], of_input[part, place] = line, number
+            lines[part][place] = line
     met = [np.zeros(0, np.int64)]
     for number, axis in _fixed_axes(shapes, labels, lines):
         own = np.arange(len(values[number].swapaxes(0, axis)))
@@ -246,14 +236,14 @@ def _fixed_axes(
 
 
 def _run(
-    operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[Array]
+    operation: Any, call: RuleCall, more: Mapping[str, Any], inputs: Sequence[Array]
 ) -> list[Array]:
-    """What an operation or layer makes of arrays in the place of the tensors among arguments."""
+    """What an operation or layer makes of arrays, with the other arguments of a call, and more."""
     rest = list(inputs)
 
     def value(leaf: Any) -> Any:
         return keras.ops.convert_to_tensor(rest.pop(0)) if isinstance(leaf, Ref) else leaf
 
-    args, kwargs = keras.tree.map_structure(value, (args, dict(kwargs)))
-    made = keras.tree.flatten(operation(*args, **kwargs))
+    args, kwargs = keras.tree.map_structure(value, (call.args, dict(call.kwargs)))
+    made = keras.tree.flatten(operation(*args, **{**more, **kwargs}))
     return [np.asarray(keras.ops.convert_to_numpy(part)) for part in made]
