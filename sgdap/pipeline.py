@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import numpy as np
-
 from sgdap._arguments import check_choice, check_integer, is_number, shown
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.execution.inputs import check_calibration_data
@@ -255,8 +253,7 @@ def make_plan(
 
 def _gradient_samples(graph: ChannelGraph) -> int:
     """How many samples sensitivities are measured on; all of them but in large models."""
-    model = cost_model(graph)
-    flops = float(model.cost(model.lengths(np.ones(graph.count, bool)))[1])
+    flops = float(cost_model(graph).whole[1])
     return max(int(GRADIENTS / max(flops, 1.0)), FEWEST_GRADIENTS)
 
 
@@ -286,7 +283,7 @@ def plan_from_curves(
     """
     graph = scope.graph
     model = cost_model(graph)
-    full = model.cost(model.lengths(np.ones(graph.count, bool)))
+    full = model.whole
     known = statistics.samples > 0
     notes = (*statistics.notes, *(scoring_notes(graph, statistics) if known else ()))
     kept = allocate(

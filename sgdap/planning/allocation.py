@@ -149,7 +149,7 @@ def check_budget_can_be_met(
     if budget.flops is not None:
         warn_of_uncounted(graph)
     model = cost_model(graph)
-    full = model.cost(model.lengths(np.ones(graph.count, bool)))
+    full = model.whole
     allocate(groups, flat_curves(groups), model, budget, full=full, rules=rules)
     _check_is_no_percentage(budget, full)
 

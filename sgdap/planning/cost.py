@@ -46,6 +46,11 @@ class CostModel:
             ]
         )
 
+    @property
+    def whole(self) -> npt.NDArray[np.float64]:
+        """What the whole model costs, `(measures,)`."""
+        return self.cost(self.lengths(np.ones(self.widths.shape[1], bool)))
+
 
 def cost_model(graph: ChannelGraph) -> CostModel:
     """Makes the cost model of a model from its channels.

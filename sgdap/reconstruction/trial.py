@@ -192,6 +192,5 @@ def _drawn(data: Any, samples: int) -> Any:
 def _affordable(graph: ChannelGraph, samples: int) -> int:
     if graph.open_inputs:
         return TRIALS
-    model = cost_model(graph)
-    flops = float(model.cost(model.lengths(np.ones(graph.count, bool)))[1])
+    flops = float(cost_model(graph).whole[1])
     return int(np.clip(WORK / max(2 * flops * samples, 1.0), 1, TRIALS))

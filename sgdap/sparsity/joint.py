@@ -206,8 +206,7 @@ def affordable_steps(graph: ChannelGraph, samples: int) -> int:
         graph: The model's channels.
         samples: The number of samples.
     """
-    model = cost_model(graph)
-    flops = float(model.cost(model.lengths(np.ones(graph.count, bool)))[1])
+    flops = float(cost_model(graph).whole[1])
     return int(WORK / max(3 * flops * samples, 1.0))
 
 

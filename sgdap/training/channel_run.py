@@ -213,5 +213,5 @@ class ChannelRun(Run):
         """Updates the scope, costs and widths to the model as it is now."""
         self.scope = self.scope.moved_to(graph)
         model = cost_model(graph)
-        self.costs = model.cost(model.lengths(np.ones(graph.count, bool)))
+        self.costs = model.whole
         self.widths = {g.name: g.size for g in graph.groups if g.prunable}
