@@ -17,7 +17,16 @@ JOURNEY = [
     "pipeline",
     "surgery",
 ]
-STEPS = ["_arguments", "_table", "_keras", *JOURNEY, "distillation", "sparsity", "training"]
+STEPS = [
+    "_arguments",
+    "_table",
+    "_keras",
+    *JOURNEY,
+    "distillation",
+    "weights",
+    "sparsity",
+    "training",
+]
 ENTRANCES = {"callback", "sparsity_callback", "one_shot", "cli", "__init__", "__main__"}
 ON_TOP = {*ENTRANCES, "layers", "report", "demo", "datasets", "testing"}
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sgdap.sparsity.kernels import Kernel
+from sgdap.sparsity.kernels import SparseKernel
 from sgdap.sparsity.patterns import Numbers, zeros_of_share
 
 Array = npt.NDArray[np.float64]
@@ -18,7 +18,7 @@ Mask = npt.NDArray[np.bool_]
 
 def choose(
     scores: Mapping[str, npt.NDArray[Any]],
-    kernels: Sequence[Kernel],
+    kernels: Sequence[SparseKernel],
     sparsity: float | None = None,
     *,
     zeros: int | None = None,
@@ -65,7 +65,7 @@ def choose(
     return masks
 
 
-def warn_of_empty(kernels: Sequence[Kernel], masks: Mapping[str, Mask]) -> None:
+def warn_of_empty(kernels: Sequence[SparseKernel], masks: Mapping[str, Mask]) -> None:
     """Warns of kernels of which no weight stays.
 
     Args:
@@ -83,7 +83,7 @@ def warn_of_empty(kernels: Sequence[Kernel], masks: Mapping[str, Mask]) -> None:
 
 
 def _least(
-    scores: Mapping[str, npt.NDArray[Any]], kernels: Sequence[Kernel], zeros: int
+    scores: Mapping[str, npt.NDArray[Any]], kernels: Sequence[SparseKernel], zeros: int
 ) -> dict[str, Mask]:
     """The masks with so many zeros at least, of the least scores, all kernels together."""
     units = [_units(scores[kernel.path], kernel) for kernel in kernels]
@@ -102,12 +102,14 @@ def _least(
     return masks
 
 
-def _above(scores: npt.NDArray[Any], kernel: Kernel, threshold: float) -> Mask:
+def _above(scores: npt.NDArray[Any], kernel: SparseKernel, threshold: float) -> Mask:
     numbers, sums, _ = _units(scores, kernel)
     stays = sums / np.bincount(numbers.ravel()) >= threshold
     mask: Mask = kernel.layout.kernel(stays[numbers], kernel.shape)
     return mask
 
 
-def _units(scores: npt.NDArray[Any], kernel: Kernel) -> tuple[Numbers, Array, npt.NDArray[np.int8]]:
+def _units(
+    scores: npt.NDArray[Any], kernel: SparseKernel
+) -> tuple[Numbers, Array, npt.NDArray[np.int8]]:
     return kernel.pattern.units(kernel.layout.matrices(np.asarray(scores, np.float64)))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from sgdap.statistics.ridge import cholesky_with, inverse_with
+from sgdap.statistics.ridge import inverse_with
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -31,19 +31,6 @@ MEMORY = 1 << 28
 
 GONE = -1.0
 """The cost of a weight that left before."""
-
-
-def ridged(second: Array, added: Array) -> Array:
-    """`M + diag(added)`, with so much more added that it can be factored, as `cholesky_with`.
-
-    Args:
-        second: Second moment M, `(features, features)`.
-        added: What is added to its diagonal, `(features,)`.
-    """
-    factor = np.tril(cholesky_with(second, added)[0])
-    made = np.array(second)
-    np.einsum("ii->i", made)[:] = np.einsum("ij,ij->i", factor, factor)
-    return made
 
 
 def costs_alone(second: Array, weights: Array) -> Array:

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
-from sgdap.sparsity.curvature import Calibration, Curvature, squared_gradients
-from sgdap.sparsity.kernels import Kernel
+from sgdap.sparsity.kernels import SparseKernel
 from sgdap.sparsity.surgeon import weight_costs
+from sgdap.weights.curvature import Calibration, Curvature, squared_gradients
 
 Array = npt.NDArray[np.float64]
 
@@ -22,7 +22,7 @@ GUIDANCES = ("second_order", "magnitude", "gradient", "random")
 
 def weight_scores(
     graph: ChannelGraph,
-    kernels: Sequence[Kernel],
+    kernels: Sequence[SparseKernel],
     data: Any,
     guidance: str,
     reading: Calibration,

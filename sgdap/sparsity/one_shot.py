@@ -22,14 +22,15 @@ from sgdap.execution.precision import computing_in_float32
 from sgdap.model.generators import random_state, set_random_state
 from sgdap.planning.budget import Budget
 from sgdap.sparsity.choice import choose, warn_of_empty
-from sgdap.sparsity.curvature import Calibration, curvatures
 from sgdap.sparsity.guidance import GUIDANCES, weight_scores
-from sgdap.sparsity.joint import FEWEST, JointStep, affordable_steps, batch_of
-from sgdap.sparsity.kernels import Kernel, chosen_kernels, moving_layers
+from sgdap.sparsity.kernels import SparseKernel, chosen_kernels
 from sgdap.sparsity.patterns import get_pattern
 from sgdap.sparsity.surgeon import refit, zeroed
 from sgdap.sparsity.target import Target, sparsity_target
 from sgdap.surgery.apply import copied
+from sgdap.weights.curvature import Calibration, curvatures
+from sgdap.weights.joint import FEWEST, Freedom, JointStep, Staying, affordable_steps, batch_of
+from sgdap.weights.kernels import moving_layers
 
 Mask = npt.NDArray[np.bool_]
 Masks = dict[str, Mask]
@@ -160,7 +161,7 @@ class _Work:
         self,
         dense: ChannelGraph,
         graph: ChannelGraph,
-        kernels: Sequence[Kernel],
+        kernels: Sequence[SparseKernel],
         moving: set[str],
         data: Any,
         reading: Calibration,
@@ -195,7 +196,7 @@ class _Work:
         joint, said = self._joint_step() if reconstruction is True else (None, "")
         steps, last = self._steps(len(stages))
         if joint is not None and joint.labelled and target.threshold is None:
-            joint.run(self._masks, steps)
+            joint.run(self._free(), steps)
         for number, stage in enumerate(stages, 1):
             needed = guidance == "second_order" or reconstruction
             data, reading = self._data, self._reading
@@ -219,12 +220,15 @@ class _Work:
             else:
                 zeroed(self._graph, self._kernels, self._masks)
             if joint is not None:
-                joint.run(self._masks, last if number == len(stages) else steps)
+                joint.run(self._free(), last if number == len(stages) else steps)
             if verbose:
                 print(f"stage {number} of {len(stages)}: {gone / total:.2%} of weights are zero")
         warn_of_empty(self._kernels, self._masks)
         if verbose:
             print(self._table([said] if said else []))
+
+    def _free(self) -> dict[str, Freedom]:
+        return {path: Staying(mask) for path, mask in self._masks.items()}
 
     def _steps(self, stages: int) -> tuple[int, int]:
         """Steps over all weights after a stage and after the last, as many as are affordable."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap._arguments import shown
-from sgdap.sparsity.layouts import Layout
+from sgdap.weights.layouts import Layout
 
 Array = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]

@@ -11,11 +11,11 @@ from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
 from sgdap.execution import triangle
 from sgdap.guidance.elimination import Consumer, eliminate
-from sgdap.sparsity.curvature import Curvature, bias_of
 from sgdap.sparsity.elimination import GONE, costs_alone, costs_in_turn, refitted, swept
-from sgdap.sparsity.kernels import Kernel
+from sgdap.sparsity.kernels import SparseKernel
 from sgdap.sparsity.patterns import Block, NofM
 from sgdap.statistics.moments import Moments
+from sgdap.weights.curvature import Curvature, bias_of
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -30,7 +30,7 @@ REFITTED = 3e11
 
 def weight_costs(
     graph: ChannelGraph,
-    kernels: Sequence[Kernel],
+    kernels: Sequence[SparseKernel],
     known: Mapping[str, Sequence[Curvature]],
     masks: Masks,
 ) -> dict[str, Array]:
@@ -60,13 +60,13 @@ def weight_costs(
     return found
 
 
-def _matrices(graph: ChannelGraph, kernel: Kernel, mask: Mask) -> tuple[Array, Mask]:
+def _matrices(graph: ChannelGraph, kernel: SparseKernel, mask: Mask) -> tuple[Array, Mask]:
     value = np.asarray(variable_of(graph.program, kernel.key).numpy(), np.float64)
     stays = kernel.layout.matrices(mask)
     return np.where(stays, kernel.layout.matrices(value), 0.0), stays
 
 
-def _costs(kernel: Kernel, known: Curvature, weights: Array, stays: Mask) -> Array:
+def _costs(kernel: SparseKernel, known: Curvature, weights: Array, stays: Mask) -> Array:
     if known.second is None:
         return known.each * weights**2 / 2
     assert known.powers is not None
@@ -102,7 +102,7 @@ def _block_costs(pattern: Block, second: Array, weights: Array, stays: Mask) -> 
     return costs
 
 
-def zeroed(graph: ChannelGraph, kernels: Sequence[Kernel], masks: Masks) -> None:
+def zeroed(graph: ChannelGraph, kernels: Sequence[SparseKernel], masks: Masks) -> None:
     """Makes weights 0 that are not to stay, in place, and leaves the others as they are.
 
     Args:
@@ -117,7 +117,7 @@ def zeroed(graph: ChannelGraph, kernels: Sequence[Kernel], masks: Masks) -> None
 
 def refit(
     graph: ChannelGraph,
-    kernels: Sequence[Kernel],
+    kernels: Sequence[SparseKernel],
     known: Mapping[str, Sequence[Curvature]],
     masks: Masks,
 ) -> None:

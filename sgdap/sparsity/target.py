@@ -11,7 +11,7 @@ import numpy as np
 
 from sgdap._arguments import is_number, shown
 from sgdap.planning.budget import Budget
-from sgdap.sparsity.kernels import Kernel
+from sgdap.sparsity.kernels import SparseKernel
 from sgdap.sparsity.patterns import Pattern, zeros_of_share
 
 
@@ -30,7 +30,7 @@ class Target:
 
 def sparsity_target(
     model: Any,
-    kernels: Sequence[Kernel],
+    kernels: Sequence[SparseKernel],
     pattern: Pattern,
     sparsity: float | Budget | None,
     threshold: float | None,
@@ -99,7 +99,7 @@ def sparsity_target(
     return Target(zeros)
 
 
-def _zeros_for(model: Any, kernels: Sequence[Kernel], budget: Budget, most: int) -> int:
+def _zeros_for(model: Any, kernels: Sequence[SparseKernel], budget: Budget, most: int) -> int:
     """The zeros that a budget needs, of which there may be so many at most.
 
     Bytes are those of weights stored as a bit for each weight of a kernel and the values that are

@@ -77,6 +77,19 @@ def cholesky_with(second: Array, added: Array) -> tuple[Array, bool]:
             return factor
 
 
+def ridged(second: Array, added: Array) -> Array:
+    """`M + diag(added)`, with so much more added that it can be factored, as `cholesky_with`.
+
+    Args:
+        second: Second moment M, `(features, features)`.
+        added: What is added to its diagonal, `(features,)`.
+    """
+    factor = np.tril(cholesky_with(second, added)[0])
+    made = np.array(second)
+    np.einsum("ii->i", made)[:] = np.einsum("ij,ij->i", factor, factor)
+    return made
+
+
 def inverse_with(second: Array, added: Array) -> Array:
     """Returns `(M + diag(added))⁻¹`, made in the memory of one matrix.
 

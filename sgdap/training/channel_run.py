@@ -16,7 +16,6 @@ from sgdap.execution.latency import NoisyClockError
 from sgdap.pipeline import Curves, PruningOptions, Scope, make_plan
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import cost_model
-from sgdap.sparsity.curvature import Calibration
 from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.apply import prune_by_plan
 from sgdap.training.cut import Cut
@@ -29,6 +28,7 @@ from sgdap.training.run import Run
 from sgdap.training.state import RunState
 from sgdap.training.summary import RunSummary
 from sgdap.training.xla import choose_jit_compile
+from sgdap.weights.curvature import Calibration
 
 
 @dataclass(eq=False, kw_only=True)

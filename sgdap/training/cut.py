@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import sliced, variable_of, variable_slices
 from sgdap.planning.plan import Plan, kept_mask
-from sgdap.sparsity.curvature import Calibration
+from sgdap.weights.curvature import Calibration
 
 Key = tuple[str, int]
 """The path of a layer and the number of a variable in it."""

@@ -23,8 +23,8 @@ from sgdap._keras.optimizers import (
     optimizers_of,
 )
 from sgdap.model.kernels import not_zero
-from sgdap.sparsity.kernels import Kernel
 from sgdap.surgery.train_step import put_around_train_step, take_from_train_step
+from sgdap.weights.kernels import Kernel
 
 Masks = Mapping[str, npt.NDArray[np.bool_]]
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from sgdap.channels.grouping import channel_graph
 from sgdap.execution.backend import check_backend
 from sgdap.planning.budget import Budget
-from sgdap.sparsity.kernels import Kernel, chosen_kernels
+from sgdap.sparsity.kernels import SparseKernel, chosen_kernels
 from sgdap.sparsity.patterns import Pattern, zeros_of_share
 from sgdap.sparsity.target import sparsity_target
 from sgdap.training.log import Summaries
@@ -111,7 +111,7 @@ def start_sparsity_run(
 
 
 def _shares(
-    model: Any, kernels: Sequence[Kernel], pattern: Pattern, sparsity: float | Budget
+    model: Any, kernels: Sequence[SparseKernel], pattern: Pattern, sparsity: float | Budget
 ) -> tuple[float, float]:
     """The share of zeros in all kernels, and in those without a share of their own."""
     zeros = sparsity_target(model, kernels, pattern, sparsity, None).zeros

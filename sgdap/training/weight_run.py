@@ -14,9 +14,8 @@ import numpy.typing as npt
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
 from sgdap.sparsity.choice import choose, warn_of_empty
-from sgdap.sparsity.curvature import Calibration, Curvature, curvatures
 from sgdap.sparsity.guidance import weight_scores
-from sgdap.sparsity.kernels import Kernel, kernels_now
+from sgdap.sparsity.kernels import SparseKernel
 from sgdap.sparsity.surgeon import refit
 from sgdap.training.cut import Cut
 from sgdap.training.guard import SparsityRound
@@ -27,6 +26,8 @@ from sgdap.training.schedule import Schedule
 from sgdap.training.sparsity_options import SparsityOptions
 from sgdap.training.state import RunState
 from sgdap.training.summary import SparsitySummary
+from sgdap.weights.curvature import Calibration, Curvature, curvatures
+from sgdap.weights.kernels import kernels_now
 
 Array = npt.NDArray[np.float64]
 Curvatures = Mapping[str, Sequence[Curvature]]
@@ -52,7 +53,7 @@ class WeightRun(Run):
 
     model_graph: ChannelGraph
     options: SparsityOptions
-    kernels: Sequence[Kernel]
+    kernels: Sequence[SparseKernel]
     share: float
     common: float
     schedule: Schedule

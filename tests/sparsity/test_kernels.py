@@ -5,8 +5,8 @@ from keras import layers
 
 from sgdap.model.tracing import trace
 from sgdap.sparsity.kernels import chosen_kernels
-from sgdap.sparsity.layouts import layout_of
 from sgdap.sparsity.patterns import NofM, Unstructured
+from sgdap.weights.layouts import layout_of
 
 
 def kernels_of(*stack, pattern=None, **options):

@@ -234,7 +234,7 @@ def test_large_kernels_are_swept(monkeypatch):
 
 
 def test_models_too_large_for_a_step_say_so(monkeypatch, capsys):
-    monkeypatch.setattr("sgdap.sparsity.joint.WORK", 1.0)
+    monkeypatch.setattr("sgdap.weights.joint.WORK", 1.0)
     sgdap.sparsify(trained(), clusters(), 0.7, verbose=1)
     assert "kernel by kernel only" in " ".join(capsys.readouterr().out.split())
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from sgdap.statistics.ridge import cholesky_with, inverse_with, ridges
+from sgdap.statistics.ridge import cholesky_with, inverse_with, ridged, ridges
 
 
 def moment(rows: int, features: int = 5) -> np.ndarray:
@@ -46,3 +46,11 @@ def test_a_ridge_that_is_not_positive_is_refused(value):
     """Ten times it would never be enough."""
     with pytest.raises(ValueError, match=r"must be positive.*Received"):
         cholesky_with(np.zeros((2, 2)), np.array([1.0, value]))
+
+
+def test_moments_of_few_rows_get_what_they_lack():
+    x = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    second = (x.T @ x).astype(np.float64)
+    made = ridged(second, np.full(8, 1e-12))
+    np.linalg.cholesky(made)
+    np.testing.assert_allclose(made - second, np.diag(np.diag(made - second)))

@@ -4,9 +4,9 @@ import pytest
 from keras import layers
 
 from sgdap.channels.grouping import channel_graph
-from sgdap.sparsity.curvature import Calibration, curvatures
 from sgdap.sparsity.kernels import chosen_kernels
 from sgdap.sparsity.patterns import Unstructured
+from sgdap.weights.curvature import Calibration, curvatures
 
 GENERATOR = np.random.default_rng(0)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sgdap.sparsity.joint import _best
+from sgdap.weights.joint import _best
 
 CURVATURE = np.diag([1.0, 10.0, 100.0])
 

@@ -19,10 +19,9 @@ from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.output_scales import settled_losses
 from sgdap.execution.precision import computing_in_float32
 from sgdap.execution.stored_loss import gradient_powers
-from sgdap.sparsity.elimination import ridged
-from sgdap.sparsity.kernels import Kernel
 from sgdap.statistics.collect import ConsumerStatistics, collect_statistics
-from sgdap.statistics.ridge import ridges
+from sgdap.statistics.ridge import ridged, ridges
+from sgdap.weights.kernels import Kernel
 
 Array = npt.NDArray[np.float64]
 

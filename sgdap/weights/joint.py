@@ -1,10 +1,11 @@
-"""A step over all weights that stay at once, toward labels or toward the dense model's answers."""
+"""A step over all weights that may move, toward labels or toward the given model's answers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -22,7 +23,7 @@ from sgdap.execution.inputs import affordable_batch
 from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.stored_loss import StoredLoss
 from sgdap.planning.cost import cost_model
-from sgdap.sparsity.kernels import Kernel
+from sgdap.weights.kernels import Kernel
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -46,19 +47,57 @@ _HELD_BACK, _MOST_HELD_BACK = 0.1, 5000
 _BATCH = 4096
 
 
-class JointStep:
-    """Moves all weights of a sparse model that stay, by L-BFGS on stored samples.
+class Freedom(Protocol):
+    """How a variable may move: along which numbers."""
 
-    Kernels that are not among the sparse ones, and variables under a constraint, stay as they are;
+    def numbers(self, value: Array) -> Array:
+        """The numbers that a value of the variable has, `(numbers,)`."""
+
+    def value(self, numbers: Array) -> Array:
+        """The value of the variable that has these numbers."""
+
+    def gradient(self, gradient: Array) -> Array:
+        """The gradient by the numbers, of that by the variable."""
+
+
+@dataclass(frozen=True, eq=False)
+class Staying:
+    """Some weights of a variable move, the others are 0.
+
+    Attributes:
+        mask: Those that move, in the variable's shape.
+    """
+
+    mask: Mask
+
+    def numbers(self, value: Array) -> Array:
+        """The weights that move."""
+        return value[self.mask]
+
+    def value(self, numbers: Array) -> Array:
+        """The same among zeros."""
+        made = np.zeros(self.mask.shape)
+        made[self.mask] = numbers
+        return made
+
+    def gradient(self, gradient: Array) -> Array:
+        """That by the weights that move."""
+        return gradient[self.mask]
+
+
+class JointStep:
+    """Moves weights of a model together, by L-BFGS on stored samples.
+
+    Kernels that are not among the given ones, and variables under a constraint, stay as they are;
     biases and the scales of normalisations follow in the layers that may move. A tenth of the
     samples is held back: it says which weights of the way are kept, and when to stop. So the loss
     there never rises.
 
     Args:
-        graph: The channels of the sparse model.
-        teacher: The dense model.
+        graph: The channels of the model that is changed.
+        teacher: The model as it was.
         data: Inputs, targets and sample weights as arrays; the last two may be None.
-        kernels: The kernels that have zeros.
+        kernels: The kernels that may move.
         moving: Paths of the layers whose weights may move.
         seed: Seed for what is held back.
         memory_limit: Bytes for the tensors of a batch, as for `collect_statistics`.
@@ -124,40 +163,36 @@ class JointStep:
         of_vector = len(variable.shape) < 2
         return variable.constraint is None and (of_vector or id(variable) in self._paths)
 
-    def run(self, masks: Mapping[str, Mask], steps: int) -> None:
+    def run(self, free: Mapping[str, Freedom], steps: int) -> None:
         """Moves the model's weights, in place.
 
         Args:
-            masks: Which weights of the sparse kernels stay, by path; the others are 0.
+            free: How kernels may move, by path; those that are not named move freely.
             steps: The number of steps at most.
         """
-        stays = [
-            masks[self._paths[id(v)]] if id(v) in self._paths else np.ones(tuple(v.shape), bool)
+        ways = [
+            free.get(self._paths.get(id(v), ""), Staying(np.ones(tuple(v.shape), bool)))
             for v in self._variables
         ]
+        values = [np.asarray(v.numpy(), np.float64) for v in self._variables]
+        starts = [way.numbers(value) for way, value in zip(ways, values, strict=True)]
+        ends = np.cumsum([len(start) for start in starts])[:-1]
 
         def put(flat: Array) -> None:
-            start = 0
-            for variable, own in zip(self._variables, stays, strict=True):
-                stop = start + int(own.sum())
-                value = np.zeros(own.shape)
-                value[own] = flat[start:stop]
-                variable.assign(value)
-                start = stop
+            for variable, way, own in zip(self._variables, ways, np.split(flat, ends), strict=True):
+                variable.assign(way.value(own))
 
         def of(flat: Array) -> tuple[float, Array]:
             put(flat)
             value, found = self._learnt.value_and_gradients()
-            pairs = zip(found, stays, strict=True)
-            return value, np.concatenate([gradient[own] for gradient, own in pairs])
+            pairs = zip(ways, found, strict=True)
+            return value, np.concatenate([way.gradient(gradient) for way, gradient in pairs])
 
         def held(flat: Array) -> float:
             put(flat)
             return self._held.value()
 
-        pairs = zip(self._variables, stays, strict=True)
-        begin = np.concatenate([np.asarray(v.numpy(), np.float64)[own] for v, own in pairs])
-        put(_best(of, held, begin, steps))
+        put(_best(of, held, np.concatenate(starts), steps))
 
 
 def batch_of(graph: ChannelGraph) -> int:
