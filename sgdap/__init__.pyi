@@ -4,6 +4,7 @@ from . import channels as channels
 from . import datasets as datasets
 from . import guidance as guidance
 from . import layers as layers
+from . import quantization as quantization
 from . import statistics as statistics
 from . import testing as testing
 from .callback import SGDAPCallback as SGDAPCallback
@@ -33,6 +34,7 @@ from .planning import Budget as Budget
 from .planning import Plan as Plan
 from .planning import Sensitivity as Sensitivity
 from .planning import plan_removal as plan_removal
+from .quantization import quantize as quantize
 from .report import Inspection as Inspection
 from .report import Profile as Profile
 from .report import inspect as inspect
@@ -104,6 +106,8 @@ __all__ = [
     "plan",
     "plan_removal",
     "profile",
+    "quantization",
+    "quantize",
     "register_guidance",
     "register_rule",
     "remove",

@@ -25,6 +25,7 @@ STEPS = [
     "distillation",
     "weights",
     "sparsity",
+    "quantization",
     "training",
 ]
 ENTRANCES = {"callback", "sparsity_callback", "one_shot", "cli", "__init__", "__main__"}

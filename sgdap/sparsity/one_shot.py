@@ -6,20 +6,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 
-from sgdap import _keras
 from sgdap._arguments import check_choice, check_integer
 from sgdap._table import table_text, terminal_width
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.backend import check_backend
-from sgdap.execution.data import joined, reusable
+from sgdap.execution.data import reusable
 from sgdap.execution.inputs import check_calibration_data, counted_on_data
-from sgdap.execution.precision import computing_in_float32
-from sgdap.model.generators import random_state, set_random_state
 from sgdap.planning.budget import Budget
 from sgdap.sparsity.choice import choose, warn_of_empty
 from sgdap.sparsity.guidance import GUIDANCES, weight_scores
@@ -27,21 +23,16 @@ from sgdap.sparsity.kernels import SparseKernel, chosen_kernels
 from sgdap.sparsity.patterns import get_pattern
 from sgdap.sparsity.surgeon import refit, zeroed
 from sgdap.sparsity.target import Target, sparsity_target
-from sgdap.surgery.apply import copied
 from sgdap.weights.curvature import Calibration, curvatures
-from sgdap.weights.joint import FEWEST, Freedom, JointStep, Staying, affordable_steps, batch_of
+from sgdap.weights.joint import Freedom, Staying
 from sgdap.weights.kernels import moving_layers
+from sgdap.weights.working import Together, working_copy
 
 Mask = npt.NDArray[np.bool_]
 Masks = dict[str, Mask]
 
 STAYING = 0.5
 """Share of the weights that stay from one stage to the next."""
-
-STEPS, LAST = 30, 100
-"""Steps over all weights after a stage and after the last one, at most."""
-
-_ALONE = "Weights were moved kernel by kernel only"
 
 
 def sparsify(
@@ -141,16 +132,10 @@ def sparsify(
     data = reusable(data, samples)
     check_calibration_data(graph, data)
     graph = counted_on_data(graph, data)
-    drawn = random_state()
-    try:
-        with _keras.scope_of(model), _keras.name_counters_kept():
-            made = counted_on_data(copied(graph), data)
-            reading = Calibration(samples, positions, seed, memory_limit)
-            work = _Work(graph, made, kernels, moving, data, reading)
-            with computing_in_float32(made.program.model):
-                work.run(target, guidance, allocation, reconstruction, verbose)
-    finally:
-        set_random_state(drawn)
+    with working_copy(graph, data) as made:
+        reading = Calibration(samples, positions, seed, memory_limit)
+        work = _Work(graph, made, kernels, moving, data, reading)
+        work.run(target, guidance, allocation, reconstruction, verbose)
     return made.program.model
 
 
@@ -169,7 +154,6 @@ class _Work:
         self._dense, self._graph, self._kernels = dense, graph, kernels
         self._moving = moving
         self._data, self._reading = data, reading
-        self._affordable = 0
         self._masks: Masks = {kernel.path: np.ones(kernel.shape, bool) for kernel in kernels}
 
     def run(
@@ -193,10 +177,10 @@ class _Work:
         stages = list(_stages(target, total)) if reconstruction else [target]
         if target.zeros == 0:
             stages, reconstruction = [], False
-        joint, said = self._joint_step() if reconstruction is True else (None, "")
-        steps, last = self._steps(len(stages))
-        if joint is not None and joint.labelled and target.threshold is None:
-            joint.run(self._free(), steps)
+        together = self._together() if reconstruction is True else Together(None, 0)
+        labelled = together.step is not None and together.step.labelled
+        if labelled and target.threshold is None:
+            together.run(self._free(), len(stages))
         for number, stage in enumerate(stages, 1):
             needed = guidance == "second_order" or reconstruction
             data, reading = self._data, self._reading
@@ -219,41 +203,19 @@ class _Work:
                 refit(self._graph, self._kernels, known, self._masks)
             else:
                 zeroed(self._graph, self._kernels, self._masks)
-            if joint is not None:
-                joint.run(self._free(), last if number == len(stages) else steps)
+            together.run(self._free(), len(stages), number == len(stages))
             if verbose:
                 print(f"stage {number} of {len(stages)}: {gone / total:.2%} of weights are zero")
         warn_of_empty(self._kernels, self._masks)
         if verbose:
-            print(self._table([said] if said else []))
+            print(self._table([together.said] if together.said else []))
 
     def _free(self) -> dict[str, Freedom]:
         return {path: Staying(mask) for path, mask in self._masks.items()}
 
-    def _steps(self, stages: int) -> tuple[int, int]:
-        """Steps over all weights after a stage and after the last, as many as are affordable."""
-        share = min(self._affordable / (stages * STEPS + LAST), 1.0)
-        return max(round(share * STEPS), 1), max(round(share * LAST), 1)
-
-    def _joint_step(self) -> tuple[JointStep | None, str]:
-        """The step over all weights, or why there is none."""
-        data = joined(self._data, self._reading.samples)
-        count, unit = len(keras.tree.flatten(data[0])[0]), batch_of(self._graph)
-        self._affordable = affordable_steps(self._graph, count)
-        if count < 2 * unit:
-            return None, f"{_ALONE}: a batch to learn from and one to judge by are needed."
-        if self._affordable < FEWEST:
-            return None, f"{_ALONE}: a step over all would take too long. Fewer samples allow it."
-        step = JointStep(
-            self._graph,
-            self._dense.program.model,
-            data,
-            self._kernels,
-            moving=self._moving,
-            seed=self._reading.seed,
-            memory_limit=self._reading.memory_limit,
-        )
-        return (step, "") if step.moves else (None, f"{_ALONE}: none is trainable.")
+    def _together(self) -> Together:
+        kernels, data = self._kernels, self._data
+        return Together.of(self._dense, self._graph, kernels, self._moving, data, self._reading)
 
     def _table(self, notes: Sequence[str]) -> str:
         rows = []

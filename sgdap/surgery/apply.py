@@ -233,9 +233,17 @@ def copy_model(model: Any, *, compiled: bool = True) -> Any:
             "sgdap.apply(model, plan, in_place=True)."
         )
     copy_state(model, copy)
+    _name_alike(model, copy)
     if model.compiled and compiled:
         compile_alike(copy, model)
     return copy
+
+
+def _name_alike(model: Any, copy: Any) -> None:
+    """Layers that a layer makes are numbered anew in its copy; plans know them by their names."""
+    for layer, own in zip(_keras.flatten_layers(model), _keras.flatten_layers(copy), strict=False):
+        if type(layer) is type(own) and own.name != layer.name:
+            own.name = layer.name
 
 
 def compile_alike(copy: Any, model: Any) -> None:

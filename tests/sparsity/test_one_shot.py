@@ -11,6 +11,7 @@ from keras import layers
 
 import sgdap
 from sgdap.sparsity import one_shot
+from sgdap.weights import working
 
 GENERATOR = np.random.default_rng(0)
 
@@ -18,8 +19,8 @@ GENERATOR = np.random.default_rng(0)
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     keras.utils.set_random_seed(0)
-    monkeypatch.setattr(one_shot, "STEPS", 10)
-    monkeypatch.setattr(one_shot, "LAST", 15)
+    monkeypatch.setattr(working, "STEPS", 10)
+    monkeypatch.setattr(working, "LAST", 15)
 
 
 def mlp(constraint=None, **last):

@@ -58,6 +58,29 @@ def test_reconstruction_comes_closer_to_the_original_than_slicing():
     assert distance[True] < 0.5 * distance[False]
 
 
+class Inside(layers.Layer):
+    """A layer that gives the layers in it no names."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.first, self.second = layers.Dense(6, "relu"), layers.Dense(3)
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+
+def test_layers_that_a_layer_makes_are_known_by_their_names_in_the_copy():
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, layers.Dense(2)(Inside()(layers.Dense(9, "relu")(inputs))))
+    x = samples(model, 64)
+    plan = sgdap.plan(model, x, sgdap.Budget(flops=0.7))
+    copy = sgdap.apply(model, plan)
+    expected = sgdap.apply(model, plan, in_place=True)
+    np.testing.assert_allclose(outputs(copy, x), outputs(expected, x), atol=1e-6)
+    names = [[own.name for own in m._flatten_layers()] for m in (copy, expected)]
+    assert names[0] == names[1]
+
+
 def test_a_compiled_model_gives_a_copy_that_is_compiled_alike(pruned):
     _, plan, (x, y) = *pruned[:2], digits_like(32)
     model = convnet(optimizer="adam", metrics=["accuracy"])

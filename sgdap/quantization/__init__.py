@@ -1,0 +1,29 @@
+"""Few bits for each weight: schemes, lattices, and rounding that keeps what a layer computes."""
+
+from sgdap.quantization.one_shot import quantize
+from sgdap.quantization.schemes import (
+    PCM,
+    Affine,
+    ALaw,
+    Binary,
+    Codebook,
+    MuLaw,
+    Quantized,
+    Scheme,
+    Ternary,
+    get_scheme,
+)
+
+__all__ = [
+    "PCM",
+    "ALaw",
+    "Affine",
+    "Binary",
+    "Codebook",
+    "MuLaw",
+    "Quantized",
+    "Scheme",
+    "Ternary",
+    "get_scheme",
+    "quantize",
+]

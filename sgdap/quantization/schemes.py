@@ -1,0 +1,510 @@
+"""How weights are stored in few bits: the schemes, by objects and by names."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sgdap._arguments import check_choice, check_integer, choices_for, is_number, shown
+from sgdap.quantization.codebooks import best_levels
+from sgdap.quantization.lattice import (
+    Array,
+    Codes,
+    Lattice,
+    affine_range,
+    binary_scale,
+    powers_of_two,
+    stored,
+    symmetric_scale,
+    ternary_scale,
+)
+
+SHARES = np.concatenate([np.arange(1.0, 0.8, -0.02), np.arange(0.8, 0.28, -0.04)])
+"""The shares of the range of a unit's weights that are tried for that of its lattice."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """An array in few bits.
+
+    Attributes:
+        codes: The number of each entry's level, from 0, in the shape of the array.
+        lattice: The levels; its units have the shape `(rows, outputs)`.
+        bits: All bits that it takes: codes of a fixed length, scales, zero points and codebooks.
+    """
+
+    codes: npt.NDArray[np.uint8]
+    lattice: Lattice
+    bits: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits for each entry, with the share of what several entries have in common."""
+        return self.bits / max(self.codes.size, 1)
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """The values, float32."""
+        codes = self.codes.reshape(-1, self.codes.shape[-1] if self.codes.ndim else 1)
+        made = self.lattice.values(codes.astype(np.int64)).astype(np.float32)
+        return made.reshape(self.codes.shape)
+
+
+@dataclass(frozen=True)
+class Scheme(ABC):
+    """A way to store weights in few bits.
+
+    Attributes:
+        per: What has levels of its own: `"channel"`, each output; `"tensor"`, the whole kernel; or
+            a number of inputs, as many of each output together.
+    """
+
+    per: str | int = "channel"
+
+    def __post_init__(self) -> None:
+        """Checks the arguments.
+
+        Raises:
+            TypeError: One is of the wrong type.
+            ValueError: One has an invalid value.
+        """
+        if isinstance(self.per, str):
+            check_choice("per", self.per, ("channel", "tensor"))
+        else:
+            check_integer("per", self.per, 1)
+
+    @property
+    @abstractmethod
+    def levels(self) -> int:
+        """The number of levels."""
+
+    @property
+    def code_bits(self) -> int:
+        """The bits of a code."""
+        return math.ceil(math.log2(self.levels))
+
+    @property
+    @abstractmethod
+    def unit_bits(self) -> int:
+        """The bits that are stored for each unit."""
+
+    @abstractmethod
+    def fitted(self, values: Array, weights: Array) -> tuple[Array, Array, Array]:
+        """Base, scale and zero point, as a `Lattice` has them.
+
+        Args:
+            values: The weights of each unit, `(units, n)`, filled up with zeros.
+            weights: What the squared error of each counts, 0 for the filling, `(units, n)`.
+        """
+
+    def lattice(self, weights: Array, importance: Array | None = None) -> Lattice:
+        """The lattice that suits a matrix.
+
+        Args:
+            weights: `(rows, outputs)`.
+            importance: What the squared error of each weight counts, in the same shape; None: the
+                same for all.
+        """
+        units = self._units(weights.shape)
+        count = int(units.max(initial=-1)) + 1
+        values, counts = _apart(weights, units, count), _apart(np.ones(weights.shape), units, count)
+        if importance is not None:
+            counts = counts * _apart(importance, units, count)
+            without = counts.sum(axis=1, keepdims=True) == 0
+            counts = np.where(without, 1.0, counts)
+        return Lattice(*self.fitted(values, counts), units)
+
+    def quantize(self, w: Any, importance: Any = None) -> Quantized:
+        """Rounds an array to the nearest levels.
+
+        Args:
+            w: Numbers; the last axis are the outputs.
+            importance: What the squared error of each counts, in the same shape; None: the same.
+
+        Raises:
+            ValueError: There is no number, one is not finite, or the shapes differ.
+        """
+        w = np.asarray(w, np.float64)
+        if not w.size or not np.isfinite(w).all():
+            raise ValueError(
+                "Weights to quantize must be finite numbers, one at least. "
+                f"Received: {'NaN or infinity' if w.size else shown(w)}"
+            )
+        matrix = w.reshape(-1, w.shape[-1] if w.ndim else 1)
+        if importance is not None:
+            importance = np.asarray(importance, np.float64)
+            if importance.shape != w.shape or not (importance >= 0).all():
+                raise ValueError(
+                    f"importance must have the shape {w.shape} of the weights and no negative "
+                    f"numbers. Received: {shown(importance)}"
+                )
+            importance = importance.reshape(matrix.shape)
+        made = self.lattice(matrix, importance)
+        codes = made.nearest(matrix).astype(np.uint8).reshape(w.shape)
+        return Quantized(codes, made, self.bits_of(matrix.shape))
+
+    def dequantize(self, quantized: Quantized) -> npt.NDArray[np.float32]:
+        """The values that a quantized array has, float32."""
+        return quantized.dequantize()
+
+    def bits_of(self, shape: tuple[int, ...]) -> int:
+        """All bits that a matrix takes.
+
+        Args:
+            shape: `(rows, outputs)`.
+        """
+        size = math.prod(shape)
+        units = {"tensor": 1, "channel": shape[1]}
+        own = units[self.per] if isinstance(self.per, str) else -(-shape[0] // self.per) * shape[1]
+        return size * self.code_bits + own * self.unit_bits
+
+    def get_config(self) -> dict[str, Any]:
+        """The class and its arguments, as plain data; `get_scheme` reads them back."""
+        return {"class_name": type(self).__name__, "config": asdict(self)}
+
+    def _units(self, shape: tuple[int, ...]) -> Codes:
+        rows, outputs = shape
+        if self.per == "tensor":
+            return np.zeros(shape, np.int64)
+        size = max(rows, 1) if self.per == "channel" else int(self.per)
+        return np.arange(rows)[:, None] // size * outputs + np.arange(outputs)
+
+
+def _apart(matrix: Array, units: Codes, count: int) -> Array:
+    """The entries of each unit in a row, filled up with zeros."""
+    order = np.argsort(units, axis=None, kind="stable")
+    own = units.ravel()[order]
+    begins = np.searchsorted(own, np.arange(count))
+    place = np.arange(len(own)) - begins[own] if count else own
+    made = np.zeros((count, int(place.max(initial=-1)) + 1))
+    made[own, place] = matrix.ravel()[order]
+    return made
+
+
+@dataclass(frozen=True)
+class _Powered(Scheme):
+    """A scheme of one scale for each unit.
+
+    Attributes:
+        power_of_two: Whether scales are powers of two, so that hardware shifts in place of
+            multiplying.
+    """
+
+    power_of_two: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the arguments."""
+        super().__post_init__()
+        check_choice("power_of_two", self.power_of_two, (True, False))
+
+    @property
+    def unit_bits(self) -> int:
+        """Those of the scale: a float32, or the exponent of two."""
+        return 8 if self.power_of_two else 32
+
+    @property
+    @abstractmethod
+    def _base(self) -> Array:
+        """The levels for the scale 1, ascending."""
+
+    @abstractmethod
+    def _scale(self, values: Array, weights: Array) -> Array:
+        """The scales of units."""
+
+    def fitted(self, values: Array, weights: Array) -> tuple[Array, Array, Array]:
+        """The base, the scales, and zero points of 0."""
+        base, none = self._base, np.zeros(len(values))
+        scale = self._scale(values, weights)
+        if self.power_of_two:
+            units = np.broadcast_to(np.arange(len(values))[:, None], values.shape)
+
+            def error(scale: Array) -> Array:
+                own = Lattice(base, scale, none, units)
+                apart = own.values(own.nearest(values)) - values
+                found: Array = np.einsum("un,un,un->u", weights, apart, apart)
+                return found
+
+            scale = powers_of_two(scale, error)
+        return base, scale, none
+
+
+@dataclass(frozen=True)
+class Affine(_Powered):
+    """Integers times a scale, around a zero point.
+
+    Attributes:
+        bits: From 2 to 8.
+        symmetric: Integers from −(2ᵇ⁻¹ − 1) to 2ᵇ⁻¹ − 1; else from 0 to 2ᵇ − 1 around an integer
+            zero point, and 0 is one of the levels.
+        range: How far they reach: `"minmax"`, over all weights; `"loss"`, as far as the error is
+            least, each weight's by its importance; `"mse"`, each weight's alike.
+    """
+
+    bits: int = 8
+    symmetric: bool = True
+    range: str = "loss"
+
+    def __post_init__(self) -> None:
+        """Checks the arguments."""
+        super().__post_init__()
+        _check_bits(self.bits, 2)
+        check_choice("symmetric", self.symmetric, (True, False))
+        check_choice("range", self.range, ("loss", "mse", "minmax"))
+        if self.power_of_two and not self.symmetric:
+            raise ValueError(
+                "power_of_two=True needs symmetric=True: a zero point is no power of two."
+            )
+
+    @property
+    def levels(self) -> int:
+        """2ᵇ, or one fewer."""
+        return int(2**self.bits - self.symmetric)
+
+    @property
+    def unit_bits(self) -> int:
+        """Those of the scale and of the zero point, a byte."""
+        return super().unit_bits + (0 if self.symmetric else 8)
+
+    @property
+    def _base(self) -> Array:
+        start = -(self.levels // 2) if self.symmetric else 0
+        return np.arange(start, start + self.levels, dtype=np.float64)
+
+    def _scale(self, values: Array, weights: Array) -> Array:
+        weights, shares = self._read(weights)
+        return symmetric_scale(values, weights, self.levels // 2, shares)
+
+    def _read(self, weights: Array) -> tuple[Array, Array]:
+        alike = np.where(weights > 0, 1.0, 0.0)
+        return (
+            weights if self.range == "loss" else alike,
+            SHARES[:1] if self.range == "minmax" else SHARES,
+        )
+
+    def fitted(self, values: Array, weights: Array) -> tuple[Array, Array, Array]:
+        """The integers, scales and zero points."""
+        if self.symmetric:
+            return super().fitted(values, weights)
+        weights, shares = self._read(weights)
+        return self._base, *affine_range(values, weights, self.levels - 1, shares)
+
+
+@dataclass(frozen=True)
+class Binary(_Powered):
+    """−1 and 1 times a scale, the mean of |w| (Rastegari et al. 2016, arXiv 1603.05279)."""
+
+    @property
+    def levels(self) -> int:
+        """Two."""
+        return 2
+
+    @property
+    def _base(self) -> Array:
+        return np.array([-1.0, 1.0])
+
+    def _scale(self, values: Array, weights: Array) -> Array:
+        return binary_scale(values, weights)
+
+
+@dataclass(frozen=True)
+class Ternary(_Powered):
+    """−1, 0 and 1 times a scale, with the exact threshold (Li et al. 2016, arXiv 1605.04711)."""
+
+    @property
+    def levels(self) -> int:
+        """Three."""
+        return 3
+
+    @property
+    def _base(self) -> Array:
+        return np.array([-1.0, 0.0, 1.0])
+
+    def _scale(self, values: Array, weights: Array) -> Array:
+        return ternary_scale(values, weights)
+
+
+@dataclass(frozen=True)
+class Codebook(Scheme):
+    """Any levels, those of least squared error (Lloyd 1982; Max 1960), found exactly.
+
+    Attributes:
+        size: Their number, from 2 to 256; each takes 32 bits for each unit.
+    """
+
+    size: int = 16
+
+    def __post_init__(self) -> None:
+        """Checks the arguments."""
+        super().__post_init__()
+        check_integer("size", self.size, 2)
+        if self.size > 256:
+            raise ValueError(f"size must be 256 at most. Received: size={self.size}")
+
+    @property
+    def levels(self) -> int:
+        """The size."""
+        return self.size
+
+    @property
+    def unit_bits(self) -> int:
+        """Those of its levels."""
+        return 32 * self.size
+
+    def fitted(self, values: Array, weights: Array) -> tuple[Array, Array, Array]:
+        """The levels of each unit as base."""
+        made = best_levels(values, weights, self.size).astype(np.float32).astype(np.float64)
+        return made, np.ones(len(values)), np.zeros(len(values))
+
+
+@dataclass(frozen=True)
+class PCM(_Powered):
+    """Uniform pulse code modulation: 2ᵇ levels between the largest |w| and its negative.
+
+    Attributes:
+        bits: From 1 to 8.
+    """
+
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        """Checks the arguments."""
+        super().__post_init__()
+        _check_bits(self.bits, 1)
+
+    @property
+    def levels(self) -> int:
+        """2ᵇ."""
+        return int(2**self.bits)
+
+    @property
+    def _base(self) -> Array:
+        return np.arange(1.0 - self.levels, self.levels, 2)
+
+    def _scale(self, values: Array, weights: Array) -> Array:
+        return stored(np.abs(values).max(axis=1, initial=0.0) / self._base[-1])
+
+
+@dataclass(frozen=True)
+class _Companded(PCM):
+    """Levels that are even after a curve, and so finer near 0."""
+
+    @property
+    def _base(self) -> Array:
+        even = np.arange(1.0 - self.levels, self.levels, 2) / (self.levels - 1)
+        return np.sign(even) * self._expanded(np.abs(even))
+
+    @abstractmethod
+    def _expanded(self, even: Array) -> Array:
+        """The inverse of the curve on [0, 1]."""
+
+
+@dataclass(frozen=True)
+class MuLaw(_Companded):
+    """Pulse code modulation by the μ-law, `ln(1 + μ x) / ln(1 + μ)` (ITU-T G.711).
+
+    Attributes:
+        mu: How much finer the levels are near 0.
+    """
+
+    mu: float = 255.0
+
+    def __post_init__(self) -> None:
+        """Checks the arguments."""
+        super().__post_init__()
+        _check_above("mu", self.mu, 0.0)
+
+    def _expanded(self, even: Array) -> Array:
+        return ((1 + self.mu) ** even - 1) / self.mu
+
+
+@dataclass(frozen=True)
+class ALaw(_Companded):
+    """Pulse code modulation by the A-law (ITU-T G.711).
+
+    `A x / (1 + ln A)` up to 1 / A, then `(1 + ln(A x)) / (1 + ln A)`.
+
+    Attributes:
+        a: How much finer the levels are near 0.
+    """
+
+    a: float = 87.6
+
+    def __post_init__(self) -> None:
+        """Checks the arguments."""
+        super().__post_init__()
+        _check_above("a", self.a, 1.0)
+
+    def _expanded(self, even: Array) -> Array:
+        stretched = even * (1 + math.log(self.a))
+        return np.where(stretched < 1, stretched, np.exp(stretched - 1)) / self.a
+
+
+def _check_bits(bits: Any, least: int) -> None:
+    check_integer("bits", bits, least)
+    if bits > 8:
+        raise ValueError(f"bits must be 8 at most. Received: bits={bits}")
+
+
+def _check_above(name: str, value: Any, least: float) -> None:
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number. Received: {name}={shown(value)}")
+    if not least < value < math.inf:
+        raise ValueError(f"{name} must be above {least:g}. Received: {name}={shown(value)}")
+
+
+CLASSES = (Affine, Binary, Ternary, Codebook, PCM, MuLaw, ALaw)
+
+NAMED: dict[str, Scheme] = {
+    **{f"int{bits}": Affine(bits=bits) for bits in range(8, 1, -1)},
+    "ternary": Ternary(),
+    "binary": Binary(),
+    "quaternary": Codebook(size=4),
+    "lloyd_max": Codebook(size=16),
+    "pcm": PCM(),
+    "mu_law": MuLaw(),
+    "a_law": ALaw(),
+}
+"""The schemes that have a name."""
+
+
+def get_scheme(scheme: str | Scheme | Mapping[str, Any]) -> Scheme:
+    """The scheme of a name, or of what `Scheme.get_config` gave.
+
+    Args:
+        scheme: A name, such as `"int8"` or `"ternary"`, a config, or a scheme.
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: The name or the config is not known.
+
+    Example:
+        >>> sgdap.quantization.get_scheme("int4").quantize(np.linspace(-1, 1, 30)[:, None]).bits
+        152
+    """
+    if isinstance(scheme, Scheme):
+        return scheme
+    if isinstance(scheme, str):
+        if scheme in NAMED:
+            return NAMED[scheme]
+        raise ValueError(
+            f"No scheme is called {scheme!r}. {choices_for(scheme, NAMED)} Or pass an object, such "
+            "as sgdap.quantization.Affine(bits=4, per=32)."
+        )
+    if isinstance(scheme, Mapping):
+        known = {own.__name__: own for own in CLASSES}
+        name, config = scheme.get("class_name"), scheme.get("config")
+        if name in known and isinstance(config, Mapping):
+            try:
+                return known[name](**config)
+            except TypeError as error:
+                raise ValueError(f"No arguments of {name}: {shown(config)}") from error
+        raise ValueError(f"No config of a scheme: {shown(scheme)}")
+    raise TypeError(
+        "scheme must be a name, such as 'int8', or an object of sgdap.quantization, such as "
+        f"Affine(bits=4). Received: {shown(scheme)}"
+    )
