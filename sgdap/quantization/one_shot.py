@@ -16,6 +16,8 @@ from sgdap.channels.slices import variable_of
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import reusable
 from sgdap.execution.inputs import check_calibration_data, counted_on_data
+from sgdap.planning.budget import Budget
+from sgdap.quantization.allocation import bytes_for_kernels, with_bits
 from sgdap.quantization.kernels import Placed, QuantizedKernel, placed, put, quantized_kernels
 from sgdap.quantization.kernels import rounded as plainly_rounded
 from sgdap.quantization.schemes import Scheme
@@ -30,7 +32,7 @@ STAGES = 8
 def quantize(
     model: Any,
     data: Any,
-    scheme: str | Scheme | Mapping[str, Any] = "int8",
+    scheme: str | Scheme | Mapping[str, Any] | Budget = "int8",
     *,
     layers: Sequence[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -60,7 +62,9 @@ def quantize(
         scheme: `"int8"` … `"int2"`, `"ternary"`, `"binary"`, `"quaternary"`, `"lloyd_max"` (4
             bits), `"pcm"`, `"mu_law"`, `"a_law"`, or an object such as
             `sgdap.quantization.Affine(bits=4, per=32)`. Each output has a scale of its own, unless
-            the scheme says otherwise.
+            the scheme says otherwise. Or `sgdap.Budget(bytes=…)`: each kernel gets from 8 to 2 bits
+            for a weight, so that the expected loss is least and all weights of the model,
+            those that are not quantized too, take so many bytes.
         layers: Names or patterns (`"conv*"`) of the layers whose kernels are quantized; only their
             weights change. None: all, and layers without kernels, such as normalisations, are
             moved too.
@@ -81,7 +85,8 @@ def quantize(
         RuntimeError: Keras uses another backend than TensorFlow.
         TypeError: An argument is of the wrong type.
         ValueError: An argument has no meaning, a layer is quantized or has LoRA enabled, a kernel
-            is not float32, or the data, their targets or sample weights do not fit the model.
+            is not float32, the budget can't be met, or the data, their targets or sample weights do
+            not fit the model.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"),
@@ -99,11 +104,14 @@ def quantize(
         check_integer("samples", samples, 1)
     graph = channel_graph(model)
     model_layers = graph.program.layers()
-    kernels = quantized_kernels(model_layers, scheme, layers, overrides)
-    if data is None and compensate:
+    budget = scheme if isinstance(scheme, Budget) else None
+    common = "int8" if isinstance(scheme, Budget) else scheme
+    kernels = quantized_kernels(model_layers, common, layers, overrides)
+    left = None if budget is None else bytes_for_kernels(model, kernels, budget, overrides)
+    if data is None and (compensate or budget is not None):
         raise ValueError(
-            "compensate needs calibration data. Pass some inputs of the model, or compensate=False "
-            "to round each weight to its nearest level."
+            "Compensation and budgets need calibration data. Pass some inputs of the model, or a "
+            "scheme and compensate=False to round each weight to its nearest level."
         )
     if data is not None:
         data = reusable(data, samples)
@@ -111,12 +119,14 @@ def quantize(
         graph = counted_on_data(graph, data)
     before = {k.path: np.asarray(k.variable.numpy(), np.float64) for k in kernels}
     with working_copy(graph, data) as made:
+        reading = Calibration(samples, positions, seed, memory_limit)
+        if left is not None:
+            kernels = with_bits(made, kernels, curvatures(made, kernels, data, reading), left)
         if not compensate:
             for kernel in kernels:
                 put(made, plainly_rounded(made, kernel), None, ())
             said = ""
         else:
-            reading = Calibration(samples, positions, seed, memory_limit)
             together = Together(None, 0)
             if compensate is True:
                 moving = moving_layers(model_layers, kernels, layers)

@@ -40,6 +40,9 @@ MEMORY = 20
 JUDGED = 5
 """What is held back judges the weights after so many steps."""
 
+NEGLIGIBLE = 1e-5
+"""Answers that differ by less, in nats where they are distributions, are not brought nearer."""
+
 PATIENCE = 3
 """So often in a row it may find no better ones."""
 
@@ -192,7 +195,9 @@ class JointStep:
             put(flat)
             return self._held.value()
 
-        put(_best(of, held, np.concatenate(starts), steps))
+        begin = np.concatenate(starts)
+        if self.labelled or held(begin) > NEGLIGIBLE:
+            put(_best(of, held, begin, steps))
 
 
 def batch_of(graph: ChannelGraph) -> int:

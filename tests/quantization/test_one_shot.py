@@ -248,6 +248,40 @@ def test_random_numbers_are_left_as_they_were():
     np.testing.assert_array_equal(keras.random.normal((2,)), wanted)
 
 
+# A budget
+
+
+@pytest.mark.parametrize("share", [0.3, 0.24, 0.5])
+def test_a_budget_is_met_and_spent(share):
+    model, x = mlp(), points()
+    made = sgdap.quantize(model, x, sgdap.Budget(bytes=share), compensate="layerwise")
+    used = 4 * sum(w.size for w in made.get_weights()[1::2])
+    for kernel in kernels_of(made).values():
+        most = max(len(np.unique(np.abs(channel))) for channel in kernel.T)
+        bits = next(b for b in range(2, 9) if most <= 2 ** (b - 1))
+        used += (bits * kernel.size + 32 * kernel.shape[1]) / 8
+    whole = 4 * model.count_params()
+    assert used <= share * whole
+    if share == 0.24:
+        assert used > 0.8 * share * whole
+
+
+def test_bits_go_where_the_loss_needs_them():
+    inputs = keras.Input((40,))
+    strong, weak = layers.Dense(16, "relu", name="strong"), layers.Dense(16, "relu", name="weak")
+    x = layers.Concatenate()([strong(inputs), weak(inputs)])
+    model = keras.Model(inputs, layers.Dense(1, name="end")(x))
+    x_40 = GENERATOR.normal(size=(256, 40)).astype("float32")
+    end = model.get_layer("end").kernel
+    end.assign(np.concatenate([np.asarray(end[:16]), np.asarray(end[16:]) / 100]))
+    made = sgdap.quantize(model, x_40, sgdap.Budget(bytes=0.2), compensate="layerwise")
+    levels = {
+        name: np.mean([len(np.unique(c)) for c in made.get_layer(name).kernel.numpy().T])
+        for name in ("strong", "weak")
+    }
+    assert levels["strong"] > 1.5 * levels["weak"]
+
+
 # Bad input
 
 
@@ -256,7 +290,7 @@ def test_random_numbers_are_left_as_they_were():
     [
         ({"scheme": "int1"}, ValueError, "No scheme is called"),
         ({"scheme": 4}, TypeError, "scheme must be a name"),
-        ({"data": None}, ValueError, "compensate needs calibration data"),
+        ({"data": None}, ValueError, "need calibration data"),
         ({"compensate": "all"}, ValueError, "compensate must be"),
         ({"layers": ["third"]}, ValueError, "No layer with a kernel is called 'third'"),
         ({"layers": "first"}, TypeError, "layers must be a list"),
@@ -264,6 +298,14 @@ def test_random_numbers_are_left_as_they_were():
         ({"overrides": ["first"]}, TypeError, "overrides must be a dict"),
         ({"overrides": {"first": "int0"}}, ValueError, "No scheme is called 'int0'"),
         ({"data": np.zeros((4, 7), "float32")}, ValueError, "shape"),
+        ({"scheme": sgdap.Budget(flops=0.5)}, ValueError, "Fewer bits save bytes"),
+        ({"scheme": sgdap.Budget(bytes=0.05)}, ValueError, "can't be met: with 2 bits"),
+        (
+            {"scheme": sgdap.Budget(bytes=0.3), "overrides": {"end": "int8"}},
+            ValueError,
+            "overrides may only leave some",
+        ),
+        ({"scheme": sgdap.Budget(bytes=0.3), "data": None}, ValueError, "need calibration data"),
         ({"samples": 0}, ValueError, "samples must be"),
     ],
 )
