@@ -76,11 +76,13 @@ def ours(options, rows):
                 size = 4 * sum(w.numpy().size for w in model.weights if w.name == "kernel")
                 rows.add(arch, seed, "float32", "", accuracy(dense, y_test), 0.0, size, 0)
             for scheme in options.schemes:
-                for method, compensate in METHODS.items():
+                for method in options.methods:
                     if rows.has(arch, seed, scheme, method):
                         continue
                     began = time.perf_counter()
-                    made = sgdap.quantize(model, x[: options.images], scheme, compensate=compensate)
+                    made = sgdap.quantize(
+                        model, x[: options.images], scheme, compensate=METHODS[method]
+                    )
                     seconds = f"{time.perf_counter() - began:.0f}"
                     found = predictions(made, x_test)
                     own = sgdap.quantization.get_scheme(scheme)
@@ -176,6 +178,7 @@ def main():
     parser.add_argument("--archs", nargs="+", default=["caffe", "resnet"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="the networks, by number")
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--images", type=int, default=4000, help="calibration images")
     parser.add_argument("--peer", action="store_true", help="AI Edge Quantizer, on the files there")
     parser.add_argument("--data", help="an .npz in Keras' format; default: MNIST of Keras")

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sgdap._arguments import choices_for, shown
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
+from sgdap.model.kernels import not_zero
 from sgdap.quantization.lattice import Array, Codes, Lattice
 from sgdap.quantization.rounding import compensated
 from sgdap.quantization.schemes import Codebook, Scheme, get_scheme
@@ -230,7 +231,10 @@ def placed(
         columns = slice(group * outputs, (group + 1) * outputs)
         if own.second is not None:
             part = replace(lattice, units=lattice.units[:, columns])
-            codes[:, columns], part = compensated(own.second, matrix[:, columns], part, adapts)
+            fixed = kernel.matrix(~not_zero(kernel.variable))[:, columns]
+            codes[:, columns], part = compensated(
+                own.second, matrix[:, columns], part, adapts, fixed
+            )
             lattice = replace(part, units=lattice.units)
         if own.mean is not None:
             offsets.append((own.mean, columns))

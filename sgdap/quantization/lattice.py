@@ -50,6 +50,15 @@ class Lattice:
         base = self.base[codes] if self.base.ndim == 1 else self.base[self.units, codes]
         return base - self.zero[self.units]
 
+    def zeros(self) -> Codes | None:
+        """The code of 0 for each weight, `(rows, outputs)`; None where 0 is no level."""
+        if self.base.ndim == 2:
+            return None
+        codes = np.searchsorted(self.base, self.zero)
+        if (codes == len(self.base)).any() or (self.base[codes] != self.zero).any():
+            return None
+        return codes[self.units]
+
     def nearest(self, weights: Array, row: slice = slice(None)) -> Codes:
         """The codes of the nearest levels; halfway between two the upper one.
 

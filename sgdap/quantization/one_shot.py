@@ -16,12 +16,14 @@ from sgdap.channels.slices import variable_of
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import reusable
 from sgdap.execution.inputs import check_calibration_data, counted_on_data
+from sgdap.model.kernels import not_zero
 from sgdap.planning.budget import Budget
 from sgdap.quantization.allocation import bytes_for_kernels, with_bits
 from sgdap.quantization.kernels import Placed, QuantizedKernel, placed, put, quantized_kernels
 from sgdap.quantization.kernels import rounded as plainly_rounded
 from sgdap.quantization.schemes import Scheme
 from sgdap.weights.curvature import Calibration, curvatures
+from sgdap.weights.joint import Freedom, Staying
 from sgdap.weights.kernels import moving_layers
 from sgdap.weights.working import Together, working_copy
 
@@ -53,7 +55,8 @@ def quantize(
     labels, else toward the answers of the given model. No epoch is trained.
 
     The kernels of the model that comes out are equal to `scale · integer`, or to a level of a
-    codebook, in float32; biases and normalisations stay float32.
+    codebook, in float32; biases and normalisations stay float32. Single weights that are zero stay
+    zero where 0 is a level: that of integers and of `"ternary"`.
 
     Args:
         model: A built `keras.Sequential` or functional `keras.Model`; it is not changed.
@@ -156,7 +159,8 @@ def _in_stages(
             made, offset = placed(graph, kernel, known[kernel.path])
             put(graph, made, offset, known[kernel.path])
             done[kernel.path] = made
-        free = {path: made.freedom for path, made in done.items()}
+        free: dict[str, Freedom] = {k.path: Staying(not_zero(k.variable)) for k in kernels}
+        free |= {path: made.freedom for path, made in done.items()}
         together.run(free, len(stages), number == len(stages))
         for path, made in done.items():
             variable = variable_of(graph.program, made.kernel.key)

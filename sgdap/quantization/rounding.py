@@ -17,6 +17,8 @@ from scipy import linalg
 from sgdap.quantization.lattice import Array, Codes, Lattice
 from sgdap.statistics.ridge import inverse_with
 
+Mask = npt.NDArray[np.bool_]
+
 BLOCK = 64
 """Rows that are rounded before the others make up for them in one matrix product."""
 
@@ -42,7 +44,11 @@ def error(second: Array, apart: Array) -> Array:
 
 
 def compensated(
-    second: Array, weights: Array, lattice: Lattice, adapts: bool = True
+    second: Array,
+    weights: Array,
+    lattice: Lattice,
+    adapts: bool = True,
+    fixed: Mask | None = None,
 ) -> tuple[Codes, Lattice]:
     """Rounds weights one after another, and the ones not yet rounded make up for it.
 
@@ -54,6 +60,7 @@ def compensated(
         weights: `(features, outputs)`.
         lattice: The lattice to begin with.
         adapts: Whether its scales or levels may move.
+        fixed: Which weights stay 0, `(features, outputs)`, if the lattice has that; None: none.
 
     Returns:
         The codes, `(features, outputs)`, and the lattice.
@@ -62,11 +69,12 @@ def compensated(
         Frantar et al. 2022, "GPTQ", arXiv 2210.17323, algorithm 1, the features of largest moment
         first; Behdin et al. 2023, "QuantEase", arXiv 2309.01885, for coordinate descent.
     """
-    codes = greedy(second, weights, lattice)
+    held = _held(lattice, fixed)
+    codes = greedy(second, weights, lattice, fixed)
     rest = second @ (weights - lattice.values(codes))
     least = np.inf
     for _ in range(PASSES):
-        _descend(second, lattice, codes, rest)
+        _descend(second, lattice, codes, rest, held)
         if adapts:
             lattice = adapted(second, codes, rest, lattice)
         apart = weights - lattice.values(codes)
@@ -78,14 +86,24 @@ def compensated(
     return codes, lattice
 
 
-def greedy(second: Array, weights: Array, lattice: Lattice) -> Codes:
+def _held(lattice: Lattice, fixed: Mask | None) -> Codes | None:
+    """The codes of weights that stay 0, and −1 for the others; None: there are none."""
+    if fixed is None or not fixed.any():
+        return None
+    zeros = lattice.zeros()
+    return None if zeros is None else np.where(fixed, zeros, -1)
+
+
+def greedy(second: Array, weights: Array, lattice: Lattice, fixed: Mask | None = None) -> Codes:
     """Rounds weights one after another; the ones not yet rounded make up for it.
 
     Args:
         second: Second moment H with its ridge, `(features, features)`.
         weights: `(features, outputs)`.
         lattice: The lattice.
+        fixed: As for `compensated`.
     """
+    held = _held(lattice, fixed)
     order = np.argsort(-np.diag(second), kind="stable")
     own = second[np.ix_(order, order)]
     inverse = inverse_with(own, np.full(len(own), 1e-300))
@@ -97,7 +115,8 @@ def greedy(second: Array, weights: Array, lattice: Lattice) -> Codes:
         errors = np.zeros((stop - start, w.shape[1]))
         for j in range(start, stop):
             row = slice(int(order[j]), int(order[j]) + 1)
-            codes[row] = lattice.nearest(w[j : j + 1], row)
+            near = lattice.nearest(w[j : j + 1], row)
+            codes[row] = near if held is None else np.where(held[row] < 0, near, held[row])
             apart = (w[j] - lattice.values(codes[row], row)[0]) / factor[j, j]
             w[j + 1 : stop] -= np.outer(factor[j, j + 1 : stop], apart)
             errors[j - start] = apart
@@ -105,7 +124,9 @@ def greedy(second: Array, weights: Array, lattice: Lattice) -> Codes:
     return codes
 
 
-def _descend(second: Array, lattice: Lattice, codes: Codes, rest: Array) -> None:
+def _descend(
+    second: Array, lattice: Lattice, codes: Codes, rest: Array, held: Codes | None
+) -> None:
     """One pass of coordinate descent over all weights; changes codes and `rest = H Δ` in place."""
     power = np.diag(second)
     values = lattice.values(codes)
@@ -118,6 +139,8 @@ def _descend(second: Array, lattice: Lattice, codes: Codes, rest: Array) -> None
             new = lattice.nearest(wanted, row)
             own = lattice.values(new, row)
             better = np.abs(own - wanted) < np.abs(values[row] - wanted) * (1 - 1e-9)
+            if held is not None:
+                better &= held[row] < 0
             step = np.where(better, own - values[row], 0.0)
             codes[row] = np.where(better, new, codes[row])
             moved[j - start] = step[0]

@@ -149,6 +149,15 @@ def test_one_scale_for_all_of_a_grouped_kernel():
     assert len(np.unique(np.abs(made.layers[1].kernel))) == 2
 
 
+@pytest.mark.parametrize("compensate", [True, "layerwise", False])
+@pytest.mark.parametrize("scheme", ["int4", "ternary", Affine(bits=4, symmetric=False)], ids=str)
+def test_zeros_of_a_sparse_model_stay(scheme, compensate):
+    sparse = sgdap.sparsify(mlp(), points(), 0.6, reconstruction="layerwise")
+    made = sgdap.quantize(sparse, points(), scheme, compensate=compensate)
+    for old, new in zip(kernels_of(sparse).values(), kernels_of(made).values(), strict=True):
+        assert (new[old == 0] == 0).all()
+
+
 # Which kernels
 
 
