@@ -11,6 +11,7 @@ from keras import layers
 
 import sgdap
 from sgdap.sparsity import one_shot
+from tests.models import functions_compiled
 
 GENERATOR = np.random.default_rng(0)
 
@@ -51,7 +52,8 @@ def trained():
 def trained_weights():
     model = mlp()
     model.compile("adam", "sparse_categorical_crossentropy")
-    model.fit(*clusters(512), epochs=15, batch_size=64, verbose=0)
+    with functions_compiled():
+        model.fit(*clusters(512), epochs=15, batch_size=64, verbose=0)
     return model.get_weights()
 
 
