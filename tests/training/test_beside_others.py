@@ -212,6 +212,8 @@ def test_the_train_step_is_compiled_once_for_each_shape_of_the_model(
     model = network(kind=counting(traces), **how)
     callback = sgdap.SGDAPCallback(
         sgdap.Budget(flops=0.5),
+        "activation",
+        reconstruction=False,
         schedule=sgdap.Linear(2),
         begin_epoch=0,
         final_finetune_epochs=2,
