@@ -15,15 +15,8 @@ from tests.models import convnet
 NANOSECOND = 1e-9
 
 
-FLOPS: dict[tuple, int] = {}
-"""Of models that were counted, by the shapes of their weights."""
-
-
 def flops_of(model) -> int:
-    shapes = tuple(tuple(weight.shape) for weight in model.weights)
-    if shapes not in FLOPS:
-        FLOPS[shapes] = sgdap.profile(model, latency=False).flops
-    return FLOPS[shapes]
+    return sgdap.profile(model, latency=False).flops
 
 
 def a_nanosecond_a_flop(model) -> float:
