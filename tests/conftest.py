@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.devices import Devices
+
 # Keras and TensorFlow read these when they are first imported, which is after this file.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -57,6 +59,13 @@ def kernels_are_kept() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.random, "set_seed", set_another)
         yield
+
+
+@pytest.fixture(scope="session")
+def devices() -> Iterator[Devices]:
+    """Runs modules of the tests on several devices; who uses it is of the xdist group "devices"."""
+    with Devices() as process:
+        yield process
 
 
 @pytest.fixture(autouse=True)

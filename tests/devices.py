@@ -1,16 +1,68 @@
-"""Scripts that run in a process of their own, on one device and on two, and print JSON."""
+"""A process with two devices, which runs modules of the tests on one of them and on both."""
 
+import functools
+import importlib
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-import tensorflow as tf
+ROOT = Path(__file__).parents[1]
 
 
-def strategies() -> dict[str, tf.distribute.Strategy]:
+class Devices:
+    """A process that is started when it is first needed, and ends with the context.
+
+    It serves all tests on several devices: to import TensorFlow takes it longer than many of them.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._errors = tempfile.TemporaryFile("w+")
+
+    def __enter__(self) -> "Devices":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._process is not None:
+            self._process.communicate()
+        self._errors.close()
+
+    def found_by(self, module: str) -> Any:
+        """What the function `found` of a module returns there, as JSON has it."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.devices"],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+            )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(module, file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            self._process = None
+            self._errors.seek(0)
+            raise AssertionError(self._errors.read())
+        return json.loads(line)
+
+
+@functools.cache
+def strategies() -> dict[str, Any]:
     """The strategies of one device and of two, made of one CPU before TensorFlow uses it."""
+    import tensorflow as tf
+
     (device,) = tf.config.list_physical_devices("CPU")
     two = [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(device, two)
@@ -20,10 +72,13 @@ def strategies() -> dict[str, tf.distribute.Strategy]:
     }
 
 
-def printed_by(module: str) -> Any:
-    """Runs a module of the tests in another process and reads the last line that it prints."""
-    root = Path(__file__).parents[1]
-    command = [sys.executable, "-m", module]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def main() -> None:
+    """Runs the modules that standard input names and prints a line for each."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what is printed by others
+    for line in sys.stdin:
+        found = importlib.import_module(line.strip()).found()
+        print(json.dumps(found), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,10 +3,12 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import keras
 import numpy as np
 import tensorflow as tf
+from hypothesis import settings
 from keras import layers, ops
 
 from sgdap import _keras
@@ -843,6 +845,12 @@ def assemble(spatial: int, recipe: Sequence[tuple[str, int]]) -> keras.Model:
     return model
 
 
+def examples_of_models(test: Callable) -> Callable:
+    """Random models take a second each: 8 of them in `make test`, all in the other profiles."""
+    examples = settings().max_examples
+    return settings(max_examples=8 if examples <= 20 else examples)(test)
+
+
 def mlp(**compile_arguments) -> keras.Model:
     """A hidden layer of 8 units, one of 6, with random weights; compiled where told how."""
     model = keras.Sequential(
@@ -935,6 +943,17 @@ def all_layers(model: keras.Model) -> Iterator[layers.Layer]:
             yield layer
 
 
+@contextmanager
+def functions_compiled() -> Iterator[None]:
+    """Within, TensorFlow's functions are compiled: from some twenty steps on that is quicker."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(False)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
 def trained_once(
     make: Callable[[], keras.Model], x: np.ndarray, y: np.ndarray, epochs: int = 10
 ) -> Callable[[], keras.Model]:
@@ -943,7 +962,8 @@ def trained_once(
     @functools.cache
     def learnt() -> list[np.ndarray]:
         model = make()
-        model.fit(x, y, epochs=epochs, verbose=0)
+        with functions_compiled():
+            model.fit(x, y, epochs=epochs, verbose=0)
         return model.get_weights()
 
     def made() -> keras.Model:

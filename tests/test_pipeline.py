@@ -1,5 +1,7 @@
 """A plan is what the weights and the data make it, whatever the precision of training."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -36,16 +38,21 @@ def confident(policy: str) -> keras.Model:
     return model
 
 
+def planned(model: keras.Model, allocation: str) -> sgdap.Plan:
+    return sgdap.plan(model, X, sgdap.Budget(flops=0.4), allocation=allocation, round_to=1)
+
+
+@functools.cache
+def planned_in_full(allocation: str) -> sgdap.Plan:
+    return planned(confident("float32"), allocation)
+
+
 @pytest.mark.parametrize("allocation", ["global", "measured"])
 @pytest.mark.parametrize("policy", ["float16", "mixed_float16", "mixed_bfloat16"])
 def test_a_model_of_half_precision_is_planned_as_in_full(policy, allocation):
-    options = {"allocation": allocation, "round_to": 1}
     model = confident(policy)
-    made, of_full = (
-        sgdap.plan(own, X, sgdap.Budget(flops=0.4), **options)
-        for own in (model, confident("float32"))
-    )
-    for one, other in zip(made.groups, of_full.groups, strict=True):
+    made, in_full = planned(model, allocation), planned_in_full(allocation)
+    for one, other in zip(made.groups, in_full.groups, strict=True):
         assert abs(len(one.kept) - len(other.kept)) <= 1
         np.testing.assert_allclose(one.error, other.error, rtol=0.02, atol=1e-6)
     assert {layer.dtype_policy.name for layer in model.layers} == {policy}

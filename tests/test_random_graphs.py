@@ -9,7 +9,7 @@ import sgdap
 from sgdap.planning.cost import cost_model
 from sgdap.surgery import prune_in_place
 from sgdap.surgery.apply import copy_model
-from tests.models import STEPS, assemble, outputs, samples
+from tests.models import STEPS, assemble, examples_of_models, outputs, samples
 from tests.oracles import masked_outputs, random_removal
 
 pytestmark = [
@@ -23,6 +23,7 @@ RECIPES = st.lists(
 )
 
 
+@examples_of_models
 @given(st.integers(0, 3), RECIPES)
 def test_slim_model_equals_the_original_with_the_removed_channels_masked(spatial, recipe):
     model = assemble(spatial, recipe)

@@ -7,6 +7,7 @@ from keras import layers
 
 import sgdap
 from sgdap.distillation import features as module
+from tests.models import outputs
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(1024, 6)).astype("float32")
@@ -24,8 +25,8 @@ def network(width=4, optimizer="sgd", **options) -> keras.Model:
 
 
 def hidden(model, x=X):
-    inside = keras.Model(model.inputs, model.get_layer("hidden").output)
-    return inside.predict(x, verbose=0).astype("float64")
+    inside = keras.Model(model.inputs[0], model.get_layer("hidden").output)
+    return outputs(inside, x).astype("float64")
 
 
 def unexplained(s, t, weights=None):
@@ -66,6 +67,7 @@ def test_a_copy_of_the_teachers_channels_leaves_no_more_than_the_others_need():
     assert fit(student, teacher)["feature_loss"][0] < 1e-4
 
 
+@pytest.mark.compiled
 def test_features_alone_come_nearer():
     keras.utils.set_random_seed(0)
     model, teacher = network(optimizer=keras.optimizers.Adam(0.05)), network(10)
@@ -136,6 +138,7 @@ def test_the_step_is_compiled_once_for_each_architecture_beside_pruning(jit, fir
     assert {"train_step", "compute_loss"}.isdisjoint(vars(model))
 
 
+@pytest.mark.compiled
 def test_the_finish_takes_features_too_and_leaves_nothing_behind():
     keras.utils.set_random_seed(0)
     student, teacher = network(), network(10)

@@ -9,7 +9,16 @@ from keras import layers
 
 import sgdap
 from sgdap.layers import DynamicRangeActivation, to_dra
-from tests.models import OwnModel, assemble, convnet, mlp, outputs, randomise, samples
+from tests.models import (
+    OwnModel,
+    assemble,
+    convnet,
+    examples_of_models,
+    mlp,
+    outputs,
+    randomise,
+    samples,
+)
 from tests.test_random_graphs import RECIPES
 
 
@@ -31,6 +40,7 @@ def test_every_activation_between_layers_is_replaced_and_the_last_one_stays():
 
 @pytest.mark.compiled  # grouped convolutions need XLA on CPUs
 @pytest.mark.filterwarnings("ignore:Layer .* does not support masking:UserWarning")
+@examples_of_models
 @given(st.integers(0, 3), RECIPES)
 def test_random_models_compute_the_same(spatial, recipe):
     model = assemble(spatial, recipe)

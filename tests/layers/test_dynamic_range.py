@@ -1,8 +1,6 @@
 """The layer against NumPy: what it computes, what its gradients are, how it grows."""
 
 import json
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -12,7 +10,8 @@ from keras import layers
 
 import sgdap
 from sgdap.layers import DynamicRangeActivation
-from tests.models import outputs, randomise
+from tests.layers.mirrored_run import samples_to_grow_on
+from tests.models import functions_compiled, outputs, randomise
 
 FUNCTIONS = {
     "sigmoid": (lambda z: 1 / (1 + np.exp(-z)), lambda z: np.exp(-z) / (1 + np.exp(-z)) ** 2),
@@ -273,8 +272,9 @@ def test_the_pull_brings_an_idle_channel_to_nothing():
     model.layers[2].trainable = False
     model.compile(keras.optimizers.SGD(0.1), "mse")
     y = outputs(model, x)
-    for _ in range(100):
-        model.train_on_batch(x, y)
+    with functions_compiled():
+        for _ in range(100):
+            model.train_on_batch(x, y)
     rates = np.abs(model.layers[1].growth_rate.numpy())
     assert rates[1] < 0.6
     assert rates[1] == rates.min()
@@ -354,33 +354,15 @@ def test_a_model_with_it_shrinks_inside_fit(growth):
     assert model.layers[1].growth_rate.shape == (model.layers[0].units,)
 
 
-TWO_DEVICES = """
-import keras, numpy as np, tensorflow as tf
-from sgdap.layers import DynamicRangeActivation
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-random = np.random.default_rng(0)
-x, y = random.normal(size=(16, 4)), random.normal(size=(16, 4))
-found = []
-for strategy in (tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), tf.distribute.get_strategy()):
-    with strategy.scope():
-        for growth in ("trainable", "statistics"):
-            layer = DynamicRangeActivation("sigmoid", growth, momentum=0.5)
-            model = keras.Sequential([keras.Input((4,)), layer])
-            model.compile(keras.optimizers.SGD(0.5), "mse")
-            model.fit(x, y, batch_size=16, shuffle=False, verbose=0)
-            found.append((layer.growth_rate.numpy(), layer.offset.numpy()))
-f = 1 / (1 + np.exp(-x))
-sizes = np.abs((f - y) * f * (1 - f)).reshape(2, 8, 4).mean(1)  # of each replica
-by_replica = 0.5 + 0.5 * (sizes / sizes.mean(1, keepdims=True)).mean(0)
-np.testing.assert_allclose(found[0], found[2], atol=1e-5)
-np.testing.assert_allclose(found[1][0], by_replica, atol=1e-5)
-np.testing.assert_allclose(found[1][1], found[3][1], atol=1e-5)
-"""
-
-
-def test_replicas_grow_as_one():
-    run = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
+@pytest.mark.xdist_group("devices")
+def test_replicas_grow_as_one(devices):
+    found = devices.found_by("tests.layers.mirrored_run")
+    x, y = samples_to_grow_on()
+    f = 1 / (1 + np.exp(-x))
+    sizes = np.abs((f - y) * f * (1 - f)).reshape(2, 8, 4).mean(1)  # of each replica
+    by_replica = 0.5 + 0.5 * (sizes / sizes.mean(1, keepdims=True)).mean(0)
+    one, two = found["one"], found["two"]
+    for name in ("growth_rate", "offset"):
+        np.testing.assert_allclose(two["trainable"][name], one["trainable"][name], atol=1e-5)
+    np.testing.assert_allclose(two["statistics"]["growth_rate"], by_replica, atol=1e-5)
+    np.testing.assert_allclose(two["statistics"]["offset"], one["statistics"]["offset"], atol=1e-5)

@@ -13,7 +13,7 @@ from keras import layers
 
 import sgdap
 from sgdap.layers import DynamicRangeActivation, to_dra
-from tests.models import STEPS, assemble, convnet, outputs, randomise, samples
+from tests.models import STEPS, assemble, convnet, examples_of_models, outputs, randomise, samples
 
 NOT_SMOOTH = {
     "reversible_embedding",
@@ -86,6 +86,7 @@ def test_convnet_folds_through_batch_normalisation():
 
 @pytest.mark.compiled  # grouped convolutions need XLA on CPUs
 @pytest.mark.filterwarnings("ignore:Layer .* does not support masking:UserWarning")
+@examples_of_models
 @given(st.integers(0, 3), SMOOTH, st.integers(0, 5))
 def test_random_models_fold_exactly(spatial, recipe, seed):
     model = assemble(spatial, recipe)

@@ -11,7 +11,16 @@ import sgdap
 from sgdap import _keras
 from sgdap.surgery import prune_in_place
 from sgdap.surgery.apply import copied
-from tests.models import STEPS, Composite, OwnModel, assemble, outputs, randomise, samples
+from tests.models import (
+    STEPS,
+    Composite,
+    OwnModel,
+    assemble,
+    examples_of_models,
+    outputs,
+    randomise,
+    samples,
+)
 from tests.oracles import masked_outputs, random_removal
 
 RECIPES = st.lists(
@@ -36,6 +45,7 @@ def own(shape: tuple[int, ...] = (6,)) -> keras.Model:
 @pytest.mark.filterwarnings("ignore:Layer .* does not support masking:UserWarning")
 @pytest.mark.filterwarnings("ignore:You are using a softmax over axis:UserWarning")
 @pytest.mark.compiled
+@examples_of_models
 @given(st.integers(0, 3), RECIPES)
 def test_random_models_in_a_call_are_pruned_in_place_and_as_functional_models(spatial, recipe):
     def make() -> keras.Model:

@@ -12,6 +12,7 @@ from keras import layers
 import sgdap
 from sgdap.sparsity import one_shot
 from sgdap.weights import working
+from tests.models import functions_compiled
 
 GENERATOR = np.random.default_rng(0)
 
@@ -52,7 +53,8 @@ def trained():
 def trained_weights():
     model = mlp()
     model.compile("adam", "sparse_categorical_crossentropy")
-    model.fit(*clusters(512), epochs=15, batch_size=64, verbose=0)
+    with functions_compiled():
+        model.fit(*clusters(512), epochs=15, batch_size=64, verbose=0)
     return model.get_weights()
 
 

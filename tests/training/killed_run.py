@@ -68,7 +68,7 @@ def run(folder: str | None, drop: float | None, calibrate: bool, report=print) -
     model.fit(
         x,
         y,
-        batch_size=32,
+        batch_size=64,
         epochs=len(SCORES),
         verbose=0,
         callbacks=[judge, callback, note],

@@ -1,6 +1,5 @@
-"""Runs with masks on one device and on two, for `test_masking_devices.py`; prints JSON."""
+"""Runs with masks on one device and two, for `test_masking_devices.py`, in `tests/devices.py`."""
 
-import json
 import tempfile
 
 import keras
@@ -92,17 +91,14 @@ def resumed(strategy) -> dict:
     raise AssertionError
 
 
-def main() -> None:
+def found() -> dict:
+    """What came out of the runs on one device and on two."""
     both = strategies()
     runs = [("gradient", "adam"), ("second_order", "adam")]
     runs += [("gradient", o) for o in OPTIMIZERS if o != "adam"]
-    found: dict = {
+    made: dict = {
         name: {f"{guidance} {o}": run(strategy, o, guidance) for guidance, o in runs}
         for name, strategy in both.items()
     }
-    found["resumed"] = resumed(both["two"])
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
+    made["resumed"] = resumed(both["two"])
+    return made

@@ -1,10 +1,12 @@
 """A run that was killed goes on where it was; what can't be used is refused as a whole."""
 
 import errno
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import keras
@@ -86,6 +88,21 @@ def fit(
 def interrupted(folder: Path, **arguments) -> None:
     with pytest.raises(InterruptionError):
         fit(net(), folder, interrupt_at(2), **arguments)
+
+
+@functools.cache
+def broken_off() -> bytes:
+    """The backup of a run that was interrupted."""
+    with tempfile.TemporaryDirectory() as folder:
+        interrupted(Path(folder))
+        return (Path(folder) / "run.sgdap").read_bytes()
+
+
+@pytest.fixture
+def backup(tmp_path) -> Path:
+    """A folder with that backup."""
+    (tmp_path / "run.sgdap").write_bytes(broken_off())
+    return tmp_path
 
 
 def state(model: keras.Model) -> list[np.ndarray]:
@@ -172,12 +189,11 @@ def test_a_latency_stays_a_fraction_of_what_was_measured_at_the_start(tmp_path):
     assert_equal(state(model), state(whole))
 
 
-def test_a_finished_run_leaves_no_backup_and_the_next_fit_begins_anew(tmp_path):
-    (tmp_path / "of someone else").write_text("")
-    interrupted(tmp_path)
+def test_a_finished_run_leaves_no_backup_and_the_next_fit_begins_anew(backup):
+    (backup / "of someone else").write_text("")
     model = net()
-    fit(model, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["of someone else"]
+    fit(model, backup)
+    assert [path.name for path in backup.iterdir()] == ["of someone else"]
     history = model.fit(*data(), epochs=1, verbose=0)
     assert history.epoch == [0]
 
@@ -251,24 +267,21 @@ def assert_refused(model: keras.Model, folder: Path, match: str, **arguments) ->
     assert (folder / "run.sgdap").read_bytes() == content
 
 
-def test_a_backup_of_another_model_is_refused(tmp_path):
-    interrupted(tmp_path)
-    assert_refused(net(9), tmp_path, "is of a run of another model.*delete the file")
+def test_a_backup_of_another_model_is_refused(backup):
+    assert_refused(net(9), backup, "is of a run of another model.*delete the file")
 
 
-def test_a_backup_with_another_optimizer_is_refused(tmp_path):
-    interrupted(tmp_path)
-    assert_refused(net(optimizer="sgd"), tmp_path, "another optimizer")
+def test_a_backup_with_another_optimizer_is_refused(backup):
+    assert_refused(net(optimizer="sgd"), backup, "another optimizer")
 
 
-def test_a_backup_with_other_settings_is_refused(tmp_path):
-    interrupted(tmp_path)
+def test_a_backup_with_other_settings_is_refused(backup):
     match = (
         r"with other settings: budget=Budget\(flops=0\.5\), now Budget\(flops=0\.9\); "
         r"max_accuracy_drop=None, now 0\.1\. Set them as they were, or delete the file"
     )
     other = {"budget": sgdap.Budget(flops=0.9), "max_accuracy_drop": 0.1}
-    assert_refused(net(), tmp_path, match, **other)
+    assert_refused(net(), backup, match, **other)
 
 
 class Own(sgdap.guidance.Guidance):
@@ -290,22 +303,20 @@ def test_settings_are_the_same_wherever_objects_lie(tmp_path):
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.999])
-def test_a_torn_backup_is_refused(tmp_path, part):
-    interrupted(tmp_path)
-    path = tmp_path / "run.sgdap"
+def test_a_torn_backup_is_refused(backup, part):
+    path = backup / "run.sgdap"
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * part)])
-    assert_refused(net(), tmp_path, "torn or damaged.*Delete it to begin anew")
+    assert_refused(net(), backup, "torn or damaged.*Delete it to begin anew")
 
 
-def test_a_backup_with_one_wrong_bit_is_refused(tmp_path):
-    interrupted(tmp_path)
-    path = tmp_path / "run.sgdap"
+def test_a_backup_with_one_wrong_bit_is_refused(backup):
+    path = backup / "run.sgdap"
     content = bytearray(path.read_bytes())
     for place in np.linspace(20, len(content) - 1, 7, dtype=int):
         content[place] ^= 1
         path.write_bytes(content)
-        assert_refused(net(), tmp_path, "torn or damaged")
+        assert_refused(net(), backup, "torn or damaged")
         content[place] ^= 1
 
 

@@ -239,10 +239,9 @@ def test_a_metric_that_another_callback_adds_to_the_logs_is_found_in_them():
 
 def trained(baseline, **arguments) -> tuple[sgdap.SGDAPCallback, list[np.ndarray]]:
     model = network()
-    callback = sgdap.SGDAPCallback(
-        sgdap.Budget(flops=0.5), max_accuracy_drop=0.99, baseline=baseline, verbose=0
-    )
-    arguments = {"validation_data": VALIDATION, "epochs": 4, "batch_size": 32} | arguments
+    options = {"max_accuracy_drop": 0.99, "schedule": "one_shot", "jit_compile": None}
+    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), baseline=baseline, verbose=0, **options)
+    arguments = {"validation_data": VALIDATION, "epochs": 3, "batch_size": 32} | arguments
     model.fit(X, Y, verbose=0, callbacks=[callback], **arguments)
     drawn = [np.random.random(), random.random()]  # noqa: NPY002
     variables = [v.numpy() for v in [*model.variables, *model.optimizer.variables]]

@@ -38,7 +38,7 @@ def trained() -> keras.Model:
 def careless(**arguments) -> sgdap.SGDAPCallback:
     """Prunes hard and blindly after an epoch, and undoes it."""
     arguments = {"max_accuracy_drop": 0.0, "patience": 1, "schedule": "one_shot"} | arguments
-    arguments = {"begin_epoch": 0} | arguments
+    arguments = {"begin_epoch": 0, "jit_compile": None} | arguments
     arguments = {"patience": 2, "final_finetune_epochs": 1} | arguments
     return sgdap.SGDAPCallback(
         sgdap.Budget(flops=0.1), "random", reconstruction=False, verbose=0, **arguments
@@ -212,6 +212,8 @@ def test_the_train_step_is_compiled_once_for_each_shape_of_the_model(
     model = network(kind=counting(traces), **how)
     callback = sgdap.SGDAPCallback(
         sgdap.Budget(flops=0.5),
+        "activation",
+        reconstruction=False,
         schedule=sgdap.Linear(2),
         begin_epoch=0,
         final_finetune_epochs=2,

@@ -80,7 +80,8 @@ def pruned(model, epochs=4, budget=0.5, callbacks=(), data="arrays", **arguments
     fit = {
         key: arguments.pop(key) for key in ("initial_epoch", "validation_data") & arguments.keys()
     }
-    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=budget), **({"verbose": 0} | arguments))
+    arguments = {"jit_compile": None, "verbose": 0} | arguments
+    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=budget), **arguments)
     data = DATA[data]() if isinstance(data, str) else data
     model.fit(**data, epochs=epochs, verbose=0, callbacks=[*callbacks, callback], **fit)
     return callback

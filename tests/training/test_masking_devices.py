@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 
-from tests.devices import printed_by
-
-pytestmark = pytest.mark.xdist_group("devices of masks")  # one process makes the runs for all
+pytestmark = pytest.mark.xdist_group("devices")  # one process makes the runs for all of them
 
 
 @pytest.fixture(scope="module")
-def runs():
-    return printed_by("tests.training.mirrored_masks_run")
+def runs(devices):
+    return devices.found_by("tests.training.mirrored_masks_run")
 
 
 RUNS = [f"gradient {o}" for o in ("adam", "averaged", "scaled")]

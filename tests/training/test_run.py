@@ -12,6 +12,7 @@ from sgdap import pipeline
 from sgdap.channels import grouping
 from sgdap.surgery import snapshot
 from sgdap.training import start
+from tests.models import functions_compiled
 
 X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
 Y = X[:, :3].argmax(1)
@@ -41,9 +42,8 @@ def fit(callback: sgdap.SGDAPCallback, epochs: int = 4, model=None) -> keras.Mod
 
 
 def pruner(**arguments) -> sgdap.SGDAPCallback:
-    return sgdap.SGDAPCallback(
-        sgdap.Budget(flops=0.4), **({"verbose": 0, "final_finetune_epochs": 1} | arguments)
-    )
+    options = {"final_finetune_epochs": 1, "jit_compile": None, "verbose": 0} | arguments
+    return sgdap.SGDAPCallback(sgdap.Budget(flops=0.4), **options)
 
 
 def counted(monkeypatch, *places) -> list:
@@ -75,7 +75,8 @@ def test_the_model_is_traced_once_at_the_start_and_once_a_round(
 @pytest.mark.filterwarnings("ignore:SGDAPCallback stopped short")
 def test_an_undone_round_traces_the_model_once_more(monkeypatch):
     model = network()
-    model.fit(X, Y, epochs=20, batch_size=64, verbose=0)
+    with functions_compiled():
+        model.fit(X, Y, epochs=20, batch_size=64, verbose=0)
     model.optimizer.learning_rate = 0.0  # so no round recovers
     traced = counted(monkeypatch, (grouping, "trace"), (snapshot, "trace"))
     callback = pruner(
