@@ -1,4 +1,4 @@
-"""Folds dynamic range activations into the layers before them; never trains."""
+"""Folds activations that grow, and batch normalisations, into the layers before; never trains."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap._arguments import check_choice
 from sgdap.layers.dynamic_range import DynamicRangeActivation
 from sgdap.model.copying import copied_operation
 from sgdap.model.functional import functional_with, layer_names
@@ -24,7 +25,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """The changes that make a layer compute `α ⊙ (a + δ)`, where `a` is its output before.
+    """The changes that make a layer compute `α ⊙ a + s`, where `a` is its output before.
 
     Attributes:
         entries: The entries of its config that change.
@@ -35,12 +36,21 @@ class Folded:
     values: Mapping[str, Array]
 
 
+@dataclass(frozen=True, eq=False)
+class _Affine:
+    """What the layer before is to compute too, `α ⊙ a + s`, along an axis."""
+
+    alpha: Array
+    shift: Array
+    axis: int
+
+
 class _FoldingError(Exception):
-    """Raised if an activation can't be folded; the message is the reason."""
+    """Raised if a layer can't be folded; the message is the reason."""
 
 
-def fold(model: Any) -> Any:
-    """Takes dynamic range activations out of a model, which computes the same afterwards.
+def fold(model: Any, *, batch_normalization: bool = False) -> Any:
+    """Takes dynamic range activations out of a model, which predicts the same afterwards.
 
     α and δ go into the layer that makes `a`: `α (x W + b + δ)` is a layer with the kernel `α W`
     and the bias `α (b + δ)`. A batch normalisation in between takes them instead, as `α γ` and
@@ -57,8 +67,13 @@ def fold(model: Any) -> Any:
     Then it stays, and a warning gives the reason. An activation whose α is 1 and δ is 0 for all
     channels is always taken out.
 
+    With `batch_normalization=True` normalisations leave in the same way: with their moving
+    statistics `γ (a − μ) / √(σ² + ε) + β` is a product and a sum for each channel. Do so before a
+    model is quantized or shipped; trained on, it is another one. Those that can't be folded stay.
+
     Args:
         model: A built `keras.Model`; it is not changed.
+        batch_normalization: Whether `BatchNormalization` layers are folded too.
 
     Returns:
         A new functional `keras.Model`, without the methods of `model`'s class, such as
@@ -66,6 +81,7 @@ def fold(model: Any) -> Any:
 
     Raises:
         TypeError: `model` is not a Keras model.
+        ValueError: `batch_normalization` is neither True nor False.
         ValueError: The model can't be traced or copied.
 
     Example:
@@ -76,28 +92,42 @@ def fold(model: Any) -> Any:
         >>> sgdap.fold(model).get_layer("hidden")
         <Activation name=hidden, built=True>
     """
+    check_choice("batch_normalization", batch_normalization, (True, False))
+    new = _without(model, _grows, _grown, _in_place_of_activation)
+    return _without(new, _is_normalization, _normalizing, _nothing) if batch_normalization else new
+
+
+def _without(
+    model: Any,
+    leaves: Callable[[Any], bool],
+    affine: Callable[[Any, str, Program], _Affine],
+    instead: Callable[[Any, str], list[Any]],
+) -> Any:
+    """A copy of a model without the layers that `leaves`; what each computed is folded."""
     program = trace(model)
     names = layer_names(program)
     layers = program.layers()
     replacements: dict[str, list[Any]] = {}
     written: dict[str, Folded] = {}
     for path, layer in layers.items():
-        if not _grows(layer):
+        if not leaves(layer):
             continue
         try:
-            _check_class(layer, path)
-            alpha, delta = _values(layer)
-            if not (np.all(alpha == 1) and np.all(delta == 0)):
+            wanted = affine(layer, path, program)
+            if not (np.all(wanted.alpha == 1) and np.all(wanted.shift == 0)):
                 maker = _maker(program, path)
-                written[maker] = _folded(layers[maker], layer, program)
+                if maker in written or maker in replacements:
+                    raise _FoldingError(f"'{maker}' has taken another layer already, or leaves too")
+                written[maker] = _folded(layers[maker], wanted, program)
         except _FoldingError as why:
-            warnings.warn(
-                f"'{path}' of model '{model.name}' stays a DynamicRangeActivation: {why}. What is "
-                "saved or exported needs sgdap to load it.",
-                stacklevel=2,
-            )
+            if _grows(layer):
+                warnings.warn(
+                    f"'{path}' of model '{model.name}' stays a DynamicRangeActivation: {why}. What "
+                    "is saved or exported needs sgdap to load it.",
+                    stacklevel=3,
+                )
             continue
-        replacements[path] = [*_clip(layer), _plain(layer, names[path])]
+        replacements[path] = instead(layer, names[path])
     copies = {
         path: copied_operation(layers[path], path, {"name": names[path], **folded.entries})
         for path, folded in written.items()
@@ -109,6 +139,36 @@ def fold(model: Any) -> Any:
     if model.compiled:
         compile_alike(new, model)
     return new
+
+
+def _is_normalization(layer: Any) -> bool:
+    return type(layer) is keras.layers.BatchNormalization
+
+
+def _normalizing(layer: Any, path: str, program: Program) -> _Affine:
+    """What a batch normalisation computes in `predict`."""
+    if any(call.kwargs.get("training") for call in program.calls if call.path == path):
+        raise _FoldingError("it is called with training=True, so it normalises by the batch")
+    mean, variance = _value(layer.moving_mean), _value(layer.moving_variance)
+    alpha = 1 / np.sqrt(variance + layer.epsilon)
+    alpha *= _value(layer.gamma) if layer.scale else 1.0
+    beta = _value(layer.beta) if layer.center else 0.0
+    return _Affine(alpha, beta - alpha * mean, _output_axis(layer))
+
+
+def _nothing(layer: Any, name: str) -> list[Any]:
+    return [lambda inputs, **_: inputs]
+
+
+def _in_place_of_activation(layer: DynamicRangeActivation, name: str) -> list[Any]:
+    return [*_clip(layer), _plain(layer, name)]
+
+
+def _grown(layer: Any, path: str, program: Program) -> _Affine:
+    """What a dynamic range activation computes before its function, `α (a + δ)`."""
+    _check_class(layer, path)
+    alpha, delta = (np.asarray(v.numpy(), np.float64) for v in (layer.growth_rate, layer.offset))
+    return _Affine(alpha, alpha * delta, layer.channel_axis)
 
 
 def _grows(layer: Any) -> bool:
@@ -124,11 +184,6 @@ def _check_class(layer: Any, path: str) -> None:
         raise _FoldingError(f"it is inside a {kind}; call it after '{path}' as a layer of its own")
     if type(layer) is not DynamicRangeActivation:
         raise _FoldingError(f"its class {kind} may compute something else")
-
-
-def _values(layer: DynamicRangeActivation) -> tuple[Array, Array]:
-    alpha, delta = (np.asarray(v.numpy(), np.float64) for v in (layer.growth_rate, layer.offset))
-    return alpha, delta
 
 
 def _clip(layer: DynamicRangeActivation) -> list[Callable[[Any], Any]]:
@@ -184,8 +239,8 @@ def _maker(program: Program, path: str) -> str:
     return maker_path
 
 
-def _folded(layer: Any, activation: DynamicRangeActivation, program: Program) -> Folded:
-    """The changes by which the layer before an activation takes over α and δ."""
+def _folded(layer: Any, wanted: _Affine, program: Program) -> Folded:
+    """The changes by which the layer before takes over α and s."""
     fold_into = _FOLDS.get(type(layer))
     kind = f"'{layer.name}' (of class {type(layer).__name__})"
     if fold_into is None:
@@ -198,11 +253,11 @@ def _folded(layer: Any, activation: DynamicRangeActivation, program: Program) ->
         raise _FoldingError(f"{kind} has LoRA enabled or is quantized; fold first")
     call = next(call for call in program.calls if call.operation is layer)
     rank = len(program.shapes[call.outputs[0].index])
-    if _output_axis(layer) % rank != activation.channel_axis % rank:
+    if _output_axis(layer) % rank != wanted.axis % rank:
         raise _FoldingError(
-            f"its channel_axis={activation.channel_axis} is not the axis of the channels of {kind}"
+            f"its channel_axis={wanted.axis} is not the axis of the channels of {kind}"
         )
-    return fold_into(layer, *_values(activation))
+    return fold_into(layer, wanted.alpha, wanted.shift)
 
 
 def _output_axis(layer: Any) -> int:
@@ -217,36 +272,36 @@ def _value(variable: Any) -> Array:
     return np.asarray(variable.numpy(), np.float64)
 
 
-def _with_bias(layer: Any, kernel: str, scaled: Array, alpha: Array, delta: Array) -> Folded:
-    """`α (x W + b + δ) = x (α W) + α (b + δ)`."""
-    if not layer.use_bias and not delta.any():
+def _with_bias(layer: Any, kernel: str, scaled: Array, alpha: Array, shift: Array) -> Folded:
+    """`α (x W + b) + s = x (α W) + (α b + s)`."""
+    if not layer.use_bias and not shift.any():
         return Folded({}, {kernel: scaled})
-    bias = _value(layer.bias) if layer.use_bias else np.zeros(len(delta))
-    return Folded({"use_bias": True}, {kernel: scaled, "bias": alpha * (bias + delta)})
+    bias = _value(layer.bias) if layer.use_bias else np.zeros(len(shift))
+    return Folded({"use_bias": True}, {kernel: scaled, "bias": alpha * bias + shift})
 
 
-def _last_axis(layer: Any, alpha: Array, delta: Array) -> Folded:
-    return _with_bias(layer, "kernel", _value(layer.kernel) * alpha, alpha, delta)
+def _last_axis(layer: Any, alpha: Array, shift: Array) -> Folded:
+    return _with_bias(layer, "kernel", _value(layer.kernel) * alpha, alpha, shift)
 
 
-def _transposed(layer: Any, alpha: Array, delta: Array) -> Folded:
+def _transposed(layer: Any, alpha: Array, shift: Array) -> Folded:
     """A transposed convolution: the last axes of its kernel are outputs, inputs."""
-    return _with_bias(layer, "kernel", _value(layer.kernel) * alpha[:, None], alpha, delta)
+    return _with_bias(layer, "kernel", _value(layer.kernel) * alpha[:, None], alpha, shift)
 
 
-def _depthwise(layer: Any, alpha: Array, delta: Array) -> Folded:
+def _depthwise(layer: Any, alpha: Array, shift: Array) -> Folded:
     """A depthwise convolution: the last axes of its kernel are inputs, outputs per input."""
     kernel = _value(layer.kernel)
     scaled = kernel * alpha.reshape(kernel.shape[-2:])
-    return _with_bias(layer, "kernel", scaled, alpha, delta)
+    return _with_bias(layer, "kernel", scaled, alpha, shift)
 
 
-def _separable(layer: Any, alpha: Array, delta: Array) -> Folded:
+def _separable(layer: Any, alpha: Array, shift: Array) -> Folded:
     scaled = _value(layer.pointwise_kernel) * alpha
-    return _with_bias(layer, "pointwise_kernel", scaled, alpha, delta)
+    return _with_bias(layer, "pointwise_kernel", scaled, alpha, shift)
 
 
-def _einsum(layer: Any, alpha: Array, delta: Array) -> Folded:
+def _einsum(layer: Any, alpha: Array, shift: Array) -> Folded:
     """An EinsumDense: the last letter of its output marks the channel axis of its kernel."""
     inputs, output = layer.equation.replace(" ", "").split("->")
     letters, letter = inputs.split(",")[1], output[-1]
@@ -256,21 +311,21 @@ def _einsum(layer: Any, alpha: Array, delta: Array) -> Folded:
     shape[letters.index(letter)] = -1
     values = {"kernel": _value(layer.kernel) * alpha.reshape(shape)}
     axes = layer.bias_axes
-    if axes is None and not delta.any():
+    if axes is None and not shift.any():
         return Folded({}, values)
     if axes is None:
-        return Folded({"bias_axes": letter}, {**values, "bias": alpha * delta})
+        return Folded({"bias_axes": letter}, {**values, "bias": shift})
     if letter not in axes:
         raise _FoldingError(f"the bias of '{layer.name}' does not lie along its last axis")
-    return Folded({}, {**values, "bias": alpha * (_value(layer.bias) + delta)})
+    return Folded({}, {**values, "bias": alpha * _value(layer.bias) + shift})
 
 
-def _normalised(layer: Any, alpha: Array, delta: Array) -> Folded:
-    """`α (γ x̂ + β + δ) = (α γ) x̂ + α (β + δ)`."""
+def _normalised(layer: Any, alpha: Array, shift: Array) -> Folded:
+    """`α (γ x̂ + β) + s = (α γ) x̂ + (α β + s)`."""
     gamma = _value(layer.gamma) if layer.scale else np.ones(len(alpha))
     beta = _value(layer.beta) if layer.center else np.zeros(len(alpha))
     entries = {"scale": True, "center": True}
-    return Folded(entries, {"gamma": alpha * gamma, "beta": alpha * (beta + delta)})
+    return Folded(entries, {"gamma": alpha * gamma, "beta": alpha * beta + shift})
 
 
 _FOLDS: dict[type, Callable[[Any, Array, Array], Folded]] = {

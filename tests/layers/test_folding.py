@@ -14,6 +14,7 @@ from keras import layers
 import sgdap
 from sgdap.layers import DynamicRangeActivation, to_dra
 from tests.models import STEPS, assemble, convnet, examples_of_models, outputs, randomise, samples
+from tests.test_random_graphs import RECIPES
 
 NOT_SMOOTH = {
     "reversible_embedding",
@@ -101,6 +102,80 @@ def test_random_models_fold_exactly(spatial, recipe, seed):
     said = [str(w.message) for w in caught if "stays a DynamicRangeActivation" in str(w.message)]
     assert len(said) == len(growing(folded))
     assert_equal(outputs(folded, x), outputs(model, x))
+
+
+def normalisations(model):
+    return [x for x in model._flatten_layers() if isinstance(x, layers.BatchNormalization)]
+
+
+@pytest.mark.compiled  # grouped convolutions need XLA on CPUs
+@pytest.mark.filterwarnings("ignore:Layer .* does not support masking:UserWarning")
+@examples_of_models
+@given(st.integers(0, 3), RECIPES)
+def test_random_models_predict_the_same_without_normalisations(spatial, recipe):
+    model = assemble(spatial, recipe)
+    x = samples(model)
+    folded = sgdap.fold(model, batch_normalization=True)
+    assert len(normalisations(folded)) <= len(normalisations(model))
+    assert_equal(outputs(folded, x), outputs(model, x))
+
+
+def test_every_normalisation_of_a_residual_network_leaves():
+    model = randomise(keras.applications.ResNet50(weights=None, input_shape=(32, 32, 3)))
+    folded = sgdap.fold(model, batch_normalization=True)
+    assert not normalisations(folded)
+    x = samples(model, 2)
+    np.testing.assert_allclose(outputs(folded, x), outputs(model, x), rtol=1e-3, atol=1e-5)
+
+
+def test_activations_that_grow_leave_with_the_normalisations_before_them():
+    model = grown(to_dra(convnet()))
+    folded = sgdap.fold(model, batch_normalization=True)
+    assert not growing(folded)
+    assert not normalisations(folded)
+    x = samples(model)
+    assert_equal(outputs(folded, x), outputs(model, x))
+
+
+def between(*parts):
+    x = inputs = keras.Input((6,))
+    for part in parts:
+        x = part(x)
+    return randomise(keras.Model(inputs, x))
+
+
+STAY = {
+    "by the batch": lambda: between(
+        layers.Dense(4), lambda x: layers.BatchNormalization()(x, training=True)
+    ),
+    "before": lambda: between(layers.BatchNormalization(), layers.Dense(4)),
+    "after an activation": lambda: between(layers.Dense(4, "relu"), layers.BatchNormalization()),
+    "read twice": lambda: between(
+        layers.Dense(4), lambda x: layers.Add()([x, layers.BatchNormalization()(x)])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STAY)
+def test_normalisations_stay_where_nothing_can_take_them(name):
+    model = STAY[name]()
+    folded = sgdap.fold(model, batch_normalization=True)
+    assert len(normalisations(folded)) == 1
+    x = samples(model)
+    assert_equal(outputs(folded, x), outputs(model, x))
+
+
+def test_of_two_normalisations_in_a_row_one_leaves():
+    model = between(layers.Dense(4), layers.BatchNormalization(), layers.BatchNormalization())
+    folded = sgdap.fold(model, batch_normalization=True)
+    assert len(normalisations(folded)) == 1
+    x = samples(model)
+    assert_equal(outputs(folded, x), outputs(model, x))
+
+
+def test_the_option_is_true_or_false():
+    with pytest.raises(ValueError, match="batch_normalization must be"):
+        sgdap.fold(convnet(), batch_normalization="all")
 
 
 PRODUCERS = {
