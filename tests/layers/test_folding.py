@@ -110,6 +110,7 @@ def normalisations(model):
 
 @pytest.mark.compiled  # grouped convolutions need XLA on CPUs
 @pytest.mark.filterwarnings("ignore:Layer .* does not support masking:UserWarning")
+@pytest.mark.filterwarnings("ignore:.* stays a DynamicRangeActivation:UserWarning")
 @examples_of_models
 @given(st.integers(0, 3), RECIPES)
 def test_random_models_predict_the_same_without_normalisations(spatial, recipe):
