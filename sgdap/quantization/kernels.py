@@ -147,7 +147,7 @@ class Placed:
     def freedom(self) -> Scales:
         """How the kernel may move."""
         scheme = self.kernel.scheme
-        moves = not isinstance(scheme, Codebook) and not getattr(scheme, "power_of_two", False)
+        moves = scheme.adapts and not isinstance(scheme, Codebook)
         units = self.kernel.whole(self.lattice.units)
         along = self.kernel.whole(self.lattice.directions(self.codes))
         return Scales(along, units, len(self.lattice.scale), self.value, moves)
@@ -222,9 +222,7 @@ def placed(
     each = np.stack([own.each for own in known]).transpose(1, 0, 2).reshape(matrix.shape)
     lattice = kernel.scheme.lattice(matrix, each)
     codes = lattice.nearest(matrix)
-    adapts = not getattr(kernel.scheme, "power_of_two", False) and (
-        kernel.scheme.per != "tensor" or len(known) == 1
-    )
+    adapts = kernel.scheme.adapts and (kernel.scheme.per != "tensor" or len(known) == 1)
     outputs = matrix.shape[1] // len(known)
     offsets = []
     for group, own in enumerate(known):

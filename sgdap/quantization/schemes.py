@@ -84,6 +84,11 @@ class Scheme(ABC):
         """The number of levels."""
 
     @property
+    def adapts(self) -> bool:
+        """Whether scales and levels may be any number."""
+        return True
+
+    @property
     def code_bits(self) -> int:
         """The bits of a code."""
         return math.ceil(math.log2(self.levels))
@@ -201,6 +206,11 @@ class _Powered(Scheme):
         """Checks the arguments."""
         super().__post_init__()
         check_choice("power_of_two", self.power_of_two, (True, False))
+
+    @property
+    def adapts(self) -> bool:
+        """Whether scales may be any number, and not powers of two only."""
+        return not self.power_of_two
 
     @property
     def unit_bits(self) -> int:

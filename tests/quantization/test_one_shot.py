@@ -10,8 +10,6 @@ import sgdap
 from sgdap.quantization import PCM, Affine, Binary, Codebook, Ternary
 from sgdap.weights import working
 
-GENERATOR = np.random.default_rng(0)
-
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
@@ -32,11 +30,11 @@ def mlp(**last):
 
 
 def points(count=256):
-    return GENERATOR.normal(size=(count, 8)).astype("float32")
+    return np.random.default_rng(0).normal(size=(count, 8)).astype("float32")
 
 
 def images(count=24):
-    return GENERATOR.normal(size=(count, 8, 8, 4)).astype("float32")
+    return np.random.default_rng(0).normal(size=(count, 8, 8, 4)).astype("float32")
 
 
 def kernels_of(model):
@@ -94,7 +92,7 @@ def test_without_compensation_it_is_the_scheme_itself():
 def test_it_is_a_plain_model_compiled_alike(tmp_path):
     model = mlp()
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    x, y = points(), GENERATOR.integers(0, 4, 256)
+    x, y = points(), np.random.default_rng(0).integers(0, 4, 256)
     made = sgdap.quantize(model, (x, y), "int4")
     assert type(made) is keras.Sequential
     assert made.evaluate(x, y, verbose=0, return_dict=True).keys() == {"accuracy", "loss"}
@@ -203,7 +201,7 @@ def test_embeddings_have_levels_for_each_feature():
         [keras.Input((5,), dtype="int32"), layers.Embedding(30, 6), layers.Flatten()]
     )
     model.add(layers.Dense(3))
-    made = sgdap.quantize(model, GENERATOR.integers(0, 30, (64, 5)), "int2")
+    made = sgdap.quantize(model, np.random.default_rng(0).integers(0, 30, (64, 5)), "int2")
     assert_on_lattice(made.layers[0].embeddings.numpy(), 3)
 
 
@@ -280,7 +278,7 @@ def test_bits_go_where_the_loss_needs_them():
     strong, weak = layers.Dense(16, "relu", name="strong"), layers.Dense(16, "relu", name="weak")
     x = layers.Concatenate()([strong(inputs), weak(inputs)])
     model = keras.Model(inputs, layers.Dense(1, name="end")(x))
-    x_40 = GENERATOR.normal(size=(256, 40)).astype("float32")
+    x_40 = np.random.default_rng(0).normal(size=(256, 40)).astype("float32")
     end = model.get_layer("end").kernel
     end.assign(np.concatenate([np.asarray(end[:16]), np.asarray(end[16:]) / 100]))
     made = sgdap.quantize(model, x_40, sgdap.Budget(bytes=0.2), compensate="layerwise")

@@ -22,7 +22,6 @@ from sgdap.quantization import (
 )
 from sgdap.quantization.schemes import NAMED
 
-GENERATOR = np.random.default_rng(0)
 VARIANTS = {
     **NAMED,
     "zero point": Affine(bits=4, symmetric=False),
@@ -85,14 +84,15 @@ def test_one_scale_is_the_best_there_is(scheme, codes, seed):
 @pytest.mark.parametrize("levels", [2, 3, 4, 6])
 @pytest.mark.parametrize("count", [6, 9, 11])
 def test_codebooks_are_the_best_there_are(levels, count):
-    x, w = GENERATOR.normal(size=(count, 6)), GENERATOR.uniform(0.1, 2, (count, 6))
+    random = np.random.default_rng(0)
+    x, w = random.normal(size=(count, 6)), random.uniform(0.1, 2, (count, 6))
     for own, importance in zip(x.T, w.T, strict=True):
         found = squared_error(Codebook(size=levels), own[:, None], importance[:, None])
         assert found == pytest.approx(least_by_partition(own, importance, levels), abs=1e-9)
 
 
 def test_without_weights_each_counts_the_same():
-    x = GENERATOR.normal(size=(9, 3))
+    x = np.random.default_rng(0).normal(size=(9, 3))
     np.testing.assert_array_equal(
         Codebook(size=3).quantize(x).codes, Codebook(size=3).quantize(x, np.ones((9, 3))).codes
     )
@@ -116,7 +116,7 @@ def test_what_lies_on_the_lattice_stays_where_it_is(name, w):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_codes_are_below_the_number_of_levels_and_values_among_them(name):
     scheme = VARIANTS[name]
-    w = GENERATOR.normal(size=(3, 3, 2, 5)).astype("float32")
+    w = np.random.default_rng(0).normal(size=(3, 3, 2, 5)).astype("float32")
     made = scheme.quantize(w)
     assert made.codes.shape == w.shape
     assert made.codes.max() < scheme.levels
@@ -145,13 +145,13 @@ def test_a_config_gives_the_same_scheme(name):
     ],
 )
 def test_bits_count_codes_scales_and_codebooks(scheme, bits):
-    made = get_scheme(scheme).quantize(GENERATOR.normal(size=(12, 5)))
+    made = get_scheme(scheme).quantize(np.random.default_rng(0).normal(size=(12, 5)))
     assert made.bits == bits
     assert made.bits_per_weight == bits / 60
 
 
 def test_affine_values_are_integers_times_the_scale_to_the_bit():
-    w = GENERATOR.normal(size=(50, 4)).astype("float32")
+    w = np.random.default_rng(0).normal(size=(50, 4)).astype("float32")
     made = sgdap.quantization.Affine(bits=8).quantize(w)
     scale = made.lattice.scale.astype("float32")
     whole = (made.codes.astype(int) - 127).astype("float32")
@@ -159,7 +159,7 @@ def test_affine_values_are_integers_times_the_scale_to_the_bit():
 
 
 def test_powers_of_two_are():
-    w = GENERATOR.normal(size=(50, 4))
+    w = np.random.default_rng(0).normal(size=(50, 4))
     scale = Affine(bits=4, power_of_two=True).quantize(w).lattice.scale
     np.testing.assert_array_equal(np.log2(scale), np.round(np.log2(scale)))
 
@@ -186,9 +186,9 @@ def test_companded_levels_are_even_after_the_curve(scheme, curve):
 
 
 def test_a_smaller_range_is_chosen_where_few_weights_are_far_out():
-    w = np.concatenate([GENERATOR.normal(size=(500, 1)), [[9.0]]])
+    w = np.concatenate([np.random.default_rng(0).normal(size=(5000, 1)), [[9.0]]])
     narrow, wide = (squared_error(Affine(bits=4, range=own), w) for own in ("mse", "minmax"))
-    assert narrow < 0.7 * wide
+    assert narrow < 0.5 * wide
 
 
 def test_importance_draws_the_levels_near():
