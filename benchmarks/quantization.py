@@ -32,7 +32,7 @@ COLUMNS = ("arch", "seed", "scheme", "method", "accuracy", "error", "bytes", "se
 
 
 class Rows:
-    """The rows of a CSV file, which are written as they come."""
+    """The rows of a CSV file, as `guidance.Results`, where there is no Keras."""
 
     def __init__(self, path):
         self.path = path

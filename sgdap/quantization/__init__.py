@@ -1,5 +1,6 @@
 """Few bits for each weight: schemes, lattices, and rounding that keeps what a layer computes."""
 
+from sgdap.quantization.base import Quantized, Scheme
 from sgdap.quantization.one_shot import quantize
 from sgdap.quantization.schemes import (
     PCM,
@@ -8,8 +9,6 @@ from sgdap.quantization.schemes import (
     Binary,
     Codebook,
     MuLaw,
-    Quantized,
-    Scheme,
     Ternary,
     get_scheme,
 )

@@ -12,7 +12,8 @@ import numpy as np
 from sgdap._arguments import shown
 from sgdap.channels.groups import ChannelGraph
 from sgdap.planning.budget import Budget
-from sgdap.quantization.kernels import QuantizedKernel, placed
+from sgdap.quantization.kernels import QuantizedKernel
+from sgdap.quantization.placing import placed
 from sgdap.quantization.schemes import Affine
 from sgdap.weights.curvature import Curvature
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdap._arguments import check_choice, check_integer
+from sgdap._arguments import check_choice
 from sgdap._table import table_text, terminal_width
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
@@ -19,9 +19,9 @@ from sgdap.execution.inputs import check_calibration_data, counted_on_data
 from sgdap.model.kernels import not_zero
 from sgdap.planning.budget import Budget
 from sgdap.quantization.allocation import bytes_for_kernels, with_bits
-from sgdap.quantization.kernels import Placed, QuantizedKernel, placed, put, quantized_kernels
-from sgdap.quantization.kernels import rounded as plainly_rounded
-from sgdap.quantization.schemes import Scheme
+from sgdap.quantization.base import Scheme
+from sgdap.quantization.kernels import QuantizedKernel, quantized_kernels
+from sgdap.quantization.placing import Placed, nearest, placed, put
 from sgdap.weights.curvature import Calibration, curvatures
 from sgdap.weights.joint import Freedom, Staying
 from sgdap.weights.kernels import moving_layers
@@ -101,10 +101,7 @@ def quantize(
     check_backend("sgdap.quantize")
     check_choice("compensate", compensate, (True, False, "layerwise"))
     check_choice("verbose", verbose, (0, 1, False, True))
-    check_integer("positions", positions, 1)
-    check_integer("seed", seed, 0)
-    if samples is not None:
-        check_integer("samples", samples, 1)
+    reading = Calibration(samples, positions, seed, memory_limit)
     graph = channel_graph(model)
     model_layers = graph.program.layers()
     budget = scheme if isinstance(scheme, Budget) else None
@@ -120,14 +117,12 @@ def quantize(
         data = reusable(data, samples)
         check_calibration_data(graph, data)
         graph = counted_on_data(graph, data)
-    before = {k.path: np.asarray(k.variable.numpy(), np.float64) for k in kernels}
     with working_copy(graph, data) as made:
-        reading = Calibration(samples, positions, seed, memory_limit)
         if left is not None:
             kernels = with_bits(made, kernels, curvatures(made, kernels, data, reading), left)
         if not compensate:
             for kernel in kernels:
-                put(made, plainly_rounded(made, kernel), None, ())
+                put(made, nearest(made, kernel), None, ())
             said = ""
         else:
             together = Together(None, 0)
@@ -137,8 +132,7 @@ def quantize(
             _in_stages(made, kernels, together, data, reading)
             said = together.said
     if verbose:
-        after = {k.path: variable_of(made.program, k.key).numpy() for k in kernels}
-        print(_table(model.name, kernels, before, after, [said] if said else []))
+        print(_table(made, kernels, [said] if said else []))
     return made.program.model
 
 
@@ -150,6 +144,7 @@ def _in_stages(
     reading: Calibration,
 ) -> None:
     """Puts kernels on their lattices, in place."""
+    dense: dict[str, Freedom] = {k.path: Staying(not_zero(k.variable)) for k in kernels}
     stages = np.array_split(np.arange(len(kernels)), min(STAGES, len(kernels)))
     done: dict[str, Placed] = {}
     for number, stage in enumerate(stages, 1):
@@ -159,8 +154,7 @@ def _in_stages(
             made, offset = placed(graph, kernel, known[kernel.path])
             put(graph, made, offset, known[kernel.path])
             done[kernel.path] = made
-        free: dict[str, Freedom] = {k.path: Staying(not_zero(k.variable)) for k in kernels}
-        free |= {path: made.freedom for path, made in done.items()}
+        free = dense | {path: made.freedom for path, made in done.items()}
         together.run(free, len(stages), number == len(stages))
         for path, made in done.items():
             variable = variable_of(graph.program, made.kernel.key)
@@ -168,22 +162,23 @@ def _in_stages(
             variable.assign(done[path].value)
 
 
-def _table(
-    name: str,
-    kernels: Sequence[QuantizedKernel],
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    notes: Sequence[str],
-) -> str:
+def _table(graph: ChannelGraph, kernels: Sequence[QuantizedKernel], notes: Sequence[str]) -> str:
     rows = []
     for k in kernels:
-        whole, bits = before[k.path], f"{k.bits / max(before[k.path].size, 1):.2f}"
-        power = max(float((whole**2).sum()), 1e-300)
-        share = math.sqrt(float(((after[k.path] - whole) ** 2).sum()) / power)
+        whole = np.asarray(k.variable.numpy(), np.float64)
+        change = variable_of(graph.program, k.key).numpy() - whole
+        share = math.sqrt(float((change**2).sum()) / max(float((whole**2).sum()), 1e-300))
+        bits = f"{k.bits / max(whole.size, 1):.2f}"
         rows.append(
             ([[k.path]], [f"{whole.size:,}", f"{k.scheme.levels}", bits, f"{share:.1%}"], "")
         )
     titles = ["weights", "levels", "bits a weight", "moved by"]
     return table_text(
-        f"Kernels of {name}", ["kernel"], titles, "", rows, notes, terminal_width(100)
+        f"Kernels of {graph.program.model.name}",
+        ["kernel"],
+        titles,
+        "",
+        rows,
+        notes,
+        terminal_width(100),
     )

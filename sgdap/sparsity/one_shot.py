@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sgdap._arguments import check_choice, check_integer
+from sgdap._arguments import check_choice
 from sgdap._table import table_text, terminal_width
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
@@ -119,10 +119,7 @@ def sparsify(
     check_choice("reconstruction", reconstruction, (True, False, "layerwise"))
     check_choice("biases", biases, (True, False))
     check_choice("verbose", verbose, (0, 1, False, True))
-    check_integer("positions", positions, 1)
-    check_integer("seed", seed, 0)
-    if samples is not None:
-        check_integer("samples", samples, 1)
+    reading = Calibration(samples, positions, seed, memory_limit)
     graph = channel_graph(model)
     kernels = chosen_kernels(
         graph.program.layers(), wanted, layers=layers, overrides=overrides, biases=biases
@@ -133,7 +130,6 @@ def sparsify(
     check_calibration_data(graph, data)
     graph = counted_on_data(graph, data)
     with working_copy(graph, data) as made:
-        reading = Calibration(samples, positions, seed, memory_limit)
         work = _Work(graph, made, kernels, moving, data, reading)
         work.run(target, guidance, allocation, reconstruction, verbose)
     return made.program.model

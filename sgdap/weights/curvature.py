@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap._arguments import check_integer
 from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
@@ -64,6 +65,18 @@ class Calibration:
     positions: int = 32
     seed: int = 0
     memory_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            TypeError: One is no integer.
+            ValueError: One is too small.
+        """
+        check_integer("positions", self.positions, 1)
+        check_integer("seed", self.seed, 0)
+        if self.samples is not None:
+            check_integer("samples", self.samples, 1)
 
 
 def curvatures(

@@ -17,7 +17,7 @@ from sgdap.channels.slices import variable_of
 from sgdap.distillation.finish import Answers
 from sgdap.distillation.targets import check_sample_weights, check_targets
 from sgdap.distillation.teaching import checked_terms, computes_own_loss
-from sgdap.distillation.terms import divergence
+from sgdap.distillation.terms import Term, divergence
 from sgdap.execution.data import rows_of
 from sgdap.execution.inputs import affordable_batch
 from sgdap.execution.memory import batch_memory, checked_memory_limit
@@ -41,7 +41,7 @@ JUDGED = 5
 """What is held back judges the weights after so many steps."""
 
 NEGLIGIBLE = 1e-5
-"""Answers that differ by less, in nats where they are distributions, are not brought nearer."""
+"""Answers that differ by less are not brought nearer: in nats, or of the variance of numbers."""
 
 PATIENCE = 3
 """So often in a row it may find no better ones."""
@@ -144,12 +144,16 @@ class JointStep:
         else:
             _, terms = checked_terms(model, teacher)
             y = Answers(teacher, terms).to(x, batch)
+            units = [_unit(*pair) for pair in zip(terms, keras.tree.flatten(y), strict=True)]
+
+        def in_units(outputs: Any) -> list[Any]:
+            pairs = zip(keras.tree.flatten(outputs), units, strict=True)
+            return [own if unit == 1 else own / unit for own, unit in pairs]
 
         def loss(x: Any, y: Any, made: Any, weight: Any) -> Any:
             if self.labelled:
                 return model.compute_loss(x, y, made, weight)
-            taught, flat = keras.tree.flatten(y), keras.tree.flatten(made)
-            return divergence(terms, taught, flat, weight, 1.0)
+            return divergence(terms, in_units(y), in_units(made), weight, 1.0)
 
         held = min(math.ceil(_HELD_BACK * count), _MOST_HELD_BACK) * unit
         self._held, self._learnt = (
@@ -198,6 +202,14 @@ class JointStep:
         begin = np.concatenate(starts)
         if self.labelled or held(begin) > NEGLIGIBLE:
             put(_best(of, held, begin, steps))
+
+
+def _unit(term: Term, answers: Any) -> float:
+    """What an output is measured in: its own spread if it is numbers of any unit, else 1."""
+    if term.student.kind != "squared":
+        return 1.0
+    spread = float(np.asarray(answers, np.float64).std(axis=0).mean())
+    return spread if spread > 0 and math.isfinite(spread) else 1.0
 
 
 def batch_of(graph: ChannelGraph) -> int:

@@ -113,6 +113,18 @@ def test_each_compensation_brings_the_answers_nearer(scheme):
     assert whole < rows
 
 
+@pytest.mark.parametrize("unit", [1e-4, 1e4])
+def test_the_unit_of_an_output_changes_nothing(unit):
+    x, gaps = points(), []
+    for own in (1.0, unit):
+        model = mlp(activation=None)
+        model.layers[-1].kernel.assign(model.layers[-1].kernel * own)
+        made = sgdap.quantize(model, x, "ternary", layers=["first", "second", "end"])
+        gaps.append(apart(model, made, x) / own)
+        keras.utils.set_random_seed(0)
+    assert gaps[1] == pytest.approx(gaps[0], rel=0.1)
+
+
 def test_labels_are_learnt_where_there_are_some():
     model = mlp()
     model.compile("adam", "sparse_categorical_crossentropy")
