@@ -14,6 +14,10 @@ from .channels import channel_graph as channel_graph
 from .channels import register_rule as register_rule
 from .distillation import DistillationCallback as DistillationCallback
 from .distillation import distill as distill
+from .exporting import ExportReport as ExportReport
+from .exporting import export as export
+from .exporting import pack as pack
+from .exporting import unpack as unpack
 from .guidance import ActivationGuidance as ActivationGuidance
 from .guidance import BatchNormScaleGuidance as BatchNormScaleGuidance
 from .guidance import CorrelationGuidance as CorrelationGuidance
@@ -69,6 +73,7 @@ __all__ = [
     "CorrelationGuidance",
     "Cubic",
     "DistillationCallback",
+    "ExportReport",
     "FPGMGuidance",
     "Geometric",
     "GrowthGuidance",
@@ -98,11 +103,13 @@ __all__ = [
     "collect_statistics",
     "datasets",
     "distill",
+    "export",
     "fold",
     "functional",
     "guidance",
     "inspect",
     "layers",
+    "pack",
     "plan",
     "plan_removal",
     "profile",
@@ -114,4 +121,5 @@ __all__ = [
     "sparsify",
     "statistics",
     "testing",
+    "unpack",
 ]

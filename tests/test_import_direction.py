@@ -29,7 +29,7 @@ STEPS = [
     "training",
 ]
 ENTRANCES = {"callback", "sparsity_callback", "one_shot", "cli", "__init__", "__main__"}
-ON_TOP = {*ENTRANCES, "layers", "report", "demo", "datasets", "testing"}
+ON_TOP = {*ENTRANCES, "layers", "report", "exporting", "demo", "datasets", "testing"}
 
 
 def names_imported_by(path: Path) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import tempfile
 import time
@@ -17,13 +16,14 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from sgdap._arguments import is_number, shown
+from sgdap.execution.runtimes import check_installed
 from sgdap.model.program import Program
 from sgdap.model.tracing import trace
 
 Runtime = str | Callable[[Any], float]
 """The name of a runtime, or a function of a Keras model that returns seconds."""
 
-_PACKAGES = {"keras": "keras", "litert": "ai_edge_litert", "onnx": "onnxruntime"}
+_RUNTIMES = ("keras", "litert", "onnx")
 
 _TOLERANCE = 0.03
 """How well a median is to be known: half of its 95 % interval, as a share of the median."""
@@ -52,20 +52,15 @@ def check_runtime(runtime: object) -> None:
         return
     if not isinstance(runtime, str):
         raise TypeError(
-            f"runtime must be one of {', '.join(map(repr, _PACKAGES))} or a function that takes a "
+            f"runtime must be one of {', '.join(map(repr, _RUNTIMES))} or a function that takes a "
             f"model and returns seconds. Received: runtime={shown(runtime)}"
         )
-    if runtime not in _PACKAGES:
+    if runtime not in _RUNTIMES:
         raise ValueError(
-            f"No runtime is called {runtime!r}. There are: {', '.join(_PACKAGES)}; or pass a "
+            f"No runtime is called {runtime!r}. There are: {', '.join(_RUNTIMES)}; or pass a "
             "function that takes a model and returns seconds."
         )
-    needed = [_PACKAGES[runtime], *(["tf2onnx"] if runtime == "onnx" else [])]
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f"runtime={runtime!r} needs {' and '.join(missing)}: pip install 'sgdap[{runtime}]'"
-        )
+    check_installed(runtime, f"runtime={runtime!r}")
 
 
 Shapes = Sequence[Sequence[int | None]]

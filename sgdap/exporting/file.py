@@ -1,0 +1,439 @@
+"""`sgdap.export`: a file for another runtime, compared with the model before it is kept."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from sgdap._arguments import check_choice, check_integer, shown
+from sgdap.execution.backend import check_backend
+from sgdap.execution.data import batches
+from sgdap.execution.inputs import checked_inputs
+from sgdap.execution.runtimes import (
+    Array,
+    Run,
+    check_installed,
+    closed_model,
+    exported,
+    in_keras,
+    in_litert,
+    in_onnx,
+    in_openvino,
+    in_saved_model,
+)
+from sgdap.exporting.litert import KINDS, quantized_file, stored_numbers
+from sgdap.exporting.report import ExportReport
+from sgdap.layers import DynamicRangeActivation, fold
+from sgdap.model.functional import functional, saves_by_its_graph
+from sgdap.model.program import Call, Program, fill
+from sgdap.model.tracing import trace
+
+SUFFIXES = {
+    "": "saved_model",
+    ".keras": "keras",
+    ".tflite": "litert",
+    ".onnx": "onnx",
+    ".xml": "openvino",
+}
+"""The formats by the end of a path."""
+
+FAR = 1e-3
+"""How far an output of a file of the same numbers may be from the model's, as a share of the
+largest."""
+
+_RANDOM = 16
+"""Random inputs that a file is compared on where no data are given."""
+
+_SECONDS = 1.0
+"""How long answers are timed."""
+
+
+def export(
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    quantize: str | Sequence[Any] | None = None,
+    data: Any = None,
+    batch_size: int | str | None = "auto",
+    check: bool = True,
+    samples: int | None = 256,
+    verbose: int = 1,
+) -> ExportReport:
+    """Writes a model as a file for another runtime, and compares the two there.
+
+    The file is made beside its place, loaded by its own runtime and compared with the Keras model.
+    It takes the place of what was there only if it answers as it should. Dynamic range activations
+    are folded first.
+
+    Kernels that lie on a lattice of at most 8 bits, as `sgdap.quantize` makes them, are stored in
+    a LiteRT file as integers of 4 or 8 bits with their scales, and cast when they are read. The
+    lattice is found from the values, so it does not matter how the model came here.
+
+    Args:
+        model: A built `keras.Model`; it is not changed.
+        path: The file, or the folder of a SavedModel.
+        format: `"keras"`, `"saved_model"`, `"litert"`, `"onnx"` or `"openvino"`; None: by the end
+            of the path: `.keras`, none, `.tflite`, `.onnx`, `.xml`.
+        quantize: For LiteRT files. None: weights as they are, integers where they lie on a
+            lattice. `"float32"`: no integers. `"float16"`: weights of 16 bits. `"dynamic"`:
+            weights of 8 bits (4 where they lie on such a lattice), activations too while it runs.
+            `"int8"`: all integers, inputs and outputs too; `data` give the ranges of activations.
+            `"int4"`: weights of 4 bits where LiteRT has them, rounded to the nearest;
+            `sgdap.quantize` loses less. Or a recipe of AI Edge Quantizer.
+        data: Inputs, or `(x, y)`, in any form that `sgdap.plan` takes. None: the file is compared
+            on random inputs.
+        batch_size: The number of samples in a call of the file; None leaves it open. `"auto"`: 1 in
+            a LiteRT file, open in all others.
+        check: Whether the file is loaded, compared and timed.
+        samples: How many samples of `data` to use; None: all.
+        verbose: 1 prints the report.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ImportError: A package is missing that makes or runs the file.
+        RuntimeError: Keras uses another backend than TensorFlow, or the file answers otherwise than
+            the model. Nothing is left of it then.
+        TypeError: `model` is no Keras model, or an argument is of the wrong type.
+        ValueError: An argument has no meaning, the data don't fit the model, or the format can't
+            hold it: the layer is named.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, "softmax")])
+        >>> report = sgdap.export(model, "model.tflite", data=np.random.rand(10, 8), verbose=0)
+        >>> report.difference < 1e-5
+        True
+    """
+    check_backend("sgdap.export")
+    path = Path(path)
+    kind = _kind_of(path, format)
+    check_choice("check", check, (True, False))
+    check_choice("verbose", verbose, (0, 1, False, True))
+    _check_quantize(kind, quantize, data)
+    size = 1 if kind == "litert" and batch_size == "auto" else None
+    if batch_size not in ("auto", None):
+        size = check_integer("batch_size", batch_size, 1)
+    if kind in ("litert", "onnx", "openvino"):
+        check_installed(kind, f"Export to {path.name}")
+    if kind == "litert" and quantize != "float32":
+        check_installed("quantizer", f"Export to {path.name}")
+    if samples is not None:
+        check_integer("samples", samples, 1)
+    _check_place(path, kind)
+    program = trace(model)
+    inputs = _inputs(program, data, samples)
+    whole = _plain(model, program, kind)
+    with tempfile.TemporaryDirectory(dir=_nearest(path.parent), prefix=".sgdap-") as folder:
+        made = Path(folder, path.name)
+        report = _made(whole, made, kind, quantize, inputs, size)
+        load = report.pop("load")
+        measured = _compared(program, load, kind, quantize, inputs, size) if check else {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        total = _bytes(made)
+        _move(made, path, kind)
+    done = ExportReport(
+        path, kind, total, random=check and data is None, batch_size=size or 1, **report, **measured
+    )
+    if verbose:
+        print(done)
+    return done
+
+
+def _kind_of(path: Path, format: str | None) -> str:
+    if format is not None:
+        check_choice("format", format, tuple(SUFFIXES.values()))
+        return format
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"No format has files that end in '{path.suffix}'. There are .keras, .tflite, .onnx, "
+            f".xml (OpenVINO), and folders (SavedModel); or pass format=…. Received: path={path}"
+        )
+    return SUFFIXES[path.suffix]
+
+
+def _check_quantize(kind: str, quantize: Any, data: Any) -> None:
+    if quantize is not None and not isinstance(quantize, (str, list, tuple)):
+        raise TypeError(
+            f"quantize must be one of {', '.join(map(repr, KINDS))} or a recipe of AI Edge "
+            f"Quantizer, a list. Received: quantize={shown(quantize)}"
+        )
+    if isinstance(quantize, str) or quantize is None:
+        check_choice("quantize", quantize, KINDS)
+    if quantize is not None and kind != "litert":
+        raise ValueError(
+            f"quantize is for LiteRT files (.tflite). Received: quantize={shown(quantize)} with "
+            f"format '{kind}'. Put the weights on their lattice with sgdap.quantize instead."
+        )
+    if quantize == "int8" and data is None:
+        raise ValueError(
+            "quantize='int8' needs data=…: some hundred inputs give the ranges of activations. "
+            "Received: data=None"
+        )
+
+
+def _check_place(path: Path, kind: str) -> None:
+    """Raises if something stands there that is no earlier file of this kind."""
+    if kind == "saved_model":
+        there = path.is_dir() and (not any(path.iterdir()) or (path / "saved_model.pb").exists())
+        if path.exists() and not there:
+            raise ValueError(
+                f"{path} is there and no SavedModel, so it is not replaced. Name another folder."
+            )
+    elif path.is_dir():
+        raise ValueError(f"{path} is a folder. Name a file in it.")
+
+
+def _inputs(program: Program, data: Any, samples: int | None) -> list[Array]:
+    """Samples as the flat list of arrays that a model takes."""
+    if data is not None:
+        parts = [checked_inputs(program, x) for x, _, _ in batches(data, 256, samples)]
+        return [np.concatenate([np.asarray(p) for p in own]) for own in zip(*parts, strict=True)]
+    random, made = np.random.default_rng(0), []
+    for ref in program.inputs:
+        batch, *sizes = program.shapes[ref.index]
+        shape = (max(_RANDOM, batch or 1), *(size or 8 for size in sizes))
+        dtype = keras.backend.standardize_dtype(program.dtypes[ref.index])
+        whole = dtype.startswith(("int", "uint", "bool"))
+        made.append((np.zeros(shape) if whole else random.random(shape)).astype(dtype))
+    return made
+
+
+def _plain(model: Any, program: Program, kind: str) -> Any:
+    """The model without activations that grow; for Keras without code of the user's."""
+    if any(isinstance(x, DynamicRangeActivation) for x in program.layers().values()):
+        model = fold(model)
+        program = trace(model)
+    by_graph = program.functional is not None and saves_by_its_graph(model)
+    return functional(model) if kind == "keras" and not by_graph else model
+
+
+def _made(
+    model: Any, path: Path, kind: str, quantize: Any, inputs: list[Array], size: int | None
+) -> dict[str, Any]:
+    """Writes the file; returns how it is loaded, and what it holds."""
+    program = trace(model)
+    if kind == "keras":
+        model.save(path)
+        return {"load": lambda: in_keras(trace(keras.models.load_model(path)))}
+    if kind == "saved_model":
+        model.export(path, format="tf_saved_model", verbose=False)
+        return {"load": lambda: in_saved_model(path, program)}
+    shapes = [(size, *program.shapes[ref.index][1:]) for ref in program.inputs]
+    closed = closed_model(program, shapes)
+    if kind == "openvino":
+        closed.export(str(path), format="openvino", verbose=False)
+        return {"load": lambda: in_openvino(path, closed)}
+    start = [array[: size or 1] for array in inputs]
+    if kind == "onnx":
+        closed(keras.tree.pack_sequence_as(closed.input, start))  # Keras asks for a call before
+    runtime: Callable[[bytes, Any], Run] = {"litert": in_litert, "onnx": in_onnx}[kind]
+    content = _converted(closed, kind, runtime, start)
+    numbers: Mapping[str, int] = {}
+    if kind == "litert":
+        names = [tensor.name for tensor in closed.inputs]
+        count = len(inputs[0]) // (size or 1) * (size or 1)
+        given = [
+            {n: x[i : i + (size or 1)] for n, x in zip(names, inputs, strict=True)}
+            for i in range(0, count, size or 1)
+        ]
+        if quantize != "float32":
+            content = quantized_file(content, quantize, given)
+            numbers = stored_numbers(content)
+    path.write_bytes(content)
+    return {"load": lambda: runtime(content, closed), "numbers": numbers}
+
+
+def _converted(model: Any, kind: str, runtime: Callable[..., Run], start: list[Array]) -> bytes:
+    """The file of a model, which runs.
+
+    Raises:
+        ValueError: It can't be made, or its runtime can't run it. The layer is named.
+    """
+    made = _tried(model, kind, runtime, start)
+    if isinstance(made, Exception) and kind == "litert" and _unroll(model):
+        made = _tried(model, kind, runtime, start)
+    if isinstance(made, bytes):
+        return made
+    name = {"litert": "LiteRT", "onnx": "ONNX"}[kind]
+    open_sizes = [list(x.shape) for x in model.inputs if None in x.shape[1:]]
+    advice = [
+        f"Close the sizes that inputs leave open: {open_sizes}" * bool(open_sizes),
+        "Put another layer in the place of one that the runtime does not have, or export it to "
+        "another format",
+    ]
+    raise ValueError(
+        f"{name} can't hold the model '{model.name}': {_culprit(model, kind, runtime)}"
+        f"{_first_line(made)}. {'. '.join(filter(None, advice))}."
+    ) from made
+
+
+def _tried(
+    model: Any, kind: str, runtime: Callable[..., Run], start: list[Array]
+) -> bytes | Exception:
+    """The file of a model, or why it can't be made or run."""
+    logging.disable(logging.ERROR)  # tf2onnx logs what it raises
+    try:
+        content = exported(model, kind)
+        runtime(content, model)(start)
+    except Exception as error:  # a converter raises anything
+        return error
+    finally:
+        logging.disable(logging.NOTSET)
+    return content
+
+
+def _unroll(model: Any) -> bool:
+    """Unrolls the recurrent layers of a model, which is ours; whether there was one."""
+    found = [x for x in trace(model).layers().values() if getattr(x, "unroll", None) is False]
+    for layer in found:
+        layer.unroll = True
+    return bool(found)
+
+
+def _culprit(model: Any, kind: str, runtime: Callable[..., Run]) -> str:
+    """The first layer that can't be converted alone; one of each class is tried first."""
+    program = trace(model)
+    seen: set[type] = set()
+    calls: list[Call] = []
+    for call in program.calls:
+        calls.insert(len(calls) if type(call.operation) in seen else len(seen), call)
+        seen.add(type(call.operation))
+    for call in calls:
+        taken = {
+            ref.index: keras.Input(
+                batch_shape=program.shapes[ref.index], dtype=program.dtypes[ref.index]
+            )
+            for ref in call.inputs
+        }
+        args, kwargs = fill(call, taken)
+        outputs = keras.tree.flatten(call.operation(*args, **kwargs))
+        alone = keras.Model(list(taken.values()), outputs)
+        zeros = [
+            np.zeros([n or 8 for n in x.shape], keras.backend.standardize_dtype(x.dtype))
+            for x in alone.inputs
+        ]
+        alone(zeros)
+        if isinstance(_tried(alone, kind, runtime, zeros), Exception):
+            return f"layer '{call.path}' ({type(call.operation).__name__}) can't be converted. "
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {(lines or ['no words'])[0][:200]}".rstrip(".")
+
+
+def _compared(
+    program: Program,
+    load: Callable[[], Run],
+    kind: str,
+    quantize: Any,
+    inputs: list[Array],
+    size: int | None,
+) -> dict[str, Any]:
+    """What the runtime answers beside the model, and how fast.
+
+    Raises:
+        RuntimeError: A file of the same numbers answers otherwise.
+    """
+    began = time.perf_counter()
+    run = load()
+    loaded = time.perf_counter()
+    step = size or program.shapes[program.inputs[0].index][0] or 1
+    count = len(inputs[0]) // step * step
+    if not count:
+        raise ValueError(
+            f"A batch has {step} samples, and data have {len(inputs[0])}. Pass more, or "
+            "batch_size=1."
+        )
+    first = run([array[:step] for array in inputs])
+    answered = time.perf_counter()
+    found, times = [first], []
+    for start in range(step, count, step):
+        one = [array[start : start + step] for array in inputs]
+        since = time.perf_counter()
+        found.append(run(one))
+        times.append(time.perf_counter() - since)
+    one = [array[:step] for array in inputs]
+    while sum(times) < _SECONDS and len(times) < 200:
+        since = time.perf_counter()
+        run(one)
+        times.append(time.perf_counter() - since)
+    wanted = _answers(program, inputs, count)
+    made = [np.concatenate(own) for own in zip(*found, strict=True)]
+    difference, agreement = _differences(wanted, made, exact=quantize in (None, "float32"))
+    return {
+        "samples": count,
+        "difference": difference,
+        "agreement": agreement,
+        "load_seconds": loaded - began,
+        "first_seconds": answered - loaded,
+        "seconds": float(np.median(times)),
+    }
+
+
+def _answers(program: Program, inputs: list[Array], count: int) -> list[Array]:
+    run = in_keras(program)
+    step = program.shapes[program.inputs[0].index][0] or 32
+    parts = [run([x[i : min(i + step, count)] for x in inputs]) for i in range(0, count, step)]
+    return [np.concatenate(own) for own in zip(*parts, strict=True)]
+
+
+def _differences(
+    wanted: Sequence[Array], made: Sequence[Array], exact: bool
+) -> tuple[float, float | None]:
+    worst, same, decisions = 0.0, 0, 0
+    for number, (right, own) in enumerate(zip(wanted, made, strict=True)):
+        right, own = right.astype(np.float64), own.astype(np.float64).reshape(right.shape)
+        apart = float(np.abs(own - right).max(initial=0.0))
+        worst = max(worst, apart) if math.isfinite(apart) else math.inf
+        if exact and not apart <= FAR * max(float(np.abs(right).max(initial=0.0)), 1e-6):
+            raise RuntimeError(
+                f"The file answers otherwise than the model: output {number} differs by "
+                f"{apart:.3g}, of values up to {np.abs(right).max():.3g}. Nothing was written. "
+                "check=False writes it as it is."
+            )
+        if right.ndim > 1 and right.shape[-1] > 1:
+            equal = right.argmax(axis=-1) == own.argmax(axis=-1)
+        elif right.min(initial=0.0) >= 0 and right.max(initial=0.0) <= 1:
+            equal = (right > 0.5) == (own > 0.5)
+        else:
+            continue
+        same, decisions = same + int(equal.sum()), decisions + equal.size
+    return worst, same / decisions if decisions else None
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the nearest one around it that is there."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _bytes(path: Path) -> int:
+    if path.is_dir():
+        return sum(own.stat().st_size for own in path.rglob("*") if own.is_file())
+    with_weights = path.with_suffix(".bin")  # OpenVINO has two files
+    return path.stat().st_size + (with_weights.stat().st_size if with_weights.exists() else 0)
+
+
+def _move(made: Path, path: Path, kind: str) -> None:
+    if kind == "saved_model":
+        if path.exists():
+            path.rename(made.with_name("old"))
+        made.rename(path)
+        return
+    for own in sorted(made.parent.glob(f"{made.stem}.*")):
+        shutil.move(own, path.with_name(own.name))

@@ -1,0 +1,249 @@
+"""Packed files give the same bits back, are as small as their codes, and never do harm."""
+
+import hashlib
+import json
+import struct
+import zlib
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import layers
+
+import sgdap
+from sgdap.exporting import packing
+from sgdap.exporting.coding import DamagedError, Reader, coded
+from sgdap.quantization import PCM, Affine, ALaw, Binary, Codebook, MuLaw, Ternary
+from tests.models import assemble, convnet, examples_of_models, randomise
+from tests.test_random_graphs import RECIPES
+
+
+def bits_of(model):
+    return [np.asarray(w).tobytes() for w in model.get_weights()]
+
+
+def dense(rows=300, outputs=40) -> keras.Model:
+    return randomise(keras.Sequential([keras.Input((rows,)), layers.Dense(outputs)]))
+
+
+SCHEMES = [
+    *(Affine(bits=bits) for bits in (2, 4, 8)),
+    Affine(bits=4, per=32),
+    Affine(bits=8, per="tensor"),
+    Affine(bits=8, symmetric=False),
+    Affine(bits=4, power_of_two=True),
+    *(Binary(), Ternary(), Codebook(size=4), Codebook(size=16, per="tensor")),
+    *(PCM(), PCM(bits=3), MuLaw(), ALaw()),
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_codes_take_no_more_than_the_bits_that_the_scheme_counts(scheme, tmp_path):
+    model = sgdap.quantize(dense(), None, scheme, compensate=False)
+    plain = len(model.to_json()) + 40 * 4
+    written = sgdap.pack(model, tmp_path / "m.sgdap")
+    header = plain + 6 * scheme.levels  # how often each code comes
+    assert written <= scheme.bits_of((300, 40)) / 8 + header
+    assert written < 300 * 40 * 4 / 3
+    assert bits_of(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of(model)
+
+
+def test_zeros_take_next_to_nothing(tmp_path):
+    model = dense()
+    sizes = []
+    for share in (0.0, 0.9, 0.99):
+        kernel, bias = model.get_weights()
+        stay = np.abs(kernel) >= np.quantile(np.abs(kernel), share)
+        model.set_weights([np.where(stay, kernel, 0), bias])
+        sizes.append(sgdap.pack(model, tmp_path / "m.sgdap"))
+        assert bits_of(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of(model)
+    assert sizes[1] < sizes[0] / 4 and sizes[2] < sizes[1] / 3
+
+
+@pytest.mark.compiled
+@pytest.mark.hypothesis
+@pytest.mark.filterwarnings("ignore:Layer .* does not support masking:UserWarning")
+@pytest.mark.filterwarnings("ignore:You are using a softmax over axis:UserWarning")
+@given(st.integers(0, 3), RECIPES)
+@examples_of_models
+def test_random_models_come_back_to_the_bit(tmp_path_factory, spatial, recipe):
+    model = sgdap.functional(assemble(spatial, recipe))
+    path = tmp_path_factory.mktemp("packed") / "m.sgdap"
+    sgdap.pack(model, path)
+    own = {type(layer).__name__: type(layer) for layer in model.layers}
+    again = sgdap.unpack(path, custom_objects=own)
+    assert bits_of(again) == bits_of(model)
+    assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "mixed_float16"])
+def test_all_dtypes_come_back(dtype, tmp_path):
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(3, dtype=dtype)])
+    model.layers[0].kernel.assign(np.array([0.0, -0.0, 1e-7, -3, 2] * 3).reshape(5, 3))
+    sgdap.pack(model, tmp_path / "m.sgdap")
+    assert bits_of(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of(model)
+
+
+def test_what_floats_can_be_comes_back(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    values = np.array([[np.nan, np.inf], [-0.0, 0.0], [1e-45, -np.inf], [3.4e38, 0.1]], "float32")
+    model.layers[0].kernel.assign(values)
+    sgdap.pack(model, tmp_path / "m.sgdap")
+    assert bits_of(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of(model)
+
+
+def test_a_compiled_model_comes_back_compiled(tmp_path):
+    model = convnet(optimizer=keras.optimizers.SGD(0.125), metrics=["accuracy"])
+    sgdap.pack(model, tmp_path / "m.sgdap")
+    again = sgdap.unpack(tmp_path / "m.sgdap")
+    assert float(again.optimizer.learning_rate) == 0.125
+    assert again.loss == "sparse_categorical_crossentropy"
+
+
+@given(st.lists(st.integers(0, 700), max_size=300), st.binary(max_size=3))
+def test_symbols_come_back_and_nothing_more_is_read(numbers, rest):
+    symbols = np.array(numbers, np.uint16)
+    reader = Reader(coded(symbols) + rest)
+    assert reader.symbols(len(symbols)).tolist() == numbers
+    assert reader.left == len(rest)
+
+
+def test_frequent_symbols_take_their_entropy():
+    symbols = (np.random.default_rng(0).random(100_000) < 0.02).astype(np.uint16)
+    share = symbols.mean()
+    entropy = -(share * np.log2(share) + (1 - share) * np.log2(1 - share)) * len(symbols) / 8
+    assert len(coded(symbols)) < 1.01 * entropy + 60
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> bytes:
+    model = sgdap.quantize(convnet(), None, "ternary", compensate=False)
+    path = tmp_path_factory.mktemp("packed") / "m.sgdap"
+    sgdap.pack(model, path)
+    return path.read_bytes()
+
+
+def test_damaged_cut_and_foreign_files_are_refused_in_words(packed, tmp_path):
+    random = np.random.default_rng(0)
+    path = tmp_path / "m.sgdap"
+    for number in range(200):
+        wrong = bytearray(packed)
+        kind = number % 4
+        if kind == 0:  # some bytes are others
+            for place in random.integers(len(wrong), size=random.integers(1, 5)):
+                wrong[place] ^= int(random.integers(1, 256))
+        elif kind == 1:
+            wrong = wrong[: random.integers(len(wrong))]
+        elif kind == 2:
+            wrong += random.bytes(random.integers(1, 100))
+        else:
+            wrong = random.bytes(random.integers(200))
+        path.write_bytes(bytes(wrong))
+        with pytest.raises(ValueError, match="no file of sgdap.pack, or it is damaged"):
+            sgdap.unpack(path)
+
+
+def signed(whole: bytes) -> bytes:
+    """The same bytes with a checksum that is right, as one who means harm writes them."""
+    return whole[:-32] + hashlib.sha256(whole[:-32]).digest()
+
+
+def test_files_with_a_right_checksum_are_refused_in_words_too(packed, tmp_path):
+    """Whatever the content is: the model gets no memory, or other numbers."""
+    random = np.random.default_rng(1)
+    path = tmp_path / "m.sgdap"
+    refused = 0
+    for _ in range(60):
+        wrong = bytearray(packed)
+        for place in random.integers(8, len(wrong) - 32, size=3):
+            wrong[place] ^= int(random.integers(1, 256))
+        path.write_bytes(signed(bytes(wrong)))
+        try:
+            sgdap.unpack(path)
+        except ValueError:
+            refused += 1
+    assert refused > 20
+
+
+def changed(packed: bytes, change) -> bytes:
+    """The file with another index, and all sums right."""
+    head = struct.Struct("<8sQII")
+    magic, memory, _, length = head.unpack_from(packed)
+    index = json.loads(zlib.decompress(packed[head.size : head.size + length]))
+    memory = change(index) or memory
+    text = json.dumps(index).encode()
+    small = zlib.compress(text)
+    rest = packed[head.size + length :]
+    return signed(head.pack(magic, memory, len(text), len(small)) + small + rest)
+
+
+def test_an_architecture_of_more_weights_gets_no_memory(packed, tmp_path):
+    def wider(index):
+        for layer in index["model"]["config"]["layers"]:
+            if layer["config"].get("units") == 3:
+                layer["config"]["units"] = 1 << 40
+
+    (tmp_path / "m.sgdap").write_bytes(changed(packed, wider))
+    with pytest.raises(ValueError, match="its architecture has other weights than the file"):
+        sgdap.unpack(tmp_path / "m.sgdap")
+    with keras.StatelessScope():  # nothing waits for memory until another scope ends
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda index: 1 << 40, "takes 1,099,511,.* bytes of memory once it is unpacked, more"),
+        (lambda index: 1, "it takes more memory than it says"),
+        (lambda index: index["arrays"][0].update(shape=[1 << 50]), "more memory than it says"),
+        (lambda index: index["arrays"][0].update(dtype="object"), "damaged"),
+        (lambda index: index.pop("model") and None, "'model'"),
+        (lambda index: index.update(arrays=3), "damaged"),
+        (lambda index: index["model"].update(class_name="Nothing"), "The architecture in"),
+    ],
+)
+def test_an_index_that_lies_is_refused(change, message, packed, tmp_path):
+    (tmp_path / "m.sgdap").write_bytes(changed(packed, change))
+    with pytest.raises(ValueError, match=message):
+        sgdap.unpack(tmp_path / "m.sgdap")
+
+
+def test_a_later_version_says_so(packed, tmp_path):
+    (tmp_path / "m.sgdap").write_bytes(packed[:7] + b"\x02" + packed[8:])
+    with pytest.raises(ValueError, match="it is of version 2, and this sgdap reads 1"):
+        sgdap.unpack(tmp_path / "m.sgdap")
+
+
+def test_an_index_that_grows_without_end_is_not_read(packed, tmp_path):
+    bomb = zlib.compress(bytes(1 << 24))
+    head = struct.pack("<8sQII", packing.MAGIC, 100, 50, len(bomb))
+    (tmp_path / "m.sgdap").write_bytes(signed(head + bomb + bytes(32)))
+    with pytest.raises(ValueError, match="its index"):
+        sgdap.unpack(tmp_path / "m.sgdap")
+
+
+def test_symbols_that_no_encoder_wrote_are_refused():
+    for wrong in (b"", b"\x07" + bytes(20), coded(np.arange(40, dtype=np.uint16))[:-1]):
+        with pytest.raises(DamagedError):
+            Reader(wrong).symbols(40)
+
+
+def test_what_can_not_be_packed_is_refused(tmp_path):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.end = layers.Dense(2)
+
+        def call(self, x):
+            return self.end(x)
+
+    model = Own()
+    model(np.zeros((1, 4)))
+    with pytest.raises(ValueError, match=r"class of its own \(Own\).*sgdap.functional"):
+        sgdap.pack(model, tmp_path / "m.sgdap")
+    with pytest.raises(FileNotFoundError):
+        sgdap.unpack(tmp_path / "m.sgdap")
+    with pytest.raises(ValueError, match="memory_limit must be an integer"):
+        sgdap.unpack(tmp_path / "m.sgdap", memory_limit=0)
