@@ -25,6 +25,7 @@ from sgdap._keras.optimizers import (
     optimizer_variables,
     spares_weight_decay,
 )
+from sgdap._keras.variables import without_values
 from tests.models import convnet, digits_like
 
 ROOT = Path(sgdap.__file__).parent
@@ -626,3 +627,12 @@ def test_weights_are_not_apart_where_norms_tie_them_or_the_optimizer_is_not_know
     known = [getattr(keras.optimizers, name)() for name in ("Muon", "Lamb", "Adafactor")]
     tied = [keras.optimizers.Adam(clipnorm=1.0), keras.optimizers.SGD(global_clipnorm=1.0)]
     assert not any(keeps_weights_apart(optimizer) for optimizer in [*known, *tied, Own()])
+
+
+def test_variables_can_be_made_without_memory():
+    with without_values():
+        layer = layers.Dense(1 << 40)
+        layer.build((None, 1 << 20))
+        assert tuple(layer.kernel.shape) == (1 << 20, 1 << 40)
+    with keras.StatelessScope():  # it gives memory to what waits for it when it ends
+        pass
