@@ -34,7 +34,7 @@ from sgdap.execution.runtimes import (
 from sgdap.exporting.litert import KINDS, quantized_file, stored_numbers
 from sgdap.exporting.report import ExportReport
 from sgdap.layers import DynamicRangeActivation, fold
-from sgdap.model.functional import functional, saves_by_its_graph
+from sgdap.model.functional import functional, functional_with, saves_by_its_graph
 from sgdap.model.program import Call, Program, fill
 from sgdap.model.tracing import trace
 
@@ -211,12 +211,32 @@ def _inputs(program: Program, data: Any, samples: int | None) -> list[Array]:
 
 
 def _plain(model: Any, program: Program, kind: str) -> Any:
-    """The model without activations that grow; for Keras without code of the user's."""
+    """A model of layers that the format has: none that grows, for Keras no code of the user's."""
     if any(isinstance(x, DynamicRangeActivation) for x in program.layers().values()):
         model = fold(model)
         program = trace(model)
-    by_graph = program.functional is not None and saves_by_its_graph(model)
-    return functional(model) if kind == "keras" and not by_graph else model
+    if kind == "keras":
+        by_graph = program.functional is not None and saves_by_its_graph(model)
+        return model if by_graph else functional(model)
+    fixed = {
+        path: [keras.layers.Rescaling(*_scale_and_offset(layer), name=layer.name)]
+        for path, layer in program.layers().items()
+        if isinstance(layer, keras.layers.Normalization) and _is_per_channel(layer)
+    }
+    # Converters to ONNX take what a Normalization holds, which are no variables, for inputs.
+    return functional_with(program, fixed) if kind == "onnx" and fixed else model
+
+
+def _is_per_channel(layer: Any) -> bool:
+    shape = np.shape(layer.mean)
+    return not layer.invert and bool(shape) and np.size(layer.mean) == shape[-1]
+
+
+def _scale_and_offset(layer: Any) -> tuple[list[float], list[float]]:
+    """What a normalisation by known numbers multiplies each channel with, and adds."""
+    mean, variance = (np.asarray(x, np.float64).reshape(-1) for x in (layer.mean, layer.variance))
+    scale = 1 / np.maximum(np.sqrt(variance), keras.config.epsilon())
+    return scale.tolist(), (-mean * scale).tolist()
 
 
 def _made(
