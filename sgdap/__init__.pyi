@@ -39,6 +39,7 @@ from .planning import Plan as Plan
 from .planning import Sensitivity as Sensitivity
 from .planning import plan_removal as plan_removal
 from .quantization import quantize as quantize
+from .quantization_callback import QuantizationCallback as QuantizationCallback
 from .report import Inspection as Inspection
 from .report import Profile as Profile
 from .report import inspect as inspect
@@ -85,6 +86,7 @@ __all__ = [
     "OneShot",
     "Plan",
     "Profile",
+    "QuantizationCallback",
     "RandomGuidance",
     "Round",
     "RunSummary",

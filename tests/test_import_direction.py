@@ -28,7 +28,15 @@ STEPS = [
     "quantization",
     "training",
 ]
-ENTRANCES = {"callback", "sparsity_callback", "one_shot", "cli", "__init__", "__main__"}
+ENTRANCES = {
+    "callback",
+    "sparsity_callback",
+    "quantization_callback",
+    "one_shot",
+    "cli",
+    "__init__",
+    "__main__",
+}
 ON_TOP = {*ENTRANCES, "layers", "report", "exporting", "demo", "datasets", "testing"}
 
 

@@ -24,6 +24,7 @@ from sgdap._keras.optimizers import (
 )
 from sgdap.model.kernels import not_zero
 from sgdap.surgery.train_step import put_around_train_step, take_from_train_step
+from sgdap.training.replicas import on_each_device
 from sgdap.weights.kernels import Kernel
 
 Masks = Mapping[str, npt.NDArray[np.bool_]]
@@ -141,9 +142,9 @@ class Masking:
         with self._seeing_gradients():
             logs = step(data)
         held = self._held()  # an optimizer may have been built in the step
-        _on_each_device(_set_to_zero, [v.value for v, _ in held], [self._masks[p] for _, p in held])
+        on_each_device(_set_to_zero, [v.value for v, _ in held], [self._masks[p] for _, p in held])
         if self._watch is not None:
-            _on_each_device(_add, [self._steps], [tf.ones((), tf.int64)])
+            on_each_device(_add, [self._steps], [tf.ones((), tf.int64)])
         return logs
 
     def _held(self) -> list[tuple[Any, str]]:
@@ -217,7 +218,7 @@ class Masking:
             tf.cast(self._watch(tf.convert_to_tensor(v.value), gradient / scale), tf.float32)
             for (v, _, _), gradient in zip(found, gradients, strict=True)
         ]
-        _on_each_device(_add, [self._sums[path] for _, path, _ in found], watched)
+        on_each_device(_add, [self._sums[path] for _, path, _ in found], watched)
 
 
 def _masked_gradient(gradient: Any, mask: Any) -> Any:
@@ -238,26 +239,3 @@ def _set_to_zero(variable: Any, mask: Any) -> None:
 
 def _add(variable: Any, value: Any) -> None:
     variable.assign_add(value)
-
-
-def _on_each_device(
-    update: Callable[[Any, Any], None], variables: Sequence[Any], values: Sequence[Any]
-) -> None:
-    """Updates variables in a train step, each copy of them on its device.
-
-    Args:
-        update: Updates a variable by a value.
-        variables: The variables.
-        values: A variable or tensor for each, the same in all replicas.
-    """
-    replica = tf.distribute.get_replica_context()
-    if replica.num_replicas_in_sync == 1:
-        for variable, value in zip(variables, values, strict=True):
-            update(variable, value)
-        return
-
-    def on_all(strategy: Any, values: Any) -> None:
-        for variable, value in zip(variables, values, strict=True):
-            strategy.extended.update(variable, update, args=(value,), group=False)
-
-    replica.merge_call(on_all, args=(list(values),))
