@@ -7,6 +7,8 @@ from . import layers as layers
 from . import quantization as quantization
 from . import statistics as statistics
 from . import testing as testing
+from .bridge import from_tf_keras as from_tf_keras
+from .bridge import to_tf_keras as to_tf_keras
 from .callback import SGDAPCallback as SGDAPCallback
 from .channels import ChannelGraph as ChannelGraph
 from .channels import ChannelGroup as ChannelGroup
@@ -99,6 +101,7 @@ __all__ = [
     "datasets",
     "distill",
     "fold",
+    "from_tf_keras",
     "functional",
     "guidance",
     "inspect",
@@ -114,4 +117,5 @@ __all__ = [
     "sparsify",
     "statistics",
     "testing",
+    "to_tf_keras",
 ]

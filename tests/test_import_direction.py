@@ -26,6 +26,7 @@ STEPS = [
     "weights",
     "sparsity",
     "quantization",
+    "bridge",
     "training",
 ]
 ENTRANCES = {"callback", "sparsity_callback", "one_shot", "cli", "__init__", "__main__"}
@@ -84,4 +85,4 @@ def test_tensorflow_is_imported_where_models_run_or_train_only():
         for path in ROOT.rglob("*.py")
         if any(name.split(".")[0] == "tensorflow" for name in names_imported_by(path))
     }
-    assert importing == {"execution", "training", "layers"}
+    assert importing == {"execution", "training", "layers", "bridge"}
