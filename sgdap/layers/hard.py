@@ -55,8 +55,8 @@ class Hardening:
     Attributes:
         replaced: The activations that each layer had and has, by its path: `"silu → hard_silu"`.
         divergence: How far the outputs are from those of the given model, on the data, before and
-            after the refit: for outputs that are probabilities the Kullback-Leibler divergence,
-            for others the squared error in units of their variance, summed. None without data.
+            after the refit, as in `sgdap.distill` at temperature 1: the Kullback-Leibler divergence
+            of outputs that are probabilities, the mean squared error of others. None without data.
         loss: What the model's `evaluate` gives as its loss: of the given model, before and after
             the refit. None without targets or a compiled loss.
     """
@@ -71,14 +71,12 @@ class Hardening:
         lines = []
         if self.divergence is not None:
             first, last = self.divergence
-            lines.append(
-                f"Divergence from the given model: {first:.3g}, after the refit {last:.3g}."
-            )
+            told = f"{first:.3g}, after the refit {last:.3g}"
+            lines.append(f"Divergence from the given model: {told}.")
         if self.loss is not None:
             own, first, last = self.loss
-            lines.append(
-                f"Loss: {own:.4g}, with hard activations {first:.4g}, refitted {last:.4g}."
-            )
+            told = f"{own:.4g}, with hard activations {first:.4g}, refitted {last:.4g}"
+            lines.append(f"Loss: {told}.")
         title = "Activations replaced"
         return table_text(title, ["layer"], ["activation"], "", rows, lines, terminal_width(100))
 
@@ -273,7 +271,7 @@ def _refitted(model: Any, new: Any, data: Any, replaced: Mapping[str, str]) -> H
 
     known = y is not None and model.compiled and bool(model.loss)
     first = apart()
-    losses = [loss(model), loss(new)] if known else []
+    losses = (loss(model), loss(new)) if known else None
     distill(new, model, (x,) if weights is None else (x, y, weights))
-    told = (*losses, loss(new)) if known else None
+    told = None if losses is None else (*losses, loss(new))
     return Hardening(replaced, (first, apart()), told)
