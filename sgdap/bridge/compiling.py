@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import keras
 
 from sgdap.bridge.configs import instance
 from sgdap.bridge.sides import NotConvertibleError, Sides
@@ -24,7 +26,7 @@ def compile_alike(model: Any, made: Any, sides: Sides) -> None:
         return
     try:
         arguments = {
-            "optimizer": instance(config["optimizer"], "optimizers", sides),
+            "optimizer": _optimizer(config["optimizer"], made, sides),
             "loss": _each(config.get("loss"), "losses", sides),
             "metrics": _each(config.get("metrics"), "metrics", sides),
             "weighted_metrics": _each(config.get("weighted_metrics"), "metrics", sides),
@@ -32,6 +34,24 @@ def compile_alike(model: Any, made: Any, sides: Sides) -> None:
     except NotConvertibleError:
         return
     made.compile(**arguments, loss_weights=config.get("loss_weights"))
+
+
+def _optimizer(value: Any, made: Any, sides: Sides) -> Any:
+    """The optimizer of the other package, which scales the loss where layers have 16 bits."""
+    if isinstance(value, Mapping) and value["class_name"].startswith("LossScaleOptimizer"):
+        value = value["config"]["inner_optimizer"]
+    optimizer = sides.target.optimizers.get(instance(value, "optimizers", sides))
+    if not any(layer.compute_dtype == "float16" for layer in _layers_of(made)):
+        return optimizer
+    scaling = sides.target.optimizers if sides.target is keras else sides.target.mixed_precision
+    return scaling.LossScaleOptimizer(optimizer)
+
+
+def _layers_of(model: Any) -> Iterator[Any]:
+    for layer in model.layers:
+        yield layer
+        if hasattr(layer, "layers"):
+            yield from _layers_of(layer)
 
 
 def _config_of(model: Any) -> Mapping[str, Any] | None:

@@ -8,7 +8,16 @@ from keras import layers
 
 import sgdap
 from tests.bridge.comparing import assert_same_outputs, inputs_of, outputs_of
-from tests.models import assemble, convnet, digits_like, examples_of_models, mlp, randomise, samples
+from tests.models import (
+    assemble,
+    convnet,
+    digits_like,
+    examples_of_models,
+    mlp,
+    outputs,
+    randomise,
+    samples,
+)
 
 
 def both_ways(model: keras.Model, x):
@@ -140,6 +149,24 @@ def test_a_loss_of_ones_own_is_left_out_with_all_that_compile_takes():
 
     model.compile("sgd", own)
     assert getattr(sgdap.to_tf_keras(model), "optimizer", None) is None
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_half_precision_goes_over_with_its_scaled_loss(scaled: bool):
+    tensor = keras.Input((6,))
+    x = layers.Dense(5, "relu", dtype="mixed_float16")(tensor)
+    inner = keras.Sequential([keras.Input((5,)), layers.Dense(4, dtype="mixed_float16")])
+    model = randomise(keras.Model(tensor, layers.Dense(2, dtype="float32")(inner(x))))
+    adam = keras.optimizers.Adam(0.01)
+    model.compile(keras.optimizers.LossScaleOptimizer(adam) if scaled else adam, "mse")
+    there = sgdap.to_tf_keras(model)
+    back = sgdap.from_tf_keras(there)
+    x = samples(model)
+    for made in (there, back):
+        assert type(made.optimizer).__name__.startswith("LossScaleOptimizer")
+        assert made.layers[1].compute_dtype == "float16"
+        np.testing.assert_allclose(made(x), outputs(model, x), atol=2e-3)
+        made.fit(x, np.zeros((8, 2)), verbose=0)
 
 
 def test_a_model_with_a_call_of_its_own_goes_over_as_a_functional_one():
