@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -139,6 +140,16 @@ def _swapped(x: Any, first: int, second: int) -> list[int]:
     return axes
 
 
+def _moved(x: Any, source: Any, destination: Any) -> list[int]:
+    """The order of a tensor's axes with some of them moved."""
+    rank = len(x.shape)
+    given, wanted = ([axis % rank for axis in np.ravel(axes)] for axes in (source, destination))
+    order = [axis for axis in range(rank) if axis not in given]
+    for place, axis in sorted(zip(wanted, given, strict=True)):
+        order.insert(place, axis)
+    return [int(axis) for axis in order]
+
+
 def _squeezed(x: Any, axis: Any = None) -> Any:
     return tf.squeeze(x, [axis] if isinstance(axis, int) else axis)
 
@@ -184,6 +195,13 @@ _ARITHMETIC = {
 
 _OF_KERAS: dict[str, Function] = {
     **_ARITHMETIC,
+    "Equal": lambda x1, x2: tf.equal(x1, x2),
+    "NotEqual": lambda x1, x2: tf.not_equal(x1, x2),
+    "Any": _reduction(tf.reduce_any),
+    "All": _reduction(tf.reduce_all),
+    "LogicalAnd": lambda x1, x2: tf.logical_and(x1, x2),
+    "LogicalOr": lambda x1, x2: tf.logical_or(x1, x2),
+    "LogicalNot": _elementwise(tf.logical_not),
     "Greater": lambda x1, x2: x1 > x2,
     "GreaterEqual": lambda x1, x2: x1 >= x2,
     "Less": lambda x1, x2: x1 < x2,
@@ -207,6 +225,7 @@ _OF_KERAS: dict[str, Function] = {
     "Relu6": _elementwise(tf.nn.relu6),
     "Silu": _elementwise(lambda x: x * tf.sigmoid(x)),
     "Softplus": _elementwise(tf.nn.softplus),
+    "LogSigmoid": _elementwise(tf.math.log_sigmoid),
     "Elu": lambda x, alpha=1.0: tf.where(x > 0, x, alpha * (tf.exp(tf.minimum(x, 0.0)) - 1.0)),
     "Selu": _elementwise(tf.nn.selu),
     "LeakyRelu": lambda x, negative_slope=0.2: tf.nn.leaky_relu(x, negative_slope),
@@ -224,6 +243,7 @@ _OF_KERAS: dict[str, Function] = {
     "Std": _reduction(tf.math.reduce_std),
     "Reshape": lambda x, newshape: tf.reshape(x, [-1 if n is None else n for n in newshape]),
     "Transpose": _transposed,
+    "Moveaxis": lambda x, source, destination: tf.transpose(x, _moved(x, source, destination)),
     "Swapaxes": lambda x, axis1, axis2: tf.transpose(x, _swapped(x, axis1, axis2)),
     "Squeeze": _squeezed,
     "ExpandDims": _expanded,
@@ -328,6 +348,14 @@ _OF_TENSORFLOW: dict[str, Function] = {
     "pow": _of_two(ops.power),
     "maximum": _of_two(ops.maximum),
     "minimum": _of_two(ops.minimum),
+    "equal": _of_two(ops.equal),
+    "not_equal": _of_two(ops.not_equal),
+    "reduce_any": _folded(ops.any),
+    "reduce_all": _folded(ops.all),
+    "logical_and": _of_two(ops.logical_and),
+    "logical_or": _of_two(ops.logical_or),
+    "logical_not": _of_one(ops.logical_not),
+    "log_sigmoid": _of_one(ops.log_sigmoid),
     "greater": _of_two(ops.greater),
     "greater_equal": _of_two(ops.greater_equal),
     "less": _of_two(ops.less),

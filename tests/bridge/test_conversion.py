@@ -287,13 +287,17 @@ def test_the_random_state_of_the_process_stays():
 
 
 GOES_OVER = """
-    activation add attention average average_pooling batch_normalization bidirectional cells
-    concatenate convolution cropping dense depthwise_convolution dot einsum_dense embedding flatten
-    global_average_pooling group_normalization layer_normalization leaky_relu masking max_pooling
-    maximum multi_head_attention multiply nested operator ops_clip ops_concatenate ops_flip ops_pad
-    ops_reshape_split ops_slice_channels ops_split ops_stack ops_transpose permute prelu recurrent
-    repeat_vector reshape separable_convolution shared subtract time_distributed
-    transposed_convolution up_sampling zero_padding
+    activation activity_regularization add alpha_dropout attention average average_pooling
+    batch_normalization bidirectional cells concatenate convolution convolutional_recurrent cropping
+    dense depthwise_convolution dot dropout einsum_dense elu embedding flatten gaussian_dropout
+    gaussian_noise global_average_pooling global_max_pooling group_normalization grouped
+    grouped_convolution identity image layer_normalization leaky_relu masking max_pooling maximum
+    minimum multi_head_attention multiply nested normalization operator ops_broadcast ops_clip
+    ops_compare ops_concatenate ops_constant ops_expand ops_flip ops_pad ops_power
+    ops_reshape_all ops_reshape_split ops_slice_channels ops_slice_positions ops_split
+    ops_stack ops_swapaxes ops_transpose ops_unary ops_where permute prelu recurrent relu
+    repeat_vector rescaling reshape separable_convolution shared spatial_dropout subtract
+    time_distributed transposed_convolution unit_normalization up_sampling zero_padding
 """.split()
 """Steps of random models all of whose layers and operations have equals."""
 

@@ -21,6 +21,12 @@ OPERATIONS = {
     "reshape": lambda x: ops.reshape(x, (-1, 24)),
     "transpose": lambda x: ops.transpose(x, (0, 2, 1)),
     "swapaxes": lambda x: ops.swapaxes(x, 1, -1),
+    "moveaxis": lambda x: ops.moveaxis(x[..., None], (1, -1), (-1, 2)),
+    "equality": lambda x: ops.cast(
+        ops.any(ops.equal(x, ops.relu(x)), -1)
+        | (ops.all(ops.logical_not(ops.not_equal(x, abs(x))), axis=-1) & (x[..., 0] > 0)),
+        "float32",
+    ),
     "slices": lambda x: x[:, 1:3, ::2],
     "an index": lambda x: x[:, 1],
     "a new axis": lambda x: x[..., None],
@@ -32,7 +38,8 @@ OPERATIONS = {
     "softmax": lambda x: ops.softmax(x, 1) + ops.log_softmax(x),
     "gelu": lambda x: ops.gelu(x) + ops.gelu(x, False),
     "relus": lambda x: ops.relu(x) + ops.relu6(x) + ops.leaky_relu(x) + ops.elu(x) + ops.selu(x),
-    "smooth": lambda x: ops.tanh(x) + ops.sigmoid(x) + ops.silu(x) + ops.softplus(x),
+    "smooth": lambda x: ops.tanh(x) + ops.sigmoid(x) + ops.silu(x),
+    "soft": lambda x: ops.softplus(x) + ops.log_sigmoid(2 * x),
     "hard": lambda x: ops.hard_sigmoid(x) + ops.hard_silu(x),
     "concatenate": lambda x: ops.concatenate([x, x], 1),
     "stack": lambda x: ops.stack([x, x], 1),
