@@ -104,6 +104,9 @@ def from_tf_keras(model: Any) -> Any:
     return made
 
 
+_HINT = " sgdap.functional(model) may write layers with a `call` of their own as others."
+
+
 @dataclass(frozen=True, eq=False)
 class _Part:
     """What stands for a layer, model or operation in the new model.
@@ -149,6 +152,7 @@ class _Conversion:
             raise ValueError(
                 f"Model '{model.name}' can't be converted to {self._sides.target_name}, because of "
                 f"{'; '.join(told)}. Replace or remove these layers, then convert."
+                f"{_HINT if self._sides.source is keras else ''}"
             )
         made = self._built(model)
         trained = {id(weight) for weight in model.trainable_weights}

@@ -215,6 +215,24 @@ def test_all_that_has_no_equal_is_named_before_anything_is_made():
         assert word in str(error.value)
 
 
+def test_a_layer_of_ones_own_goes_over_as_what_it_calls():
+    class Block(keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dense = layers.Dense(4, "relu", name="inside")
+
+        def build(self, input_shape):
+            self.dense.build(input_shape)
+
+        def call(self, x):
+            return self.dense(x) + x
+
+    model = keras.Sequential([keras.Input((4,)), Block(name="block"), layers.Dense(2, name="end")])
+    with pytest.raises(ValueError, match="'block'.*sgdap.functional"):
+        sgdap.to_tf_keras(model)
+    both_ways(sgdap.functional(randomise(model)), samples(model))
+
+
 def test_a_layer_of_the_other_side_without_an_equal_is_named():
     model = tf_keras.Sequential(
         [tf_keras.Input((6, 2)), tf_keras.layers.LocallyConnected1D(3, 2, name="local")]
