@@ -93,7 +93,8 @@ def tf_keras_graph_of(model: Any, package: Any) -> Graph | None:
         package: `tf_keras`.
     """
     own = package.Sequential if isinstance(model, package.Sequential) else package.Model
-    functional = type(package.Model(tensor := package.Input(()), tensor))
+    tensor = package.Input((), name="input")  # with names, nothing is counted
+    functional = type(package.Model(tensor, tensor, name="identity"))
     graphlike = isinstance(model, (functional, package.Sequential)) and model.inputs
     if not graphlike or type(model).call not in (functional.call, own.call):
         return None

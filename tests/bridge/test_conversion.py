@@ -87,6 +87,28 @@ def test_a_frozen_model_of_keras_2_freezes_the_layers_in_it():
     assert len(model.trainable_weights) == len(sgdap.from_tf_keras(model).trainable_weights) == 2
 
 
+def test_a_sequential_model_of_keras_2_that_a_call_built_comes_over():
+    model = tf_keras.Sequential(
+        [tf_keras.layers.Dense(4, "relu", name="hidden"), tf_keras.layers.Dense(2, name="end")]
+    )
+    x = np.random.default_rng(0).normal(size=(3, 5)).astype("float32")
+    model(x)
+    made = sgdap.from_tf_keras(model)
+    assert_same_outputs(model, made, x)
+    assert [layer.name for layer in made.layers] == ["hidden", "end"]
+
+
+def test_no_numbers_of_names_are_used_up():
+    def number() -> int:
+        tensor = tf_keras.Input((), name="input")
+        return int("0" + tf_keras.Model(tensor, tensor).name.removeprefix("model").strip("_"))
+
+    old = tf_keras.Sequential([tf_keras.Input((3,)), tf_keras.layers.Dense(2)])
+    before = number()
+    sgdap.to_tf_keras(sgdap.from_tf_keras(old))
+    assert number() == before + 1
+
+
 def test_a_frozen_cell_keeps_its_weights_and_its_place():
     cells = [layers.LSTMCell(4, name="first"), layers.LSTMCell(4, name="second")]
     cells[0].trainable = False
