@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from sgdap.bridge.sides import NotConvertibleError, Sides
 
@@ -51,8 +52,6 @@ def other_name(name: str | None, sides: Sides) -> str | None:
 
 
 def _values(package: Any, name: str) -> Any:
-    import tensorflow as tf
-
     try:
         return np.array(package.activations.get(name)(tf.constant(_GRID)))
     except Exception:  # the package has no such name

@@ -195,6 +195,10 @@ class _Conversion:
         paths = self._problems.setdefault((type(operation).__name__, why), [])
         paths += [f"'{path}'"] if f"'{path}'" not in paths else []
 
+    def _count(self) -> int:
+        """How many layers and operations have no equal, so far."""
+        return sum(map(len, self._problems.values()))
+
     def _key(self, node: Node) -> int:
         """The number of what one part stands for: a layer, or one call of an operation."""
         return id(node) if self._is_function(node.operation) else id(node.operation)
@@ -228,9 +232,9 @@ class _Conversion:
     def _inside(self, layer: Any, path: str) -> Any:
         """The equal of a layer inside another one, which copies its weights."""
         if isinstance(layer, self._sides.source.Model):
-            before = len(self._problems)
+            before = self._count()
             self._prepare(layer, f"{path}/{layer.name}/")
-            if len(self._problems) > before:
+            if self._count() > before:
                 raise NotConvertibleError("what stands in the model inside it")
             return self._built(layer)
         name = layer.name.removeprefix("forward_").removeprefix("backward_")
@@ -290,7 +294,13 @@ class _Conversion:
         for node in graph.nodes:
             args = [renewed(argument) for argument in node.args]
             kwargs = {k: renewed(v) for k, v in node.kwargs.items() if v is not None}
-            made = tf.nest.flatten(self._parts[self._key(node)].call(*args, **kwargs))
+            try:
+                made = tf.nest.flatten(self._parts[self._key(node)].call(*args, **kwargs))
+            except Exception as error:
+                raise ValueError(
+                    f"'{node.operation.name}' (of class {type(node.operation).__name__}) can't be "
+                    f"called in {self._sides.target_name} as the model calls it: {error}"
+                ) from error
             tensors.update(zip(map(id, node.outputs), made, strict=True))
         return renewed(graph.outputs)
 

@@ -30,6 +30,9 @@ SAME = frozenset(
 )
 """Names of the layer classes that compute the same in both packages."""
 
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos3", "lanczos5")
+"""Ways to make images of other sizes that both packages know."""
+
 _INSIDE = {
     "Bidirectional": ("forward_layer", "backward_layer"),
     "RNN": ("cell",),
@@ -86,6 +89,8 @@ def other_layer(
     config["name"] = name
     if "dtype" in config:
         config["dtype"] = dtype_name(config["dtype"])
+    if config.get("interpolation", "nearest") not in _INTERPOLATIONS:
+        raise NotConvertibleError(f"there is no interpolation={config['interpolation']!r}")
     if class_name == "BatchNormalization" and not isinstance(config["axis"], int):
         (config["axis"],) = config["axis"]
     tail = None

@@ -237,6 +237,56 @@ def test_all_that_has_no_equal_is_named_before_anything_is_made():
         assert word in str(error.value)
 
 
+def test_layers_alike_in_several_models_inside_wrappers_are_all_named():
+    @keras.saving.register_keras_serializable("tests.bridge")
+    class Strange(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+    def inside(name: str) -> keras.Model:
+        return keras.Sequential([keras.Input((4,)), Strange(name=name)], name=f"with_{name}")
+
+    model = keras.Sequential(
+        [
+            keras.Input((5, 4)),
+            layers.TimeDistributed(inside("one"), name="first"),
+            layers.TimeDistributed(inside("two"), name="second"),
+        ]
+    )
+    with pytest.raises(ValueError, match="'first/with_one/one', 'second/with_two/two' .of class S"):
+        sgdap.to_tf_keras(model)
+
+
+def test_an_argument_that_the_other_class_does_not_take_is_named():
+    layer = layers.Resizing(8, 8, pad_to_aspect_ratio=True, name="padded")
+    model = keras.Sequential([keras.Input((4, 4, 3)), layer])
+    with pytest.raises(ValueError, match="'padded' .of class Resizing.*pad_to_aspect_ratio=True"):
+        sgdap.to_tf_keras(model)
+
+
+@pytest.mark.parametrize("name", ["UpSampling2D", "Resizing"])
+def test_a_value_that_the_other_class_does_not_know_is_named(name: str):
+    sizes = {"UpSampling2D": ((2, 2),), "Resizing": (8, 8)}[name]
+    layer = getattr(tf_keras.layers, name)(*sizes, interpolation="area", name="big")
+    model = tf_keras.Sequential([tf_keras.Input((4, 4, 3)), layer])
+    with pytest.raises(ValueError, match=rf"'big' .of class {name}.*interpolation='area'"):
+        sgdap.from_tf_keras(model)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "lanczos3", "lanczos5"])
+def test_images_are_resized_in_the_same_way(interpolation: str):
+    layer = layers.Resizing(7, 9, interpolation)
+    model = keras.Sequential([keras.Input((4, 4, 3)), layer])
+    both_ways(model, inputs_of(model))
+
+
+def test_a_call_that_the_other_class_does_not_take_is_named():
+    x, mask = keras.Input((5, 8)), keras.Input((5,), dtype="bool")
+    y = layers.MultiHeadAttention(2, 4, name="attention")(x, x, query_mask=mask)
+    with pytest.raises(ValueError, match="'attention' .of class MultiHeadAttention. can't be"):
+        sgdap.to_tf_keras(keras.Model([x, mask], y))
+
+
 def test_a_layer_of_ones_own_goes_over_as_what_it_calls():
     class Block(keras.layers.Layer):
         def __init__(self, **kwargs):
