@@ -7,6 +7,8 @@ from . import layers as layers
 from . import quantization as quantization
 from . import statistics as statistics
 from . import testing as testing
+from .bridge import from_tf_keras as from_tf_keras
+from .bridge import to_tf_keras as to_tf_keras
 from .callback import SGDAPCallback as SGDAPCallback
 from .channels import ChannelGraph as ChannelGraph
 from .channels import ChannelGroup as ChannelGroup
@@ -107,6 +109,7 @@ __all__ = [
     "distill",
     "export",
     "fold",
+    "from_tf_keras",
     "functional",
     "guidance",
     "inspect",
@@ -123,5 +126,6 @@ __all__ = [
     "sparsify",
     "statistics",
     "testing",
+    "to_tf_keras",
     "unpack",
 ]

@@ -105,6 +105,7 @@ class QuantizationCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Checks everything; nothing is changed."""
         check_backend("sgdap.QuantizationCallback")
+        self._stop()  # what an earlier fit left that broke off
         before, after = _keras.callbacks_beside(self)
         for other in (*before, *after):
             if isinstance(other, (QuantizationCallback, SparsityCallback)):

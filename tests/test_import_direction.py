@@ -26,6 +26,7 @@ STEPS = [
     "weights",
     "sparsity",
     "quantization",
+    "bridge",
     "training",
 ]
 ENTRANCES = {
@@ -92,4 +93,4 @@ def test_tensorflow_is_imported_where_models_run_or_train_only():
         for path in ROOT.rglob("*.py")
         if any(name.split(".")[0] == "tensorflow" for name in names_imported_by(path))
     }
-    assert importing == {"execution", "training", "layers"}
+    assert importing == {"execution", "training", "layers", "bridge"}

@@ -13,6 +13,7 @@ from sgdap.distillation.options import DistillationOptions
 from sgdap.distillation.teaching import Teaching, check_is_model
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import can_be_read_again, comes_in_batches
+from sgdap.model.tracing import check_is_no_tf_keras
 
 
 class DistillationCallback(keras.callbacks.Callback):
@@ -92,6 +93,11 @@ class DistillationCallback(keras.callbacks.Callback):
         self.teacher = teacher
         self._teaching: Teaching | None = None
         self._fitted = False
+
+    def set_model(self, model: Any) -> None:
+        """Takes the model that Keras trains; refuses one of Keras 2, which has other callbacks."""
+        check_is_no_tf_keras(model)
+        super().set_model(model)
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Checks that the teacher fits and begins to teach."""

@@ -16,7 +16,7 @@ from sgdap.distillation.instead import Instead
 from sgdap.distillation.options import DistillationOptions
 from sgdap.distillation.terms import Term, answers, divergence, terms_of
 from sgdap.model.program import Program, Ref
-from sgdap.model.tracing import trace
+from sgdap.model.tracing import check_is_no_tf_keras, trace
 from sgdap.surgery.train_step import put_around_train_step, take_from_train_step
 
 _ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
@@ -192,6 +192,7 @@ def check_is_model(teacher: Any) -> None:
     Raises:
         TypeError: It is something else.
     """
+    check_is_no_tf_keras(teacher)
     if not isinstance(teacher, keras.Model):
         raise TypeError(
             f"teacher must be a keras.Model. Received: {shown(teacher)} (of type "

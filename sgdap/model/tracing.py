@@ -27,8 +27,8 @@ def check_is_no_tf_keras(model: Any) -> None:
     """
     if any(base.__module__.split(".")[0] == "tf_keras" for base in type(model).__mro__):
         raise TypeError(
-            f"'{model.name}' is a model of tf_keras (Keras 2), and sgdap needs one of Keras 3. "
-            "Build it with `import keras`, without TF_USE_LEGACY_KERAS, and load its weights."
+            f"Received a tf_keras model, '{model.name}', and sgdap needs one of Keras 3: convert "
+            "it with sgdap.from_tf_keras(model)."
         )
 
 

@@ -183,6 +183,7 @@ def check_teacher(teacher: Any) -> None:
     Raises:
         TypeError: It is neither a model nor True nor None.
     """
+    check_is_no_tf_keras(teacher)
     if teacher is not None and teacher is not True and not isinstance(teacher, keras.Model):
         raise TypeError(
             "teacher must be a keras.Model, True for the model as fit is given it, or None. "

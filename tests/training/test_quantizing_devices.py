@@ -1,0 +1,15 @@
+"""On two devices kernels lie on the lattices that they lie on with one."""
+
+import numpy as np
+import pytest
+
+
+@pytest.mark.xdist_group("devices")
+def test_two_devices_hold_the_levels_of_one(devices):
+    for one, two in (own.values() for own in devices.found_by(MODULE).values()):
+        assert one["levels"] == two["levels"] == 3
+        assert two["apart"] == 0
+        np.testing.assert_allclose(one["weights"], two["weights"], atol=1e-3)
+
+
+MODULE = "tests.training.mirrored_levels_run"
