@@ -70,8 +70,8 @@ class QuantizationCallback(keras.callbacks.Callback):
         >>> x, y = np.random.rand(256, 8), np.random.randint(4, size=256)
         >>> callback = sgdap.QuantizationCallback("ternary", verbose=0)
         >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[callback])
-        >>> len(np.unique(model.layers[0].kernel[:, 0]))
-        3
+        >>> len(np.unique(model.layers[0].kernel[:, 0])) <= 3
+        True
     """
 
     def __init__(

@@ -1,0 +1,100 @@
+"""Converts a model to another format; what the format does not have is named with its layer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from sgdap.execution.runtimes import Array, Run, exported
+from sgdap.model.program import Call, fill
+from sgdap.model.tracing import trace
+
+
+def converted(model: Any, kind: str, runtime: Callable[..., Run], start: list[Array]) -> bytes:
+    """The file of a model, which runs.
+
+    Args:
+        model: A functional model of our own; its recurrent layers may be unrolled.
+        kind: `"litert"` or `"onnx"`.
+        runtime: Makes a runtime that holds the file.
+        start: Inputs that it is tried on.
+
+    Raises:
+        ValueError: It can't be made, or its runtime can't run it. The layer is named.
+    """
+    made = _tried(model, kind, runtime, start)
+    if isinstance(made, Exception) and kind == "litert" and _unroll(model):
+        made = _tried(model, kind, runtime, start)
+    if isinstance(made, bytes):
+        return made
+    name = {"litert": "LiteRT", "onnx": "ONNX"}[kind]
+    open_sizes = [list(x.shape) for x in model.inputs if None in x.shape[1:]]
+    advice = [
+        f"Close the sizes that inputs leave open: {open_sizes}" * bool(open_sizes),
+        "Put another layer in the place of one that the runtime does not have, or export it to "
+        "another format",
+    ]
+    raise ValueError(
+        f"{name} can't hold the model '{model.name}': {_culprit(model, kind, runtime)}"
+        f"{_first_line(made)}. {'. '.join(filter(None, advice))}."
+    ) from made
+
+
+def _tried(
+    model: Any, kind: str, runtime: Callable[..., Run], start: list[Array]
+) -> bytes | Exception:
+    """The file of a model, or why it can't be made or run."""
+    logging.disable(logging.ERROR)  # tf2onnx logs what it raises
+    try:
+        content = exported(model, kind)
+        runtime(content, model)(start)
+    except Exception as error:  # a converter raises anything
+        return error
+    finally:
+        logging.disable(logging.NOTSET)
+    return content
+
+
+def _unroll(model: Any) -> bool:
+    """Unrolls the recurrent layers of a model, which is ours; whether there was one."""
+    found = [x for x in trace(model).layers().values() if getattr(x, "unroll", None) is False]
+    for layer in found:
+        layer.unroll = True
+    return bool(found)
+
+
+def _culprit(model: Any, kind: str, runtime: Callable[..., Run]) -> str:
+    """The first layer that can't be converted alone; one of each class is tried first."""
+    program = trace(model)
+    seen: set[type] = set()
+    calls: list[Call] = []
+    for call in program.calls:
+        calls.insert(len(calls) if type(call.operation) in seen else len(seen), call)
+        seen.add(type(call.operation))
+    for call in calls:
+        taken = {
+            ref.index: keras.Input(
+                batch_shape=program.shapes[ref.index], dtype=program.dtypes[ref.index]
+            )
+            for ref in call.inputs
+        }
+        args, kwargs = fill(call, taken)
+        outputs = keras.tree.flatten(call.operation(*args, **kwargs))
+        alone = keras.Model(list(taken.values()), outputs)
+        zeros = [
+            np.zeros([n or 8 for n in x.shape], keras.backend.standardize_dtype(x.dtype))
+            for x in alone.inputs
+        ]
+        alone(zeros)
+        if isinstance(_tried(alone, kind, runtime, zeros), Exception):
+            return f"layer '{call.path}' ({type(call.operation).__name__}) can't be converted. "
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {(lines or ['no words'])[0][:200]}".rstrip(".")
