@@ -48,14 +48,16 @@ def _tried(
     model: Any, kind: str, runtime: Callable[..., Run], start: list[Array]
 ) -> bytes | Exception:
     """The file of a model, or why it can't be made or run."""
-    logging.disable(logging.ERROR)  # tf2onnx logs what it raises
+    log = logging.getLogger("tf2onnx")  # it logs what it raises
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         content = exported(model, kind)
         runtime(content, model)(start)
     except Exception as error:  # a converter raises anything
         return error
     finally:
-        logging.disable(logging.NOTSET)
+        log.setLevel(level)
     return content
 
 

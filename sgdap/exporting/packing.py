@@ -34,6 +34,7 @@ from sgdap.exporting.coding import DamagedError, Reader
 from sgdap.exporting.tensors import read, written
 from sgdap.model.functional import saves_by_its_graph
 from sgdap.model.tracing import trace
+from sgdap.model.trusted import NO_LAMBDA, check_names
 from sgdap.weights.kernels import kernels_of
 
 MAGIC = b"sgdap\x00\x00\x01"
@@ -66,7 +67,7 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
         ImportError: `constriction` is missing.
         RuntimeError: Keras uses another backend than TensorFlow.
         TypeError: `model` is no Keras model.
-        ValueError: It is not built, or has a `call` of its own, which no config holds.
+        ValueError: It is not built, has a `call` of its own, which no config holds, or a lambda.
 
     Example:
         >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
@@ -93,7 +94,8 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
         dtype = keras.backend.standardize_dtype(variable.dtype)
         arrays.append({**index, "dtype": dtype, "shape": list(array.shape)})
         contents.append(content)
-    text = json.dumps({"model": json.loads(model.to_json()), "arrays": arrays}).encode()
+    config = json.loads(model.to_json(), object_hook=_checked)
+    text = json.dumps({"model": config, "arrays": arrays}).encode()
     packed = zlib.compress(text, 9)
     head = _HEAD.pack(MAGIC, _memory(arrays), len(text), len(packed))
     whole = b"".join([head, packed, *contents])
@@ -159,6 +161,12 @@ def unpack(
     return model
 
 
+def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+    if entry.get("class_name") == "__lambda__":
+        raise ValueError(NO_LAMBDA)
+    return entry
+
+
 def _opened(whole: bytes, memory_limit: int) -> tuple[dict[str, Any], Reader]:
     """The index, and what follows it.
 
@@ -211,10 +219,15 @@ def _memory(arrays: Any) -> int:
 
 def _check_weights(path: Any, config: str, arrays: Any, custom_objects: Any) -> None:
     """Raises unless the architecture's weights are those of the file; they get no memory here."""
-    plain = json.loads(config)
-    if isinstance(plain, dict):
-        plain.pop("compile_config", None)
+
+    def allowed(entry: dict[str, Any]) -> dict[str, Any]:
+        check_names(entry, custom_objects)
+        return entry
+
     try:
+        plain = json.loads(config, object_hook=allowed)
+        if isinstance(plain, dict):
+            plain.pop("compile_config", None)
         with without_values():
             model = keras.models.model_from_json(json.dumps(plain), custom_objects)
             found = [

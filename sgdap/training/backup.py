@@ -14,12 +14,13 @@ from sgdap._arguments import shown
 from sgdap.channels.groups import ChannelGraph
 from sgdap.model.generators import random_state, set_random_state
 from sgdap.model.program import OperationCall, Program, Ref
+from sgdap.model.trusted import NO_LAMBDA, is_lambda
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint
 from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
 from sgdap.training.guard import Guard, Round, SparsityRound
 from sgdap.training.state import RunState
-from sgdap.training.state_file import NO_LAMBDA, is_lambda, read_state_file, write_state_file
+from sgdap.training.state_file import read_state_file, write_state_file
 
 _NAME = "run.sgdap"
 _CLASSES = (RunState, Guard, Round, SparsityRound, Snapshot, OperationCall, Ref, Plan, GroupPlan)

@@ -21,6 +21,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from sgdap.model.trusted import NO_LAMBDA, check_names, is_lambda
+
 _VERSION = 5
 _MAGIC = b"SGDAP record "
 _DIGEST = 32
@@ -114,7 +116,7 @@ def _encoded(value: Any, arrays: list[npt.NDArray[Any]], classes: Sequence[type]
         fields = {f.name: inner(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {_TAG: "dataclass", "class": type(value).__name__, "fields": fields}
     if isinstance(value, Mapping):
-        _check_names(value)
+        check_names(value)
         if _TAG not in value and all(type(key) is str for key in value):
             return {key: inner(part) for key, part in value.items()}
         return {_TAG: "dict", "parts": [[inner(key), inner(part)] for key, part in value.items()]}
@@ -140,49 +142,6 @@ def _encoded(value: Any, arrays: list[npt.NDArray[Any]], classes: Sequence[type]
     except Exception as error:  # the kind of error depends on the object
         raise TypeError(f"{value!r} (of type {type(value).__name__}) can't be written.") from error
     return {_TAG: "keras", "config": inner(config)}
-
-
-NO_LAMBDA = (
-    "A lambda can't be kept: reading it would run code of the file. Give the function a name and "
-    "register it with @keras.saving.register_keras_serializable()."
-)
-
-
-def is_lambda(value: object) -> bool:
-    """Whether something is a function without a name."""
-    return getattr(value, "__name__", None) == "<lambda>"
-
-
-def _check_names(entry: Mapping[Any, Any]) -> None:
-    """Raises if a serialised Keras object must not be made again from a file.
-
-    Raises:
-        TypeError: The object is a lambda, or neither Keras' own nor registered.
-    """
-    kind, module = entry.get("class_name"), entry.get("module")
-    if kind == "__lambda__":
-        raise TypeError(NO_LAMBDA)
-    if not isinstance(kind, str) or "config" not in entry or not isinstance(module, str):
-        return
-    if module.split(".")[0] in _TRUSTED:
-        return
-    name = entry.get("registered_name", kind)
-    if kind == "function":
-        kind = name = entry["config"]
-        if any(hasattr(getattr(keras, home), str(name)) for home in _HOMES_OF_FUNCTIONS):
-            return
-    if keras.saving.get_registered_object(name) is None:
-        raise TypeError(
-            f"'{kind}' is not registered, so it can't be made again from a file. Decorate it with "
-            "@keras.saving.register_keras_serializable()."
-        )
-
-
-_TRUSTED = ("keras", "keras_hub")
-"""Packages whose layers and functions may be made from a file without registration."""
-
-_HOMES_OF_FUNCTIONS = ("activations", "initializers", "losses", "metrics", "regularizers")
-"""The modules in which Keras looks up functions that are given by name alone."""
 
 
 def _encoded_array(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
@@ -240,7 +199,7 @@ class _Reader:
 
     def _dict(self, items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
         made = dict(items)
-        _check_names(made)
+        check_names(made)
         return made
 
     def _array(self, entry: Mapping[str, Any]) -> npt.NDArray[Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+import sys
 import zlib
 
 import keras
@@ -208,6 +209,22 @@ def test_an_index_that_lies_is_refused(change, message, packed, tmp_path):
     (tmp_path / "m.sgdap").write_bytes(changed(packed, change))
     with pytest.raises(ValueError, match=message):
         sgdap.unpack(tmp_path / "m.sgdap")
+
+
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`:UserWarning")
+def test_no_code_goes_into_a_file_or_comes_out_of_one(packed, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: 2 * x), layers.Dense(2)])
+    with pytest.raises(ValueError, match="A lambda can't be kept"):
+        sgdap.pack(model, tmp_path / "m.sgdap")
+
+    def evil(index):
+        end = index["model"]["config"]["layers"][-1]
+        end.update(module="antigravity", class_name="Fly", registered_name="Fly")
+
+    (tmp_path / "m.sgdap").write_bytes(changed(packed, evil))
+    with pytest.raises(ValueError, match="'Fly' is not registered"):
+        sgdap.unpack(tmp_path / "m.sgdap")
+    assert "antigravity" not in sys.modules
 
 
 def test_a_later_version_says_so(packed, tmp_path):
