@@ -61,9 +61,14 @@ def rows(arch, model, images, folder):
     folded = sgdap.fold(model, batch_normalization=True)
     for file, scheme, quantize in KINDS:
         chosen = sgdap.quantize(folded, None, scheme, compensate=False) if scheme else model
-        report = sgdap.export(
-            chosen, folder / file, quantize=quantize, data=images, samples=None, verbose=0
-        )
+        try:
+            report = sgdap.export(
+                chosen, folder / file, quantize=quantize, data=images, samples=None, verbose=0
+            )
+        except (RuntimeError, ValueError) as error:
+            print(arch, file, error)
+            yield arch, file, scheme or "", quantize or "", "", "refused", "", ""
+            continue
         yield (
             *(arch, file, scheme or "", quantize or "", report.bytes),
             *(f"{report.difference:.2g}", f"{report.agreement:.2%}", f"{1e3 * report.seconds:.3f}"),

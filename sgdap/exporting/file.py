@@ -222,8 +222,9 @@ def _plain(model: Any, program: Program, kind: str) -> Any:
         for path, layer in program.layers().items()
         if isinstance(layer, keras.layers.Normalization) and _is_per_channel(layer)
     }
-    # Converters to ONNX take what a Normalization holds, which are no variables, for inputs.
-    return functional_with(program, fixed) if kind == "onnx" and fixed else model
+    # Converters take what a Normalization holds, which are no variables, for inputs or outputs.
+    converts = kind in ("onnx", "openvino")
+    return functional_with(program, fixed) if converts and fixed else model
 
 
 def _is_per_channel(layer: Any) -> bool:
@@ -333,6 +334,11 @@ def _answers(program: Program, inputs: list[Array], count: int) -> list[Array]:
 def _differences(
     wanted: Sequence[Array], made: Sequence[Array], exact: bool
 ) -> tuple[float, float | None]:
+    if len(made) != len(wanted):
+        raise RuntimeError(
+            f"The file has {len(made)} outputs, and the model {len(wanted)}: this format does not "
+            "hold it. Nothing was written. Export it to another format."
+        )
     worst, same, decisions = 0.0, 0, 0
     for number, (right, own) in enumerate(zip(wanted, made, strict=True)):
         right, own = right.astype(np.float64), own.astype(np.float64).reshape(right.shape)

@@ -124,10 +124,11 @@ def test_recurrent_layers_are_unrolled_in_litert(tmp_path):
     assert not model.layers[0].unroll
 
 
-def test_normalisations_by_known_numbers_go_into_onnx(tmp_path):
+@pytest.mark.parametrize("name", ["m.onnx", "m.xml"])
+def test_normalisations_by_known_numbers_are_converted(name, tmp_path):
     norm = layers.Normalization(mean=[0.1, -2.0], variance=[4.0, 0.5])
     model = randomise(keras.Sequential([keras.Input((3, 2)), norm, layers.Dense(2)]))
-    assert sgdap.export(model, tmp_path / "m.onnx", verbose=0).difference < 1e-5
+    assert sgdap.export(model, tmp_path / name, verbose=0).difference < 1e-5
 
 
 def test_activations_that_grow_are_folded_so_that_keras_alone_reads_the_file(tmp_path):
