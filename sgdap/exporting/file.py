@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -93,7 +93,7 @@ def export(
         data: Inputs, or `(x, y)`, in any form that `sgdap.plan` takes. None: the file is compared
             on random inputs.
         batch_size: The number of samples in a call of the file; None leaves it open. `"auto"`: 1 in
-            a LiteRT file, open in all others.
+            a LiteRT file, open in all others. A model built for batches of one size keeps it.
         check: Whether the file is loaded, compared and timed.
         samples: How many samples of `data` to use; None: all.
         verbose: 1 prints the report.
@@ -121,9 +121,8 @@ def export(
     check_choice("check", check, (True, False))
     check_choice("verbose", verbose, (0, 1, False, True))
     _check_quantize(kind, quantize, data)
-    size = 1 if kind == "litert" and batch_size == "auto" else None
     if batch_size not in ("auto", None):
-        size = check_integer("batch_size", batch_size, 1)
+        check_integer("batch_size", batch_size, 1)
     if kind in ("litert", "onnx", "openvino"):
         check_installed(kind, f"Export to {path.name}")
     if kind == "litert" and quantize != "float32":
@@ -132,6 +131,7 @@ def export(
         check_integer("samples", samples, 1)
     _check_place(path, kind)
     program = trace(model)
+    size = _batch_size(program, kind, batch_size)
     inputs = _inputs(program, data, samples)
     whole = _plain(model, program, kind)
     with tempfile.TemporaryDirectory(dir=_nearest(path.parent), prefix=".sgdap-") as folder:
@@ -160,6 +160,19 @@ def _kind_of(path: Path, format: str | None) -> str:
             f".xml (OpenVINO), and folders (SavedModel); or pass format=…. Received: path={path}"
         )
     return SUFFIXES[path.suffix]
+
+
+def _batch_size(program: Program, kind: str, asked: int | str | None) -> int | None:
+    """The number of samples in a call of the file; None: it stays open."""
+    built = program.shapes[program.inputs[0].index][0]
+    if built is None:
+        return (1 if kind == "litert" else None) if asked == "auto" else cast("int | None", asked)
+    if asked not in ("auto", None, built):
+        raise ValueError(
+            f"The model was built for batches of {built}. Received: batch_size={asked}. Leave it "
+            "out, or build the model with another batch."
+        )
+    return built
 
 
 def _check_quantize(kind: str, quantize: Any, data: Any) -> None:

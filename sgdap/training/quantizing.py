@@ -145,7 +145,7 @@ class _Held:
         self, kernel: QuantizedKernel, lattice: Lattice, zeros: npt.NDArray[np.bool_]
     ) -> None:
         self._kernel, self._common = kernel, lattice.base.ndim == 1
-        self._units = tf.constant(kernel.whole(lattice.units))
+        self._units = tf.constant(kernel.whole(lattice.units), tf.int32)
         self._base, self._scale, self._zero = (
             tf.Variable(own, dtype=tf.float64, trainable=False)
             for own in (lattice.base, lattice.scale, lattice.zero)

@@ -172,6 +172,15 @@ def test_open_batches_stay_open_where_asked_for(chain, tmp_path):
     assert taken["shape_signature"][0] == 4
 
 
+def test_a_model_of_a_fixed_batch_keeps_it(tmp_path):
+    model = keras.Sequential([keras.Input(batch_shape=(4, 3)), layers.Dense(2)])
+    for name in ("m.tflite", "m.onnx", "m.keras"):
+        report = sgdap.export(model, tmp_path / name, data=np.ones((9, 3)), verbose=0)
+        assert (report.samples, report.batch_size) == (8, 4)
+    with pytest.raises(ValueError, match="was built for batches of 4. Received: batch_size=2"):
+        sgdap.export(model, tmp_path / "m.tflite", batch_size=2, verbose=0)
+
+
 def test_a_file_that_answers_otherwise_leaves_what_was_there(chain, tmp_path, monkeypatch):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"earlier")
