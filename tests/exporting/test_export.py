@@ -172,6 +172,17 @@ def test_open_batches_stay_open_where_asked_for(chain, tmp_path):
     assert taken["shape_signature"][0] == 4
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_models_that_train_in_half_precision_compute_in_float32(policy, tmp_path):
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(4, 3, activation="relu", dtype=policy)(inputs)
+    x = layers.GlobalAveragePooling2D(dtype=policy)(x)
+    model = randomise(keras.Model(inputs, layers.Dense(3, dtype="float32")(x)))
+    for name in ("m.tflite", "m.onnx"):
+        assert sgdap.export(model, tmp_path / name, verbose=0).difference < 0.03
+    assert model.layers[1].compute_dtype == policy.removeprefix("mixed_")
+
+
 def test_a_model_of_a_fixed_batch_keeps_it(tmp_path):
     model = keras.Sequential([keras.Input(batch_shape=(4, 3)), layers.Dense(2)])
     for name in ("m.tflite", "m.onnx", "m.keras"):
@@ -221,6 +232,7 @@ def test_a_folder_of_something_else_is_not_replaced(chain, tmp_path):
         ("m.tflite", {"quantize": "int7"}, ValueError, "quantize must be None, 'float32'"),
         ("m.tflite", {"quantize": 8}, TypeError, "or a recipe of AI Edge Quantizer, a list"),
         ("m.tflite", {"format": "tflite"}, ValueError, "format must be 'saved_model', 'keras'"),
+        ("m.bin", {"format": "keras"}, ValueError, "of the format 'keras' end in '.keras'"),
         ("m.tflite", {"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1"),
         ("m.tflite", {"samples": 0}, ValueError, "samples must be an integer of at least 1"),
         ("m.tflite", {"data": np.ones((4, 3))}, ValueError, "shape"),
