@@ -309,10 +309,16 @@ def _compared(
     """What the runtime answers beside the model, and how fast.
 
     Raises:
-        RuntimeError: A file of the same numbers answers otherwise.
+        RuntimeError: The file can't be loaded, or one of the same numbers answers otherwise.
     """
     began = time.perf_counter()
-    run = load()
+    try:
+        run = load()
+    except Exception as error:  # a runtime raises anything
+        raise RuntimeError(
+            f"The file's runtime can't load it: {str(error)[:300]}. Nothing was written. "
+            "check=False writes it as it is."
+        ) from error
     loaded = time.perf_counter()
     step = size or program.shapes[program.inputs[0].index][0] or 1
     count = len(inputs[0]) // step * step

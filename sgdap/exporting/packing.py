@@ -67,7 +67,8 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
         ImportError: `constriction` is missing.
         RuntimeError: Keras uses another backend than TensorFlow.
         TypeError: `model` is no Keras model.
-        ValueError: It is not built, has a `call` of its own, which no config holds, or a lambda.
+        ValueError: It is not built, has a `call` of its own or a lambda, which no config holds, or
+            Keras can't make it again from its config.
 
     Example:
         >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
@@ -95,6 +96,14 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
         arrays.append({**index, "dtype": dtype, "shape": list(array.shape)})
         contents.append(content)
     config = json.loads(model.to_json(), object_hook=_checked)
+    own = {type(layer).__name__: type(layer) for layer in program.layers().values()}
+    try:
+        _rehearsed(config, own)
+    except Exception as error:  # Keras raises anything
+        raise ValueError(
+            f"Keras can't make the model '{model.name}' again from its config: "
+            f"{str(error)[:300]}. Nothing was written. sgdap.export writes it as another file."
+        ) from error
     text = json.dumps({"model": config, "arrays": arrays}).encode()
     packed = zlib.compress(text, 9)
     head = _HEAD.pack(MAGIC, _memory(arrays), len(text), len(packed))
@@ -226,14 +235,7 @@ def _check_weights(path: Any, config: str, arrays: Any, custom_objects: Any) -> 
 
     try:
         plain = json.loads(config, object_hook=allowed)
-        if isinstance(plain, dict):
-            plain.pop("compile_config", None)
-        with without_values():
-            model = keras.models.model_from_json(json.dumps(plain), custom_objects)
-            found = [
-                (keras.backend.standardize_dtype(v.dtype), tuple(map(int, v.shape)))
-                for v in model.weights
-            ]
+        found = _rehearsed(plain, custom_objects)
     except Exception as error:  # Keras raises anything
         raise ValueError(
             f"The architecture in {path} can't be made: {str(error)[:300]}. Classes of your own "
@@ -243,3 +245,14 @@ def _check_weights(path: Any, config: str, arrays: Any, custom_objects: Any) -> 
         raise ValueError(
             f"{path} is damaged: its architecture has other weights than the file. Copy it again."
         )
+
+
+def _rehearsed(config: Any, own: Mapping[str, Any] | None) -> list[tuple[str, tuple[int, ...]]]:
+    """Dtypes and shapes of the weights of an architecture, which get no memory."""
+    plain = {key: part for key, part in config.items() if key != "compile_config"}
+    with without_values():
+        model = keras.models.model_from_json(json.dumps(plain), own)
+        return [
+            (keras.backend.standardize_dtype(v.dtype), tuple(map(int, v.shape)))
+            for v in model.weights
+        ]

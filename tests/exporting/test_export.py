@@ -209,6 +209,19 @@ def test_a_file_that_answers_otherwise_leaves_what_was_there(chain, tmp_path, mo
     assert path.read_bytes() != b"earlier"
 
 
+def test_a_file_that_can_not_be_read_back_is_not_kept(tmp_path):
+    class Forgetful(layers.Dense):
+        def get_config(self):
+            config = super().get_config()
+            del config["units"]
+            return config
+
+    model = keras.Sequential([keras.Input((3,)), Forgetful(2)])
+    with pytest.raises(RuntimeError, match="runtime can't load it: .*Nothing was written"):
+        sgdap.export(model, tmp_path / "m.keras", verbose=0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_layer_that_a_format_does_not_have_is_named(kinds_of_kernels, tmp_path):
     with pytest.raises(ValueError, match=r"ONNX can't hold .*: layer 'conv2d.*' \(Conv2D\) can't"):
         sgdap.export(kinds_of_kernels, tmp_path / "m.onnx", verbose=0)
