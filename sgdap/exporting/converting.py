@@ -40,7 +40,7 @@ def converted(model: Any, kind: str, runtime: Callable[..., Run], start: list[Ar
     ]
     raise ValueError(
         f"{name} can't hold the model '{model.name}': {_culprit(model, kind, runtime)}"
-        f"{_first_line(made)}. {'. '.join(filter(None, advice))}."
+        f"{first_line(made)}. {'. '.join(filter(None, advice))}."
     ) from made
 
 
@@ -97,6 +97,7 @@ def _culprit(model: Any, kind: str, runtime: Callable[..., Run]) -> str:
     return ""
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The class of an error and the first line of its words."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {(lines or ['no words'])[0][:200]}".rstrip(".")

@@ -30,7 +30,7 @@ from sgdap.execution.runtimes import (
     in_openvino,
     in_saved_model,
 )
-from sgdap.exporting.converting import converted
+from sgdap.exporting.converting import converted, first_line
 from sgdap.exporting.litert import KINDS, quantized_file, stored_numbers
 from sgdap.exporting.report import ExportReport
 from sgdap.layers import DynamicRangeActivation, fold
@@ -316,7 +316,7 @@ def _compared(
         run = load()
     except Exception as error:  # a runtime raises anything
         raise RuntimeError(
-            f"The file's runtime can't load it: {str(error)[:300]}. Nothing was written. "
+            f"The file's runtime can't load it: {first_line(error)}. Nothing was written. "
             "check=False writes it as it is."
         ) from error
     loaded = time.perf_counter()

@@ -31,6 +31,7 @@ from sgdap._keras.variables import without_values
 from sgdap.execution.backend import check_backend
 from sgdap.execution.runtimes import check_installed
 from sgdap.exporting.coding import DamagedError, Reader
+from sgdap.exporting.converting import first_line
 from sgdap.exporting.tensors import read, written
 from sgdap.model.functional import saves_by_its_graph
 from sgdap.model.tracing import trace
@@ -102,7 +103,7 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
     except Exception as error:  # Keras raises anything
         raise ValueError(
             f"Keras can't make the model '{model.name}' again from its config: "
-            f"{str(error)[:300]}. Nothing was written. sgdap.export writes it as another file."
+            f"{first_line(error)}. Nothing was written. sgdap.export writes it as another file."
         ) from error
     text = json.dumps({"model": config, "arrays": arrays}).encode()
     packed = zlib.compress(text, 9)
@@ -238,7 +239,7 @@ def _check_weights(path: Any, config: str, arrays: Any, custom_objects: Any) -> 
         found = _rehearsed(plain, custom_objects)
     except Exception as error:  # Keras raises anything
         raise ValueError(
-            f"The architecture in {path} can't be made: {str(error)[:300]}. Classes of your own "
+            f"The architecture in {path} can't be made: {first_line(error)}. Classes of your own "
             "are passed as custom_objects."
         ) from error
     if found != [(dtype, shape) for _, dtype, shape in arrays]:
