@@ -95,8 +95,8 @@ def quantize(
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"),
         ...                           keras.layers.Dense(4, "softmax")])
         >>> small = sgdap.quantize(model, np.random.rand(64, 8), "ternary")
-        >>> len(np.unique(small.layers[0].kernel[:, 0]))
-        3
+        >>> len(np.unique(small.layers[0].kernel[:, 0])) <= 3
+        True
     """
     check_backend("sgdap.quantize")
     check_choice("compensate", compensate, (True, False, "layerwise"))
