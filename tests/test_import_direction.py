@@ -19,6 +19,7 @@ JOURNEY = [
 ]
 STEPS = [
     "_arguments",
+    "_extras",
     "_table",
     "_keras",
     *JOURNEY,

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,14 +13,20 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from sgdap._arguments import is_number, shown
-from sgdap.execution.runtimes import check_installed
+from sgdap._extras import check_installed
+from sgdap.execution.runtimes import exported
 from sgdap.model.program import Program
 from sgdap.model.tracing import trace
 
 Runtime = str | Callable[[Any], float]
 """The name of a runtime, or a function of a Keras model that returns seconds."""
 
-_RUNTIMES = ("keras", "litert", "onnx")
+_RUNTIMES: dict[str, list[str]] = {
+    "keras": [],
+    "litert": ["ai_edge_litert"],
+    "onnx": ["onnxruntime", "tf2onnx"],
+}
+"""The runtimes by name, and the packages that they need."""
 
 _TOLERANCE = 0.03
 """How well a median is to be known: half of its 95 % interval, as a share of the median."""
@@ -60,7 +63,7 @@ def check_runtime(runtime: object) -> None:
             f"No runtime is called {runtime!r}. There are: {', '.join(_RUNTIMES)}; or pass a "
             "function that takes a model and returns seconds."
         )
-    check_installed(runtime, f"runtime={runtime!r}")
+    check_installed(_RUNTIMES[runtime], runtime, f"runtime={runtime!r}")
 
 
 Shapes = Sequence[Sequence[int | None]]
@@ -221,7 +224,7 @@ def _in_keras(model: Any, batch_size: int, shapes: Shapes | None) -> Callable[[]
 def _in_litert(model: Any, batch_size: int, shapes: Shapes | None) -> Callable[[], object]:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_content=_exported(model, "litert"))
+    interpreter = Interpreter(model_content=exported(model, "litert", closed=False))
     wanted = [_closed(shape, batch_size) for shape in shapes or ()]
     for given in interpreter.get_input_details():
         open_shape = given["shape_signature"]  # the runtime has an order of its own
@@ -243,7 +246,7 @@ def _in_onnx(model: Any, batch_size: int, shapes: Shapes | None) -> Callable[[],
     program = trace(model)
     zeros = dict(zip(program.inputs, _zeros(program, batch_size, shapes), strict=True))
     model(*keras.tree.map_structure(zeros.get, program.unrolled[-1].args))  # before an export
-    session = onnxruntime.InferenceSession(_exported(model, "onnx"))
+    session = onnxruntime.InferenceSession(exported(model, "onnx", closed=False))
     inputs = {
         given.name: zeros[ref].numpy()
         for given, ref in zip(session.get_inputs(), program.inputs, strict=True)
@@ -258,15 +261,6 @@ def _zeros(program: Program, batch_size: int, shapes: Shapes | None) -> list[Any
         tf.zeros(_closed(shape, batch_size), program.dtypes[ref.index])
         for ref, shape in zip(program.inputs, shapes, strict=True)
     ]
-
-
-def _exported(model: Any, kind: str) -> bytes:
-    path_of = {"litert": "model.tflite", "onnx": "model.onnx"}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # Keras uses an old name of NumPy's
-        path = Path(folder, path_of[kind])
-        model.export(path, format=kind, verbose=False)
-        return path.read_bytes()
 
 
 def _closed(shape: Sequence[int | None], batch_size: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,36 +22,6 @@ Array = npt.NDArray[Any]
 Run = Callable[[Sequence[Array]], list[Array]]
 """Runs a file on a batch: the inputs as a flat list, in Keras' order; so are the outputs."""
 
-_NEEDED = {
-    "keras": ["keras"],
-    "litert": ["ai_edge_litert"],
-    "onnx": ["onnxruntime", "tf2onnx"],
-    "openvino": ["openvino"],
-    "quantizer": ["ai_edge_litert", "ai_edge_quantizer"],
-    "pack": ["constriction"],
-}
-"""The packages that something needs, by its name."""
-
-_EXTRAS = {"quantizer": "litert"}
-"""The extra of setup.cfg that has them, where it has another name."""
-
-
-def check_installed(name: str, what: str) -> None:
-    """Raises if a package is missing.
-
-    Args:
-        name: What needs packages: `"litert"`, `"onnx"`, `"openvino"`, `"quantizer"` or `"pack"`.
-        what: How the user asked for it.
-
-    Raises:
-        ImportError: One is not installed.
-    """
-    missing = [own for own in _NEEDED[name] if importlib.util.find_spec(own) is None]
-    if missing:
-        raise ImportError(
-            f"{what} needs {' and '.join(missing)}: pip install 'sgdap[{_EXTRAS.get(name, name)}]'"
-        )
-
 
 def closed_model(program: Program, shapes: Sequence[Sequence[int | None]]) -> Any:
     """A functional copy of a model whose inputs have given shapes.
@@ -70,21 +39,23 @@ def closed_model(program: Program, shapes: Sequence[Sequence[int | None]]) -> An
     return functional_program(replace(program, shapes=tuple(known))).model
 
 
-def exported(model: Any, kind: str) -> bytes:
-    """The file of a functional model.
+def exported(model: Any, kind: str, closed: bool = True) -> bytes:
+    """The file of a model.
 
     Args:
         model: The model.
         kind: `"litert"` or `"onnx"`.
+        closed: Whether inputs keep their shapes with the batch, for which the model must be
+            functional; else Keras leaves the batch open.
     """
     name = {"litert": "model.tflite", "onnx": "model.onnx"}[kind]
+    signature = None
+    if closed:
+        specs = [keras.InputSpec(dtype=x.dtype, shape=x.shape, name=x.name) for x in model.inputs]
+        signature = [keras.tree.pack_sequence_as(model.input, specs)]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Keras uses an old name of NumPy's
         path = Path(folder, name)
-        taken = [
-            keras.InputSpec(dtype=x.dtype, shape=x.shape, name=x.name) for x in model.inputs
-        ]  # Keras' own leave the batch open
-        signature = [keras.tree.pack_sequence_as(model.input, taken)]
         model.export(path, format=kind, verbose=False, input_signature=signature)
         return path.read_bytes()
 
@@ -98,14 +69,13 @@ def in_litert(content: bytes, model: Any) -> Run:
         content: The file.
         model: The functional model that it was made of.
 
-    Raises:
-        RuntimeError: The interpreter can't run it, for example an operator of TensorFlow.
-        ValueError: The same.
+    Returns:
+        Runs it. Tensors get their memory with the first call, which fails where there is an
+        operator that the interpreter does not have.
     """
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=content, num_threads=1)
-    interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()
     taken, made = runner.get_input_details(), runner.get_output_details()
     names = [tensor.name for tensor in model.inputs]

@@ -10,8 +10,49 @@ import keras
 import numpy as np
 
 from sgdap.execution.runtimes import Array, Run, exported
-from sgdap.model.program import Call, fill
+from sgdap.layers import DynamicRangeActivation, fold
+from sgdap.model.functional import functional, functional_with, saves_by_its_graph
+from sgdap.model.program import Call, Program, fill
 from sgdap.model.tracing import trace
+
+
+def plain(model: Any, program: Program, kind: str) -> Any:
+    """A model of layers that a format has: none that grows, for Keras no code of the user's.
+
+    Args:
+        model: The model.
+        program: Its calls.
+        kind: The format.
+
+    Returns:
+        The model itself, or a copy.
+    """
+    if any(isinstance(x, DynamicRangeActivation) for x in program.layers().values()):
+        model = fold(model)
+        program = trace(model)
+    if kind == "keras":
+        by_graph = program.functional is not None and saves_by_its_graph(model)
+        return model if by_graph else functional(model)
+    fixed = {
+        path: [keras.layers.Rescaling(*_scale_and_offset(layer), name=layer.name)]
+        for path, layer in program.layers().items()
+        if isinstance(layer, keras.layers.Normalization) and _is_per_channel(layer)
+    }
+    # Converters take what a Normalization holds, which are no variables, for inputs or outputs.
+    converts = kind in ("onnx", "openvino")
+    return functional_with(program, fixed) if converts and fixed else model
+
+
+def _is_per_channel(layer: Any) -> bool:
+    shape = np.shape(layer.mean)
+    return not layer.invert and bool(shape) and np.size(layer.mean) == shape[-1]
+
+
+def _scale_and_offset(layer: Any) -> tuple[list[float], list[float]]:
+    """What a normalisation by known numbers multiplies each channel with, and adds."""
+    mean, variance = (np.asarray(x, np.float64).reshape(-1) for x in (layer.mean, layer.variance))
+    scale = 1 / np.maximum(np.sqrt(variance), keras.config.epsilon())
+    return scale.tolist(), (-mean * scale).tolist()
 
 
 def converted(model: Any, kind: str, runtime: Callable[..., Run], start: list[Array]) -> bytes:
@@ -39,7 +80,7 @@ def converted(model: Any, kind: str, runtime: Callable[..., Run], start: list[Ar
         "another format",
     ]
     raise ValueError(
-        f"{name} can't hold the model '{model.name}': {_culprit(model, kind, runtime)}"
+        f"{name} can't hold the model '{model.name}': {_culprit(model, kind, runtime, start)}"
         f"{first_line(made)}. {'. '.join(filter(None, advice))}."
     ) from made
 
@@ -69,9 +110,12 @@ def _unroll(model: Any) -> bool:
     return bool(found)
 
 
-def _culprit(model: Any, kind: str, runtime: Callable[..., Run]) -> str:
+def _culprit(model: Any, kind: str, runtime: Callable[..., Run], start: list[Array]) -> str:
     """The first layer that can't be converted alone; one of each class is tried first."""
     program = trace(model)
+    values = {ref.index: x for ref, x in zip(program.inputs, start, strict=True)}
+    with keras.StatelessScope():
+        program.advance(values, None, 0)
     seen: set[type] = set()
     calls: list[Call] = []
     for call in program.calls:
@@ -87,12 +131,9 @@ def _culprit(model: Any, kind: str, runtime: Callable[..., Run]) -> str:
         args, kwargs = fill(call, taken)
         outputs = keras.tree.flatten(call.operation(*args, **kwargs))
         alone = keras.Model(list(taken.values()), outputs)
-        zeros = [
-            np.zeros([n or 8 for n in x.shape], keras.backend.standardize_dtype(x.dtype))
-            for x in alone.inputs
-        ]
-        alone(zeros)
-        if isinstance(_tried(alone, kind, runtime, zeros), Exception):
+        given = [np.asarray(values[index]) for index in taken]
+        alone(given)
+        if isinstance(_tried(alone, kind, runtime, given), Exception):
             return f"layer '{call.path}' ({type(call.operation).__name__}) can't be converted. "
     return ""
 

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from sgdap._arguments import check_choice, check_integer, shown
+from sgdap._extras import check_installed
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import batches
 from sgdap.execution.inputs import checked_inputs
@@ -22,7 +23,6 @@ from sgdap.execution.precision import computing_in_float32
 from sgdap.execution.runtimes import (
     Array,
     Run,
-    check_installed,
     closed_model,
     in_keras,
     in_litert,
@@ -30,11 +30,9 @@ from sgdap.execution.runtimes import (
     in_openvino,
     in_saved_model,
 )
-from sgdap.exporting.converting import converted, first_line
+from sgdap.exporting.converting import converted, first_line, plain
 from sgdap.exporting.litert import KINDS, quantized_file, stored_numbers
 from sgdap.exporting.report import ExportReport
-from sgdap.layers import DynamicRangeActivation, fold
-from sgdap.model.functional import functional, functional_with, saves_by_its_graph
 from sgdap.model.program import Program
 from sgdap.model.tracing import trace
 
@@ -46,6 +44,13 @@ SUFFIXES = {
     ".xml": "openvino",
 }
 """The formats by the end of a path."""
+
+_NEEDED = {
+    "litert": ["ai_edge_litert", "ai_edge_quantizer"],
+    "onnx": ["onnxruntime", "tf2onnx"],
+    "openvino": ["openvino"],
+}
+"""The packages that formats need."""
 
 FAR = 1e-3
 """How far an output of a file of the same numbers may be from the model's, as a share of the
@@ -127,22 +132,19 @@ def export(
     _check_quantize(kind, quantize, data)
     if batch_size not in ("auto", None):
         check_integer("batch_size", batch_size, 1)
-    if kind in ("litert", "onnx", "openvino"):
-        check_installed(kind, f"Export to {path.name}")
-    if kind == "litert" and quantize != "float32":
-        check_installed("quantizer", f"Export to {path.name}")
+    check_installed(_NEEDED.get(kind, ()), kind, f"Export to {path.name}")
     if samples is not None:
         check_integer("samples", samples, 1)
     _check_place(path, kind)
     program = trace(model)
     size = _batch_size(program, kind, batch_size)
-    inputs = _inputs(program, data, samples)
-    whole = _plain(model, program, kind)
+    inputs = _inputs(program, data, samples, size or 1)
+    whole = plain(model, program, kind)
     with tempfile.TemporaryDirectory(dir=_nearest(path.parent), prefix=".sgdap-") as folder:
         made = Path(folder, path.name)
-        report = _made(whole, made, kind, quantize, inputs, size)
+        report = _made(whole, made, kind, quantize, inputs, size, data is not None)
         load = report.pop("load")
-        measured = _compared(program, load, kind, quantize, inputs, size) if check else {}
+        measured = _compared(program, load, quantize, inputs, size or 1) if check else {}
         path.parent.mkdir(parents=True, exist_ok=True)
         total = _bytes(made)
         _move(made, path, kind)
@@ -214,61 +216,58 @@ def _check_place(path: Path, kind: str) -> None:
             )
     elif path.is_dir():
         raise ValueError(f"{path} is a folder. Name a file in it.")
+    weights = path.with_suffix(".bin")
+    if kind == "openvino" and weights.exists() and not path.exists():
+        raise ValueError(
+            f"{weights.name} is there and {path.name} is not, so it belongs to something else. "
+            "Name another file."
+        )
 
 
-def _inputs(program: Program, data: Any, samples: int | None) -> list[Array]:
-    """Samples as the flat list of arrays that a model takes."""
+def _inputs(program: Program, data: Any, samples: int | None, step: int) -> list[Array]:
+    """Whole batches of samples as the flat list of arrays that a model takes."""
     if data is not None:
         parts = [checked_inputs(program, x) for x, _, _ in batches(data, 256, samples)]
-        return [np.concatenate([np.asarray(p) for p in own]) for own in zip(*parts, strict=True)]
+        read = [np.concatenate([np.asarray(p) for p in own]) for own in zip(*parts, strict=True)]
+        count = len(read[0]) // step * step
+        if not count:
+            raise ValueError(
+                f"A batch has {step} samples, and data have {len(read[0])}. Pass more, or a "
+                "smaller batch_size."
+            )
+        return [array[:count] for array in read]
+    shapes = [program.shapes[ref.index] for ref in program.inputs]
+    if any(None in shape[1:] for shape in shapes):
+        raise ValueError(
+            f"Inputs leave sizes open: {', '.join(map(str, shapes))}. So that the file can be "
+            "tried, pass data=…, some inputs as they will come."
+        )
     random, made = np.random.default_rng(0), []
-    for ref in program.inputs:
-        batch, *sizes = program.shapes[ref.index]
-        shape = (max(_RANDOM, batch or 1), *(size or 8 for size in sizes))
+    for ref, whole_shape in zip(program.inputs, shapes, strict=True):
+        shape = (-(-_RANDOM // step) * step, *(int(size or 1) for size in whole_shape[1:]))
         dtype = keras.backend.standardize_dtype(program.dtypes[ref.index])
         whole = dtype.startswith(("int", "uint", "bool"))
         made.append((np.zeros(shape) if whole else random.random(shape)).astype(dtype))
     return made
 
 
-def _plain(model: Any, program: Program, kind: str) -> Any:
-    """A model of layers that the format has: none that grows, for Keras no code of the user's."""
-    if any(isinstance(x, DynamicRangeActivation) for x in program.layers().values()):
-        model = fold(model)
-        program = trace(model)
-    if kind == "keras":
-        by_graph = program.functional is not None and saves_by_its_graph(model)
-        return model if by_graph else functional(model)
-    fixed = {
-        path: [keras.layers.Rescaling(*_scale_and_offset(layer), name=layer.name)]
-        for path, layer in program.layers().items()
-        if isinstance(layer, keras.layers.Normalization) and _is_per_channel(layer)
-    }
-    # Converters take what a Normalization holds, which are no variables, for inputs or outputs.
-    converts = kind in ("onnx", "openvino")
-    return functional_with(program, fixed) if converts and fixed else model
-
-
-def _is_per_channel(layer: Any) -> bool:
-    shape = np.shape(layer.mean)
-    return not layer.invert and bool(shape) and np.size(layer.mean) == shape[-1]
-
-
-def _scale_and_offset(layer: Any) -> tuple[list[float], list[float]]:
-    """What a normalisation by known numbers multiplies each channel with, and adds."""
-    mean, variance = (np.asarray(x, np.float64).reshape(-1) for x in (layer.mean, layer.variance))
-    scale = 1 / np.maximum(np.sqrt(variance), keras.config.epsilon())
-    return scale.tolist(), (-mean * scale).tolist()
-
-
 def _made(
-    model: Any, path: Path, kind: str, quantize: Any, inputs: list[Array], size: int | None
+    model: Any,
+    path: Path,
+    kind: str,
+    quantize: Any,
+    inputs: list[Array],
+    size: int | None,
+    given: bool,
 ) -> dict[str, Any]:
-    """Writes the file; returns how it is loaded, and what it holds."""
+    """Writes the file; returns how it is loaded, and what it holds.
+
+    `given` tells whether the inputs are the user's, of which activations may take their ranges.
+    """
     program = trace(model)
     if kind == "keras":
         model.save(path)
-        return {"load": lambda: in_keras(trace(keras.models.load_model(path)))}
+        return {"load": lambda: in_keras(trace(keras.models.load_model(path, compile=False)))}
     if kind == "saved_model":
         model.export(path, format="tf_saved_model", verbose=False)
         return {"load": lambda: in_saved_model(path, program)}
@@ -285,14 +284,13 @@ def _made(
         content = converted(closed, kind, runtime, start)
     numbers: Mapping[str, int] = {}
     if kind == "litert":
-        names = [tensor.name for tensor in closed.inputs]
-        count = len(inputs[0]) // (size or 1) * (size or 1)
-        given = [
-            {n: x[i : i + (size or 1)] for n, x in zip(names, inputs, strict=True)}
-            for i in range(0, count, size or 1)
+        names, step = [tensor.name for tensor in closed.inputs], size or 1
+        ranged = [
+            {n: x[i : i + step] for n, x in zip(names, inputs, strict=True)}
+            for i in range(0, len(inputs[0]) if given else 0, step)
         ]
         if quantize != "float32":
-            content = quantized_file(content, quantize, given)
+            content = quantized_file(content, quantize, ranged)
             numbers = stored_numbers(content)
     path.write_bytes(content)
     return {"load": lambda: runtime(content, closed), "numbers": numbers}
@@ -301,10 +299,9 @@ def _made(
 def _compared(
     program: Program,
     load: Callable[[], Run],
-    kind: str,
     quantize: Any,
     inputs: list[Array],
-    size: int | None,
+    step: int,
 ) -> dict[str, Any]:
     """What the runtime answers beside the model, and how fast.
 
@@ -319,14 +316,7 @@ def _compared(
             f"The file's runtime can't load it: {first_line(error)}. Nothing was written. "
             "check=False writes it as it is."
         ) from error
-    loaded = time.perf_counter()
-    step = size or program.shapes[program.inputs[0].index][0] or 1
-    count = len(inputs[0]) // step * step
-    if not count:
-        raise ValueError(
-            f"A batch has {step} samples, and data have {len(inputs[0])}. Pass more, or "
-            "batch_size=1."
-        )
+    loaded, count = time.perf_counter(), len(inputs[0])
     first = run([array[:step] for array in inputs])
     answered = time.perf_counter()
     found, times = [first], []
@@ -340,7 +330,7 @@ def _compared(
         since = time.perf_counter()
         run(one)
         times.append(time.perf_counter() - since)
-    wanted = _answers(program, inputs, count)
+    wanted = _answers(program, inputs)
     made = [np.concatenate(own) for own in zip(*found, strict=True)]
     halves = {getattr(x, "compute_dtype", "") for x in program.layers().values()} & HALVES
     far = (FAR_IN_HALVES if halves else FAR) if quantize in (None, "float32") else math.inf
@@ -355,10 +345,10 @@ def _compared(
     }
 
 
-def _answers(program: Program, inputs: list[Array], count: int) -> list[Array]:
+def _answers(program: Program, inputs: list[Array]) -> list[Array]:
     run = in_keras(program)
     step = program.shapes[program.inputs[0].index][0] or 32
-    parts = [run([x[i : min(i + step, count)] for x in inputs]) for i in range(0, count, step)]
+    parts = [run([x[i : i + step] for x in inputs]) for i in range(0, len(inputs[0]), step)]
     return [np.concatenate(own) for own in zip(*parts, strict=True)]
 
 
@@ -406,10 +396,17 @@ def _bytes(path: Path) -> int:
 
 
 def _move(made: Path, path: Path, kind: str) -> None:
-    if kind == "saved_model":
-        if path.exists():
-            path.rename(made.with_name("old"))
-        made.rename(path)
+    """Puts what was made in its place; if that fails, what stood there stays."""
+    if kind != "saved_model":
+        for own in sorted(made.parent.iterdir()):  # OpenVINO's weights, then what reads them
+            shutil.move(own, path.with_name(own.name))
         return
-    for own in sorted(made.parent.glob(f"{made.stem}.*")):
-        shutil.move(own, path.with_name(own.name))
+    old = made.with_name(f"{made.name}.old")
+    if path.exists():
+        path.rename(old)
+    try:
+        made.rename(path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        raise

@@ -82,7 +82,11 @@ def quantized_file(
     Args:
         content: The float file.
         quantize: As `sgdap.export` takes it.
-        samples: Inputs by their names in the file, for the ranges of activations.
+        samples: Inputs by their names in the file, for the ranges of activations; empty: there are
+            none.
+
+    Raises:
+        ValueError: Ranges are needed, and there are no inputs.
     """
     from ai_edge_quantizer import quantizer
 
@@ -95,6 +99,11 @@ def quantized_file(
     if not recipe:
         return content
     work = quantizer.Quantizer(content, recipe)
+    if work.need_calibration and not samples:
+        raise ValueError(
+            "To give activations their ranges, this recipe needs data=…, some hundred inputs. "
+            "Received: data=None"
+        )
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # a progress bar
         warnings.simplefilter("ignore", UserWarning)  # of an interpreter that keeps all tensors
         if work.need_calibration:

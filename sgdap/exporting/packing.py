@@ -18,6 +18,7 @@ import json
 import math
 import os
 import struct
+import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,9 +28,9 @@ import keras
 import numpy as np
 
 from sgdap._arguments import check_integer, shown
+from sgdap._extras import check_installed
 from sgdap._keras.variables import without_values
 from sgdap.execution.backend import check_backend
-from sgdap.execution.runtimes import check_installed
 from sgdap.exporting.coding import DamagedError, Reader
 from sgdap.exporting.converting import first_line
 from sgdap.exporting.tensors import read, written
@@ -81,7 +82,7 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
         True
     """
     check_backend("sgdap.pack")
-    check_installed("pack", "sgdap.pack")
+    check_installed(["constriction"], "pack", "sgdap.pack")
     program = trace(model)
     if program.functional is None or not saves_by_its_graph(model):
         raise ValueError(
@@ -111,9 +112,10 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
     whole = b"".join([head, packed, *contents])
     whole += hashlib.sha256(whole).digest()
     place = Path(path)
-    beside = place.with_name(f"{place.name}.part")
-    beside.write_bytes(whole)
-    beside.replace(place)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".sgdap-") as folder:
+        made = Path(folder, place.name)
+        made.write_bytes(whole)
+        made.replace(place)
     return len(whole)
 
 
@@ -146,7 +148,7 @@ def unpack(
             than `memory_limit`, or its architecture can't be made.
     """
     check_backend("sgdap.unpack")
-    check_installed("pack", "sgdap.unpack")
+    check_installed(["constriction"], "pack", "sgdap.unpack")
     check_integer("memory_limit", memory_limit, 1)
     whole = Path(path).read_bytes()
     try:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from sgdap._arguments import choices_for, shown
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.rules.activation import is_elementwise
+from sgdap.layers.choice import chosen_layers
 from sgdap.layers.dynamic_range import DynamicRangeActivation
 from sgdap.model.copying import copied_operation, copy_state
 from sgdap.model.functional import functional_with, layer_names
@@ -76,8 +75,12 @@ def to_dra(model: Any, layers: Sequence[str] | None = None, **arguments: Any) ->
     graph = channel_graph(model)
     program = graph.program
     found = _activations(graph)
-    chosen = _chosen(program, found, layers)
     names, ends = layer_names(program), _ends(program)
+    why_none = (
+        "there is none that is a layer or the end of a dense or convolutional one, treats every "
+        "channel by itself and is no output."
+    )
+    chosen = chosen_layers(program, found, ends, layers, why_none)
     tensors, _ = symbolic_graph(program)
     taken = {*names.values(), *(tensor.name for tensor, _ in tensors)}
     replacements: dict[str, list[Any]] = {}
@@ -164,35 +167,3 @@ def _width(graph: ChannelGraph, path: str) -> int | None:
 def _ends(program: Program) -> set[str]:
     """The layers that make the model's outputs."""
     return {call.path for call in program.calls if {*call.outputs} & {*program.outputs}}
-
-
-def _chosen(program: Program, found: Mapping[str, Any], layers: Sequence[str] | None) -> list[str]:
-    if layers is None:
-        chosen = [path for path in found if path not in _ends(program)]
-        if not chosen:
-            raise ValueError(
-                f"Model '{program.model.name}' has no activation to replace: there is none that is "
-                "a layer or the end of a dense or convolutional one, treats every channel by "
-                "itself and is no output."
-            )
-        return chosen
-    if isinstance(layers, str) or not isinstance(layers, Iterable) or not [*layers]:
-        raise TypeError(
-            "layers must be a list of layer names or patterns, for example ['conv*'], or None for "
-            f"all. Received: {shown(layers)}"
-        )
-    chosen = []
-    for pattern in layers:
-        fitting = [
-            path
-            for path in found
-            if fnmatch.fnmatchcase(path, str(pattern))
-            or fnmatch.fnmatchcase(path.split("/")[-1], str(pattern))
-        ]
-        if not fitting:
-            raise ValueError(
-                f"No layer of model '{program.model.name}' with an activation that can be replaced "
-                f"is called {pattern!r}. {choices_for(str(pattern), found)}"
-            )
-        chosen += [path for path in fitting if path not in chosen]
-    return chosen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from sgdap._arguments import check_choice, choices_for, shown
+from sgdap._arguments import check_choice
 from sgdap._table import table_text, terminal_width
 from sgdap.distillation.finish import Answers, distill
 from sgdap.distillation.teaching import checked_terms
 from sgdap.distillation.terms import divergence
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import joined
+from sgdap.layers.choice import chosen_layers
 from sgdap.model.copying import copied_operation, copy_state
 from sgdap.model.functional import functional_with, layer_names
 from sgdap.model.generators import global_state_kept
@@ -144,7 +144,8 @@ def to_hard(
         for path, operation in program.layers().items()
         if (change := _change(operation, hard)) is not None
     }
-    chosen = _chosen(program, found, layers)
+    why_none = "no silu, gelu or sigmoid (nor relu, with relu6=True) of a layer of Keras that is no output."
+    chosen = chosen_layers(program, found, _ends(program), layers, why_none)
     names = layer_names(program)
     replacements: dict[str, list[Any]] = {}
     for path in chosen:
@@ -219,37 +220,6 @@ def _ends(program: Program) -> set[str]:
         if isinstance(call.operation, _KEEPS_VALUES) or (alone and linear):
             wanted.update(call.inputs)
     return found
-
-
-def _chosen(program: Program, found: Mapping[str, Any], layers: Sequence[str] | None) -> list[str]:
-    if layers is None:
-        ends = _ends(program)
-        chosen = [path for path in found if path not in ends]
-        if not chosen:
-            raise ValueError(
-                f"Model '{program.model.name}' has no activation to replace: no silu, gelu or "
-                "sigmoid (nor relu, with relu6=True) of a layer of Keras that is no output."
-            )
-        return chosen
-    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
-        raise TypeError(
-            "layers must be a list of layer names or patterns, for example ['block*'], or None for "
-            f"all. Received: {shown(layers)}"
-        )
-    chosen = []
-    for pattern in map(str, layers):
-        fitting = [
-            path
-            for path in found
-            if any(fnmatch.fnmatchcase(name, pattern) for name in (path, path.split("/")[-1]))
-        ]
-        if not fitting:
-            raise ValueError(
-                f"No layer of model '{program.model.name}' with an activation that can be replaced "
-                f"is called {pattern!r}. {choices_for(pattern, found)}"
-            )
-        chosen += [path for path in fitting if path not in chosen]
-    return chosen
 
 
 def _refitted(model: Any, new: Any, data: Any, replaced: Mapping[str, str]) -> Hardening:

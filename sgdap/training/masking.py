@@ -24,7 +24,7 @@ from sgdap._keras.optimizers import (
 )
 from sgdap.model.kernels import not_zero
 from sgdap.surgery.train_step import put_around_train_step, take_from_train_step
-from sgdap.training.replicas import on_each_device
+from sgdap.training.replicas import assign_add, on_each_device
 from sgdap.weights.kernels import Kernel
 
 Masks = Mapping[str, npt.NDArray[np.bool_]]
@@ -144,7 +144,7 @@ class Masking:
         held = self._held()  # an optimizer may have been built in the step
         on_each_device(_set_to_zero, [v.value for v, _ in held], [self._masks[p] for _, p in held])
         if self._watch is not None:
-            on_each_device(_add, [self._steps], [tf.ones((), tf.int64)])
+            on_each_device(assign_add, [self._steps], [tf.ones((), tf.int64)])
         return logs
 
     def _held(self) -> list[tuple[Any, str]]:
@@ -218,7 +218,7 @@ class Masking:
             tf.cast(self._watch(tf.convert_to_tensor(v.value), gradient / scale), tf.float32)
             for (v, _, _), gradient in zip(found, gradients, strict=True)
         ]
-        on_each_device(_add, [self._sums[path] for _, path, _ in found], watched)
+        on_each_device(assign_add, [self._sums[path] for _, path, _ in found], watched)
 
 
 def _masked_gradient(gradient: Any, mask: Any) -> Any:
@@ -235,7 +235,3 @@ def _times(mask: Any, value: Any) -> Any:
 
 def _set_to_zero(variable: Any, mask: Any) -> None:
     variable.assign(_times(mask, variable))
-
-
-def _add(variable: Any, value: Any) -> None:
-    variable.assign_add(value)

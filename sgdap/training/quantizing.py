@@ -14,7 +14,7 @@ from sgdap.model.kernels import not_zero
 from sgdap.quantization.kernels import QuantizedKernel
 from sgdap.quantization.lattice import Lattice
 from sgdap.surgery.train_step import put_around_train_step, take_from_train_step
-from sgdap.training.replicas import on_each_device
+from sgdap.training.replicas import assign, assign_add, on_each_device
 
 Array = npt.NDArray[np.float64]
 
@@ -85,11 +85,7 @@ class Quantizing:
             if not self._held[kernel.path].holds(value):
                 matrix = kernel.matrix(value.astype(np.float64))
                 made = kernel.whole(kernel.scheme.quantize(matrix).dequantize())
-                kernel.variable.assign(np.where(self._stays_zero(kernel), 0, made))
-
-    def _stays_zero(self, kernel: QuantizedKernel) -> npt.NDArray[np.bool_]:
-        both: npt.NDArray[np.bool_] = self._zeros[kernel.path] & self._held[kernel.path].has_zero
-        return both
+                kernel.variable.assign(np.where(self._held[kernel.path].zeros, 0, made))
 
     def install(self) -> None:
         """Begins to hold the kernels in the model's train step."""
@@ -104,20 +100,20 @@ class Quantizing:
         variables = [kernel.variable.value for kernel in kernels]
         full = [self._full[kernel.path] for kernel in kernels]
         if self._noise:
-            on_each_device(_set, full, [tf.identity(v) for v in variables])
-            on_each_device(_set, variables, [self._noisy(kernel) for kernel in kernels])
+            on_each_device(assign, full, [tf.identity(v) for v in variables])
+            on_each_device(assign, variables, [self._noisy(kernel) for kernel in kernels])
         seen = [tf.identity(variable) for variable in variables]
         logs = step(data)
         moved = [tf.convert_to_tensor(v) - s for v, s in zip(variables, seen, strict=True)]
         new = [tf.convert_to_tensor(f) + m for f, m in zip(full, moved, strict=True)]
         if self._noise:
-            on_each_device(_set, variables, new)
-            on_each_device(_add, [self._steps], [tf.ones((), tf.int64)])
+            on_each_device(assign, variables, new)
+            on_each_device(assign_add, [self._steps], [tf.ones((), tf.int64)])
         else:
-            on_each_device(_set, full, new)
+            on_each_device(assign, full, new)
             held = [self._held[kernel.path] for kernel in kernels]
             levels = [own.nearest(value) for own, value in zip(held, new, strict=True)]
-            on_each_device(_set, variables, levels)
+            on_each_device(assign, variables, levels)
         return logs
 
     def _noisy(self, kernel: QuantizedKernel) -> Any:
@@ -138,22 +134,20 @@ class _Held:
 
     Attributes:
         value: What the kernel holds.
-        has_zero: Where 0 is a level, in the kernel's shape.
+        zeros: The weights that stay zero.
     """
 
     def __init__(
         self, kernel: QuantizedKernel, lattice: Lattice, zeros: npt.NDArray[np.bool_]
     ) -> None:
-        self._kernel, self._common = kernel, lattice.base.ndim == 1
+        self._common = lattice.base.ndim == 1
         self._units = tf.constant(kernel.whole(lattice.units), tf.int32)
         self._base, self._scale, self._zero = (
             tf.Variable(own, dtype=tf.float64, trainable=False)
             for own in (lattice.base, lattice.scale, lattice.zero)
         )
         self._deviation = tf.Variable(np.zeros(len(lattice.scale)), trainable=False)
-        codes = lattice.zeros()
-        self.has_zero = np.full(kernel.shape, codes is not None)
-        self._stay = tf.constant(zeros & self.has_zero)
+        self.zeros = zeros if lattice.zeros() is not None else np.zeros_like(zeros)
         self.value: npt.NDArray[Any] | None = None
 
     def holds(self, value: npt.NDArray[Any]) -> bool:
@@ -193,16 +187,8 @@ class _Held:
                 codes += tf.cast(above, codes.dtype)
             found = tf.gather_nd(base, tf.stack([self._units, codes], axis=-1))
         made = tf.cast(own * (found - zeros), value.dtype)
-        return tf.where(self._stay, tf.zeros_like(made), made)
+        return tf.where(self.zeros, tf.zeros_like(made), made)
 
 
 def _beside(variable: Any) -> Any:
     return tf.Variable(tf.convert_to_tensor(variable.value), trainable=False)
-
-
-def _set(variable: Any, value: Any) -> None:
-    variable.assign(value)
-
-
-def _add(variable: Any, value: Any) -> None:
-    variable.assign_add(value)

@@ -29,3 +29,13 @@ def on_each_device(
             strategy.extended.update(variable, update, args=(value,), group=False)
 
     replica.merge_call(on_all, args=(list(values),))
+
+
+def assign(variable: Any, value: Any) -> None:
+    """Gives a variable a value."""
+    variable.assign(value)
+
+
+def assign_add(variable: Any, value: Any) -> None:
+    """Adds a value to a variable."""
+    variable.assign_add(value)

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from sgdap.execution import latency, runtimes
+from sgdap import _extras
+from sgdap.execution import latency
 from sgdap.execution.latency import (
     NoisyClockError,
     Stopwatch,
@@ -96,7 +97,7 @@ def test_a_runtime_that_is_not_there_is_refused(runtime, error, message):
 
 
 def test_a_runtime_that_is_not_installed_is_named_with_its_package(monkeypatch):
-    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_extras.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs onnxruntime and tf2onnx: pip install 'sgdap"):
         check_runtime("onnx")
 

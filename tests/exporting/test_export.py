@@ -6,8 +6,10 @@ import pytest
 from keras import layers
 
 import sgdap
+from sgdap import _extras
 from sgdap.execution import runtimes
 from sgdap.exporting import file
+from tests.exporting.odd_models import forgetful_model, own_model
 from tests.models import randomise
 
 pytestmark = pytest.mark.compiled
@@ -147,16 +149,7 @@ def test_activations_that_grow_are_folded_so_that_keras_alone_reads_the_file(tmp
 
 
 def test_a_model_of_a_users_class_is_saved_without_it(tmp_path):
-    class Own(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.end = layers.Dense(2)
-
-        def call(self, x):
-            return self.end(x)
-
-    model = Own()
-    model(np.zeros((1, 4)))
+    model = own_model()
     for name in ("m.keras", "m.tflite", "m"):
         assert sgdap.export(model, tmp_path / name, verbose=0).difference < 1e-6
 
@@ -210,16 +203,55 @@ def test_a_file_that_answers_otherwise_leaves_what_was_there(chain, tmp_path, mo
 
 
 def test_a_file_that_can_not_be_read_back_is_not_kept(tmp_path):
-    class Forgetful(layers.Dense):
-        def get_config(self):
-            config = super().get_config()
-            del config["units"]
-            return config
-
-    model = keras.Sequential([keras.Input((3,)), Forgetful(2)])
     with pytest.raises(RuntimeError, match="runtime can't load it: .*Nothing was written"):
-        sgdap.export(model, tmp_path / "m.keras", verbose=0)
+        sgdap.export(forgetful_model(), tmp_path / "m.keras", verbose=0)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["m[1].tflite", "m[1].keras", "m*.xml"])
+def test_a_name_is_no_pattern(name, chain, tmp_path):
+    report = sgdap.export(chain, tmp_path / name, verbose=0)
+    assert report.path == tmp_path / name and report.path.exists()
+
+
+@pytest.mark.parametrize("batch_size", [32, None])
+def test_as_many_random_inputs_are_made_as_a_batch_has(batch_size, chain, tmp_path):
+    report = sgdap.export(chain, tmp_path / "m.tflite", batch_size=batch_size, verbose=0)
+    assert report.samples >= (batch_size or 1)
+
+
+def test_a_loss_of_the_users_own_does_not_matter(tmp_path):
+    model = randomise(keras.Sequential([keras.Input((3,)), layers.Dense(2)]))
+
+    def own(y, found):
+        return found - y
+
+    model.compile("sgd", own)
+    assert sgdap.export(model, tmp_path / "m.keras", verbose=0).difference < 1e-6
+
+
+def test_what_stood_there_comes_back_if_the_new_one_can_not_take_its_place(
+    chain, tmp_path, monkeypatch
+):
+    sgdap.export(chain, tmp_path / "served", verbose=0)
+    rename = file.Path.rename
+
+    def failing(path, to):
+        if path.parent.name.startswith(".sgdap-") and path.name == "served":
+            raise OSError("no room")
+        return rename(path, to)
+
+    monkeypatch.setattr(file.Path, "rename", failing)
+    with pytest.raises(OSError, match="no room"):
+        sgdap.export(chain, tmp_path / "served", verbose=0)
+    assert (tmp_path / "served" / "saved_model.pb").exists()
+
+
+def test_weights_of_another_file_are_not_replaced(chain, tmp_path):
+    (tmp_path / "m.bin").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="m.bin is there and m.xml is not"):
+        sgdap.export(chain, tmp_path / "m.xml", verbose=0)
+    assert (tmp_path / "m.bin").read_bytes() == b"mine"
 
 
 def test_a_layer_that_a_format_does_not_have_is_named(kinds_of_kernels, tmp_path):
@@ -249,6 +281,10 @@ def test_a_folder_of_something_else_is_not_replaced(chain, tmp_path):
         ("m.tflite", {"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1"),
         ("m.tflite", {"samples": 0}, ValueError, "samples must be an integer of at least 1"),
         ("m.tflite", {"data": np.ones((4, 3))}, ValueError, "shape"),
+        (
+            *("m.tflite", {"data": images(3), "batch_size": 4}),
+            *(ValueError, "A batch has 4 samples, and data have 3"),
+        ),
     ],
 )
 def test_what_has_no_meaning_is_refused(name, options, error, message, chain, tmp_path):
@@ -257,8 +293,24 @@ def test_what_has_no_meaning_is_refused(name, options, error, message, chain, tm
     assert not list(tmp_path.iterdir())
 
 
+def test_ranges_of_activations_are_never_those_of_random_inputs(chain, tmp_path):
+    from ai_edge_quantizer import recipe
+
+    with pytest.raises(ValueError, match="this recipe needs data=…"):
+        sgdap.export(chain, tmp_path / "m.tflite", quantize=recipe.static_wi8_ai8(), verbose=0)
+
+
+def test_inputs_of_open_sizes_must_be_given(tmp_path):
+    inputs = keras.Input((None, None, 1))
+    model = keras.Model(inputs, layers.GlobalMaxPooling2D()(layers.Conv2D(3, 20)(inputs)))
+    with pytest.raises(ValueError, match=r"leave sizes open: \(None, None, None, 1\).*pass data=…"):
+        sgdap.export(model, tmp_path / "m.tflite", verbose=0)
+    data = np.random.default_rng(0).random((2, 30, 24, 1), "float32")
+    assert sgdap.export(model, tmp_path / "m.tflite", data=data, verbose=0).difference < 1e-5
+
+
 def test_packages_that_are_missing_are_named(chain, tmp_path, monkeypatch):
-    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_extras.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs onnxruntime and tf2onnx: pip install 'sgdap\[o"):
         sgdap.export(chain, tmp_path / "m.onnx")
 

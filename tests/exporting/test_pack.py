@@ -18,6 +18,7 @@ import sgdap
 from sgdap.exporting import packing
 from sgdap.exporting.coding import DamagedError, Reader, coded
 from sgdap.quantization import PCM, Affine, ALaw, Binary, Codebook, MuLaw, Ternary
+from tests.exporting.odd_models import forgetful_model, own_model
 from tests.models import assemble, convnet, examples_of_models, randomise
 from tests.test_random_graphs import RECIPES
 
@@ -234,13 +235,7 @@ def test_no_code_goes_into_a_file_or_comes_out_of_one(packed, tmp_path):
 
 
 def test_what_keras_can_not_read_back_is_refused_before_it_is_written(tmp_path):
-    class Forgetful(layers.Dense):
-        def get_config(self):
-            config = super().get_config()
-            del config["units"]
-            return config
-
-    model = keras.Sequential([keras.Input((3,)), Forgetful(2)])
+    model = forgetful_model()
     with pytest.raises(ValueError, match="Keras can't make the model .* again from its config"):
         sgdap.pack(model, tmp_path / "m.sgdap")
     assert not list(tmp_path.iterdir())
@@ -267,16 +262,7 @@ def test_symbols_that_no_encoder_wrote_are_refused():
 
 
 def test_what_can_not_be_packed_is_refused(tmp_path):
-    class Own(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.end = layers.Dense(2)
-
-        def call(self, x):
-            return self.end(x)
-
-    model = Own()
-    model(np.zeros((1, 4)))
+    model = own_model()
     with pytest.raises(ValueError, match=r"class of its own \(Own\).*sgdap.functional"):
         sgdap.pack(model, tmp_path / "m.sgdap")
     with pytest.raises(FileNotFoundError):
