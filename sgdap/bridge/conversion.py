@@ -33,10 +33,10 @@ def to_tf_keras(model: Any) -> Any:
             changed, and no weight is shared.
 
     Returns:
-        A `tf_keras.Model` of layers with the same names, weights and trainable flags; what `tf_keras`
-        allows in no name, such as `/` and spaces, becomes `_`. Its outputs are those of `model`. If
-        that is compiled, it is compiled in the same way, with a new optimizer, where `tf_keras`
-        knows the loss, metrics and optimizer. Otherwise it is not compiled.
+        A `tf_keras.Model` of layers with the same names, weights and trainable flags; what
+        `tf_keras` allows in no name, such as `/` and spaces, becomes `_`. Its outputs are those of
+        `model`. If that is compiled, it is compiled in the same way, with a new optimizer, where
+        `tf_keras` knows the loss, metrics and optimizer. Otherwise it is not compiled.
 
     Raises:
         TypeError: `model` is no Keras model.

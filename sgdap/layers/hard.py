@@ -144,7 +144,7 @@ def to_hard(
         for path, operation in program.layers().items()
         if (change := _change(operation, hard)) is not None
     }
-    why_none = "no silu, gelu or sigmoid (nor relu, with relu6=True) of a layer of Keras that is no output."
+    why_none = "no silu, gelu or sigmoid (nor relu, with relu6=True) of a layer that is no output."
     chosen = chosen_layers(program, found, _ends(program), layers, why_none)
     names = layer_names(program)
     replacements: dict[str, list[Any]] = {}
