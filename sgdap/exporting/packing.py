@@ -36,7 +36,7 @@ from sgdap.exporting.converting import first_line
 from sgdap.exporting.tensors import read, written
 from sgdap.model.functional import saves_by_its_graph
 from sgdap.model.tracing import trace
-from sgdap.model.trusted import NO_LAMBDA, check_names
+from sgdap.model.trusted import NO_LAMBDA, check_names, own_classes
 from sgdap.weights.kernels import kernels_of
 
 MAGIC = b"sgdap\x00\x00\x01"
@@ -98,9 +98,8 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
         arrays.append({**index, "dtype": dtype, "shape": list(array.shape)})
         contents.append(content)
     config = json.loads(model.to_json(), object_hook=_checked)
-    own = {type(layer).__name__: type(layer) for layer in program.layers().values()}
     try:
-        _rehearsed(config, own)
+        _rehearsed(config, own_classes(program.layers().values()))
     except Exception as error:  # Keras raises anything
         raise ValueError(
             f"Keras can't make the model '{model.name}' again from its config: "

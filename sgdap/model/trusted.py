@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -22,6 +22,16 @@ NO_LAMBDA = (
 def is_lambda(value: object) -> bool:
     """Whether something is a function without a name."""
     return getattr(value, "__name__", None) == "<lambda>"
+
+
+def own_classes(layers: Iterable[object]) -> dict[str, type]:
+    """The classes of layers that Keras does not find by itself, by their names.
+
+    Keras' own are left out: a layer and an operation of one name (`Add`) would be taken for each
+    other.
+    """
+    classes = (type(layer) for layer in layers)
+    return {c.__name__: c for c in classes if c.__module__.split(".")[0] not in _TRUSTED}
 
 
 def check_names(entry: Mapping[Any, Any], own: Mapping[str, Any] | None = None) -> None:

@@ -17,6 +17,7 @@ from keras import layers
 import sgdap
 from sgdap.exporting import packing
 from sgdap.exporting.coding import DamagedError, Reader, coded
+from sgdap.model.trusted import own_classes
 from sgdap.quantization import PCM, Affine, ALaw, Binary, Codebook, MuLaw, Ternary
 from tests.exporting.odd_models import forgetful_model, own_model
 from tests.models import assemble, convnet, examples_of_models, randomise
@@ -80,10 +81,20 @@ def test_random_models_come_back_to_the_bit(tmp_path_factory, spatial, recipe):
         assert re.search("can't make the model|A lambda can't be kept", str(error))
         assert not path.exists()
         reject()
-    own = {type(layer).__name__: type(layer) for layer in model.layers}
-    again = sgdap.unpack(path, custom_objects=own)
+    again = sgdap.unpack(path, custom_objects=own_classes(model.layers))
     assert bits_of(again) == bits_of(model)
     assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
+
+
+@pytest.mark.parametrize("layer_first", [True, False])
+def test_a_layer_and_an_operation_of_one_name_come_back(layer_first, tmp_path):
+    start = keras.Input((4,))
+    end = layers.Dense(4)(start)
+    for layer in [layer_first, not layer_first]:
+        end = layers.Add()([start, end]) if layer else end + 3.0
+    model = keras.Model(start, end)
+    sgdap.pack(model, tmp_path / "m.sgdap")
+    assert bits_of(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of(model)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "mixed_float16"])
