@@ -14,6 +14,16 @@ from .channels import ChannelGraph as ChannelGraph
 from .channels import ChannelGroup as ChannelGroup
 from .channels import channel_graph as channel_graph
 from .channels import register_rule as register_rule
+from .compression import Compressed as Compressed
+from .compression import CompressionReport as CompressionReport
+from .compression import Distill as Distill
+from .compression import Export as Export
+from .compression import Pack as Pack
+from .compression import Prune as Prune
+from .compression import Quantize as Quantize
+from .compression import Sparsify as Sparsify
+from .compression import compress as compress
+from .compression import load_recipe as load_recipe
 from .distillation import DistillationCallback as DistillationCallback
 from .distillation import distill as distill
 from .exporting import ExportReport as ExportReport
@@ -73,9 +83,13 @@ __all__ = [
     "CalibrationStatistics",
     "ChannelGraph",
     "ChannelGroup",
+    "Compressed",
+    "CompressionReport",
     "CorrelationGuidance",
     "Cubic",
+    "Distill",
     "DistillationCallback",
+    "Export",
     "ExportReport",
     "FPGMGuidance",
     "Geometric",
@@ -86,9 +100,12 @@ __all__ = [
     "Linear",
     "MagnitudeGuidance",
     "OneShot",
+    "Pack",
     "Plan",
     "Profile",
+    "Prune",
     "QuantizationCallback",
+    "Quantize",
     "RandomGuidance",
     "Round",
     "RunSummary",
@@ -96,6 +113,7 @@ __all__ = [
     "Schedule",
     "SecondOrderGuidance",
     "Sensitivity",
+    "Sparsify",
     "SparsityCallback",
     "SparsityRound",
     "SparsitySummary",
@@ -105,6 +123,7 @@ __all__ = [
     "channel_graph",
     "channels",
     "collect_statistics",
+    "compress",
     "datasets",
     "distill",
     "export",
@@ -114,6 +133,7 @@ __all__ = [
     "guidance",
     "inspect",
     "layers",
+    "load_recipe",
     "pack",
     "plan",
     "plan_removal",

@@ -39,7 +39,7 @@ ENTRANCES = {
     "__init__",
     "__main__",
 }
-ON_TOP = {*ENTRANCES, "layers", "report", "exporting", "demo", "datasets", "testing"}
+ON_TOP = {*ENTRANCES, "layers", "report", "exporting", "compression", "demo", "datasets", "testing"}
 
 
 def names_imported_by(path: Path) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -264,3 +265,8 @@ def rows_of(arrays: Any, rows: Any) -> Any:
         rows: Numbers of the rows, a mask or a slice.
     """
     return keras.tree.map_structure(lambda own: None if own is None else own[rows], arrays)
+
+
+def saved_dataset(path: Path) -> Any:
+    """A `tf.data.Dataset` that its `save` wrote into a folder."""
+    return tf.data.Dataset.load(str(path))

@@ -131,6 +131,22 @@ def in_saved_model(path: Path, program: Program) -> Run:
     return run
 
 
+def signature_of(path: Path) -> tuple[Run, list[tuple[list[int | None], Any]]]:
+    """Runs a SavedModel by its default signature; the shapes and dtypes of its inputs.
+
+    Args:
+        path: The folder.
+    """
+    serve = tf.saved_model.load(str(path)).signatures["serving_default"]
+    specs = serve.structured_input_signature[1]
+
+    def run(inputs: Sequence[Array]) -> list[Array]:
+        found = serve(**{n: tf.constant(x) for n, x in zip(specs, inputs, strict=True)})
+        return _in_order({name: np.asarray(value) for name, value in found.items()})
+
+    return run, [(own.shape.as_list(), own.dtype.as_numpy_dtype) for own in specs.values()]
+
+
 def in_keras(program: Program) -> Run:
     """A model by its calls in a compiled function, as `predict` runs it.
 

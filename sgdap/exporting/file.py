@@ -45,7 +45,7 @@ SUFFIXES = {
 }
 """The formats by the end of a path."""
 
-_NEEDED = {
+NEEDED = {
     "litert": ["ai_edge_litert", "ai_edge_quantizer"],
     "onnx": ["onnxruntime", "tf2onnx"],
     "openvino": ["openvino"],
@@ -132,7 +132,7 @@ def export(
     _check_quantize(kind, quantize, data)
     if batch_size not in ("auto", None):
         check_integer("batch_size", batch_size, 1)
-    check_installed(_NEEDED.get(kind, ()), kind, f"Export to {path.name}")
+    check_installed(NEEDED.get(kind, ()), kind, f"Export to {path.name}")
     if samples is not None:
         check_integer("samples", samples, 1)
     _check_place(path, kind)
@@ -146,7 +146,7 @@ def export(
         load = report.pop("load")
         measured = _compared(program, load, quantize, inputs, size or 1) if check else {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        total = _bytes(made)
+        total = size_of(made)
         _move(made, path, kind)
     done = ExportReport(
         path, kind, total, random=check and data is None, batch_size=size or 1, **report, **measured
@@ -388,7 +388,8 @@ def _nearest(folder: Path) -> Path:
     return folder
 
 
-def _bytes(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
     if path.is_dir():
         return sum(own.stat().st_size for own in path.rglob("*") if own.is_file())
     with_weights = path.with_suffix(".bin")  # OpenVINO has two files

@@ -143,3 +143,30 @@ def plot_accuracy(shares: Sequence[float], accuracy: Mapping[str, Sequence[float
     axis.set_ylabel("accuracy, %")
     axis.legend(frameon=False)
     return figure
+
+
+def plot_stages(
+    names: Sequence[str], sizes: Sequence[int], scores: Sequence[float], metric: str
+) -> Any:
+    """Draws the score of a model against its bytes, one point a stage.
+
+    Args:
+        names: The names of the stages.
+        sizes: Bytes after each.
+        scores: The score after each.
+        metric: The name of the score.
+
+    Returns:
+        The matplotlib figure.
+    """
+    figure, axes = subplots(1, 1, figsize=(6, 3.8))
+    axes.plot(sizes, scores, "o-", color=ACCENT, markersize=5)
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    for name, size, score in zip(names, sizes, scores, strict=True):
+        axes.annotate(name, (size, score), textcoords="offset points", xytext=(5, 6))
+    axes.margins(0.15)
+    axes.set_xlabel("bytes of weights")
+    axes.set_ylabel(metric)
+    axes.set_title("each stage", loc="left")
+    return figure

@@ -1,0 +1,21 @@
+"""Several methods one after another: stages, recipes, a report."""
+
+from sgdap.compression.compress import Compressed, compress
+from sgdap.compression.recipes import load_recipe, save_recipe
+from sgdap.compression.report import CompressionReport
+from sgdap.compression.stages import Distill, Export, Pack, Prune, Quantize, Sparsify, Stage
+
+__all__ = [
+    "Compressed",
+    "CompressionReport",
+    "Distill",
+    "Export",
+    "Pack",
+    "Prune",
+    "Quantize",
+    "Sparsify",
+    "Stage",
+    "compress",
+    "load_recipe",
+    "save_recipe",
+]

@@ -1,0 +1,456 @@
+"""`sgdap.compress`: one stage after another, judged, undone where it costs too much, kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from sgdap._arguments import check_choice, check_integer, is_number, shown
+from sgdap.channels.grouping import channel_graph
+from sgdap.compression.measuring import measures
+from sgdap.compression.recipes import load_recipe, save_recipe, stages_of
+from sgdap.compression.report import CompressionReport, Measures, StageReport, stage_report
+from sgdap.compression.search import Tried, searched
+from sgdap.compression.stages import Export, Pack, Stage, check_order
+from sgdap.compression.steps import Limit, Made, carried_out
+from sgdap.compression.work import Judge, Work, make_judge, separated
+from sgdap.distillation.finish import check_can_learn
+from sgdap.execution.backend import check_backend
+from sgdap.execution.inputs import check_calibration_data
+from sgdap.model.generators import global_state_kept, random_state, set_random_state
+from sgdap.model.tracing import trace
+from sgdap.model.trusted import own_classes
+from sgdap.planning.budget import Budget, check_budget
+from sgdap.surgery.apply import compile_alike, copied
+
+_MILDER = 3
+"""How often a stage that costs too much is tried milder."""
+
+_EPOCHS = 4
+"""Epochs of a stage where labels are there and nothing is said."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What `sgdap.compress` returns.
+
+    Attributes:
+        model: The model that came out, a plain Keras model.
+        report: What each stage brought; print it.
+    """
+
+    model: Any
+    report: CompressionReport
+
+
+def compress(
+    model: Any,
+    stages: Sequence[Stage] | str | os.PathLike[str] | None,
+    data: Any,
+    *,
+    validation_data: Any = None,
+    budget: Budget | None = None,
+    max_accuracy_drop: float | None = None,
+    teacher: Any = True,
+    epochs: int | str = "auto",
+    batch_size: int = 64,
+    workdir: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    verbose: int = 1,
+) -> Compressed:
+    """Makes a model smaller by several methods, one after another.
+
+    The stages run in the order that they are given in. After each, the model is scored on the
+    validation data. A stage that lets the score fall too far is undone and tried milder, three
+    times at most, and then left out; the report tells. With a budget alone, the stages are
+    searched for.
+
+    Stages that train take the optimizer, the loss and the metrics that the model was compiled with.
+
+    Args:
+        model: A built `keras.Model`; it is not changed.
+        stages: A list of `sgdap.Prune`, `Sparsify`, `Distill`, `Quantize`, `Export` and `Pack`; a
+            recipe: the path of a YAML file, or the name of one that comes with sgdap
+            (`"mobile-int8"`, `"tiny-flash"`, `"server-latency"`, `"sparse-2:4"`). None: they are
+            searched for, which needs a `budget`.
+        data: What is trained on and calibrated with: inputs, or `(x, y)`, in any form that `fit`
+            takes and that can be read several times.
+        validation_data: What models are judged on. None: a tenth of `data`, where these are arrays
+            with targets.
+        budget: What the model at the end may cost; its `bytes` are those of all weights as the
+            report counts them. With stages, the report tells whether it is met.
+        max_accuracy_drop: The most that the watched metric may get worse: the first accuracy of
+            `compile`, else the loss.
+        teacher: True: the given model teaches in stages that train, and those that prune without
+            training learn its answers afterwards. Or another model; False: none.
+        epochs: Epochs of each stage that trains, unless it has its own. 0: one shot, which needs no
+            labels. `"auto"`: 4 where the data have targets and the model is compiled, else 0.
+        batch_size: Samples in a batch of training, where data are arrays.
+        workdir: A folder that keeps the model after each stage, the recipe and the report; files of
+            `Export` and `Pack` lie in it where their paths are relative. If the process is killed
+            and the same is called again, it goes on after the last whole stage.
+        seed: Seed for every random choice.
+        verbose: 0: silent; 1: a line for each stage and the report; 2: what stages print, too.
+
+    Returns:
+        The model and the report.
+
+    Raises:
+        ImportError: A package is missing that a file needs.
+        RuntimeError: Keras uses another backend than TensorFlow.
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument has no meaning, stages can't follow each other, the model can't be
+            read or trained, or `workdir` is of another compression.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"),
+        ...                           keras.layers.Dense(4, "softmax")])
+        >>> stages = [sgdap.Prune(flops=0.6), sgdap.Quantize("int8")]
+        >>> small = sgdap.compress(model, stages, np.random.rand(200, 8), verbose=0)
+        >>> small.report.after.bytes < small.report.before.bytes / 3
+        True
+    """
+    check_backend("sgdap.compress")
+    check_choice("verbose", verbose, (0, 1, 2, False, True))
+    check_integer("seed", seed, 0)
+    check_integer("batch_size", batch_size, 1)
+    if isinstance(stages, (str, os.PathLike)):
+        stages = load_recipe(stages)
+    if stages is not None:
+        check_order(stages)
+    if budget is not None:
+        check_budget(budget)
+    elif stages is None:
+        raise ValueError(
+            "Say what is to be done: stages=[sgdap.Prune(flops=0.5), …], or what the model may "
+            "cost: budget=sgdap.Budget(bytes=0.1)."
+        )
+    graph = channel_graph(model)
+    learnt, judged = separated(model, data, validation_data, seed)
+    check_calibration_data(graph, (learnt[0],) if isinstance(learnt, tuple) else learnt)
+    with global_state_kept():
+        own = copied(graph).program.model
+    if model.compiled and not own.compiled:
+        raise ValueError(
+            f"The loss or a metric of '{model.name}' can't be made again from its config. Register "
+            "it with @keras.saving.register_keras_serializable()."
+        )
+    judge = None if judged is None or not model.compiled else make_judge(own, judged)
+    _check_drop(max_accuracy_drop, judge)
+    work = Work(
+        own,
+        learnt,
+        judge,
+        own if teacher is True else (teacher or None),
+        _epochs_of(epochs, model, learnt),
+        seed,
+        batch_size,
+        int(verbose),
+        None if workdir is None else Path(workdir),
+    )
+    _check_can_train(work, stages)
+    drawn = random_state()
+    try:
+        return _Run(work, max_accuracy_drop).whole(stages, budget)
+    finally:
+        set_random_state(drawn)
+
+
+class _Run:
+    """One compression."""
+
+    def __init__(self, work: Work, drop: float | None) -> None:
+        self._work, self._drop, self._folder = work, drop, work.folder
+
+    def whole(self, stages: Sequence[Stage] | None, budget: Budget | None) -> Compressed:
+        """Finds the stages, carries them out and reports."""
+        work = self._work
+        search: Tried = ()
+        model = work.model
+        identity = self._identity(stages, budget)
+        kept = self._begin(identity)
+        before = self._before(kept)
+        if stages is None:
+            assert budget is not None
+            if "search" in kept:
+                found = kept["search"]
+                stages = stages_of(found["stages"])
+                search = tuple((tuple(tried), own) for tried, own in found["tried"])
+            else:
+                stages, search = searched(work, budget, before)
+                listed = [_config(stage) for stage in stages]
+                kept["search"] = {"stages": listed, "tried": search}
+                self._keep(kept)
+        if self._folder is not None:
+            save_recipe(stages, self._folder / "recipe.yaml")
+        reports = [stage_report(own) for own in kept["stages"]]
+        if reports:
+            model = self._loaded(len(reports))
+        limit = None
+        if self._drop is not None:
+            assert before.score is not None
+            limit = Limit(before.score, self._drop)
+        for number, stage in enumerate(stages):
+            if number < len(reports):
+                continue
+            last = reports[-1].after if reports else before
+            model, made = self._stage(number, stage, model, last, limit)
+            reports.append(made)
+            if self._folder is not None:
+                model = self._saved(model, number + 1)
+                kept["stages"].append(dataclasses.asdict(made))
+                self._keep(kept)
+            if work.verbose:
+                print(_line(number, len(stages), made, self._metric))
+        report = CompressionReport(
+            work.model.name,
+            self._metric,
+            before,
+            tuple(reports),
+            search,
+            _missed(budget, before, reports[-1].after),
+            work.seed,
+            _versions(),
+        )
+        if work.model.compiled:
+            compile_alike(model, work.model)
+        if self._folder is not None:
+            report.to_json(self._folder / "report.json")
+        if work.verbose:
+            print(report)
+        return Compressed(model, report)
+
+    @property
+    def _metric(self) -> str | None:
+        return None if self._work.judge is None else self._work.judge.metric
+
+    def _stage(
+        self, number: int, stage: Stage, model: Any, last: Measures, limit: Limit | None
+    ) -> tuple[Any, StageReport]:
+        """Carries out a stage, milder if it costs too much."""
+        work, own = self._work, stage
+        tried: list[tuple[dict[str, Any], float | None]] = []
+        began = time.perf_counter()
+        for attempt in range(_MILDER + 1):
+            with work.seeded(number, model):
+                made = carried_out(own, model, work, limit)
+                score = self._score(made, last, model)
+            judged = score if made.score is None else made.score
+            if self._allowed(judged, limit):
+                return made.model, self._report(stage, own, made, score, last, tried, began)
+            tried.append((_config(own), judged))
+            milder = own.milder() if attempt < _MILDER else None
+            if milder is None:
+                break
+            own = milder
+        assert limit is not None
+        note = f"{limit.drop:g} is the most that the score may fall below {limit.score:.4f}."
+        whole, layers = measures(model, work.inputs, last.score)
+        seconds = time.perf_counter() - began
+        asked = _config(stage)
+        report = StageReport(
+            asked, None, whole, layers, tried=tuple(tried), notes=(note,), seconds=seconds
+        )
+        return model, report
+
+    def _score(self, made: Made, last: Measures, model: Any) -> float | None:
+        if self._work.judge is None:
+            return None
+        if made.model is model:
+            return last.score
+        compile_alike(made.model, self._work.model)
+        return self._work.judge.score(made.model)
+
+    def _allowed(self, score: float | None, limit: Limit | None) -> bool:
+        if limit is None or score is None:
+            return True
+        assert self._work.judge is not None
+        return bool(self._work.judge.sign * (score - limit.score) >= -limit.drop - 1e-9)
+
+    def _report(
+        self,
+        asked: Stage,
+        own: Stage,
+        made: Made,
+        score: float | None,
+        last: Measures,
+        tried: Any,
+        began: float,
+    ) -> StageReport:
+        whole, layers = measures(made.model, self._work.inputs, score)
+        missed = _missed(getattr(own, "budget", None), last, whole)
+        return StageReport(
+            _config(asked),
+            _config(own),
+            whole,
+            layers,
+            made.losses,
+            tuple(tried),
+            str(self._work.place(own.path)) if isinstance(own, (Export, Pack)) else None,
+            made.bytes,
+            made.score,
+            None if made.file is None else made.file.seconds,
+            (*made.notes, *filter(None, [missed])),
+            time.perf_counter() - began,
+        )
+
+    def _before(self, kept: dict[str, Any]) -> Measures:
+        if kept.get("before"):
+            return Measures(**kept["before"])
+        judge = self._work.judge
+        score = None if judge is None else judge.score(self._work.model)
+        before, _ = measures(self._work.model, self._work.inputs, score)
+        kept["before"] = dataclasses.asdict(before)
+        self._keep(kept)
+        return before
+
+    def _identity(self, stages: Sequence[Stage] | None, budget: Budget | None) -> str:
+        """What a compression in a folder must have been asked for, to be gone on with."""
+        work = self._work
+        digest = hashlib.sha256(work.model.to_json().encode())
+        for weights in work.model.get_weights():
+            digest.update(np.ascontiguousarray(weights).tobytes())
+        asked = {
+            "stages": None if stages is None else [_config(stage) for stage in stages],
+            "budget": repr(budget),
+            "drop": self._drop,
+            "epochs": work.epochs,
+            "seed": work.seed,
+            "batch_size": work.batch_size,
+            "teacher": work.teacher is not None,
+            "data": [_size_of(work.data), _size_of(getattr(work.judge, "data", None))],
+        }
+        digest.update(json.dumps(asked, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def _begin(self, identity: str) -> dict[str, Any]:
+        """What the folder holds of this compression."""
+        empty: dict[str, Any] = {"identity": identity, "before": None, "stages": []}
+        if self._folder is None:
+            return empty
+        self._folder.mkdir(parents=True, exist_ok=True)
+        place = self._folder / "state.json"
+        if not place.exists():
+            return empty
+        kept: dict[str, Any] = json.loads(place.read_text())
+        if kept.get("identity") != identity:
+            raise ValueError(
+                f"{self._folder} holds a compression of another model or with other arguments. "
+                "Call it as before, or pass another workdir."
+            )
+        return kept
+
+    def _keep(self, kept: dict[str, Any]) -> None:
+        if self._folder is None:
+            return
+        made = self._folder / "state.json.new"
+        made.write_text(json.dumps(kept, indent=1))
+        made.replace(self._folder / "state.json")
+
+    def _saved(self, model: Any, number: int) -> Any:
+        """The model as it is read back from the folder, so that going on makes no difference."""
+        assert self._folder is not None
+        made = self._folder / f"new-{number}.keras"
+        model.save(made, include_optimizer=False)
+        made.replace(self._folder / f"stage-{number}.keras")
+        return self._loaded(number)
+
+    def _loaded(self, number: int) -> Any:
+        assert self._folder is not None
+        own = own_classes(trace(self._work.model).layers().values())
+        model = keras.models.load_model(
+            self._folder / f"stage-{number}.keras", custom_objects=own, compile=False
+        )
+        if self._work.model.compiled:
+            compile_alike(model, self._work.model)
+        return model
+
+
+def _config(stage: Stage) -> dict[str, Any]:
+    return {stage.kind: stage.get_config()}
+
+
+def _epochs_of(epochs: int | str, model: Any, learnt: Any) -> int:
+    if epochs == "auto":
+        labelled = not isinstance(learnt, tuple) or learnt[1] is not None
+        return _EPOCHS if model.compiled and labelled else 0
+    if isinstance(epochs, str):
+        raise ValueError(f"epochs must be a number or 'auto'. Received: epochs={shown(epochs)}")
+    return check_integer("epochs", epochs, 0)
+
+
+def _check_drop(drop: Any, judge: Judge | None) -> None:
+    if drop is None:
+        return
+    if not is_number(drop) or drop < 0:
+        raise ValueError(
+            f"max_accuracy_drop must be a number from 0. Received: max_accuracy_drop={shown(drop)}"
+        )
+    if judge is None:
+        raise ValueError(
+            "max_accuracy_drop needs something to judge by: a compiled model, and data with "
+            "targets or validation_data=(x, y)."
+        )
+    if drop >= 1 and judge.metric.endswith(("acc", "accuracy")):
+        raise ValueError(
+            f"max_accuracy_drop={drop} lets '{judge.metric}' fall as far as it likes: it is from 0 "
+            f"to 1. Did you mean max_accuracy_drop={drop / 100:g}?"
+        )
+
+
+def _check_can_train(work: Work, stages: Sequence[Stage] | None) -> None:
+    """Raises if a stage is to train and can't."""
+    wanted = [s for s in stages or () if s.trains and s.kind != "distill"]
+    training = [s for s in wanted if (work.epochs if s.epochs is None else s.epochs)]
+    unlabelled = isinstance(work.data, tuple) and work.data[1] is None
+    if training and (not work.model.compiled or unlabelled):
+        what = "targets: pass (x, y)" if unlabelled else "a compiled model: call model.compile"
+        raise ValueError(f"{training[0]} trains, which needs {what}; or pass epochs=0.")
+    finished = any(not (work.epochs if s.epochs is None else s.epochs) for s in wanted)
+    learns = any(s.kind == "distill" for s in stages or ()) or (finished and work.teacher)
+    if learns and isinstance(work.data, tuple) and work.model.trainable_weights:
+        check_can_learn(work.model, trace(work.model), work.data[0])
+
+
+def _size_of(data: Any) -> list[Any]:
+    if not isinstance(data, tuple):
+        return [type(data).__name__]
+    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
+    return [[list(np.shape(leaf)), str(leaf.dtype)] for leaf in leaves]
+
+
+def _missed(budget: Budget | None, before: Measures, after: Measures) -> str:
+    """Which limit of a budget is not met, in words; empty: all are. Time is not looked at."""
+    limits = {} if budget is None else budget.limits()
+    for name, limit in limits.items():
+        whole, own = getattr(before, name), getattr(after, name)
+        most = limit * whole if limit <= 1 else limit
+        if own > most * (1 + 1e-6):
+            return f"The budget is not met: {name} are {own:,}, and {most:,.0f} were allowed."
+    return ""
+
+
+def _line(number: int, count: int, report: StageReport, metric: str | None) -> str:
+    own = report.after
+    what = f"{report.name}{'' if report.done else ' (undone)'}"
+    score = "" if own.score is None else f"{metric} {own.score:.4f}, "
+    return (
+        f"SGDAP stage {number + 1} of {count}, {what}: {score}{own.params:,} parameters, "
+        f"{own.bytes:,} bytes ({report.seconds:.1f} s)"
+    )
+
+
+def _versions() -> dict[str, str]:
+    names = ("sgdap", "keras", "tensorflow", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}

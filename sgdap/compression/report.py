@@ -1,0 +1,279 @@
+"""What a compression brought, stage by stage, as plain data, a table, JSON and a figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sgdap._table import table_text, terminal_width
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What a model costs and how good it is.
+
+    Attributes:
+        params: The number of its parameters.
+        nonzero: The number of those that are not 0.
+        flops: FLOPs for one sample, one multiply-add = 2.
+        bits: Bits that a weight takes on average, as `bytes` are counted.
+        bytes: Bytes of all weights. A kernel is stored in the shortest of these ways: plain
+            numbers; integers of few bits with a scale, or numbers of levels with the levels, for
+            each output; each of them with a bit for every weight and only those that are not 0.
+        score: The watched metric on the validation data; None: there is none.
+        latency: Seconds for one sample in a compiled function of TensorFlow.
+    """
+
+    params: int
+    nonzero: int
+    flops: int
+    bits: float
+    bytes: int
+    score: float | None
+    latency: float
+
+
+@dataclass(frozen=True)
+class LayerMeasures:
+    """A kernel.
+
+    Attributes:
+        path: Its layer and its name.
+        shape: Its shape.
+        nonzero: The number of its weights that are not 0.
+        bits: Bits that a weight takes on average.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    nonzero: int
+    bits: float
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage.
+
+    Attributes:
+        asked: The stage as it was asked for: its name and its arguments.
+        done: The stage as it was carried out, perhaps milder; None: it was undone.
+        after: The model after it.
+        layers: Its kernels.
+        losses: The expected rise of the loss of each channel group, by name; empty where nothing
+            of the kind was computed.
+        tried: What was tried before and cost too much: the stage and its score.
+        path: The file that was written; None: none.
+        file_bytes: Its size.
+        file_score: The watched metric of a file with numbers of its own, in its runtime.
+        file_seconds: Its median seconds for an answer, one thread.
+        notes: Sentences on what was given up, and why a stage was undone.
+        seconds: How long the stage took.
+    """
+
+    asked: Mapping[str, Any]
+    done: Mapping[str, Any] | None
+    after: Measures
+    layers: tuple[LayerMeasures, ...] = ()
+    losses: Mapping[str, float] = field(default_factory=dict)
+    tried: tuple[tuple[Mapping[str, Any], float | None], ...] = ()
+    path: str | None = None
+    file_bytes: int | None = None
+    file_score: float | None = None
+    file_seconds: float | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The name of the stage."""
+        return next(iter(self.asked))
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """A compression; print it for a table.
+
+    Attributes:
+        model: The name of the model.
+        metric: The watched metric; None: nothing was judged.
+        before: The model that `compress` was given.
+        stages: The stages in order.
+        search: Lists of stages that a search tried, with the divergence of their answers from the
+            model's; empty where stages were given.
+        missed: Why a limit of the budget is not met; empty: all are, or there is none.
+        seed: The seed.
+        versions: The versions of sgdap and of what it runs on.
+    """
+
+    model: str
+    metric: str | None
+    before: Measures
+    stages: tuple[StageReport, ...]
+    search: tuple[tuple[tuple[Mapping[str, Any], ...], float], ...] = ()
+    missed: str = ""
+    seed: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def after(self) -> Measures:
+        """The model that came out."""
+        return self.stages[-1].after if self.stages else self.before
+
+    def __str__(self) -> str:
+        rows = [([["given"]], _cells(self.before), "")]
+        for stage in self.stages:
+            name = stage.name if stage.done else f"{stage.name} (undone)"
+            rows.append(([[name]], _cells(stage.after), ""))
+        metric = self.metric or "score"
+        titles = [metric, "parameters", "not zero", "FLOPs", "bits", "bytes", "ms"]
+        return table_text(
+            f"Compression of {self.model}",
+            ["stage"],
+            titles,
+            "",
+            rows,
+            list(self._lines()),
+            terminal_width(100),
+        )
+
+    def to_json(self, path: Any = None) -> str:
+        """The report as JSON.
+
+        Args:
+            path: A file to write it into, too; None: none.
+
+        Returns:
+            The text.
+        """
+        text = json.dumps(asdict(self), indent=1)
+        if path is not None:
+            Path(path).write_text(text)
+        return text
+
+    @classmethod
+    def from_json(cls, text: str) -> CompressionReport:
+        """The report that `to_json` wrote.
+
+        Args:
+            text: The JSON.
+
+        Raises:
+            ValueError: It is no such report.
+        """
+        try:
+            own = json.loads(text)
+            own["stages"] = tuple(stage_report(stage) for stage in own["stages"])
+            own["before"] = Measures(**own["before"])
+            own["search"] = tuple((tuple(s), float(d)) for s, d in own["search"])
+            return cls(**own)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"This is no report of sgdap.compress: {error}") from error
+
+    def plot(self) -> Any:
+        """Draws the watched metric against bytes, one point a stage.
+
+        Needs matplotlib: `pip install sgdap[plots]`.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ValueError: Nothing was judged.
+        """
+        from sgdap.report.figures import plot_stages
+
+        if self.before.score is None:
+            raise ValueError("There are no scores to draw: pass validation_data=(x, y).")
+        points = [("given", self.before), *((s.name, s.after) for s in self.stages if s.done)]
+        return plot_stages(
+            [name for name, _ in points],
+            [own.bytes for _, own in points],
+            [own.score for _, own in points if own.score is not None],
+            str(self.metric),
+        )
+
+    def node_data(self, value: str = "bits") -> str:
+        """Numbers of layers for Google's Model Explorer, which shows them on the exported graph.
+
+        Open the exported file there and load this as custom node data. Keys are names of layers as
+        regular expressions, which match the names of the nodes' outputs.
+
+        Args:
+            value: `"bits"`, `"sparsity"`, `"width"` or `"weights"`, of each kernel.
+
+        Returns:
+            JSON.
+        """
+        pick = {
+            "bits": lambda own, size: own.bits,
+            "sparsity": lambda own, size: 1 - own.nonzero / max(size, 1),
+            "width": lambda own, size: own.shape[-1],
+            "weights": lambda own, size: size,
+        }
+        if value not in pick:
+            raise ValueError(f"value must be one of {', '.join(pick)}. Received: value={value!r}")
+        results: dict[str, Any] = {}
+        for own in self.stages[-1].layers if self.stages else ():
+            size = 1
+            for length in own.shape:
+                size *= length
+            layer = own.path.rpartition("/")[0]
+            results[f".*{layer}/.*"] = {"value": pick[value](own, size)}
+        return json.dumps({"main": {"results": results}}, indent=1)
+
+    def _lines(self) -> Any:
+        for stage in self.stages:
+            for asked, score in stage.tried:
+                yield f"{_words(asked)} was tried: {self.metric} {_number(score)}."
+            if stage.done is None:
+                yield f"{_words(stage.asked)} was undone."
+            if stage.path is not None:
+                own = f", {self.metric} {_number(stage.file_score)}" if stage.file_score else ""
+                own += f", {1e3 * stage.file_seconds:.3g} ms" if stage.file_seconds else ""
+                yield f"{stage.path}: {stage.file_bytes:,} bytes{own}."
+        for tried, divergence in self.search:
+            yield f"{' → '.join(map(_words, tried)) or 'nothing'}: divergence {divergence:.3g}."
+        if self.missed:
+            yield self.missed
+
+
+def stage_report(own: Mapping[str, Any]) -> StageReport:
+    """A stage's report from what JSON holds of it."""
+    layers = tuple(
+        LayerMeasures(**{**layer, "shape": tuple(layer["shape"])}) for layer in own["layers"]
+    )
+    tried = tuple((stage, score) for stage, score in own["tried"])
+    return StageReport(
+        **{
+            **own,
+            "after": Measures(**own["after"]),
+            "layers": layers,
+            "tried": tried,
+            "notes": tuple(own["notes"]),
+        }
+    )
+
+
+def _cells(own: Measures) -> list[str]:
+    return [
+        _number(own.score),
+        f"{own.params:,}",
+        f"{own.nonzero:,}",
+        f"{own.flops:,}",
+        f"{own.bits:.2f}",
+        f"{own.bytes:,}",
+        f"{1e3 * own.latency:.3g}",
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _words(stage: Mapping[str, Any]) -> str:
+    ((name, arguments),) = stage.items()
+    parts = ", ".join(f"{key}: {value}" for key, value in arguments.items())
+    return f"{name} {{{parts}}}" if parts else str(name)

@@ -1,0 +1,239 @@
+"""Carries out one stage on a copy of a model; the model itself is not changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+
+from sgdap.callback import SGDAPCallback
+from sgdap.channels.grouping import channel_graph
+from sgdap.compression.stages import Distill, Export, Pack, Prune, Quantize, Sparsify, Stage
+from sgdap.compression.work import Work
+from sgdap.distillation import DistillationCallback, distill
+from sgdap.execution.inputs import checked_inputs
+from sgdap.execution.runtimes import in_litert
+from sgdap.exporting import ExportReport, export, pack
+from sgdap.layers import fold
+from sgdap.model.tracing import trace
+from sgdap.one_shot import plan as make_plan
+from sgdap.planning.plan import Plan
+from sgdap.quantization import quantize
+from sgdap.quantization_callback import QuantizationCallback
+from sgdap.sparsity import sparsify
+from sgdap.sparsity_callback import SparsityCallback
+from sgdap.surgery.apply import apply, copied
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far a score may get worse.
+
+    Attributes:
+        score: The score of the model that `compress` was given.
+        drop: The most that a score may get worse.
+    """
+
+    score: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage brought.
+
+    Attributes:
+        model: The model after it.
+        losses: The expected rise of the loss of each channel group, by name.
+        file: What was measured of a file in its runtime.
+        bytes: The size of the file that was written.
+        score: The score of the file in its runtime; None: there is no file of its own numbers.
+        notes: Sentences on what was given up.
+    """
+
+    model: Any
+    losses: Mapping[str, float] = field(default_factory=dict)
+    file: ExportReport | None = None
+    bytes: int | None = None
+    score: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@singledispatch
+def carried_out(stage: Stage, model: Any, work: Work, limit: Limit | None) -> Made:
+    """Carries out a stage.
+
+    Args:
+        stage: The stage.
+        model: The model that it is given, which is not changed.
+        work: What all stages share.
+        limit: How far the score may get worse; None: as far as it likes.
+    """
+    raise NotImplementedError(f"There is no way to carry out {type(stage).__name__}.")
+
+
+@carried_out.register
+def _(stage: Prune, model: Any, work: Work, limit: Limit | None) -> Made:
+    epochs = _epochs(stage, work)
+    if not epochs:
+        plan = make_plan(
+            model,
+            work.calibration,
+            stage.budget,
+            **stage.options(),
+            seed=work.seed,
+            verbose=work.verbose > 1,
+        )
+        slim = apply(model, plan)
+        if work.teacher is not None and slim.trainable_weights:
+            distill(slim, work.teacher, work.inputs)
+        return Made(slim, _losses(plan), notes=plan.notes)
+    callback = SGDAPCallback(
+        stage.budget,
+        **stage.options(),
+        **_judged(work, limit),
+        schedule=stage.schedule,
+        teacher=work.teacher,
+        seed=work.seed,
+        verbose=work.verbose > 1,
+    )
+    slim = _copy(model)
+    work.fit(slim, epochs, [callback])
+    last = callback.plan
+    return Made(slim, {} if last is None else _losses(last), notes=last.notes if last else ())
+
+
+@carried_out.register
+def _(stage: Sparsify, model: Any, work: Work, limit: Limit | None) -> Made:
+    epochs = _epochs(stage, work)
+    options: dict[str, Any] = {
+        "pattern": stage.pattern,
+        "guidance": stage.guidance,
+        "allocation": stage.allocation,
+        "layers": stage.layers,
+        "overrides": stage.overrides,
+        "seed": work.seed,
+        "verbose": int(work.verbose > 1),
+    }
+    if not epochs:
+        options["reconstruction"] = stage.reconstruction
+        return Made(sparsify(model, work.calibration, stage.sparsity, **options))
+    callback = SparsityCallback(
+        stage.sparsity,
+        **options,
+        **_judged(work, limit),
+        schedule=stage.schedule,
+        teacher=work.teacher,
+    )
+    sparse = _copy(model)
+    work.fit(sparse, epochs, [callback])
+    return Made(sparse)
+
+
+@carried_out.register
+def _(stage: Distill, model: Any, work: Work, limit: Limit | None) -> Made:
+    pupil = _copy(model)
+    distill(
+        pupil,
+        work.model if work.teacher is None else work.teacher,
+        work.calibration if stage.label_weight else work.inputs,
+        temperature=stage.temperature,
+        label_weight=stage.label_weight,
+        epochs=stage.epochs or None,
+        learning_rate=stage.learning_rate,
+        verbose=work.verbose > 1,
+    )
+    return Made(pupil)
+
+
+@carried_out.register
+def _(stage: Quantize, model: Any, work: Work, limit: Limit | None) -> Made:
+    if stage.fold:
+        model = fold(model, batch_normalization=True)
+    small = quantize(
+        model,
+        work.calibration,
+        stage.scheme,
+        layers=stage.layers,
+        overrides=stage.overrides,
+        compensate=stage.compensate,
+        seed=work.seed,
+        verbose=int(work.verbose > 1),
+    )
+    epochs = _epochs(stage, work)
+    if epochs:
+        callbacks: list[Any] = [
+            QuantizationCallback(
+                stage.scheme,
+                layers=stage.layers,
+                overrides=stage.overrides,
+                seed=work.seed,
+                verbose=int(work.verbose > 1),
+            )
+        ]
+        if work.teacher is not None:
+            callbacks.append(DistillationCallback(work.teacher))
+        work.fit(small, epochs, callbacks)
+    return Made(small)
+
+
+@carried_out.register
+def _(stage: Export, model: Any, work: Work, limit: Limit | None) -> Made:
+    report = export(
+        model,
+        work.place(stage.path),
+        format=stage.format,
+        quantize=stage.quantize,
+        data=work.inputs,
+        batch_size=stage.batch_size,
+        verbose=0,
+    )
+    score = None
+    if work.judge is not None and stage.quantize is not None:
+        score = _score_of_file(report, model, work)
+    return Made(model, file=report, bytes=report.bytes, score=score)
+
+
+@carried_out.register
+def _(stage: Pack, model: Any, work: Work, limit: Limit | None) -> Made:
+    return Made(model, bytes=pack(model, work.place(stage.path)))
+
+
+def _epochs(stage: Stage, work: Work) -> int:
+    return work.epochs if stage.epochs is None else stage.epochs
+
+
+def _copy(model: Any) -> Any:
+    return copied(channel_graph(model)).program.model
+
+
+def _judged(work: Work, limit: Limit | None) -> dict[str, Any]:
+    """The arguments that let a callback undo rounds which cost too much."""
+    if work.judge is None or limit is None:
+        return {}
+    return {
+        "max_accuracy_drop": limit.drop,
+        "baseline": limit.score,
+        "monitor": f"val_{work.judge.metric}",
+        "mode": "max" if work.judge.sign > 0 else "min",
+    }
+
+
+def _losses(plan: Plan) -> dict[str, float]:
+    return {group.name: float(group.error) for group in plan.groups if group.error is not None}
+
+
+def _score_of_file(report: ExportReport, model: Any, work: Work) -> float | None:
+    """The metric of a LiteRT file in its runtime; None where validation data come in batches."""
+    assert work.judge is not None
+    if not isinstance(work.judge.data, tuple):
+        return None
+    inputs = [np.asarray(x) for x in checked_inputs(trace(model), work.judge.data[0])]
+    run, step = in_litert(report.path.read_bytes(), model), report.batch_size
+    count = len(inputs[0]) // step * step
+    parts = [run([x[i : i + step] for x in inputs]) for i in range(0, count, step)]
+    answers = [np.concatenate(own) for own in zip(*parts, strict=True)]
+    return work.judge.score_of_answers(answers)

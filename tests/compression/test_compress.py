@@ -1,0 +1,378 @@
+"""One call: stages follow each other, are judged, undone, found by a search, and gone on with."""
+
+import dataclasses
+import importlib
+import json
+import random
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import sgdap
+from sgdap.compression.report import CompressionReport
+from tests.models import randomise
+
+
+def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images of one bright quarter, which is the class."""
+    random_numbers = np.random.default_rng(seed)
+    y = random_numbers.integers(4, size=count)
+    x = random_numbers.normal(size=(count, 8, 8, 1)).astype("float32")
+    for row, label in zip(x, y, strict=True):
+        top, left = divmod(int(label), 2)
+        row[4 * top : 4 * top + 4, 4 * left : 4 * left + 4] += 1.0
+    return x, y
+
+
+@pytest.fixture(scope="module")
+def trained():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(8, 3, name="conv"),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(24, "relu", name="hidden"),
+            layers.Dropout(0.1),
+            layers.Dense(4, "softmax", name="end"),
+        ],
+        name="quarters",
+    )
+    model.compile(
+        keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
+    model.fit(*images(512, 0), epochs=4, verbose=0)
+    return model
+
+
+whole = importlib.import_module("sgdap.compression.compress")
+
+DATA, JUDGED = images(512, 0), images(256, 1)
+
+
+def without_times(report: CompressionReport) -> dict:
+    """All entries of a report but times, by their paths."""
+    found = {}
+
+    def walk(path, own):
+        if isinstance(own, (dict, list)):
+            for name, part in own.items() if isinstance(own, dict) else enumerate(own):
+                walk(f"{path}/{name}", part)
+        elif not path.endswith(("latency", "seconds")):
+            found[path] = Path(own).name if isinstance(own, str) else own
+
+    walk("", json.loads(report.to_json()))
+    return found
+
+
+@pytest.mark.compiled
+def test_all_stages_in_one_call(trained, tmp_path):
+    before = [w.copy() for w in trained.get_weights()]
+    state = random.getstate(), np.random.get_state()[1].tolist()
+    stages = [
+        sgdap.Prune(flops=0.6),
+        sgdap.Sparsify(0.5),
+        sgdap.Distill(epochs=1),
+        sgdap.Quantize("int4"),
+        sgdap.Export("small.tflite"),
+        sgdap.Pack("small.sgdap"),
+    ]
+    made = sgdap.compress(
+        trained, stages, DATA, validation_data=JUDGED, epochs=1, workdir=tmp_path, verbose=0
+    )
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == state
+    assert all(np.array_equal(a, b) for a, b in zip(before, trained.get_weights(), strict=True))
+    report = made.report
+    assert [stage.name for stage in report.stages] == [stage.kind for stage in stages]
+    prune, sparse, _, few, file, packed = report.stages
+    assert prune.after.flops <= 0.6 * report.before.flops
+    assert sparse.after.nonzero < 0.6 * prune.after.params
+    kernels = [own for own in few.layers if own.path.endswith("kernel")]
+    assert all(own.bits < 8 for own in kernels) and few.after.bytes < prune.after.bytes / 4
+    assert sum(own.nonzero for own in kernels) <= sum(own.nonzero for own in sparse.layers)
+    assert file.file_bytes == (tmp_path / "small.tflite").stat().st_size
+    again = sgdap.unpack(tmp_path / "small.sgdap")
+    x = JUDGED[0]
+    assert np.array_equal(again.predict(x, verbose=0), made.model.predict(x, verbose=0))
+    loss, accuracy = made.model.evaluate(*JUDGED, verbose=0)
+    assert accuracy == pytest.approx(report.after.score)
+    assert packed.file_bytes == (tmp_path / "small.sgdap").stat().st_size
+    assert CompressionReport.from_json((tmp_path / "report.json").read_text()) == report
+    assert "quantize" in str(report) and "small.sgdap" in str(report)
+    assert sgdap.load_recipe(tmp_path / "recipe.yaml") == stages
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_one_shot_needs_no_labels(trained, labelled):
+    data = DATA if labelled else DATA[0]
+    stages = [sgdap.Prune(flops=0.5), sgdap.Quantize("int8", compensate="layerwise")]
+    made = sgdap.compress(trained, stages, data, epochs=0, teacher=False, verbose=0)
+    assert made.report.metric == ("accuracy" if labelled else None)
+    assert made.report.after.flops <= 0.5 * made.report.before.flops
+    assert made.report.after.bytes < made.report.before.bytes / 3
+
+
+def test_models_that_are_not_compiled_are_not_judged(trained):
+    plain = keras.Sequential.from_config(trained.get_config())
+    plain.set_weights(trained.get_weights())
+    made = sgdap.compress(plain, [sgdap.Sparsify(0.5)], DATA, verbose=0)
+    assert made.report.metric is None and not made.model.compiled
+    kernels = [own.nonzero for own in made.report.stages[0].layers]
+    assert sum(kernels) < 0.6 * sum(w.size for w in plain.get_weights() if w.ndim > 1)
+
+
+DROP = 0.003
+
+
+def test_a_stage_that_costs_too_much_is_tried_milder(trained):
+    stages = [sgdap.Quantize("binary", compensate=False, fold=False)]
+    made = sgdap.compress(
+        trained, stages, DATA, validation_data=JUDGED, max_accuracy_drop=DROP, epochs=0, verbose=0
+    )
+    (stage,) = made.report.stages
+    assert stage.asked == {"quantize": {"scheme": "binary", "compensate": False, "fold": False}}
+    assert stage.tried and stage.done is not None and stage.done != stage.asked
+    assert stage.after.score >= made.report.before.score - DROP
+    assert all(score < made.report.before.score - DROP for _, score in stage.tried)
+
+
+def test_a_stage_that_always_costs_too_much_is_undone(trained):
+    stages = [sgdap.Sparsify(0.9, "1:3", "random", layers=["conv"]), sgdap.Quantize("int8")]
+    made = sgdap.compress(
+        trained, stages, DATA, validation_data=JUDGED, max_accuracy_drop=0.0, epochs=0, verbose=0
+    )
+    undone, _ = made.report.stages
+    assert undone.done is None and undone.tried
+    assert undone.after.nonzero == made.report.before.nonzero
+    assert "sparsify (undone)" in str(made.report)
+
+
+def test_a_file_is_judged_in_its_own_runtime(trained, tmp_path):
+    pytest.importorskip("ai_edge_quantizer")
+    stages = [sgdap.Export(str(tmp_path / "a.tflite"), quantize="int8")]
+    made = sgdap.compress(trained, stages, DATA, validation_data=JUDGED, epochs=0, verbose=0)
+    (stage,) = made.report.stages
+    assert stage.file_score == pytest.approx(made.report.before.score, abs=0.02)
+
+
+@pytest.mark.compiled
+def test_a_budget_alone_finds_its_stages(trained):
+    share = 0.3
+    budget = sgdap.Budget(bytes=share)
+    made = sgdap.compress(
+        trained, None, DATA, validation_data=JUDGED, budget=budget, epochs=0, verbose=0
+    )
+    report = made.report
+    assert report.after.bytes <= share * report.before.bytes and not report.missed
+    assert len(report.search) > 2
+    best = min(report.search, key=lambda own: own[1])[0]
+    assert [stage.asked for stage in report.stages] == list(best)
+
+
+def test_a_budget_of_flops_alone_prunes(trained):
+    made = sgdap.compress(
+        trained, None, DATA, budget=sgdap.Budget(flops=0.5), epochs=0, teacher=False, verbose=0
+    )
+    assert [stage.name for stage in made.report.stages] == ["prune"]
+
+
+def test_a_budget_that_stages_do_not_meet_is_told(trained):
+    made = sgdap.compress(
+        trained,
+        [sgdap.Quantize("int8", compensate=False)],
+        DATA,
+        budget=sgdap.Budget(bytes=0.1),
+        epochs=0,
+        verbose=0,
+    )
+    assert "bytes are" in made.report.missed and made.report.missed in str(made.report)
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def little():
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(12, "relu"),
+            layers.Dropout(0.2),
+            layers.Dense(3, "softmax"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def two_stages(model, folder):
+    x = np.random.default_rng(0).normal(size=(128, 6)).astype("float32")
+    return sgdap.compress(
+        model,
+        [
+            sgdap.Prune(flops=0.7, epochs=2),
+            sgdap.Quantize("int8", compensate=False, epochs=0),
+            sgdap.Pack("small.sgdap"),
+        ],
+        (x, x[:, :3].argmax(-1)),
+        workdir=folder,
+        seed=3,
+        verbose=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def unkilled(little, tmp_path_factory):
+    return without_times(two_stages(little, tmp_path_factory.mktemp("whole")).report)
+
+
+@pytest.mark.parametrize(
+    "place, call",
+    [
+        *(("carried_out", 2), ("measures", 1), ("measures", 3), ("_keep", 2), ("_saved", 1)),
+    ],
+)
+def test_a_killed_run_ends_as_one_that_was_not_killed(
+    little, unkilled, place, call, tmp_path, monkeypatch
+):
+    owner = whole if hasattr(whole, place) else whole._Run
+    real, calls = getattr(owner, place), []
+
+    def killed(*args, **kwargs):
+        calls.append(place)
+        if len(calls) == call:
+            raise _Killed
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, place, killed)
+        with pytest.raises(_Killed):
+            two_stages(little, tmp_path)
+    assert without_times(two_stages(little, tmp_path).report) == pytest.approx(unkilled, rel=1e-5)
+
+
+def test_a_folder_of_another_compression_is_refused(trained, tmp_path):
+    stages = [sgdap.Quantize("int8", compensate=False)]
+    sgdap.compress(trained, stages, DATA, epochs=0, workdir=tmp_path, verbose=0)
+    with pytest.raises(ValueError, match="other arguments"):
+        sgdap.compress(trained, stages, DATA, epochs=0, workdir=tmp_path, seed=1, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "stages, arguments, error, words",
+    [
+        ([sgdap.Quantize(), sgdap.Sparsify(0.5)], {}, ValueError, "Put Sparsify before Quantize"),
+        ([sgdap.Sparsify(0.5), sgdap.Prune(flops=0.5)], {}, ValueError, "Put Prune before"),
+        ([sgdap.Quantize(), sgdap.Quantize("int4")], {}, ValueError, "Quantize once"),
+        ([sgdap.Pack("a"), sgdap.Export("a")], {}, ValueError, "Two stages write a"),
+        ([], {}, ValueError, "no stage"),
+        (sgdap.Prune(flops=0.5), {}, TypeError, "must be a list"),
+        (["prune"], {}, TypeError, "A stage is sgdap.Prune"),
+        (None, {}, ValueError, "Say what is to be done"),
+        ([sgdap.Sparsify(0.5)], {"max_accuracy_drop": 5}, ValueError, "Did you mean"),
+        ([sgdap.Sparsify(0.5)], {"epochs": -1}, ValueError, "epochs"),
+        ([sgdap.Sparsify(0.5)], {"epochs": "many"}, ValueError, "'auto'"),
+        ([sgdap.Sparsify(0.5)], {"verbose": 3}, ValueError, "verbose"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(trained, stages, arguments, error, words, tmp_path):
+    folder = tmp_path / "work"
+    with pytest.raises(error, match=words):
+        sgdap.compress(trained, stages, DATA, workdir=folder, **{"verbose": 0} | arguments)
+    assert not folder.exists()
+
+
+def test_training_without_targets_is_refused(trained):
+    with pytest.raises(ValueError, match="needs targets"):
+        sgdap.compress(trained, [sgdap.Sparsify(0.5)], DATA[0], epochs=2, verbose=0)
+    with pytest.raises(ValueError, match="something to judge by"):
+        sgdap.compress(trained, [sgdap.Sparsify(0.5)], DATA[0], max_accuracy_drop=0.1, verbose=0)
+    with pytest.raises(ValueError, match="an iterator gives its samples once"):
+        sgdap.compress(trained, [sgdap.Sparsify(0.5)], iter([DATA]), verbose=0)
+
+
+def test_batches_serve_as_data(trained):
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensor_slices(DATA).batch(64)
+    judged = tf.data.Dataset.from_tensor_slices(JUDGED).batch(64)
+    made = sgdap.compress(
+        trained, [sgdap.Prune(flops=0.7)], data, validation_data=judged, epochs=1, verbose=0
+    )
+    assert made.report.metric == "accuracy" and made.report.after.score > 0.5
+
+
+def test_outputs_of_several_heads_are_judged_in_the_files_runtime(tmp_path):
+    start = keras.Input((6,), name="start")
+    trunk = layers.Dense(12, "relu")(start)
+    heads = [layers.Dense(3, "softmax", name="kind")(trunk), layers.Dense(1, name="size")(trunk)]
+    model = randomise(keras.Model(start, heads))
+    model.compile(
+        "sgd",
+        {"kind": "sparse_categorical_crossentropy", "size": "mse"},
+        metrics={"kind": ["accuracy"]},
+    )
+    x = np.random.default_rng(0).normal(size=(300, 6)).astype("float32")
+    kind, size = model.predict(x, verbose=0)
+    targets = {"kind": kind.argmax(-1), "size": size}
+    stages = [sgdap.Export(str(tmp_path / "a.tflite"), quantize="dynamic")]
+    made = sgdap.compress(model, stages, (x, targets), epochs=0, verbose=0)
+    assert made.report.metric == "kind_accuracy"
+    assert made.report.stages[0].file_score > 0.95
+
+
+def test_the_report_draws_itself_and_tells_of_layers(trained):
+    made = sgdap.compress(
+        trained, [sgdap.Quantize("int4", compensate=False)], DATA, epochs=0, verbose=0
+    )
+    figure = made.report.plot()
+    assert figure.axes[0].get_xlabel() == "bytes of weights"
+    results = json.loads(made.report.node_data())["main"]["results"]
+    assert results and all(0 < own["value"] < 32 for own in results.values())
+    with pytest.raises(ValueError, match="value must be one of"):
+        made.report.node_data("colour")
+    with pytest.raises(ValueError, match="no report"):
+        CompressionReport.from_json("[]")
+
+
+def test_stages_are_plain_values():
+    stage = sgdap.Prune(sgdap.Budget(flops=0.5, params=0.4), layers=["conv*"])
+    assert stage == sgdap.Prune(flops=0.5, params=0.4, layers=["conv*"])
+    assert repr(stage) == "Prune(flops=0.5, params=0.4, layers=['conv*'])"
+    assert stage.milder().budget.flops == pytest.approx(0.5**0.5)
+    assert dataclasses.replace(stage, epochs=3).epochs == 3
+    assert sgdap.Prune(params=5000.0).milder() is None
+    assert sgdap.Sparsify(0.75).milder().sparsity == pytest.approx(0.5)
+    assert sgdap.Sparsify(0.5, "2:4").milder() is None
+    schemes = ["binary", "ternary", "int3", "int4", "int6", "int8"]
+    for scheme, milder in zip(schemes, schemes[1:], strict=False):
+        assert sgdap.Quantize(scheme).milder().scheme == milder
+    assert sgdap.Quantize("int8").milder() is None
+    assert sgdap.Export("a", quantize="int8").milder().quantize == "dynamic"
+    assert sgdap.Export("a").milder() is None
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: sgdap.Prune(sgdap.Budget(flops=0.5), flops=0.5), "not both"),
+        (lambda: sgdap.Prune(flops=0.5, guidance="laso"), "laso"),
+        (lambda: sgdap.Sparsify(1.0), "share of zeros"),
+        (lambda: sgdap.Sparsify(0.5, "3:2"), "3:2"),
+        (lambda: sgdap.Quantize("int9"), "int9"),
+        (lambda: sgdap.Export(), "needs the path"),
+        (lambda: sgdap.Pack(""), "needs the path"),
+        (lambda: sgdap.Export("a", epochs=2), "trains nothing"),
+        (lambda: sgdap.Prune(flops=0.5, epochs=-1), "epochs"),
+    ],
+)
+def test_stages_check_what_they_are_asked_for(make, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        make()
