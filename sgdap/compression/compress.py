@@ -117,7 +117,7 @@ def compress(
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"),
         ...                           keras.layers.Dense(4, "softmax")])
         >>> stages = [sgdap.Prune(flops=0.6), sgdap.Quantize("int8")]
-        >>> small = sgdap.compress(model, stages, np.random.rand(200, 8), verbose=0)
+        >>> small = sgdap.compress(model, stages, np.random.rand(200, 8), teacher=False, verbose=0)
         >>> small.report.after.bytes < small.report.before.bytes / 3
         True
     """
