@@ -39,10 +39,11 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy sgdap
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-properties: $(INSTALLED)
-	$(BIN)/pytest -n 2 --dist loadgroup -m hypothesis --hypothesis-profile=thorough
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+		-m hypothesis --hypothesis-profile=thorough
 
 test-architectures: $(INSTALLED)
 	$(BIN)/pytest -n 2 -m architectures tests/architectures

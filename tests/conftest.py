@@ -1,5 +1,6 @@
 """What holds for every test: the backend, the digits that ship with the package, fixed seeds."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,24 @@ for name, examples in (("repeatable", 20), ("thorough", 100)):
     )
 settings.register_profile("explore", deadline=None, print_blob=True, max_examples=500)
 settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of a module in one process, where they share what they make once.
+
+    Those of a group that they name themselves stay in that group. Those of random examples share
+    nothing and take long, so each goes where there is time.
+    """
+    for item in items:
+        if not any(map(item.get_closest_marker, ("xdist_group", "hypothesis"))):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what is there from now on: all that was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

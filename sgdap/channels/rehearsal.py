@@ -24,6 +24,12 @@ _WHOLE_STAGES = ((None, 8), (None, None))
 _OPEN = 32
 """The length of an axis that the model leaves open."""
 
+_STEPS = 3
+"""How many steps a loop over them takes: a first one, a last one and one between."""
+
+_LOOPS = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
+"""Layers that do at each step, along the first axis after that of the samples, what they do."""
+
 _LARGEST = 2**25
 """How many numbers the inputs and variables of a likeness may hold."""
 
@@ -140,12 +146,15 @@ def _likeness(
 
     # A size that the model leaves open may stand on any axis of another input, even the first.
     samples = (length or _OPEN) if any(None in shape[1:] for shape in part.shapes) else 2
+    loops = part.is_of_keras and isinstance(part.call.operation, _LOOPS)
 
     def size(axis: int, whole: int | None, own: Channels | None) -> int:
         if own is not None:
             return int(present[own].sum())
         if axis == 0:
             return samples if whole is None else whole
+        if axis == 1 and loops and length is not None:
+            return min(whole or _STEPS, _STEPS)
         return min(whole or length or _OPEN, length or whole or _OPEN)
 
     shapes = tuple(

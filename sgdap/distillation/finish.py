@@ -191,8 +191,7 @@ def _train(
     passes = epochs or math.ceil(STEPS / steps)
     pupil.begin(rate, passes * steps)
     best, least = _weights(pupil.student), pupil.judged(lessons)
-    while courses:
-        pupil.begin(rate, passes * steps)
+    while True:
         pupil.learn(lessons, learnt, passes, verbose)
         found = pupil.judged(lessons)
         courses -= 1
@@ -203,6 +202,9 @@ def _train(
         else:
             _set_weights(pupil.student, best)
             rate /= 4
+        if not courses:
+            return
+        pupil.begin(rate, passes * steps)
 
 
 def _weights(model: Any) -> list[Any]:

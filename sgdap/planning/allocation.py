@@ -274,27 +274,38 @@ def give_back(widths: WidthSearch, targets: Array) -> None:
 
 
 def _layerwise(widths: WidthSearch, targets: Array) -> None:
+    met: dict[tuple[int, ...], bool] = {}
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        _set_share(widths, middle)
-        if (widths.cost() <= targets).all():
+        wanted = _widths_of_share(widths, middle)
+        if wanted not in met:  # the last shares that are tried give the same few widths
+            _set_widths(widths, wanted)
+            met[wanted] = bool((widths.cost() <= targets).all())
+        if met[wanted]:
             low = middle
         else:
             high = middle
-    _set_share(widths, 1.0)
+    _set_widths(widths, _widths_of_share(widths, 1.0))
     if (widths.cost() > targets).any():
-        _set_share(widths, low)
+        _set_widths(widths, _widths_of_share(widths, low))
 
 
-def _set_share(widths: WidthSearch, share: float) -> None:
+def _widths_of_share(widths: WidthSearch, share: float) -> tuple[int, ...]:
+    """The width of each group that keeps a share of its channels at most, or the least one."""
+    return tuple(
+        max((w for w in allowed if w <= share * group.size + 1e-9), default=allowed[-1])
+        for group in widths.groups
+        for allowed in (widths.allowed[group.name],)
+    )
+
+
+def _set_widths(widths: WidthSearch, wanted: Sequence[int]) -> None:
     for group in widths.groups:
         while widths.removed[group.name]:
             widths.restore(group)
-    for group in widths.groups:
-        allowed = widths.allowed[group.name]
-        wanted = max((w for w in allowed if w <= share * group.size + 1e-9), default=allowed[-1])
-        while widths.width(group) > wanted:
+    for group, width in zip(widths.groups, wanted, strict=True):
+        while widths.width(group) > width:
             step = widths.next_step(group)
             if step is None:
                 break

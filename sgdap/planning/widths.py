@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import fnmatch
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -223,9 +225,9 @@ class WidthSearch:
 
     def next_step(self, group: ChannelGroup) -> Step | None:
         """The step to the group's next narrower width; None: it can't get any narrower."""
-        width = self.width(group)
-        below = next((w for w in self.allowed[group.name] if w < width), width)
-        return self.step_to(group, below) if below < width else None
+        widths = self.allowed[group.name]
+        place = bisect.bisect_right(widths, -self.width(group), key=operator.neg)
+        return self.step_to(group, widths[place]) if place < len(widths) else None
 
     def step_to(self, group: ChannelGroup, width: int) -> Step | None:
         """The step that brings the group to a width; None: it would leave some axis empty."""

@@ -4,6 +4,7 @@ import pytest
 from keras import layers, ops
 
 import sgdap
+from sgdap.distillation import finish
 from sgdap.layers import Hardening, to_hard
 from tests.models import outputs, randomise, samples
 
@@ -110,7 +111,10 @@ def test_layers_of_the_users_own_are_left():
 
 
 @pytest.mark.compiled
-def test_the_refit_takes_back_most_of_what_it_cost(capsys: pytest.CaptureFixture):
+def test_the_refit_takes_back_most_of_what_it_cost(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(finish, "STEPS", 150)
     model = randomise(gated("gelu", "sigmoid", ops.gelu))
     model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
     x = samples(model, 512)

@@ -180,7 +180,9 @@ LAYERS = {
     "transposed": lambda: layers.Conv2DTranspose(6, 3),
     "einsum": lambda: layers.EinsumDense("abcd,de->abce", (8, 8, 5), bias_axes="e"),
     "attention": lambda: Attention(),
-    "recurrent": lambda: layers.TimeDistributed(layers.LSTM(5)),
+    "recurrent": lambda: keras.Sequential(  # few steps: each takes as long as another layer
+        [layers.AveragePooling2D((4, 3)), layers.TimeDistributed(layers.LSTM(5))]
+    ),
     "normalised": lambda: layers.UnitNormalization(),
 }
 

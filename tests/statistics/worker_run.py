@@ -1,6 +1,9 @@
-"""One of two processes that collect statistics together, for `test_workers.py`."""
+"""Two processes that collect statistics together, for `test_workers.py`."""
 
+import json
+import os
 import sys
+import traceback
 
 import keras
 import numpy as np
@@ -38,7 +41,8 @@ def arrays(statistics) -> dict[str, np.ndarray]:
     return found
 
 
-def main(path: str) -> None:
+def run(path: str) -> None:
+    """Collects the statistics of this process' part of the data, and those of both."""
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     second = strategy.cluster_resolver.task_id == 1
     mine = data()[FIRST_OF_SECOND:] if second else data()[:FIRST_OF_SECOND]
@@ -50,5 +54,24 @@ def main(path: str) -> None:
     np.savez(path, **merged, **own_arrays)
 
 
+def main(folder: str, *ports: str) -> None:
+    """Runs a process for each port; it ends with an error if one of them does."""
+    workers = [f"127.0.0.1:{port}" for port in ports]
+    processes = []
+    for index in range(len(workers)):
+        process = os.fork()  # TensorFlow is imported but has not started anything yet
+        if not process:
+            task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+            os.environ["TF_CONFIG"] = json.dumps(task)
+            try:
+                run(f"{folder}/{index}.npz")
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        processes.append(process)
+    sys.exit(any([os.waitpid(process, 0)[1] for process in processes]))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -33,6 +33,7 @@ def network(optimizer="adam", kind: type = keras.Model, **arguments) -> keras.Mo
     inputs = keras.Input((6,))
     hidden = layers.Dense(8, "relu", name="hidden")(inputs)
     model = kind(inputs, layers.Dense(3, "softmax", name="end")(hidden))
+    arguments = {"jit_compile": False} | arguments
     model.compile(optimizer, "sparse_categorical_crossentropy", **arguments)
     return model
 
@@ -74,10 +75,11 @@ class Steps(keras.callbacks.Callback):
         self.masking.remove()
 
 
-def steps_of(model, epochs=5, **arguments) -> Steps:
+def steps_of(model, epochs=5, rows=16, **arguments) -> Steps:
     steps = Steps(**arguments)
     before = {k.path: k.variable.numpy() for k in kernels_of(model)}
-    model.fit(X, Y, batch_size=2, epochs=epochs, verbose=0, callbacks=[steps])
+    x, y = np.resize(X, (rows, 6)), np.resize(Y, rows)
+    model.fit(x, y, batch_size=2, epochs=epochs, verbose=0, callbacks=[steps])
     for kernel in steps.kernels:
         stays = steps.masks[kernel.path]
         now = kernel.variable.numpy()
@@ -88,7 +90,7 @@ def steps_of(model, epochs=5, **arguments) -> Steps:
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_masked_weights_are_zero_through_a_hundred_steps_of_every_optimizer(name):
-    assert steps_of(network(OPTIMIZERS[name](learning_rate=0.01)), epochs=13).seen == 102
+    assert steps_of(network(OPTIMIZERS[name](learning_rate=0.01)), 1, rows=208).seen == 102
 
 
 ADAM = {
