@@ -17,6 +17,7 @@ from sgdap.quantization.base import Scheme
 from sgdap.quantization.kernels import QuantizedKernel, quantized_kernels
 from sgdap.quantization.schemes import get_scheme
 from sgdap.sparsity_callback import SparsityCallback
+from sgdap.training.activations import QuantizedActivations
 from sgdap.training.quantizing import Quantizing
 from sgdap.weights.kernels import kernels_now
 
@@ -40,8 +41,16 @@ class QuantizationCallback(keras.callbacks.Callback):
     A good start is the model that `sgdap.quantize` makes. Beside an `SGDAPCallback` channels leave
     when an epoch begins, and the lattices are fitted to what is left.
 
+    With `activations="int8"` what layers make is rounded to 256 steps too, as a full-integer
+    runtime does: in train steps, and in `evaluate` and `predict` as long as `fit` runs. The ranges
+    are gathered in the first epoch of quantization (and again in one that begins with fewer
+    channels), the mean of the least and of the largest number of a batch, and frozen then; the
+    gradient beyond them is 0. Give `ranges` to `sgdap.export`, and the file has these ranges. The
+    model that `fit` leaves is plain: its activations are float.
+
     Args:
         scheme: A scheme or its name, as for `sgdap.quantize`.
+        activations: `"int8"`, or None: activations stay float.
         layers: Names or patterns (`"conv*"`) of the layers whose kernels are quantized; None: all.
         overrides: A dict from layer names or patterns to a scheme of their own; None leaves a layer
             as it is.
@@ -55,6 +64,12 @@ class QuantizationCallback(keras.callbacks.Callback):
     Attributes:
         schemes: The schemes by the path of the kernel, such as `"hidden/kernel"`; empty before
             `fit`.
+        ranges: With `activations`, the least and the largest number of each tensor that a
+            full-integer runtime stores, by its name: the path of the layer that makes it, such as
+            `"block/conv"`. Where a normalisation and a ReLU behind a layer are one operator with
+            it, that is the path of the last of them. `"conv#2"` is of the second call of a layer,
+            `"split[1]"` the second tensor that a layer makes, `"end.linear"` what the activation
+            of a layer takes, `"inputs[0]"` the first input of the model.
 
     Raises:
         RuntimeError: Keras uses another backend than TensorFlow.
@@ -77,6 +92,7 @@ class QuantizationCallback(keras.callbacks.Callback):
     def __init__(
         self,
         scheme: str | Scheme | Mapping[str, Any] = "int8",
+        activations: str | None = None,
         *,
         layers: Sequence[str] | None = None,
         overrides: Mapping[str, Any] | None = None,
@@ -86,15 +102,19 @@ class QuantizationCallback(keras.callbacks.Callback):
         verbose: int = 1,
     ) -> None:
         super().__init__()
+        check_choice("activations", activations, (None, "int8"))
         check_choice("noise", noise, (True, False))
         check_choice("verbose", verbose, (0, 1, False, True))
-        self.scheme, self.layers, self.overrides = scheme, layers, overrides
+        self.scheme, self.activations = scheme, activations
+        self.layers, self.overrides = layers, overrides
         self.begin_epoch = check_integer("begin_epoch", begin_epoch, 0)
         self.noise, self.seed, self.verbose = noise, check_integer("seed", seed, 0), verbose
         get_scheme(scheme)
         self.schemes: dict[str, Scheme] = {}
+        self.ranges: dict[str, tuple[float, float]] = {}
         self._kernels: tuple[QuantizedKernel, ...] = ()
         self._quantizing: Quantizing | None = None
+        self._rounding: QuantizedActivations | None = None
         self._begun = False
 
     def set_model(self, model: Any) -> None:
@@ -106,6 +126,7 @@ class QuantizationCallback(keras.callbacks.Callback):
         """Checks everything; nothing is changed."""
         check_backend("sgdap.QuantizationCallback")
         self._stop()  # what an earlier fit left that broke off
+        self.ranges = {}
         before, after = _keras.callbacks_beside(self)
         for other in (*before, *after):
             if isinstance(other, (QuantizationCallback, SparsityCallback)):
@@ -141,15 +162,21 @@ class QuantizationCallback(keras.callbacks.Callback):
         if self._quantizing is None:
             self._quantizing = Quantizing(self.model, self._kernels, self.noise, self.seed)
             self._quantizing.install()
+            if self.activations is not None:
+                self._rounding = QuantizedActivations(self.model)
+                self._rounding.install()
             if self.verbose and model_layers is None:
                 print(self._line())
         else:
             self._quantizing.refit()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Notes what the kernels hold, to see whether somebody else sets them."""
+        """Notes what the kernels hold, to see whether somebody else sets them; freezes ranges."""
         if self._quantizing is not None and not self._changed():
             self._quantizing.note()
+        if self._rounding is not None:
+            self._rounding.freeze()
+            self.ranges = self._rounding.ranges
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         """Gives the model its own train step back; its kernels lie on their lattices."""
@@ -161,12 +188,17 @@ class QuantizationCallback(keras.callbacks.Callback):
                     self.model, kernels_now(self._kernels, layers), self.noise
                 )
             self._quantizing.finish()
+        if self._rounding is not None:
+            self.ranges = self._rounding.ranges
         self._stop()
 
     def _stop(self) -> None:
         if self._quantizing is not None:
             self._quantizing.remove()
             self._quantizing = None
+        if self._rounding is not None:
+            self._rounding.remove()
+            self._rounding = None
 
     def _changed(self) -> bool:
         """Whether the model has other variables than it had, as after channels left."""
@@ -177,8 +209,9 @@ class QuantizationCallback(keras.callbacks.Callback):
         counts = [(math.prod(k.shape), k.bits) for k in self._kernels]
         weights, bits = (sum(own) for own in zip(*counts, strict=True))
         what = "noise in place of rounding" if self.noise else f"{bits / weights:.2f} bits a weight"
-        return f"SGDAP trains {len(counts)} kernels, {weights:,} weights, with {what}."
+        with_ = "" if self.activations is None else ", and activations of 8 bits"
+        return f"SGDAP trains {len(counts)} kernels, {weights:,} weights, with {what}{with_}."
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle holds: all but a `fit` that was interrupted."""
-        return {**vars(self), "_kernels": (), "_quantizing": None}
+        return {**vars(self), "_kernels": (), "_quantizing": None, "_rounding": None}
