@@ -8,7 +8,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from sgdap._arguments import shown
 from sgdap.distillation.instead import Instead
@@ -20,8 +19,8 @@ from sgdap.quantization.activations import FIXED, stored_tensors
 Ranges = Mapping[str, tuple[float, float]]
 """The least and the largest number of tensors, by name."""
 
-_SAMPLES = 8
-"""Samples whose tensors are compared, or one batch where that is more."""
+_CALLS = 4
+"""Calls whose tensors are compared."""
 
 _NEAR = 1e-4
 """How far equal tensors may be apart, as a share of the largest number."""
@@ -93,31 +92,35 @@ def ranges_in_file(
     Returns:
         The ranges by the names of the file's tensors.
     """
-    step = len(next(iter(inputs[0].values())))
-    few = inputs[: max(_SAMPLES // step, 1)]
-    whole = [np.concatenate([call[name] for call in few]) for name in few[0]]
-    known = [(name, own) for name, own in _values(program, whole) if name in ranges]
+    compute, alike, alive = _computing(content), dict[str, set[tuple[str, int]]](), set[str]()
+    for call in inputs[:_CALLS]:
+        known = [(own, made) for own, made in _values(program, call) if own[0] in ranges]
+        for name, value in compute(call):
+            same = {own for own, made in known if _same(made, value)}
+            alike[name] = alike.get(name, same) & same
+            if value.any():  # all units that are dead look alike
+                alive.add(name)
     found: dict[str, tuple[float, float]] = {}
-    for name, value in _file_values(content, few):
-        same = [ranges[own] for own, made in known if _same(made, value)]
-        if same:
-            found[name] = min(low for low, _ in same), max(high for _, high in same)
+    for name in alive:
+        ends = [ranges[own] for own, _ in alike[name]]
+        if ends:
+            found[name] = min(low for low, _ in ends), max(high for _, high in ends)
     _follow(content, found)
     return found
 
 
-def _same(made: npt.NDArray[np.float64], value: npt.NDArray[np.float64]) -> bool:
-    """Whether two tensors have the same numbers, of which some are different."""
-    if made.size != value.size or np.ptp(value) == 0:
+def _same(made: Array, value: Array) -> bool:
+    """Whether two tensors have the same numbers."""
+    if made.size != value.size:
         return False
-    apart = np.abs(made.ravel() - value.ravel()).max()
-    return bool(apart <= _NEAR * np.abs(value).max())
+    apart = np.abs(made.ravel() - value.ravel()).max(initial=0.0)
+    return bool(apart <= _NEAR * np.abs(value).max(initial=0.0))
 
 
 def _values(
-    program: Program, inputs: Sequence[Array]
-) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
-    """What the model computes of each tensor that has a range, with its name."""
+    program: Program, inputs: Mapping[str, Array]
+) -> Iterator[tuple[tuple[str, int], Array]]:
+    """What the model computes of each tensor that has a range, with its name and number."""
     found, before = stored_tensors(program), dict[str, Any]()
 
     def apart(name: str, call: Call, compute: Callable[[], Any], _: Any) -> Any:
@@ -129,13 +132,14 @@ def _values(
         for own in found.own
         if own.before and own.call is not None
     }
-    tensors = map(keras.ops.convert_to_tensor, inputs)
+    tensors = map(keras.ops.convert_to_tensor, inputs.values())
     values = {ref.index: x for ref, x in zip(program.inputs, tensors, strict=True)}
     with computing_in_float32(program.model), keras.StatelessScope():
         program.advance(values, taps, 0)
-    made = ((name, values[tensor]) for tensor, name in found.names.items())
-    for name, value in (*before.items(), *made):
-        yield name, np.asarray(keras.ops.convert_to_numpy(value), np.float64)
+    for name, value in before.items():
+        yield (name, -1), np.asarray(keras.ops.convert_to_numpy(value))
+    for tensor, name in found.names.items():
+        yield (name, tensor), np.asarray(keras.ops.convert_to_numpy(values[tensor]))
 
 
 def _kept(before: dict[str, Any], name: str, activation: Callable[..., Any], x: Any, /) -> Any:
@@ -143,10 +147,8 @@ def _kept(before: dict[str, Any], name: str, activation: Callable[..., Any], x: 
     return activation(x)
 
 
-def _file_values(
-    content: bytes, inputs: Sequence[Mapping[str, Array]]
-) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
-    """What a float file computes of each of its tensors, with its name."""
+def _computing(content: bytes) -> Callable[[Mapping[str, Array]], Iterator[tuple[str, Array]]]:
+    """Runs a float file, and yields the name of each tensor and what it holds."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils as reading
 
@@ -160,13 +162,13 @@ def _file_values(
     runner = interpreter.get_signature_runner()
     outputs = [int(number) for operator in graph.operators for number in operator.outputs]
     numbers = [n for n in (*map(int, graph.inputs), *outputs) if _is_float(graph.tensors[n])]
-    parts: dict[int, list[Array]] = {number: [] for number in numbers}
-    for call in inputs:
-        runner(**call)
-        for number, own in parts.items():
-            own.append(np.array(interpreter.get_tensor(number), np.float64).ravel())
-    for number, own in parts.items():
-        yield reading.get_tensor_name(graph.tensors[number]), np.concatenate(own)
+
+    def compute(inputs: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+        runner(**inputs)
+        for number in numbers:
+            yield reading.get_tensor_name(graph.tensors[number]), interpreter.get_tensor(number)
+
+    return compute
 
 
 def _is_float(tensor: Any) -> bool:

@@ -91,18 +91,32 @@ class StoredValues:
         before = getattr(self._here, "counts", None)
         self._here.counts, self._here.call = Counter(), {}
         try:
-            given = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
-            leaves = keras.tree.flatten((args, given))
-            if len(leaves) == len(self._inputs):
-                dtypes = [self._program.dtypes[ref.index] for ref in self._program.inputs]
-                leaves = [
-                    x if number is None else self._see(number, keras.ops.cast(x, dtype))
-                    for number, x, dtype in zip(self._inputs, leaves, dtypes, strict=True)
-                ]
-                args, given = keras.tree.pack_sequence_as((args, given), leaves)
-            return call(*args, **{**kwargs, **given})
+            args, kwargs = self._rounded_inputs(args, kwargs)
+            return call(*args, **kwargs)
         finally:
             self._here.counts = before
+
+    def _rounded_inputs(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """What a model is given, with what is seen in the place of its inputs."""
+        program = self._program
+        if program.functional is not None:  # it may be given a dict of its inputs' names
+            inputs, *others = args or (kwargs["inputs"],)
+            leaves = _keras.standardize_inputs(program.functional, inputs)
+            packed = keras.tree.pack_sequence_as(program.functional.input, self._of_inputs(leaves))
+            return (packed, *others), {k: v for k, v in kwargs.items() if k != "inputs"}
+        given = {k: v for k, v in kwargs.items() if k not in ("training", "mask")}
+        leaves = keras.tree.flatten((args, given))
+        if len(leaves) != len(program.inputs):  # not as it was read
+            return args, kwargs
+        args, given = keras.tree.pack_sequence_as((args, given), self._of_inputs(leaves))
+        return args, {**kwargs, **given}
+
+    def _of_inputs(self, leaves: Sequence[Any]) -> list[Any]:
+        dtypes = [self._program.dtypes[ref.index] for ref in self._program.inputs]
+        return [
+            x if number is None else self._see(number, keras.ops.cast(x, dtype))
+            for number, x, dtype in zip(self._inputs, leaves, dtypes, strict=True)
+        ]
 
     def _called(self, own: int, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         counts, calls = getattr(self._here, "counts", None), self._calls[own]

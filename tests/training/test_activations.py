@@ -159,6 +159,28 @@ def test_other_ways_to_run_a_step_see_the_same(arguments):
     np.testing.assert_allclose(looking.made, wanted, atol=near)
 
 
+def test_inputs_are_told_apart_by_their_names():
+    small, large = keras.Input((2,), name="small"), keras.Input((2,), name="large")
+    end = layers.Dense(4, "softmax", name="end")
+    model = keras.Model([small, large], end(layers.Add(name="sum")([small, large])))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    x = {"small": X[:, :2], "large": 10 * X[:, :2]}
+    ranges = fit(model, x, epochs=1).ranges
+    assert list(ranges) == ["inputs[0]", "inputs[1]", "sum", "end.linear"]
+    np.testing.assert_allclose(ranges["inputs[1]"], 10 * np.array(ranges["inputs[0]"]), rtol=1e-5)
+
+
+def test_an_activation_that_is_a_layer_comes_back():
+    inputs = keras.Input((8,))
+    x = layers.Dense(4, activation=layers.LeakyReLU(name="leaky"), name="one")(inputs)
+    model = keras.Model(inputs, layers.Dense(4, "softmax", name="end")(x))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    ranges = fit(model).ranges
+    assert list(ranges) == ["inputs[0]", "one.linear", "one", "end.linear"]
+    assert ranges["one"][0] == pytest.approx(0.3 * ranges["one.linear"][0], rel=0.1)
+    assert isinstance(model.get_layer("one").activation, layers.LeakyReLU)
+
+
 def test_channels_may_leave_in_the_same_fit():
     pruning = sgdap.SGDAPCallback(sgdap.Budget(params=0.6), verbose=0, guidance="magnitude")
     model, looking = network(), Looking()
