@@ -62,7 +62,7 @@ class StoredValues:
             if not (isinstance(call.operation, keras.Layer) or call.in_graph):
                 continue
             self._calls.setdefault(id(call.operation), []).append(at)
-            for place, ref in enumerate(call.inputs):
+            for place, ref in enumerate(refs_of(call.args)):
                 if ref.index in found.names and ref.index not in shown:
                     self._taken.setdefault(at, {})[place] = numbers[found.names[ref.index]]
             for place, ref in enumerate(call.outputs):
@@ -175,20 +175,16 @@ class QuantizedActivations:
         with _keras.scope_of(model):
             self._ranges, self._batches, self._gathers = (
                 tf.Variable(value, dtype=tf.float32, trainable=False)
-                for value in (np.zeros((len(self._stored), 2)), 0.0, 1.0)
+                for value in (np.full((len(self._stored), 2), np.nan), 0.0, 1.0)
             )
         self._here = threading.local()
 
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """The ranges by the name of the tensor, those that runtimes fix left out."""
-        if not self._batches.numpy():
-            return {}
-        values = self._ranges.numpy()
+        """The ranges of the tensors that were met in train steps, by name."""
+        values = zip(self._stored, self._ranges.numpy(), strict=True)
         return {
-            own.name: (float(low), float(high))
-            for own, (low, high) in zip(self._stored, values, strict=True)
-            if own.fixed is None
+            own.name: (float(low), float(high)) for own, (low, high) in values if np.isfinite(low)
         }
 
     def install(self) -> None:
@@ -240,8 +236,9 @@ class QuantizedActivations:
                 low, high = tf.minimum(low, found[number][0]), tf.maximum(high, found[number][1])
             found[number] = low, high
         low, high = tf.unstack(tf.convert_to_tensor(self._ranges)[number])
+        known = tf.math.is_finite(low)
+        low, high = tf.where(known, low, 0.0), tf.where(known, high, 1.0)
         made = _on_steps(value, low, tf.maximum(high, low + _NARROWEST))
-        known = tf.convert_to_tensor(self._batches) > 0
         return tf.cast(tf.where(known, made, value), x.dtype)
 
     def _gather(self, found: Mapping[int, tuple[Any, Any]]) -> None:
@@ -259,7 +256,7 @@ class QuantizedActivations:
             tf.convert_to_tensor, (self._ranges, self._batches, self._gathers)
         )
         share = gathers * tf.maximum(1 / (batches + 1), _LATEST)
-        new = before + share * (latest - before)
+        new = tf.where(tf.math.is_finite(before), before + share * (latest - before), latest)
         new = tf.where(tf.math.is_finite(new), new, before)
         on_each_device(assign, [self._ranges, self._batches], [new, batches + gathers])
 
