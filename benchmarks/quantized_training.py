@@ -3,12 +3,12 @@
 Run it: python benchmarks/quantized_training.py --seeds 0 1 2 3 4
 
 Each network of `guidance.py` is trained on for some epochs with float weights, with ternary ones,
-with weights of 8 bits, and with weights and activations of 8 bits, all else equal. The last two are
-exported as full-integer LiteRT files: the activations of the one have the ranges of 1 000 training
-images, those of the other the ranges that training saw. Accuracies are those on the 10 000 test
-images, the files' in LiteRT. Results are written as they come: an interrupted run goes on where it
-was. The table (quantized_training.md) has means ± standard deviations, and differences within
-networks.
+whose scales are fitted when an epoch begins or learned, with weights of 8 bits, and with weights
+and activations of 8 bits, all else equal. The last two are exported as full-integer LiteRT files:
+the activations of the one have the ranges of 1 000 training images, those of the other the ranges
+that training saw. Accuracies are those on the 10 000 test images, the files' in LiteRT. Results are
+written as they come: an interrupted run goes on where it was. The table (quantized_training.md) has
+means ± standard deviations, and differences within networks.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from guidance import Results, accuracy, predictions, scaled, trained
 import sgdap
 
 COLUMNS = ("seed", "weights", "epochs", "accuracy", "seconds")
-KINDS = ("float32", "ternary", "int8", ALL := "int8, activations trained too")
+ALL, LEARNED = "int8, activations trained too", "ternary, scales learned"
+KINDS = ("float32", "ternary", LEARNED, "int8", ALL)
 MEASURED = "int8, activations too"
 
 
@@ -31,12 +32,13 @@ def trained_on(model, x, y, kind, seed, epochs):
     keras.utils.set_random_seed(seed)
     rate = keras.optimizers.schedules.CosineDecay(1e-3, epochs * -(-len(x) // 128))
     model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
-    if kind == "float32":
-        few = []
-    elif kind == ALL:
-        few = [sgdap.QuantizationCallback("int8", "int8", verbose=0)]
-    else:
-        few = [sgdap.QuantizationCallback(kind, verbose=0)]
+    options = {
+        "ternary": {"scheme": "ternary"},
+        LEARNED: {"scheme": "ternary", "learned_scales": True},
+        "int8": {"scheme": "int8"},
+        ALL: {"scheme": "int8", "activations": "int8"},
+    }
+    few = [sgdap.QuantizationCallback(**options[kind], verbose=0)] if kind in options else []
     model.fit(x, y, batch_size=128, epochs=epochs, verbose=0, callbacks=few)
     return few[0].ranges if kind == ALL else None
 

@@ -18,6 +18,7 @@ from sgdap.quantization.kernels import QuantizedKernel, quantized_kernels
 from sgdap.quantization.schemes import get_scheme
 from sgdap.sparsity_callback import SparsityCallback
 from sgdap.training.activations import QuantizedActivations
+from sgdap.training.learned_scales import check_can_be_learned
 from sgdap.training.quantizing import Quantizing
 from sgdap.weights.kernels import kernels_now
 
@@ -55,6 +56,9 @@ class QuantizationCallback(keras.callbacks.Callback):
         overrides: A dict from layer names or patterns to a scheme of their own; None leaves a layer
             as it is.
         begin_epoch: The first epoch (from 0) of quantization; before it the model trains as ever.
+        learned_scales: True: scales are learned with the weights, by the gradient that rounding
+            leaves them (LSQ; Esser et al. 2020, arXiv 1902.08153), and not fitted anew when an
+            epoch begins. For symmetric integers, binary and ternary weights.
         noise: True: in place of rounding, each step sees the weights with normal noise of the
             variance that rounding would have, a twelfth of the step's square. The weights stay full
             numbers, and `sgdap.quantize` costs less afterwards.
@@ -97,17 +101,25 @@ class QuantizationCallback(keras.callbacks.Callback):
         layers: Sequence[str] | None = None,
         overrides: Mapping[str, Any] | None = None,
         begin_epoch: int = 0,
+        learned_scales: bool = False,
         noise: bool = False,
         seed: int = 0,
         verbose: int = 1,
     ) -> None:
         super().__init__()
         check_choice("activations", activations, (None, "int8"))
+        check_choice("learned_scales", learned_scales, (True, False))
         check_choice("noise", noise, (True, False))
+        if noise and learned_scales:
+            raise ValueError(
+                "learned_scales=True and noise=True exclude each other: with noise nothing lies on "
+                "a lattice. Leave one of them out."
+            )
         check_choice("verbose", verbose, (0, 1, False, True))
         self.scheme, self.activations = scheme, activations
         self.layers, self.overrides = layers, overrides
         self.begin_epoch = check_integer("begin_epoch", begin_epoch, 0)
+        self.learned_scales = learned_scales
         self.noise, self.seed, self.verbose = noise, check_integer("seed", seed, 0), verbose
         get_scheme(scheme)
         self.schemes: dict[str, Scheme] = {}
@@ -138,6 +150,8 @@ class QuantizationCallback(keras.callbacks.Callback):
         self._kernels = quantized_kernels(
             graph.program.layers(), self.scheme, self.layers, self.overrides
         )
+        if self.learned_scales:
+            check_can_be_learned(self._kernels)
         self.schemes = {kernel.path: kernel.scheme for kernel in self._kernels}
         epochs = self.params.get("epochs") or 0
         if self.begin_epoch >= epochs:
@@ -160,7 +174,9 @@ class QuantizationCallback(keras.callbacks.Callback):
             self._stop()
             self._kernels = kernels_now(self._kernels, model_layers)
         if self._quantizing is None:
-            self._quantizing = Quantizing(self.model, self._kernels, self.noise, self.seed)
+            self._quantizing = Quantizing(
+                self.model, self._kernels, self.noise, self.seed, self.learned_scales
+            )
             self._quantizing.install()
             if self.activations is not None:
                 self._rounding = QuantizedActivations(self.model)
