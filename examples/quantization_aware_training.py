@@ -88,14 +88,14 @@ with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
 tell("slim, float LiteRT file", litert(floats), len(floats))
 end = tell("slim, int8 LiteRT file", litert(content), len(content))
 
-# 5. Beside it, all in Keras 3: an epoch on lattices of 8 bits, then integers all through.
+# 5. Beside it, all in Keras 3: an epoch in which both are rounded, then integers all through.
 slim.compile("adam", "sparse_categorical_crossentropy")
-rounding = sgdap.QuantizationCallback("int8", verbose=0)
+rounding = sgdap.QuantizationCallback("int8", activations="int8", verbose=0)
 slim.fit(x, y, epochs=1, batch_size=128, verbose=0, callbacks=[rounding])
 tell("slim, trained on 8 bits here", slim.predict(x_test, verbose=0))
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder, "ours.tflite")
-    options = {"quantize": "int8", "data": x[:500], "batch_size": None, "verbose": 0}
+    options = {"quantize": "int8", "ranges": rounding.ranges, "batch_size": None, "verbose": 0}
     sgdap.export(slim, path, **options)
     content = path.read_bytes()
 ours = tell("slim, sgdap alone, int8 file", litert(content), len(content))

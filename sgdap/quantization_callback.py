@@ -17,6 +17,8 @@ from sgdap.quantization.base import Scheme
 from sgdap.quantization.kernels import QuantizedKernel, quantized_kernels
 from sgdap.quantization.schemes import get_scheme
 from sgdap.sparsity_callback import SparsityCallback
+from sgdap.training.activations import QuantizedActivations
+from sgdap.training.learned_scales import check_can_be_learned
 from sgdap.training.quantizing import Quantizing
 from sgdap.weights.kernels import kernels_now
 
@@ -40,12 +42,23 @@ class QuantizationCallback(keras.callbacks.Callback):
     A good start is the model that `sgdap.quantize` makes. Beside an `SGDAPCallback` channels leave
     when an epoch begins, and the lattices are fitted to what is left.
 
+    With `activations="int8"` what layers make is rounded to 256 steps too, as a full-integer
+    runtime does: in train steps, and in `evaluate` and `predict` as long as `fit` runs. The ranges
+    are gathered in the first epoch of quantization (and again in one that begins with fewer
+    channels), the mean of the least and of the largest number of a batch, and frozen then; the
+    gradient beyond them is 0. Give `ranges` to `sgdap.export`, and the file has these ranges. The
+    model that `fit` leaves is plain: its activations are float.
+
     Args:
         scheme: A scheme or its name, as for `sgdap.quantize`.
+        activations: `"int8"`, or None: activations stay float.
         layers: Names or patterns (`"conv*"`) of the layers whose kernels are quantized; None: all.
         overrides: A dict from layer names or patterns to a scheme of their own; None leaves a layer
             as it is.
         begin_epoch: The first epoch (from 0) of quantization; before it the model trains as ever.
+        learned_scales: True: scales are learned with the weights, by the gradient that rounding
+            leaves them (LSQ; Esser et al. 2020, arXiv 1902.08153), and not fitted anew when an
+            epoch begins. For symmetric integers, binary and ternary weights.
         noise: True: in place of rounding, each step sees the weights with normal noise of the
             variance that rounding would have, a twelfth of the step's square. The weights stay full
             numbers, and `sgdap.quantize` costs less afterwards.
@@ -55,6 +68,12 @@ class QuantizationCallback(keras.callbacks.Callback):
     Attributes:
         schemes: The schemes by the path of the kernel, such as `"hidden/kernel"`; empty before
             `fit`.
+        ranges: With `activations`, the least and the largest number of each tensor that a
+            full-integer runtime stores, by its name: the path of the layer that makes it, such as
+            `"block/conv"`. Where a normalisation and a ReLU behind a layer are one operator with
+            it, that is the path of the last of them. `"conv#2"` is of the second call of a layer,
+            `"split[1]"` the second tensor that a layer makes, `"end.linear"` what the activation
+            of a layer takes, `"inputs[0]"` the first input of the model.
 
     Raises:
         RuntimeError: Keras uses another backend than TensorFlow.
@@ -77,24 +96,37 @@ class QuantizationCallback(keras.callbacks.Callback):
     def __init__(
         self,
         scheme: str | Scheme | Mapping[str, Any] = "int8",
+        activations: str | None = None,
         *,
         layers: Sequence[str] | None = None,
         overrides: Mapping[str, Any] | None = None,
         begin_epoch: int = 0,
+        learned_scales: bool = False,
         noise: bool = False,
         seed: int = 0,
         verbose: int = 1,
     ) -> None:
         super().__init__()
+        check_choice("activations", activations, (None, "int8"))
+        check_choice("learned_scales", learned_scales, (True, False))
         check_choice("noise", noise, (True, False))
+        if noise and learned_scales:
+            raise ValueError(
+                "learned_scales=True and noise=True exclude each other: with noise nothing lies on "
+                "a lattice. Leave one of them out."
+            )
         check_choice("verbose", verbose, (0, 1, False, True))
-        self.scheme, self.layers, self.overrides = scheme, layers, overrides
+        self.scheme, self.activations = scheme, activations
+        self.layers, self.overrides = layers, overrides
         self.begin_epoch = check_integer("begin_epoch", begin_epoch, 0)
+        self.learned_scales = learned_scales
         self.noise, self.seed, self.verbose = noise, check_integer("seed", seed, 0), verbose
         get_scheme(scheme)
         self.schemes: dict[str, Scheme] = {}
+        self.ranges: dict[str, tuple[float, float]] = {}
         self._kernels: tuple[QuantizedKernel, ...] = ()
         self._quantizing: Quantizing | None = None
+        self._rounding: QuantizedActivations | None = None
         self._begun = False
 
     def set_model(self, model: Any) -> None:
@@ -106,6 +138,7 @@ class QuantizationCallback(keras.callbacks.Callback):
         """Checks everything; nothing is changed."""
         check_backend("sgdap.QuantizationCallback")
         self._stop()  # what an earlier fit left that broke off
+        self.ranges = {}
         before, after = _keras.callbacks_beside(self)
         for other in (*before, *after):
             if isinstance(other, (QuantizationCallback, SparsityCallback)):
@@ -117,6 +150,8 @@ class QuantizationCallback(keras.callbacks.Callback):
         self._kernels = quantized_kernels(
             graph.program.layers(), self.scheme, self.layers, self.overrides
         )
+        if self.learned_scales:
+            check_can_be_learned(self._kernels)
         self.schemes = {kernel.path: kernel.scheme for kernel in self._kernels}
         epochs = self.params.get("epochs") or 0
         if self.begin_epoch >= epochs:
@@ -139,17 +174,25 @@ class QuantizationCallback(keras.callbacks.Callback):
             self._stop()
             self._kernels = kernels_now(self._kernels, model_layers)
         if self._quantizing is None:
-            self._quantizing = Quantizing(self.model, self._kernels, self.noise, self.seed)
+            self._quantizing = Quantizing(
+                self.model, self._kernels, self.noise, self.seed, self.learned_scales
+            )
             self._quantizing.install()
+            if self.activations is not None:
+                self._rounding = QuantizedActivations(self.model)
+                self._rounding.install()
             if self.verbose and model_layers is None:
                 print(self._line())
         else:
             self._quantizing.refit()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Notes what the kernels hold, to see whether somebody else sets them."""
+        """Notes what the kernels hold, to see whether somebody else sets them; freezes ranges."""
         if self._quantizing is not None and not self._changed():
             self._quantizing.note()
+        if self._rounding is not None:
+            self._rounding.freeze()
+            self.ranges = self._rounding.ranges
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         """Gives the model its own train step back; its kernels lie on their lattices."""
@@ -161,12 +204,17 @@ class QuantizationCallback(keras.callbacks.Callback):
                     self.model, kernels_now(self._kernels, layers), self.noise
                 )
             self._quantizing.finish()
+        if self._rounding is not None:
+            self.ranges = self._rounding.ranges
         self._stop()
 
     def _stop(self) -> None:
         if self._quantizing is not None:
             self._quantizing.remove()
             self._quantizing = None
+        if self._rounding is not None:
+            self._rounding.remove()
+            self._rounding = None
 
     def _changed(self) -> bool:
         """Whether the model has other variables than it had, as after channels left."""
@@ -177,8 +225,9 @@ class QuantizationCallback(keras.callbacks.Callback):
         counts = [(math.prod(k.shape), k.bits) for k in self._kernels]
         weights, bits = (sum(own) for own in zip(*counts, strict=True))
         what = "noise in place of rounding" if self.noise else f"{bits / weights:.2f} bits a weight"
-        return f"SGDAP trains {len(counts)} kernels, {weights:,} weights, with {what}."
+        with_ = "" if self.activations is None else ", and activations of 8 bits"
+        return f"SGDAP trains {len(counts)} kernels, {weights:,} weights, with {what}{with_}."
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle holds: all but a `fit` that was interrupted."""
-        return {**vars(self), "_kernels": (), "_quantizing": None}
+        return {**vars(self), "_kernels": (), "_quantizing": None, "_rounding": None}

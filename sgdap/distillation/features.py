@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import keras
@@ -60,7 +60,7 @@ class Features:
         """What has to stand in the place of layers' `call` while a step runs."""
         layers = {id(layer): layer for match in self.matches for layer in match.layers}
         return tuple(
-            (layer, "call", _noting(layer, partial(self._note, number)))
+            (layer, "call", partial(_noted, partial(self._note, number)))
             for number, layer in layers.items()
         )
 
@@ -173,17 +173,13 @@ class _Adapter:
         return scale * keras.ops.sum(keras.ops.square(s @ kernel + bias - t), axis=-1)
 
 
-def _noting(layer: Any, note: Callable[[Any], None]) -> Callable[..., Any]:
-    """The `call` of a layer, which tells what it makes."""
-    call = layer.call
-
-    @wraps(call)
-    def noting(*args: Any, **kwargs: Any) -> Any:
-        made = call(*args, **kwargs)
-        note(made)
-        return made
-
-    return noting
+def _noted(
+    note: Callable[[Any], None], call: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
+    """Calls a layer and tells what it makes."""
+    made = call(*args, **kwargs)
+    note(made)
+    return made
 
 
 def _channels_last(x: Any, axis: int) -> Any:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 Replacement = tuple[Any, str, Callable[..., Any]]
-"""An object, the name of a method, and what is called in its place."""
+"""An object, the name of a method, and what is called in its place, with that method first."""
 
 
 class Instead:
     """Puts functions in the place of methods of single objects for a while.
 
     Replicas are traced in threads of their own, one inside the step of another: the first one in
-    puts the functions there, the last one out takes them away.
+    puts the functions there, the last one out takes them away. What another one has put in the
+    same place is the method then, so both are called.
 
     Args:
         replacements: What is called in the place of which method.
@@ -47,8 +50,11 @@ class Instead:
             ]
         self._running += 1
         try:
-            for owner, name, function in self._replacements:
-                setattr(owner, name, function)
+            if self._running == 1:
+                for (owner, name, function), (_, method) in zip(
+                    self._replacements, self._own, strict=True
+                ):
+                    setattr(owner, name, _after(method, function))
             yield
         finally:
             self._running -= 1
@@ -57,3 +63,12 @@ class Instead:
                     delattr(owner, name)
                     if held is not None:
                         setattr(owner, name, held)
+
+
+def _after(method: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is given a method first."""
+
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        return function(method, *args, **kwargs)
+
+    return wraps(method)(instead) if inspect.isroutine(method) else instead

@@ -104,7 +104,7 @@ class Teaching:
             )
         return {**logs, **{metric.name: metric.result() for metric in self._metrics}}
 
-    def _loss(self, *args: Any, **kwargs: Any) -> Any:
+    def _loss(self, _: Any, /, *args: Any, **kwargs: Any) -> Any:
         """In the place of the model's `compute_loss`."""
         given = {**dict.fromkeys(_ARGUMENTS), **dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
         if given["x"] is None or given["y_pred"] is None:
@@ -141,7 +141,7 @@ class Teaching:
         )
         return labels + added
 
-    def _without_labels(self, *args: Any, **kwargs: Any) -> Any:
+    def _without_labels(self, _: Any, /, *args: Any, **kwargs: Any) -> Any:
         """In the place of the model's `compute_metrics`: without labels those are left out."""
         given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
         held, own = self._instead.own(1)

@@ -32,6 +32,7 @@ from sgdap.execution.runtimes import (
 )
 from sgdap.exporting.converting import converted, first_line, plain
 from sgdap.exporting.litert import KINDS, quantized_file, stored_numbers
+from sgdap.exporting.ranges import Ranges, check_ranges, ranges_in_file
 from sgdap.exporting.report import ExportReport
 from sgdap.model.program import Program
 from sgdap.model.tracing import trace
@@ -73,6 +74,7 @@ def export(
     format: str | None = None,
     quantize: str | Sequence[Any] | None = None,
     data: Any = None,
+    ranges: Ranges | None = None,
     batch_size: int | str | None = "auto",
     check: bool = True,
     samples: int | None = 256,
@@ -96,11 +98,15 @@ def export(
         quantize: For LiteRT files. None: weights as they are, integers where they lie on a
             lattice. `"float32"`: no integers. `"float16"`: weights of 16 bits. `"dynamic"`:
             weights of 8 bits (4 where they lie on such a lattice), activations too while it runs.
-            `"int8"`: all integers, inputs and outputs too; `data` give the ranges of activations.
+            `"int8"`: all integers, inputs and outputs too; `ranges` or `data` give the ranges of
+            activations.
             `"int4"`: weights of 4 bits where LiteRT has them, rounded to the nearest;
             `sgdap.quantize` loses less. Or a recipe of AI Edge Quantizer.
         data: Inputs, or `(x, y)`, in any form that `sgdap.plan` takes. None: the file is compared
             on random inputs.
+        ranges: The least and the largest number of the tensors that a full-integer file stores, as
+            `QuantizationCallback` has them after a `fit` with `activations="int8"`. Those of the
+            others are measured on `data`, which may be left out where there are none.
         batch_size: The number of samples in a call of the file; None leaves it open. `"auto"`: 1 in
             a LiteRT file, open in all others. A model built for batches of one size keeps it.
         check: Whether the file is loaded, compared and timed.
@@ -129,7 +135,7 @@ def export(
     kind = _kind_of(path, format)
     check_choice("check", check, (True, False))
     check_choice("verbose", verbose, (0, 1, False, True))
-    _check_quantize(kind, quantize, data)
+    _check_quantize(kind, quantize, data, ranges)
     if batch_size not in ("auto", None):
         check_integer("batch_size", batch_size, 1)
     check_installed(NEEDED.get(kind, ()), kind, f"Export to {path.name}")
@@ -137,12 +143,14 @@ def export(
         check_integer("samples", samples, 1)
     _check_place(path, kind)
     program = trace(model)
+    if ranges is not None:
+        check_ranges(program, ranges)
     size = _batch_size(program, kind, batch_size)
     inputs = _inputs(program, data, samples, size or 1)
     whole = plain(model, program, kind)
     with tempfile.TemporaryDirectory(dir=_nearest(path.parent), prefix=".sgdap-") as folder:
         made = Path(folder, path.name)
-        report = _made(whole, made, kind, quantize, inputs, size, data is not None)
+        report = _made(whole, made, kind, quantize, inputs, size, data is not None, ranges)
         load = report.pop("load")
         measured = _compared(program, load, quantize, inputs, size or 1) if check else {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +194,7 @@ def _batch_size(program: Program, kind: str, asked: int | str | None) -> int | N
     return built
 
 
-def _check_quantize(kind: str, quantize: Any, data: Any) -> None:
+def _check_quantize(kind: str, quantize: Any, data: Any, ranges: Any) -> None:
     if quantize is not None and not isinstance(quantize, (str, list, tuple)):
         raise TypeError(
             f"quantize must be one of {', '.join(map(repr, KINDS))} or a recipe of AI Edge "
@@ -199,10 +207,18 @@ def _check_quantize(kind: str, quantize: Any, data: Any) -> None:
             f"quantize is for LiteRT files (.tflite). Received: quantize={shown(quantize)} with "
             f"format '{kind}'. Put the weights on their lattice with sgdap.quantize instead."
         )
-    if quantize == "int8" and data is None:
+    if quantize == "int8" and data is None and ranges is None:
         raise ValueError(
             "quantize='int8' needs data=…: some hundred inputs give the ranges of activations. "
-            "Received: data=None"
+            "Received: data=None. A QuantizationCallback with activations='int8' has them after "
+            "its fit: pass ranges=callback.ranges."
+        )
+    if ranges is not None and (
+        quantize is None or (isinstance(quantize, str) and quantize != "int8")
+    ):
+        raise ValueError(
+            "ranges are those of activations in full-integer files, quantize='int8'. Received: "
+            f"quantize={shown(quantize)}"
         )
 
 
@@ -259,6 +275,7 @@ def _made(
     inputs: list[Array],
     size: int | None,
     given: bool,
+    ranges: Ranges | None,
 ) -> dict[str, Any]:
     """Writes the file; returns how it is loaded, and what it holds.
 
@@ -285,12 +302,13 @@ def _made(
     numbers: Mapping[str, int] = {}
     if kind == "litert":
         names, step = [tensor.name for tensor in closed.inputs], size or 1
-        ranged = [
+        calls = [
             {n: x[i : i + step] for n, x in zip(names, inputs, strict=True)}
-            for i in range(0, len(inputs[0]) if given else 0, step)
+            for i in range(0, len(inputs[0]), step)
         ]
         if quantize != "float32":
-            content = quantized_file(content, quantize, ranged)
+            known = {} if ranges is None else ranges_in_file(content, program, ranges, calls)
+            content = quantized_file(content, quantize, calls if given else [], known)
             numbers = stored_numbers(content)
     path.write_bytes(content)
     return {"load": lambda: runtime(content, closed), "numbers": numbers}

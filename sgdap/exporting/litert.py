@@ -75,7 +75,10 @@ class Constant:
 
 
 def quantized_file(
-    content: bytes, quantize: str | Sequence[Any] | None, samples: Sequence[Mapping[str, Array]]
+    content: bytes,
+    quantize: str | Sequence[Any] | None,
+    samples: Sequence[Mapping[str, Array]],
+    known: Mapping[str, tuple[float, float]],
 ) -> bytes:
     """Makes a file of few bits of a float file.
 
@@ -84,6 +87,7 @@ def quantized_file(
         quantize: As `sgdap.export` takes it.
         samples: Inputs by their names in the file, for the ranges of activations; empty: there are
             none.
+        known: The ranges of activations that are not measured, by the names of tensors in the file.
 
     Raises:
         ValueError: Ranges are needed, and there are no inputs.
@@ -99,7 +103,7 @@ def quantized_file(
     if not recipe:
         return content
     work = quantizer.Quantizer(content, recipe)
-    if work.need_calibration and not samples:
+    if work.need_calibration and not samples and not known:
         raise ValueError(
             "To give activations their ranges, this recipe needs data=…, some hundred inputs. "
             "Received: data=None"
@@ -107,9 +111,38 @@ def quantized_file(
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # a progress bar
         warnings.simplefilter("ignore", UserWarning)  # of an interpreter that keeps all tensors
         if work.need_calibration:
-            ranges = {**work.calibrate({_SIGNATURE: samples}, num_threads=1), **ranges}
-        made = work.quantize(ranges or None, enable_progress_report=False).quantized_model
+            measured = work.calibrate({_SIGNATURE: samples}, num_threads=1) if samples else {}
+            ranges = {**measured, **_as_the_quantizer_reads(known), **ranges}
+        try:
+            made = work.quantize(ranges or None, enable_progress_report=False).quantized_model
+        except ValueError as error:
+            missing = [name for name in _activations(content) if name not in ranges]
+            if samples or not known or not missing:
+                raise
+            raise ValueError(
+                "ranges= does not tell the ranges of all tensors that the file stores. Missing: "
+                f"{', '.join(missing)} (as LiteRT calls them). Pass data=… too, some hundred "
+                "inputs, by which the others are measured."
+            ) from error
     return bytes(made)
+
+
+def _as_the_quantizer_reads(known: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    return {
+        name: {"min": np.full((1,), low, np.float32), "max": np.full((1,), high, np.float32)}
+        for name, (low, high) in known.items()
+    }
+
+
+def _activations(content: bytes) -> list[str]:
+    """The tensors of floats that operators of a file make."""
+    from ai_edge_quantizer.qtyping import TensorType
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils as reading
+
+    graph = reading.read_model(content).subgraphs[0]
+    numbers = [*graph.inputs, *(n for operator in graph.operators for n in operator.outputs)]
+    tensors = [graph.tensors[number] for number in numbers]
+    return [reading.get_tensor_name(x) for x in tensors if x.type == TensorType.FLOAT32]
 
 
 def stored_numbers(content: bytes) -> dict[str, int]:

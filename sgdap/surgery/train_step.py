@@ -1,15 +1,20 @@
-"""Puts steps around a model's train step for the time of one `fit`; leaves a plain model behind."""
+"""Puts steps around a model's own for the time of one `fit`; leaves a plain model behind."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+from sgdap import _keras
 from sgdap.surgery.adopt import remake_functions
 
 Around = Callable[[Callable[[Any], Any], Any], Any]
 """A step around another one: it takes that one and the batch, and returns what that one returns."""
+
+
+Kind = Literal["train", "test", "predict"]
+"""Whose step it is: that of `fit`, `evaluate` or `predict`."""
 
 
 def put_around_train_step(model: Any, around: Around) -> None:
@@ -24,18 +29,42 @@ def put_around_train_step(model: Any, around: Around) -> None:
         model: The compiled model.
         around: The step. Keras compiles the train function anew.
     """
-    stepped = _stepped(model)
-    if stepped is None:
-        stepped = _Stepped(model)
-        model.train_step = stepped
-        model.make_train_function = stepped.make_train_function
-    stepped.around.append(around)
+    _put(model, "train", around)
     model.make_train_function(force=True)
+
+
+def put_around_step(model: Any, kind: Kind, around: Around) -> None:
+    """Puts a step around that of `evaluate` or `predict` of a model that is in its `fit`.
+
+    Where no `fit` of the model runs when `evaluate` or `predict` is called, an error ended it, and
+    all steps around this one are taken away.
+
+    Args:
+        model: The compiled model.
+        kind: `"test"` or `"predict"`.
+        around: The step. Keras compiles the function anew when it is called.
+    """
+    _put(model, kind, around)
+    setattr(model, f"{kind}_function", None)
+
+
+def _put(model: Any, kind: Kind, around: Around) -> None:
+    stepped = _stepped(model, kind)
+    if stepped is None:
+        stepped = _Stepped(model, kind)
+        setattr(model, f"{kind}_step", stepped)
+        setattr(model, f"make_{kind}_function", stepped.make_function)
+    stepped.around.append(around)
 
 
 def take_from_train_step(model: Any, around: Around) -> None:
     """Takes a step away that was put around a model's train step, if it is there still."""
-    stepped = _stepped(model)
+    take_from_step(model, "train", around)
+
+
+def take_from_step(model: Any, kind: Kind, around: Around) -> None:
+    """Takes a step away that was put around a step of a model, if it is there still."""
+    stepped = _stepped(model, kind)
     if stepped is None or around not in stepped.around:
         return
     stepped.around.remove(around)
@@ -47,48 +76,54 @@ def take_from_train_step(model: Any, around: Around) -> None:
 
 def give_back_train_step(model: Any) -> None:
     """Takes all steps away that were put around a model's train step."""
-    stepped = _stepped(model)
+    stepped = _stepped(model, "train")
     if stepped is not None:
         stepped.give_back()
 
 
-def _stepped(model: Any) -> _Stepped | None:
-    found = vars(model).get("train_step")
+def _stepped(model: Any, kind: Kind) -> _Stepped | None:
+    found = vars(model).get(f"{kind}_step")
     return found if isinstance(found, _Stepped) else None
 
 
 class _Stepped:
-    """A model's train step with others around it.
+    """A step of a model with others around it.
 
     Attributes:
         around: The steps, the innermost first.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._own = {name: vars(model).get(name) for name in ("train_step", "make_train_function")}
-        self._train_step = model.train_step
-        self._make = model.make_train_function
+    def __init__(self, model: Any, kind: Kind) -> None:
+        self._model, self._kind = model, kind
+        self._names = f"{kind}_step", f"make_{kind}_function", f"{kind}_function"
+        self._own = {name: vars(model).get(name) for name in self._names[:2]}
+        self._step, self._make = (getattr(model, name) for name in self._names[:2])
         self.around: list[Around] = []
-        self._in_fit = False
+        self._runs = False
 
     def __call__(self, data: Any) -> Any:
-        step = self._train_step
-        for around in self.around if self._in_fit else ():  # else it is called by hand
+        step = self._step
+        for around in self.around if self._runs else ():  # else it is called by hand
             step = partial(around, step)
         return step(data)
 
-    def make_train_function(self, force: bool = False) -> None:
-        """Makes the train function; if that is not forced, another `fit` begins."""
-        if not force:
+    def make_function(self, force: bool = False) -> None:
+        """Makes the function of the step; gives it back where the `fit` is over.
+
+        Keras forces no train function when another `fit` begins, and no other one at any time.
+        """
+        _, make, function = self._names
+        over = self._kind == "train" or _keras.training_data(self._model) is None
+        if not force and over:
             self.give_back()
-            self._model.make_train_function()
-            return
-        self._make(force=True)
-        self._model.train_function = partial(self._guarded, self._model.train_function)
+            getattr(self._model, make)()
+        elif force or getattr(self._model, function) is None:
+            self._make(force=True)
+            made = partial(self._guarded, getattr(self._model, function))
+            setattr(self._model, function, made)
 
     def give_back(self) -> None:
-        """Gives the model its own train step back."""
+        """Gives the model its own step back."""
         for name, own in self._own.items():
             if name in vars(self._model):
                 delattr(self._model, name)
@@ -97,7 +132,7 @@ class _Stepped:
         remake_functions(self._model)
 
     def _guarded(self, function: Callable[[Any], Any], iterator: Any) -> Any:
-        self._in_fit = True
+        self._runs = True
         try:
             return function(iterator)
         except StopIteration:  # the epoch is over
@@ -106,4 +141,4 @@ class _Stepped:
             self.give_back()
             raise
         finally:
-            self._in_fit = False
+            self._runs = False

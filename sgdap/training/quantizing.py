@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sgdap.model.kernels import not_zero
 from sgdap.quantization.kernels import QuantizedKernel
 from sgdap.quantization.lattice import Lattice
 from sgdap.surgery.train_step import put_around_train_step, take_from_train_step
+from sgdap.training.learned_scales import LearnedScales
 from sgdap.training.replicas import assign, assign_add, on_each_device
 
 Array = npt.NDArray[np.float64]
@@ -33,10 +35,16 @@ class Quantizing:
         kernels: The kernels; weights that are zero now stay zero where 0 is a level.
         noise: Whether noise takes the place of rounding.
         seed: Seed of the noise.
+        learned: Whether scales are learned, and not fitted to the full numbers.
     """
 
     def __init__(
-        self, model: Any, kernels: Sequence[QuantizedKernel], noise: bool = False, seed: int = 0
+        self,
+        model: Any,
+        kernels: Sequence[QuantizedKernel],
+        noise: bool = False,
+        seed: int = 0,
+        learned: bool = False,
     ) -> None:
         self._model, self._kernels = model, kernels
         self._noise, self._seed = noise, seed
@@ -45,7 +53,11 @@ class Quantizing:
             self._steps = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._zeros = {k.path: ~not_zero(k.variable) for k in kernels}
         self._held: dict[str, _Held] = {}
+        self._scales: LearnedScales | None = None
         self.refit()
+        if learned:
+            held = {path: own.learned for path, own in self._held.items()}
+            self._scales = LearnedScales(model, kernels, self._full, held)
 
     @property
     def full(self) -> Mapping[str, npt.NDArray[Any]]:
@@ -61,6 +73,8 @@ class Quantizing:
         for kernel in self._kernels:
             value, full = kernel.variable.numpy(), self._full[kernel.path]
             held = self._held.get(kernel.path)
+            if self._scales is not None and held is not None and held.holds(value):
+                continue
             if self._noise or held is None or not held.holds(value):
                 full.assign(value)
             lattice = kernel.scheme.lattice(kernel.matrix(full.numpy().astype(np.float64)))
@@ -69,6 +83,8 @@ class Quantizing:
                     held = _Held(kernel, lattice, self._zeros[kernel.path])
                 self._held[kernel.path] = held
             held.set(lattice)
+            if self._scales is not None:
+                self._scales.begin(kernel.path)
             if not self._noise:
                 held.value = held.nearest(tf.constant(full.numpy())).numpy()
                 kernel.variable.assign(held.value)
@@ -103,7 +119,10 @@ class Quantizing:
             on_each_device(assign, full, [tf.identity(v) for v in variables])
             on_each_device(assign, variables, [self._noisy(kernel) for kernel in kernels])
         seen = [tf.identity(variable) for variable in variables]
-        logs = step(data)
+        with self._scales.seeing() if self._scales is not None else nullcontext():
+            logs = step(data)
+        if self._scales is not None:
+            self._scales.move()
         moved = [tf.convert_to_tensor(v) - s for v, s in zip(variables, seen, strict=True)]
         new = [tf.convert_to_tensor(f) + m for f, m in zip(full, moved, strict=True)]
         if self._noise:
@@ -149,6 +168,11 @@ class _Held:
         self._deviation = tf.Variable(np.zeros(len(lattice.scale)), trainable=False)
         self.zeros = zeros if lattice.zeros() is not None else np.zeros_like(zeros)
         self.value: npt.NDArray[Any] | None = None
+
+    @property
+    def learned(self) -> tuple[Any, Any, Any, Any]:
+        """What `LearnedScales` takes."""
+        return self._scale, self._base, self._units, self.zeros
 
     def holds(self, value: npt.NDArray[Any]) -> bool:
         """Whether a kernel's value is the one that was noted."""

@@ -27,10 +27,16 @@ class Look(keras.callbacks.Callback):
 def run(strategy, optimizer: str) -> dict:
     x, y = data()
     model, look = network(strategy, optimizer), Look(strategy)
-    callback = sgdap.QuantizationCallback("ternary", verbose=0)
+    learned = optimizer != "averaged"
+    callback = sgdap.QuantizationCallback("ternary", "int8", learned_scales=learned, verbose=0)
     model.fit(x, y, epochs=2, batch_size=32, shuffle=False, verbose=0, callbacks=[callback, look])
     weights = [w.ravel().tolist() for w in model.get_weights()]
-    return {"levels": look.levels, "apart": look.apart, "weights": sum(weights, [])}
+    return {
+        "levels": look.levels,
+        "apart": look.apart,
+        "weights": sum(weights, []),
+        "ranges": callback.ranges,
+    }
 
 
 def found() -> dict:

@@ -1,4 +1,4 @@
-"""On two devices kernels lie on the lattices that they lie on with one."""
+"""On two devices kernels and activations lie on the lattices that they lie on with one."""
 
 import numpy as np
 import pytest
@@ -10,6 +10,9 @@ def test_two_devices_hold_the_levels_of_one(devices):
         assert one["levels"] == two["levels"] == 3
         assert two["apart"] == 0
         np.testing.assert_allclose(one["weights"], two["weights"], atol=1e-3)
+        assert one["ranges"].keys() == two["ranges"].keys()
+        for name, ends in one["ranges"].items():
+            np.testing.assert_allclose(two["ranges"][name], ends, atol=1e-3)
 
 
 MODULE = "tests.training.mirrored_levels_run"
