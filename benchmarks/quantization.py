@@ -21,6 +21,10 @@ Schemes that have no name are called as in OTHERS: those of one range for a whol
 
 with normalisations folded away first, as they are and with even ranges ("…, even").
 
+And pairs of weights beside codebooks of as many bits,
+
+    python benchmarks/quantization.py --schemes "4 levels-tensor" "16 pairs" "64 pairs"
+
 Results are written as they come: an interrupted run goes on where it was. The table
 (quantization.md) shows all results in the folder.
 """
@@ -37,7 +41,11 @@ SCHEMES = ("int8", "int4", "int3", "int2", "ternary", "quaternary", "binary")
 OTHERS = {
     "int8-tensor": lambda q: q.Affine(bits=8, per="tensor"),
     "int4-tensor": lambda q: q.Affine(bits=4, per="tensor"),
-    "pcm4-tensor": lambda q: q.PCM(bits=4, per="tensor"),
+    "4 levels-tensor": lambda q: q.Codebook(size=4, per="tensor"),
+    "16 pairs": lambda q: q.Pairs(size=16),
+    "8 levels-tensor": lambda q: q.Codebook(size=8, per="tensor"),
+    "64 pairs": lambda q: q.Pairs(size=64),
+    "25 qam": lambda q: q.QAM(size=25),
 }
 METHODS = {"rounded": False, "layerwise": "layerwise", "together": True}
 PEERS = ("min_max_uniform_quantize", "MSE", "OCTAV", "GPTQ")

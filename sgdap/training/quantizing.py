@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from sgdap import _keras
 from sgdap.model.kernels import not_zero
+from sgdap.quantization.base import Scalar
 from sgdap.quantization.kernels import QuantizedKernel
 from sgdap.quantization.lattice import Lattice
 from sgdap.surgery.train_step import put_around_train_step, take_from_train_step
@@ -63,7 +64,9 @@ class Quantizing:
             held = self._held.get(kernel.path)
             if self._noise or held is None or not held.holds(value):
                 full.assign(value)
-            lattice = kernel.scheme.lattice(kernel.matrix(full.numpy().astype(np.float64)))
+            scheme = kernel.scheme
+            assert isinstance(scheme, Scalar)
+            lattice = scheme.lattice(kernel.matrix(full.numpy().astype(np.float64)))
             if held is None:
                 with _keras.scope_of(self._model):
                     held = _Held(kernel, lattice, self._zeros[kernel.path])
