@@ -13,7 +13,7 @@ from sgdap._arguments import check_choice, check_integer
 from sgdap.channels.grouping import channel_graph
 from sgdap.execution.backend import check_backend
 from sgdap.model.tracing import check_is_no_tf_keras
-from sgdap.quantization.base import Scalar, Scheme
+from sgdap.quantization.base import Scheme
 from sgdap.quantization.kernels import QuantizedKernel, quantized_kernels
 from sgdap.quantization.schemes import get_scheme
 from sgdap.sparsity_callback import SparsityCallback
@@ -118,13 +118,6 @@ class QuantizationCallback(keras.callbacks.Callback):
             graph.program.layers(), self.scheme, self.layers, self.overrides
         )
         self.schemes = {kernel.path: kernel.scheme for kernel in self._kernels}
-        for path, scheme in self.schemes.items():
-            if not isinstance(scheme, Scalar):
-                raise ValueError(
-                    f"QuantizationCallback rounds each weight by itself, and {scheme} of '{path}' "
-                    "takes pairs. Pass sgdap.quantization.QAM or another scheme, or use "
-                    "sgdap.quantize after the fit."
-                )
         epochs = self.params.get("epochs") or 0
         if self.begin_epoch >= epochs:
             raise ValueError(

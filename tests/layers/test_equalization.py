@@ -3,14 +3,14 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
 import sgdap
 from sgdap.layers.equalization import even_scales
 from tests.layers.test_folding import SMOOTH, assert_equal
-from tests.models import assemble, examples_of_models, outputs, randomise, samples
+from tests.models import assemble, outputs, randomise, samples
 
 
 def spread(layer: keras.layers.Layer, axis: int, number: int = 0) -> float:
@@ -188,7 +188,8 @@ def test_one_range_for_a_whole_kernel_then_loses_less():
 @pytest.mark.filterwarnings("ignore:Layer .* does not support masking:UserWarning")
 @pytest.mark.filterwarnings("ignore:.* stays a DynamicRangeActivation:UserWarning")
 @pytest.mark.filterwarnings("ignore:You are using a softmax over axis:UserWarning")
-@examples_of_models
+@pytest.mark.hypothesis
+@settings(max_examples=settings.default.max_examples // 10)
 @given(st.integers(0, 3), SMOOTH)
 def test_random_models_compute_the_same(spatial, recipe):
     model = assemble(spatial, recipe)
