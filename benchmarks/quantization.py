@@ -19,7 +19,7 @@ Schemes that have no name are called as in OTHERS: those of one range for a whol
 
     python benchmarks/quantization.py --seeds 0 1 --fold --schemes int8-tensor int4-tensor
 
-with normalisations folded away first, as they are and with even ranges ("…, even").
+with normalisations folded away first ("…, folded"), and with even ranges too ("…, even").
 
 And pairs of weights beside codebooks of as many bits,
 
@@ -102,7 +102,8 @@ def ours(options, rows):
                 own = named(schemes) if named else schemes.get_scheme(scheme)
                 ways = [(m, even) for m in options.methods for even in (False, True)]
                 for method, even in ways if options.fold else [(m, None) for m in options.methods]:
-                    title = f"{method}, even" if even else method
+                    state = {None: "", False: ", folded", True: ", even"}
+                    title = method + state[even]
                     if rows.has(arch, seed, scheme, title):
                         continue
                     given = model
