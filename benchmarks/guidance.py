@@ -43,7 +43,7 @@ CRITERIA = {
     "random": sgdap.RandomGuidance(),
 }
 SHARES = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
-EPOCHS = {"caffe": 7, "lenet5": 7, "resnet": 4}
+EPOCHS = {"caffe": 7, "lenet5": 7, "resnet": 4, "mobile": 4}
 SAMPLE_COUNTS = (500, 1000, 2000, 4000, 8000, 16000)
 RESULTS, TIMES, STAGES = "accuracy.csv", "time.csv", "stages.csv"
 
@@ -67,6 +67,20 @@ def resnet() -> keras.Model:
     return keras.Model(inputs, layers.Dense(10, "softmax")(x), name="resnet")
 
 
+def mobile() -> keras.Model:
+    """Four depthwise convolutions with a pointwise one behind each, 16 to 64 channels wide."""
+    inputs = keras.Input((28, 28, 1))
+    x = layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False)(inputs)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    for width, strides in ((32, 1), (32, 2), (64, 1), (64, 2)):
+        x = layers.DepthwiseConv2D(3, strides=strides, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+        x = layers.Conv2D(width, 1, use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(10, "softmax")(x), name="mobile")
+
+
 def scaled(images):
     return images[..., None].astype("float32") / np.float32(255)
 
@@ -77,7 +91,8 @@ def trained(arch, seed, folder, x, y):
     if path.exists():
         return keras.models.load_model(path)
     keras.utils.set_random_seed(seed)
-    model = resnet() if arch == "resnet" else lenet5(arch)
+    own = {"resnet": resnet, "mobile": mobile}
+    model = own[arch]() if arch in own else lenet5(arch)
     steps = -(-len(x) // 128)
     rate = keras.optimizers.schedules.CosineDecay(2e-3, EPOCHS[arch] * steps)
     model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")

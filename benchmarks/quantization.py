@@ -13,8 +13,20 @@ each network as a LiteRT file, and the images beside it:
     python benchmarks/quantization.py --peer --seeds 0 1 2 3 4
 
 quantizes these files, weights only, 8 and 4 bits for each weight and a scale for each output, by
-each of its algorithms, and runs them in LiteRT. Results are written as they come: an interrupted
-run goes on where it was. The table (quantization.md) shows all results in the folder.
+each of its algorithms, and runs them in LiteRT.
+
+Schemes that have no name are called as in OTHERS: those of one range for a whole kernel,
+
+    python benchmarks/quantization.py --seeds 0 1 --fold --schemes int8-tensor int4-tensor
+
+with normalisations folded away first ("…, folded"), and with even ranges too ("…, even").
+
+And pairs of weights beside codebooks of as many bits,
+
+    python benchmarks/quantization.py --schemes "4 levels-tensor" "16 pairs" "64 pairs"
+
+Results are written as they come: an interrupted run goes on where it was. The table
+(quantization.md) shows all results in the folder.
 """
 
 import argparse
@@ -26,6 +38,15 @@ from pathlib import Path
 import numpy as np
 
 SCHEMES = ("int8", "int4", "int3", "int2", "ternary", "quaternary", "binary")
+OTHERS = {
+    "int8-tensor": lambda q: q.Affine(bits=8, per="tensor"),
+    "int4-tensor": lambda q: q.Affine(bits=4, per="tensor"),
+    "4 levels-tensor": lambda q: q.Codebook(size=4, per="tensor"),
+    "16 pairs": lambda q: q.Pairs(size=16),
+    "8 levels-tensor": lambda q: q.Codebook(size=8, per="tensor"),
+    "64 pairs": lambda q: q.Pairs(size=64),
+    "25 qam": lambda q: q.QAM(size=25),
+}
 METHODS = {"rounded": False, "layerwise": "layerwise", "together": True}
 PEERS = ("min_max_uniform_quantize", "MSE", "OCTAV", "GPTQ")
 COLUMNS = ("arch", "seed", "scheme", "method", "accuracy", "error", "bytes", "seconds")
@@ -76,21 +97,29 @@ def ours(options, rows):
                 size = 4 * sum(w.numpy().size for w in model.weights if w.name == "kernel")
                 rows.add(arch, seed, "float32", "", accuracy(dense, y_test), 0.0, size, 0)
             for scheme in options.schemes:
-                for method in options.methods:
-                    if rows.has(arch, seed, scheme, method):
+                named = OTHERS.get(scheme)
+                schemes = sgdap.quantization
+                own = named(schemes) if named else schemes.get_scheme(scheme)
+                ways = [(m, even) for m in options.methods for even in (False, True)]
+                for method, even in ways if options.fold else [(m, None) for m in options.methods]:
+                    state = {None: "", False: ", folded", True: ", even"}
+                    title = method + state[even]
+                    if rows.has(arch, seed, scheme, title):
                         continue
+                    given = model
+                    if options.fold:
+                        given = sgdap.fold(model, batch_normalization=True, equalize=even)
                     began = time.perf_counter()
                     made = sgdap.quantize(
-                        model, x[: options.images], scheme, compensate=METHODS[method]
+                        given, x[: options.images], own, compensate=METHODS[method]
                     )
                     seconds = f"{time.perf_counter() - began:.0f}"
                     found = predictions(made, x_test)
-                    own = sgdap.quantization.get_scheme(scheme)
                     kernels = [w.numpy() for w in model.weights if w.name == "kernel"]
                     size = sum(own.quantize(kernel).bits for kernel in kernels) // 8
                     error = f"{((found - dense) ** 2).mean():.3e}"
                     hit = accuracy(found, y_test)
-                    rows.add(arch, seed, scheme, method, hit, error, size, seconds)
+                    rows.add(arch, seed, scheme, title, hit, error, size, seconds)
                     keras.backend.clear_session()
 
 
@@ -158,7 +187,7 @@ def table(rows):
         "| network | weights | method | accuracy % | squared error | kB |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    order = ("float32", *SCHEMES)
+    order = ("float32", *SCHEMES, *OTHERS)
     for (arch, scheme, method), own in sorted(
         found.items(), key=lambda item: (item[0][0], order.index(item[0][1]))
     ):
@@ -178,6 +207,7 @@ def main():
     parser.add_argument("--archs", nargs="+", default=["caffe", "resnet"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="the networks, by number")
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
+    parser.add_argument("--fold", action="store_true", help="normalisations, and ranges")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--images", type=int, default=4000, help="calibration images")
     parser.add_argument("--peer", action="store_true", help="AI Edge Quantizer, on the files there")

@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 import sgdap
-from sgdap.quantization import PCM, Affine, Codebook, MuLaw, Ternary
+from sgdap.quantization import PCM, QAM, Affine, Codebook, MuLaw, Pairs, Ternary
 from sgdap.quantization.kernels import quantized_kernels
 from sgdap.training.quantizing import Quantizing
 from tests.largest import X, Y, network
@@ -66,6 +66,9 @@ SCHEMES = [
     Codebook(size=4),
     PCM(bits=3),
     MuLaw(bits=5),
+    QAM(size=9),
+    Pairs(size=4),
+    Pairs(size=3, per="channel"),
 ]
 
 
@@ -187,6 +190,33 @@ def test_compiled_steps_hold_the_lattice(arguments):
     model = convnet(optimizer=keras.optimizers.Adam(0.01), **arguments)
     model.fit(x, y, epochs=2, verbose=0, callbacks=[quantizing()])
     assert on_lattice(keras.Sequential([x for x in model.layers if hasattr(x, "kernel")]))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_pairs_of_weights_take_points_of_a_plane(compiled):
+    model = keras.Sequential([keras.Input((7,)), layers.Dense(9, "relu"), layers.Dense(4)])
+    model.compile("adam", "mse", jit_compile=compiled)
+    x = np.random.default_rng(0).normal(size=(96, 7)).astype("float32")
+    before = model.get_weights()
+    callback = quantizing(Pairs(size=4))
+    model.fit(x, x[:, :4], epochs=2, verbose=0, callbacks=[callback])
+    for old, kernel in zip(before[::2], model.get_weights()[::2], strict=True):
+        assert np.abs(kernel - Pairs(size=4).quantize(old).dequantize()).max() > 1e-4
+        whole = kernel[:-1].reshape(-1, 2, kernel.shape[1])
+        points = np.unique(whole.transpose(0, 2, 1).reshape(-1, 2), axis=0)
+        assert len(points) <= 4
+        np.testing.assert_array_equal(Pairs(size=4).quantize(kernel).dequantize(), kernel)
+
+
+def test_noise_of_pairs_is_that_of_as_many_even_levels():
+    model = randomise(keras.Sequential([keras.Input((401,)), layers.Dense(20)]))
+    model.compile("sgd", "mse")
+    kernels = quantized_kernels({"dense": model.layers[0]}, Pairs(size=64), None, None)
+    held = Quantizing(model, kernels, noise=True, seed=3)
+    before, seen = model.layers[0].kernel.numpy(), []
+    held._quantized(lambda _: seen.append(model.layers[0].kernel.numpy()), None)
+    rounded = Pairs(size=64).quantize(before).dequantize()
+    assert 0.7 < (seen[0] - before).std() / (rounded - before).std() < 1.5
 
 
 def test_noise_is_that_of_rounding_and_weights_stay_full():

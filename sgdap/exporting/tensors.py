@@ -100,16 +100,20 @@ def read(index: Mapping[str, Any], reader: Reader, dtype: Any, shape: tuple[int,
         if codes.max(initial=0) >= len(levels):
             raise DamagedError("a code has no level")
         values = levels[codes] * scales[numbers]
-    elif how == "levels":
+    elif how in ("levels", "pairs"):
         levels_each = index.get("levels")
         if type(levels_each) is not int or not 0 < levels_each <= _LEVELS:
             raise DamagedError("a codebook has no levels")
-        one = bool(index.get("common"))
-        table = reader.array("<f4", levels_each * (1 if one else units)).reshape(-1, levels_each)
-        codes = reader.symbols(size).astype(np.int64).reshape(groups, rows, outputs)
+        one, together = bool(index.get("common")), 2 if how == "pairs" else 1
+        count = levels_each * (1 if one else units) * together
+        table = reader.array("<f4", count).reshape(-1, levels_each, together)
+        numbers = numbers[:, ::together]
+        codes = reader.symbols(numbers.size).astype(np.int64)
         if codes.max(initial=0) >= levels_each:
             raise DamagedError("a code has no level")
+        codes = codes.reshape(groups, -1, outputs)
         values = table[0][codes] if one else table[numbers, codes]
+        values = values.transpose(0, 1, 3, 2).reshape(groups, -1, outputs)[:, :rows]
     else:
         raise DamagedError(f"arrays are not written as {how!r}")
     return _own(layout.kernel(values.astype(np.float32), shape))
@@ -142,6 +146,7 @@ def _few(matrices: Array) -> Iterator[Written]:
         if _same(different[codes], flat):
             index = {"how": "levels", "common": True, "levels": len(different)}
             yield index, different.astype("<f4").tobytes() + coded(codes)
+    yield from _by_pairs(matrices)
     for block in _BLOCKS:
         if block >= matrices.shape[1]:
             continue
@@ -210,6 +215,53 @@ def _by_levels(matrices: Array, rows: Array, numbers: Array) -> Written | None:
     if not _same(table[numbers, codes].astype(np.float64), matrices):
         return None
     return {"how": "levels", "levels": most}, table.astype("<f4").tobytes() + coded(codes.ravel())
+
+
+def _by_pairs(matrices: Array) -> Iterator[Written]:
+    """Codebooks of pairs: two rows of an output together, for all outputs or for each."""
+    groups, rows, outputs = matrices.shape
+    wide = np.pad(matrices, ((0, 0), (0, rows % 2), (0, 0))).reshape(groups, -1, 2, outputs)
+    keys = np.ascontiguousarray(wide.transpose(0, 3, 1, 2)).astype("<f4").view("<u8")
+    keys = keys.reshape(groups * outputs, -1)  # the pairs of each output, as they lie in memory
+    if len(_pairs_of(keys[:_SOME], rows % 2)[0]) <= _LEVELS * min(_SOME, len(keys)):
+        for common in (True, False):
+            tables, codes = [], []
+            for own in [keys] if common else keys[:, None]:
+                table, code = _pairs_of(own, rows % 2)
+                tables.append(table)
+                codes.append(code.reshape(-1, keys.shape[1]))
+                if len(table) > _LEVELS:
+                    break
+            most = max(map(len, tables))
+            if most <= _LEVELS:
+                padded = [np.pad(own, (0, most - len(own)), mode="edge") for own in tables]
+                code = np.concatenate(codes).reshape(groups, outputs, -1).transpose(0, 2, 1)
+                index = {"how": "pairs", "common": common, "levels": most, "block": 0}
+                content = np.concatenate(padded).tobytes() + coded(code.astype(np.uint16).ravel())
+                yield index, content
+
+
+def _pairs_of(keys: Array, odd: int) -> tuple[Array, Array]:
+    """The different pairs in rows of them, and the number of each.
+
+    The second number of the last one of an odd row is free, so that it may be as another pair.
+
+    Args:
+        keys: Pairs as numbers of 64 bits, the first one below, `(outputs, pairs)`.
+        odd: 1 where the second number of the last pairs is filled up.
+    """
+    if odd:
+        whole = np.unique(keys[:, :-1])
+        firsts = whole.astype(np.uint32)
+        order = np.argsort(firsts, kind="stable")
+        if len(whole):
+            last = keys[:, -1].astype(np.uint32)
+            place = np.minimum(np.searchsorted(firsts[order], last), len(whole) - 1)
+            other = whole[order[place]]
+            keys = keys.copy()
+            keys[:, -1] = np.where(other.astype(np.uint32) == last, other, keys[:, -1])
+    found, codes = np.unique(keys, return_inverse=True)
+    return found.astype("<u8"), codes
 
 
 def _same(values: Array, matrices: Array) -> bool:

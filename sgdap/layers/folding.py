@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap._arguments import check_choice
 from sgdap.layers.dynamic_range import DynamicRangeActivation
+from sgdap.layers.equalization import equalize as even_out
 from sgdap.model.copying import copied_operation
 from sgdap.model.functional import functional_with, layer_names
 from sgdap.model.program import Call, Program
@@ -49,7 +50,7 @@ class _FoldingError(Exception):
     """Raised if a layer can't be folded; the message is the reason."""
 
 
-def fold(model: Any, *, batch_normalization: bool = False) -> Any:
+def fold(model: Any, *, batch_normalization: bool = False, equalize: bool = False) -> Any:
     """Takes dynamic range activations out of a model, which predicts the same afterwards.
 
     α and δ go into the layer that makes `a`: `α (x W + b + δ)` is a layer with the kernel `α W`
@@ -71,9 +72,16 @@ def fold(model: Any, *, batch_normalization: bool = False) -> Any:
     statistics `γ (a − μ) / √(σ² + ε) + β` is a product and a sum for each channel. Do so before a
     model is quantized or shipped; trained on, it is another one. Those that can't be folded stay.
 
+    With `equalize=True` channels are then scaled so that the ranges of weights become even
+    (cross-layer equalisation): what makes a channel is multiplied with s, and what reads it divided
+    by s. That is done wherever only positively homogeneous operations stand between them: none, a
+    ReLU, a leaky one, pooling, padding, reshapes, sums of which all parts are scaled, but no ReLU6
+    and no sigmoid. It helps schemes with one range for a whole kernel.
+
     Args:
         model: A built `keras.Model`; it is not changed.
         batch_normalization: Whether `BatchNormalization` layers are folded too.
+        equalize: Whether scales are moved between neighbouring layers.
 
     Returns:
         A new functional `keras.Model`, without the methods of `model`'s class, such as
@@ -81,7 +89,7 @@ def fold(model: Any, *, batch_normalization: bool = False) -> Any:
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: `batch_normalization` is neither True nor False.
+        ValueError: `batch_normalization` or `equalize` is neither True nor False.
         ValueError: The model can't be traced or copied.
 
     Example:
@@ -93,8 +101,13 @@ def fold(model: Any, *, batch_normalization: bool = False) -> Any:
         <Activation name=hidden, built=True>
     """
     check_choice("batch_normalization", batch_normalization, (True, False))
+    check_choice("equalize", equalize, (True, False))
     new = _without(model, _grows, _grown, _in_place_of_activation)
-    return _without(new, _is_normalization, _normalizing, _nothing) if batch_normalization else new
+    if batch_normalization:
+        new = _without(new, _is_normalization, _normalizing, _nothing)
+    if equalize:
+        even_out(new)
+    return new
 
 
 def _without(

@@ -2,6 +2,7 @@
 
 from sgdap.quantization.base import Quantized, Scheme
 from sgdap.quantization.one_shot import quantize
+from sgdap.quantization.pairs import QAM, Pairs
 from sgdap.quantization.schemes import (
     PCM,
     Affine,
@@ -15,11 +16,13 @@ from sgdap.quantization.schemes import (
 
 __all__ = [
     "PCM",
+    "QAM",
     "ALaw",
     "Affine",
     "Binary",
     "Codebook",
     "MuLaw",
+    "Pairs",
     "Quantized",
     "Scheme",
     "Ternary",

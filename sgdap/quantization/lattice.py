@@ -15,6 +15,10 @@ DIGITS = 16
 """Significant bits of a scale: so its products with integers of eight bits are exact in float32."""
 
 
+SHARES = np.concatenate([np.arange(1.0, 0.8, -0.02), np.arange(0.8, 0.28, -0.04)])
+"""The shares of the range of a unit's weights that are tried for that of its lattice."""
+
+
 @dataclass(frozen=True, eq=False)
 class Lattice:
     """The levels of each unit of a kernel: `scale · (base − zero)`, rounded to float32.
@@ -145,6 +149,27 @@ def symmetric_scale(values: Array, weights: Array, top: int, shares: Array) -> A
     )
     used = (scale > 0) & (largest >= (top - 0.5) * scale)
     return _better(best, least, scale, np.where(used, error(scale), np.inf))[0]
+
+
+def even_scale(values: Array, weights: Array, base: Array, shares: Array) -> Array:
+    """The scale of least error of any ascending numbers around 0, the outer ones in use.
+
+    Args:
+        values: `(units, n)`.
+        weights: What the error of each counts, `(units, n)`.
+        base: The numbers, `(levels,)`.
+        shares: What shares of the largest number the last of them may stand for, the first one 1.
+    """
+    largest = np.abs(values).max(axis=1, initial=0.0)
+    units = np.broadcast_to(np.arange(len(values))[:, None], values.shape)
+    best, least = np.zeros(len(values)), np.full(len(values), np.inf)
+    for share in shares:
+        scale = stored(share * largest / base[-1])
+        own = Lattice(base, scale, np.zeros(len(values)), units)
+        apart = own.values(own.nearest(values)) - values
+        error = np.einsum("un,un,un->u", weights, apart, apart)
+        best, least = _better(best, least, scale, error)
+    return best
 
 
 def affine_range(values: Array, weights: Array, top: int, shares: Array) -> tuple[Array, Array]:

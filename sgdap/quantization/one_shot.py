@@ -56,18 +56,18 @@ def quantize(
 
     The kernels of the model that comes out are equal to `scale · integer`, or to a level of a
     codebook, in float32; biases and normalisations stay float32. Single weights that are zero stay
-    zero where 0 is a level: that of integers and of `"ternary"`.
+    zero where 0 is a level: that of integers, of `"ternary"` and of `"qam"`.
 
     Args:
         model: A built `keras.Sequential` or functional `keras.Model`; it is not changed.
         data: Calibration inputs, or `(x, y)`, in any form that `sgdap.plan` takes. None with
             `compensate=False`.
         scheme: `"int8"` … `"int2"`, `"ternary"`, `"binary"`, `"quaternary"`, `"lloyd_max"` (4
-            bits), `"pcm"`, `"mu_law"`, `"a_law"`, or an object such as
-            `sgdap.quantization.Affine(bits=4, per=32)`. Each output has a scale of its own, unless
-            the scheme says otherwise. Or `sgdap.Budget(bytes=…)`: each kernel gets from 8 to 2 bits
-            for a weight, so that the expected loss is least and all weights of the model,
-            those that are not quantized too, take so many bytes.
+            bits), `"pcm"`, `"mu_law"`, `"a_law"`, `"pairs"`, `"qam"` (a code for two weights), or
+            an object such as `sgdap.quantization.Affine(bits=4, per=32)`. Each output has a scale
+            of its own, unless the scheme says otherwise. Or `sgdap.Budget(bytes=…)`: each kernel
+            gets from 8 to 2 bits for a weight, so that the expected loss is least and all weights
+            of the model, those that are not quantized too, take so many bytes.
         layers: Names or patterns (`"conv*"`) of the layers whose kernels are quantized; only their
             weights change. None: all, and layers without kernels, such as normalisations, are
             moved too.

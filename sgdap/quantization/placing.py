@@ -10,9 +10,11 @@ import numpy as np
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_of
 from sgdap.model.kernels import not_zero
+from sgdap.quantization.constellation import Constellation
 from sgdap.quantization.kernels import QuantizedKernel
 from sgdap.quantization.lattice import Array, Codes, Lattice
-from sgdap.quantization.rounding import compensated
+from sgdap.quantization.pair_rounding import compensated_pairs
+from sgdap.quantization.rounding import Mask, compensated
 from sgdap.quantization.schemes import Codebook
 from sgdap.weights.curvature import Curvature, bias_of
 
@@ -23,13 +25,13 @@ class Placed:
 
     Attributes:
         kernel: The kernel.
-        codes: The numbers of levels, `(rows, outputs)`.
+        codes: The numbers of levels, `(rows, outputs)`, or of the points of pairs.
         lattice: The lattice.
     """
 
     kernel: QuantizedKernel
     codes: Codes
-    lattice: Lattice
+    lattice: Lattice | Constellation
 
     @property
     def value(self) -> Array:
@@ -39,7 +41,7 @@ class Placed:
     def rescaled(self, value: Array) -> Placed:
         """The same codes with the scales that a kernel came to have in a step over all weights."""
         freedom = self.freedom
-        if not freedom.moves:
+        if not freedom.moves or isinstance(self.lattice, Constellation):
             return self
         scale = freedom.numbers(value) / freedom.lengths
         scale = np.where(freedom.lengths > 1e-200, scale, self.lattice.scale)
@@ -48,6 +50,9 @@ class Placed:
     @property
     def freedom(self) -> Scales:
         """How the kernel may move."""
+        if isinstance(self.lattice, Constellation):
+            none = np.zeros(self.kernel.shape)
+            return Scales(none, none.astype(np.int64), 1, self.value, False)
         scheme = self.kernel.scheme
         moves = scheme.adapts and not isinstance(scheme, Codebook)
         units = self.kernel.whole(self.lattice.units)
@@ -130,9 +135,9 @@ def placed(
     for group, own in enumerate(known):
         columns = slice(group * outputs, (group + 1) * outputs)
         if own.second is not None:
-            part = replace(lattice, units=lattice.units[:, columns])
             fixed = kernel.matrix(~not_zero(kernel.variable))[:, columns]
-            codes[:, columns], part = compensated(
+            part = replace(lattice, units=lattice.units[:, columns])
+            codes[:, columns], part = _compensated(
                 own.second, matrix[:, columns], part, adapts, fixed
             )
             lattice = replace(part, units=lattice.units)
@@ -143,6 +148,14 @@ def placed(
         return made, None
     apart = matrix - lattice.values(codes)
     return made, np.concatenate([mean @ apart[:, columns] for mean, columns in offsets])
+
+
+def _compensated(
+    second: Array, weights: Array, lattice: Lattice | Constellation, adapts: bool, fixed: Mask
+) -> tuple[Codes, Lattice | Constellation]:
+    if isinstance(lattice, Constellation):
+        return compensated_pairs(second, weights, lattice, adapts)
+    return compensated(second, weights, lattice, adapts, fixed)
 
 
 def put(

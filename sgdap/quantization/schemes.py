@@ -11,77 +11,22 @@ from typing import Any
 import numpy as np
 
 from sgdap._arguments import check_choice, check_integer, choices_for, is_number, shown
-from sgdap.quantization.base import Scheme
+from sgdap.quantization.base import Powered, Scalar, Scheme
 from sgdap.quantization.codebooks import best_levels
 from sgdap.quantization.lattice import (
+    SHARES,
     Array,
-    Lattice,
     affine_range,
     binary_scale,
-    powers_of_two,
     stored,
     symmetric_scale,
     ternary_scale,
 )
-
-SHARES = np.concatenate([np.arange(1.0, 0.8, -0.02), np.arange(0.8, 0.28, -0.04)])
-"""The shares of the range of a unit's weights that are tried for that of its lattice."""
+from sgdap.quantization.pairs import QAM, Pairs
 
 
 @dataclass(frozen=True)
-class _Powered(Scheme):
-    """A scheme of one scale for each unit.
-
-    Attributes:
-        power_of_two: Whether scales are powers of two, so that hardware shifts in place of
-            multiplying.
-    """
-
-    power_of_two: bool = False
-
-    def __post_init__(self) -> None:
-        """Checks the arguments."""
-        super().__post_init__()
-        check_choice("power_of_two", self.power_of_two, (True, False))
-
-    @property
-    def adapts(self) -> bool:
-        """Whether scales may be any number, and not powers of two only."""
-        return not self.power_of_two
-
-    @property
-    def unit_bits(self) -> int:
-        """Those of the scale: a float32, or the exponent of two."""
-        return 8 if self.power_of_two else 32
-
-    @property
-    @abstractmethod
-    def _base(self) -> Array:
-        """The levels for the scale 1, ascending."""
-
-    @abstractmethod
-    def _scale(self, values: Array, weights: Array) -> Array:
-        """The scales of units."""
-
-    def fitted(self, values: Array, weights: Array) -> tuple[Array, Array, Array]:
-        """The base, the scales, and zero points of 0."""
-        base, none = self._base, np.zeros(len(values))
-        scale = self._scale(values, weights)
-        if self.power_of_two:
-            units = np.broadcast_to(np.arange(len(values))[:, None], values.shape)
-
-            def error(scale: Array) -> Array:
-                own = Lattice(base, scale, none, units)
-                apart = own.values(own.nearest(values)) - values
-                found: Array = np.einsum("un,un,un->u", weights, apart, apart)
-                return found
-
-            scale = powers_of_two(scale, error)
-        return base, scale, none
-
-
-@dataclass(frozen=True)
-class Affine(_Powered):
+class Affine(Powered):
     """Integers times a scale, around a zero point.
 
     Attributes:
@@ -142,7 +87,7 @@ class Affine(_Powered):
 
 
 @dataclass(frozen=True)
-class Binary(_Powered):
+class Binary(Powered):
     """−1 and 1 times a scale, the mean of |w| (Rastegari et al. 2016, arXiv 1603.05279)."""
 
     @property
@@ -159,7 +104,7 @@ class Binary(_Powered):
 
 
 @dataclass(frozen=True)
-class Ternary(_Powered):
+class Ternary(Powered):
     """−1, 0 and 1 times a scale, with the exact threshold (Li et al. 2016, arXiv 1605.04711)."""
 
     @property
@@ -176,7 +121,7 @@ class Ternary(_Powered):
 
 
 @dataclass(frozen=True)
-class Codebook(Scheme):
+class Codebook(Scalar):
     """Any levels, those of least squared error (Lloyd 1982; Max 1960), found exactly.
 
     Attributes:
@@ -209,7 +154,7 @@ class Codebook(Scheme):
 
 
 @dataclass(frozen=True)
-class PCM(_Powered):
+class PCM(Powered):
     """Uniform pulse code modulation: 2ᵇ levels between the largest |w| and its negative.
 
     Attributes:
@@ -304,7 +249,7 @@ def _check_above(name: str, value: Any, least: float) -> None:
         raise ValueError(f"{name} must be above {least:g}. Received: {name}={shown(value)}")
 
 
-CLASSES = (Affine, Binary, Ternary, Codebook, PCM, MuLaw, ALaw)
+CLASSES = (Affine, Binary, Ternary, Codebook, PCM, MuLaw, ALaw, QAM, Pairs)
 
 NAMED: dict[str, Scheme] = {
     **{f"int{bits}": Affine(bits=bits) for bits in range(8, 1, -1)},
@@ -315,6 +260,8 @@ NAMED: dict[str, Scheme] = {
     "pcm": PCM(),
     "mu_law": MuLaw(),
     "a_law": ALaw(),
+    "qam": QAM(),
+    "pairs": Pairs(),
 }
 """The schemes that have a name."""
 

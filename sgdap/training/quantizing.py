@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from sgdap import _keras
 from sgdap.model.kernels import not_zero
+from sgdap.quantization.constellation import Constellation, paired
 from sgdap.quantization.kernels import QuantizedKernel
 from sgdap.quantization.lattice import Lattice
 from sgdap.surgery.train_step import put_around_train_step, take_from_train_step
@@ -52,11 +53,11 @@ class Quantizing:
             self._full = {k.path: _beside(k.variable) for k in kernels}
             self._steps = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._zeros = {k.path: ~not_zero(k.variable) for k in kernels}
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, _Levels | _Points] = {}
         self._scales: LearnedScales | None = None
         self.refit()
         if learned:
-            held = {path: own.learned for path, own in self._held.items()}
+            held = {p: own.learned for p, own in self._held.items() if isinstance(own, _Levels)}
             self._scales = LearnedScales(model, kernels, self._full, held)
 
     @property
@@ -80,7 +81,7 @@ class Quantizing:
             lattice = kernel.scheme.lattice(kernel.matrix(full.numpy().astype(np.float64)))
             if held is None:
                 with _keras.scope_of(self._model):
-                    held = _Held(kernel, lattice, self._zeros[kernel.path])
+                    held = _held(kernel, lattice, self._zeros[kernel.path])
                 self._held[kernel.path] = held
             held.set(lattice)
             if self._scales is not None:
@@ -143,22 +144,47 @@ class Quantizing:
         return value + tf.cast(drawn * self._held[kernel.path].deviation, value.dtype)
 
 
+def _held(
+    kernel: QuantizedKernel, lattice: Lattice | Constellation, zeros: npt.NDArray[np.bool_]
+) -> _Levels | _Points:
+    if isinstance(lattice, Constellation):
+        return _Points(kernel, lattice, zeros)
+    return _Levels(kernel, lattice, zeros)
+
+
 class _Held:
     """The lattice of a kernel as TensorFlow reads it; its numbers may change without compiling.
 
     Args:
-        kernel: The kernel.
-        lattice: Its lattice.
-        zeros: The weights that stay zero where 0 is a level.
+        zeros: The weights that stay zero.
 
     Attributes:
         value: What the kernel holds.
         zeros: The weights that stay zero.
     """
 
+    def __init__(self, zeros: npt.NDArray[np.bool_]) -> None:
+        self.zeros = zeros
+        self.value: npt.NDArray[Any] | None = None
+
+    def holds(self, value: npt.NDArray[Any]) -> bool:
+        """Whether a kernel's value is the one that was noted."""
+        return self.value is not None and np.array_equal(value, self.value)
+
+
+class _Levels(_Held):
+    """Levels that each weight takes by itself.
+
+    Args:
+        kernel: The kernel.
+        lattice: Its lattice.
+        zeros: The weights that stay zero where 0 is a level.
+    """
+
     def __init__(
         self, kernel: QuantizedKernel, lattice: Lattice, zeros: npt.NDArray[np.bool_]
     ) -> None:
+        super().__init__(zeros if lattice.zeros() is not None else np.zeros_like(zeros))
         self._common = lattice.base.ndim == 1
         self._units = tf.constant(kernel.whole(lattice.units), tf.int32)
         self._base, self._scale, self._zero = (
@@ -166,20 +192,15 @@ class _Held:
             for own in (lattice.base, lattice.scale, lattice.zero)
         )
         self._deviation = tf.Variable(np.zeros(len(lattice.scale)), trainable=False)
-        self.zeros = zeros if lattice.zeros() is not None else np.zeros_like(zeros)
-        self.value: npt.NDArray[Any] | None = None
 
     @property
     def learned(self) -> tuple[Any, Any, Any, Any]:
         """What `LearnedScales` takes."""
         return self._scale, self._base, self._units, self.zeros
 
-    def holds(self, value: npt.NDArray[Any]) -> bool:
-        """Whether a kernel's value is the one that was noted."""
-        return self.value is not None and np.array_equal(value, self.value)
-
-    def set(self, lattice: Lattice) -> None:
+    def set(self, lattice: Lattice | Constellation) -> None:
         """Takes the numbers of another lattice of the same scheme."""
+        assert isinstance(lattice, Lattice)
         for own, new in zip(
             (self._base, self._scale, self._zero),
             (lattice.base, lattice.scale, lattice.zero),
@@ -212,6 +233,63 @@ class _Held:
             found = tf.gather_nd(base, tf.stack([self._units, codes], axis=-1))
         made = tf.cast(own * (found - zeros), value.dtype)
         return tf.where(self.zeros, tf.zeros_like(made), made)
+
+
+class _Points(_Held):
+    """Points of a plane that pairs of weights take.
+
+    Args:
+        kernel: The kernel.
+        lattice: Its points.
+        zeros: In its shape; 0 is no point.
+    """
+
+    def __init__(
+        self, kernel: QuantizedKernel, lattice: Constellation, zeros: npt.NDArray[np.bool_]
+    ) -> None:
+        super().__init__(np.zeros_like(zeros))
+        matrix = np.arange(1.0, zeros.size + 1).reshape(zeros.shape)
+        places = paired(kernel.matrix(matrix)).astype(np.int64) - 1  # −1: filled up
+        whole = np.zeros(zeros.size, np.int64)
+        whole[places[places >= 0]] = np.flatnonzero(places >= 0)
+        self._there = tf.constant((places >= 0).astype(np.float64))
+        self._places = tf.constant(np.maximum(places, 0))
+        self._whole = tf.constant(whole.reshape(zeros.shape))
+        self._units = tf.constant(lattice.units, tf.int32)
+        self._unit_of = tf.gather(tf.repeat(tf.reshape(self._units, [-1]), 2), self._whole)
+        self._points = tf.Variable(lattice.points, dtype=tf.float64, trainable=False)
+        self._deviation = tf.Variable(np.zeros(len(lattice.points)), trainable=False)
+
+    def set(self, lattice: Lattice | Constellation) -> None:
+        """Takes the points of another lattice of the same scheme."""
+        assert isinstance(lattice, Constellation)
+        self._points.assign(lattice.points)
+        apart = ((lattice.points[:, :, None] - lattice.points[:, None]) ** 2).sum(axis=-1)
+        least = np.where(apart > 0, apart, np.inf).min(axis=-1)
+        steps = np.where(np.isfinite(least), least, 0.0).mean(axis=-1)
+        self._deviation.assign(np.sqrt(steps / 12))
+
+    @property
+    def deviation(self) -> Any:
+        """The standard deviation of what rounding changes, in the kernel's shape, float64.
+
+        It is that of even levels as far apart as points and the next ones.
+        """
+        return tf.gather(tf.convert_to_tensor(self._deviation), self._unit_of)
+
+    def nearest(self, value: Any) -> Any:
+        """The nearest points of full numbers, as `Constellation.nearest` finds them."""
+        points = tf.convert_to_tensor(self._points)
+        pairs = tf.gather(tf.reshape(tf.cast(value, tf.float64), [-1]), self._places)
+        codes = tf.zeros_like(self._units)
+        least = tf.fill(codes.shape, tf.constant(np.inf, tf.float64))
+        for code in range(points.shape[1]):
+            point = tf.gather(points[:, code], self._units)
+            apart = tf.reduce_sum((pairs - point) ** 2 * self._there, axis=-1)
+            codes = tf.where(apart < least, code, codes)
+            least = tf.minimum(apart, least)
+        found = tf.gather_nd(points, tf.stack([self._units, codes], axis=-1))
+        return tf.cast(tf.gather(tf.reshape(found, [-1]), self._whole), value.dtype)
 
 
 def _beside(variable: Any) -> Any:

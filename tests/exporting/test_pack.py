@@ -18,7 +18,17 @@ import sgdap
 from sgdap.exporting import packing
 from sgdap.exporting.coding import DamagedError, Reader, coded
 from sgdap.model.trusted import own_classes
-from sgdap.quantization import PCM, Affine, ALaw, Binary, Codebook, MuLaw, Ternary
+from sgdap.quantization import (
+    PCM,
+    QAM,
+    Affine,
+    ALaw,
+    Binary,
+    Codebook,
+    MuLaw,
+    Pairs,
+    Ternary,
+)
 from tests.exporting.odd_models import forgetful_model, own_model
 from tests.models import assemble, convnet, examples_of_models, randomise
 from tests.test_random_graphs import RECIPES
@@ -40,6 +50,7 @@ SCHEMES = [
     Affine(bits=4, power_of_two=True),
     *(Binary(), Ternary(), Codebook(size=4), Codebook(size=16, per="tensor")),
     *(PCM(), PCM(bits=3), MuLaw(), ALaw()),
+    *(QAM(), QAM(size=16), Pairs(size=16), Pairs(size=8, per="channel")),
 ]
 
 
@@ -51,6 +62,17 @@ def test_codes_take_no_more_than_the_bits_that_the_scheme_counts(scheme, tmp_pat
     header = plain + 6 * scheme.levels  # how often each code comes
     assert written <= scheme.bits_of((300, 40)) / 8 + header
     assert written < 300 * 40 * 4 / 3
+    assert bits_of(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of(model)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 300, 301])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+def test_codebooks_of_pairs_come_back_from_few_bytes(rows, per, tmp_path):
+    scheme = Pairs(size=16, per=per)
+    model = sgdap.quantize(dense(rows), None, scheme, compensate=False)
+    written = sgdap.pack(model, tmp_path / "m.sgdap")
+    header = len(model.to_json()) + 40 * 4 + 6 * 16
+    assert written <= scheme.bits_of((rows, 40)) / 8 + header
     assert bits_of(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of(model)
 
 

@@ -7,7 +7,7 @@ import pytest
 from keras import layers
 
 import sgdap
-from sgdap.quantization import PCM, Affine, Binary, Codebook, Ternary
+from sgdap.quantization import PCM, QAM, Affine, Binary, Codebook, Pairs, Ternary
 from sgdap.weights import working
 
 
@@ -102,7 +102,9 @@ def test_it_is_a_plain_model_compiled_alike(tmp_path):
         np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.parametrize("scheme", ["int3", "ternary", Codebook(size=3)], ids=str)
+@pytest.mark.parametrize(
+    "scheme", ["int3", "ternary", Codebook(size=3), QAM(size=9), Pairs(size=6)], ids=str
+)
 def test_each_compensation_brings_the_answers_nearer(scheme):
     model, x = mlp(activation=None), points()
     plain, rows, whole = (
@@ -165,6 +167,44 @@ def test_zeros_of_a_sparse_model_stay(scheme, compensate):
     sparse = sgdap.sparsify(mlp(), points(), 0.6, reconstruction="layerwise")
     made = sgdap.quantize(sparse, points(), scheme, compensate=compensate)
     for old, new in zip(kernels_of(sparse).values(), kernels_of(made).values(), strict=True):
+        assert (new[old == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("per", "compensate"),
+    [("tensor", True), ("tensor", False), ("channel", "layerwise"), (6, "layerwise")],
+)
+def test_pairs_of_each_kernel_take_few_points(per, compensate):
+    made = sgdap.quantize(mlp(), points(), Pairs(size=3, per=per), compensate=compensate)
+    for kernel in kernels_of(made).values():
+        pairs = kernel.reshape(-1, 2, kernel.shape[1]).transpose(2, 0, 1)  # of each output
+        units = {"tensor": [pairs], "channel": pairs}.get(per, [pairs[:, :3]])
+        for unit in units:
+            most = 3 if per != 6 else 3 * len(pairs)
+            assert len(np.unique(unit.reshape(-1, 2), axis=0)) <= most
+
+
+@pytest.mark.parametrize("name", ["grouped", "depthwise", "transposed"])
+def test_kernels_of_all_kinds_take_pairs(name):
+    inputs = keras.Input((8, 8, 4))
+    x = LAYERS[name]()(layers.Conv2D(4, 1, name="stem")(inputs))
+    model = keras.Model(inputs, layers.Dense(3, name="head")(layers.Flatten()(x)))
+    scheme, data = Pairs(size=6), images()
+    plain, made = (
+        sgdap.quantize(model, data, scheme, compensate=own) for own in (False, "layerwise")
+    )
+    for kernel, own in kernels_of(made).items():
+        assert len(np.unique(own)) <= 12, kernel
+    assert apart(model, made, data) < apart(model, plain, data)
+
+
+def test_a_grid_with_a_point_at_zero_keeps_zeros():
+    model = mlp()
+    for layer in model.layers:
+        kernel = layer.kernel.numpy()
+        layer.kernel.assign(np.where(np.abs(kernel) < 0.2, 0, kernel))
+    made = sgdap.quantize(model, points(), QAM(size=25))
+    for old, new in zip(kernels_of(model).values(), kernels_of(made).values(), strict=True):
         assert (new[old == 0] == 0).all()
 
 

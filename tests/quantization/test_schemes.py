@@ -12,11 +12,13 @@ from hypothesis.extra import numpy as arrays
 import sgdap
 from sgdap.quantization import (
     PCM,
+    QAM,
     Affine,
     ALaw,
     Binary,
     Codebook,
     MuLaw,
+    Pairs,
     Ternary,
     get_scheme,
 )
@@ -36,6 +38,11 @@ VARIANTS = {
     "coarse pcm": PCM(bits=2),
     "coarse mu-law": MuLaw(bits=3),
     "coarse a-law": ALaw(bits=3),
+    "even grid": QAM(size=16),
+    "grid of groups": QAM(size=9, per=4),
+    "few pairs": Pairs(size=4),
+    "pairs of channels": Pairs(size=5, per="channel"),
+    "pairs of groups": Pairs(size=3, per=4),
 }
 
 
@@ -118,12 +125,15 @@ def test_codes_are_below_the_number_of_levels_and_values_among_them(name):
     scheme = VARIANTS[name]
     w = np.random.default_rng(0).normal(size=(3, 3, 2, 5)).astype("float32")
     made = scheme.quantize(w)
-    assert made.codes.shape == w.shape
+    assert made.codes.shape == ((9, 5) if isinstance(scheme, Pairs) else w.shape)
     assert made.codes.max() < scheme.levels
     assert made.dequantize().dtype == np.float32
+    assert made.dequantize().shape == w.shape
     for channel in range(5):
         groups = 6 if scheme.per in (3, 4) else 1
-        assert len(np.unique(made.dequantize()[..., channel])) <= groups * scheme.levels
+        values = made.dequantize().reshape(-1, 5)[:, channel]
+        values = values.reshape(-1, 2) if isinstance(scheme, Pairs) else values[:, None]
+        assert len(np.unique(values, axis=0)) <= groups * scheme.levels
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -142,6 +152,10 @@ def test_a_config_gives_the_same_scheme(name):
         (Affine(bits=4, per="tensor"), 60 * 4 + 32),
         (Affine(bits=4, per=5), 60 * 4 + 3 * 5 * 32),
         (Affine(bits=4, power_of_two=True), 60 * 4 + 5 * 8),
+        (QAM(size=25), 30 * 5 + 5 * 32),
+        (QAM(size=16, per=4), 30 * 4 + 3 * 5 * 32),
+        (Pairs(size=16), 30 * 4 + 16 * 64),
+        (Pairs(size=10, per="channel"), 30 * 4 + 5 * 10 * 64),
     ],
 )
 def test_bits_count_codes_scales_and_codebooks(scheme, bits):
@@ -198,6 +212,45 @@ def test_importance_draws_the_levels_near():
     np.testing.assert_allclose(made[2:4], w[2:4], atol=0.01)
 
 
+def test_an_odd_number_of_weights_is_filled_up():
+    w = np.random.default_rng(0).normal(size=(7, 3))
+    assert Pairs(size=4).quantize(w).bits == 4 * 3 * 2 + 4 * 64
+    assert QAM(size=25).quantize(w).bits == 4 * 3 * 5 + 3 * 32
+
+
+def test_a_grid_has_as_many_even_levels_on_each_axis():
+    w = np.linspace([-1.0, -3.0], [1.0, 3.0], 400)
+    for side in (2, 3, 4, 5, 16):
+        for values in QAM(size=side**2).quantize(w).dequantize().T:
+            levels = np.unique(values.astype(float))
+            assert len(levels) == side
+            np.testing.assert_allclose(np.diff(levels), np.diff(levels)[0], rtol=1e-6)
+            np.testing.assert_array_equal(levels, -levels[::-1])
+
+
+def test_pairs_take_the_nearest_point_of_the_plane():
+    w = np.random.default_rng(0).normal(size=(9, 4))
+    made = Pairs(size=5).quantize(w)
+    points = made.lattice.points[0]
+    for pair, output in itertools.product(range(5), range(4)):
+        own = w[2 * pair : 2 * pair + 2, output]
+        apart = ((points[:, : len(own)] - own) ** 2).sum(axis=1)
+        assert apart[made.codes[pair, output]] == apart.min()
+        np.testing.assert_array_equal(
+            made.dequantize()[2 * pair : 2 * pair + 2, output],
+            points[made.codes[pair, output], : len(own)],
+        )
+
+
+def test_pairs_lose_less_than_single_levels_of_as_many_bits():
+    random = np.random.default_rng(0)
+    together = random.normal(size=(200, 1, 20)) + 0.4 * random.normal(size=(200, 2, 20))
+    w = together.reshape(400, 20)
+    pairs, single = Pairs(size=16), Codebook(size=4, per="tensor")
+    assert pairs.bits_of(w.shape) <= single.bits_of(w.shape) * 1.06
+    assert squared_error(pairs, w) < 0.7 * squared_error(single, w)
+
+
 @pytest.mark.parametrize("shape", [(4, 3), (1, 1)])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_zeros_stay(name, shape):
@@ -225,6 +278,12 @@ def test_zeros_stay(name, shape):
         (lambda: Affine(range="best"), ValueError, "range must be"),
         (lambda: Affine(symmetric=False, power_of_two=True), ValueError, "needs symmetric=True"),
         (lambda: Codebook(size=257), ValueError, "size must be 256 at most"),
+        (lambda: QAM(size=24), ValueError, "size must be a square"),
+        (lambda: QAM(size=289), ValueError, "size must be a square, 256 at most"),
+        (lambda: QAM(per=3), ValueError, "per must be even for pairs"),
+        (lambda: Pairs(per=3), ValueError, "per must be even for pairs"),
+        (lambda: Pairs(size=1), ValueError, "size must be an integer of at least 2"),
+        (lambda: Pairs(size=257), ValueError, "size must be 256 at most"),
         (lambda: MuLaw(mu=0), ValueError, "mu must be above 0"),
         (lambda: ALaw(a="b"), TypeError, "a must be a number"),
         (lambda: Ternary().quantize([[np.nan]]), ValueError, "must be finite"),
