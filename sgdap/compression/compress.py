@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
-import json
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import keras
-import numpy as np
 
 from sgdap._arguments import check_choice, check_integer, is_number, shown
 from sgdap.channels.grouping import channel_graph
@@ -25,12 +20,12 @@ from sgdap.compression.search import Tried, searched
 from sgdap.compression.stages import Export, Pack, Stage, check_order
 from sgdap.compression.steps import Limit, Made, carried_out
 from sgdap.compression.work import Judge, Work, make_judge, separated
+from sgdap.compression.workdir import Workdir
 from sgdap.distillation.finish import check_can_learn
 from sgdap.execution.backend import check_backend
 from sgdap.execution.inputs import check_calibration_data
 from sgdap.model.generators import global_state_kept, random_state, set_random_state
 from sgdap.model.tracing import trace
-from sgdap.model.trusted import own_classes
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.surgery.apply import compile_alike, copied
 
@@ -171,46 +166,31 @@ class _Run:
     """One compression."""
 
     def __init__(self, work: Work, drop: float | None) -> None:
-        self._work, self._drop, self._folder = work, drop, work.folder
+        self._work, self._drop = work, drop
 
     def whole(self, stages: Sequence[Stage] | None, budget: Budget | None) -> Compressed:
         """Finds the stages, carries them out and reports."""
         work = self._work
-        search: Tried = ()
-        model = work.model
-        identity = self._identity(stages, budget)
-        kept = self._begin(identity)
-        before = self._before(kept)
-        if stages is None:
-            assert budget is not None
-            if "search" in kept:
-                found = kept["search"]
-                stages = stages_of(found["stages"])
-                search = tuple((tuple(tried), own) for tried, own in found["tried"])
-            else:
-                stages, search = searched(work, budget, before)
-                listed = [_config(stage) for stage in stages]
-                kept["search"] = {"stages": listed, "tried": search}
-                self._keep(kept)
-        if self._folder is not None:
-            save_recipe(stages, self._folder / "recipe.yaml")
-        reports = [stage_report(own) for own in kept["stages"]]
-        if reports:
-            model = self._loaded(len(reports))
+        asked = {
+            "stages": None if stages is None else [_config(stage) for stage in stages],
+            "budget": repr(budget),
+            "drop": self._drop,
+        }
+        folder = Workdir(work, asked)
+        before = self._before(folder)
         limit = None
         if self._drop is not None:
             assert before.score is not None
             limit = Limit(before.score, self._drop)
-        for number, stage in enumerate(stages):
-            if number < len(reports):
-                continue
+        stages, search = self._stages(stages, budget, before, folder)
+        reports = [stage_report(own) for own in folder.kept["stages"]]
+        model = folder.loaded(len(reports)) if reports else work.model
+        for number, stage in enumerate(stages[len(reports) :], len(reports)):
             last = reports[-1].after if reports else before
             model, made = self._stage(number, stage, model, last, limit)
+            model = folder.saved(model, number + 1)
             reports.append(made)
-            if self._folder is not None:
-                model = self._saved(model, number + 1)
-                kept["stages"].append(dataclasses.asdict(made))
-                self._keep(kept)
+            folder.keep(stages=[dataclasses.asdict(own) for own in reports])
             if work.verbose:
                 print(_line(number, len(stages), made, self._metric))
         report = CompressionReport(
@@ -225,11 +205,33 @@ class _Run:
         )
         if work.model.compiled:
             compile_alike(model, work.model)
-        if self._folder is not None:
-            report.to_json(self._folder / "report.json")
+        if folder.folder is not None:
+            report.to_json(folder.folder / "report.json")
         if work.verbose:
             print(report)
         return Compressed(model, report)
+
+    def _stages(
+        self,
+        stages: Sequence[Stage] | None,
+        budget: Budget | None,
+        before: Measures,
+        folder: Workdir,
+    ) -> tuple[Sequence[Stage], Tried]:
+        """The stages, those of a search where none were given, and what the search tried."""
+        search: Tried = ()
+        if stages is None:
+            assert budget is not None
+            if "search" not in folder.kept:
+                stages, search = searched(self._work, budget, before)
+                folder.keep(search=[[_config(stage) for stage in stages], search])
+            else:
+                listed, tried = folder.kept["search"]
+                stages = stages_of(listed)
+                search = tuple((tuple(own), divergence) for own, divergence in tried)
+        if folder.folder is not None:
+            save_recipe(stages, folder.folder / "recipe.yaml")
+        return stages, search
 
     @property
     def _metric(self) -> str | None:
@@ -305,76 +307,14 @@ class _Run:
             time.perf_counter() - began,
         )
 
-    def _before(self, kept: dict[str, Any]) -> Measures:
-        if kept.get("before"):
-            return Measures(**kept["before"])
+    def _before(self, folder: Workdir) -> Measures:
+        if folder.kept["before"]:
+            return Measures(**folder.kept["before"])
         judge = self._work.judge
         score = None if judge is None else judge.score(self._work.model)
         before, _ = measures(self._work.model, self._work.inputs, score)
-        kept["before"] = dataclasses.asdict(before)
-        self._keep(kept)
+        folder.keep(before=dataclasses.asdict(before))
         return before
-
-    def _identity(self, stages: Sequence[Stage] | None, budget: Budget | None) -> str:
-        """What a compression in a folder must have been asked for, to be gone on with."""
-        work = self._work
-        digest = hashlib.sha256(work.model.to_json().encode())
-        for weights in work.model.get_weights():
-            digest.update(np.ascontiguousarray(weights).tobytes())
-        asked = {
-            "stages": None if stages is None else [_config(stage) for stage in stages],
-            "budget": repr(budget),
-            "drop": self._drop,
-            "epochs": work.epochs,
-            "seed": work.seed,
-            "batch_size": work.batch_size,
-            "teacher": work.teacher is not None,
-            "data": [_size_of(work.data), _size_of(getattr(work.judge, "data", None))],
-        }
-        digest.update(json.dumps(asked, sort_keys=True).encode())
-        return digest.hexdigest()
-
-    def _begin(self, identity: str) -> dict[str, Any]:
-        """What the folder holds of this compression."""
-        empty: dict[str, Any] = {"identity": identity, "before": None, "stages": []}
-        if self._folder is None:
-            return empty
-        self._folder.mkdir(parents=True, exist_ok=True)
-        place = self._folder / "state.json"
-        if not place.exists():
-            return empty
-        kept: dict[str, Any] = json.loads(place.read_text())
-        if kept.get("identity") != identity:
-            raise ValueError(
-                f"{self._folder} holds a compression of another model or with other arguments. "
-                "Call it as before, or pass another workdir."
-            )
-        return kept
-
-    def _keep(self, kept: dict[str, Any]) -> None:
-        if self._folder is None:
-            return
-        made = self._folder / "state.json.new"
-        made.write_text(json.dumps(kept, indent=1))
-        made.replace(self._folder / "state.json")
-
-    def _saved(self, model: Any, number: int) -> Any:
-        """The model as it is read back from the folder, so that going on makes no difference."""
-        assert self._folder is not None
-        made = self._folder / f"new-{number}.keras"
-        model.save(made, include_optimizer=False)
-        made.replace(self._folder / f"stage-{number}.keras")
-        return self._loaded(number)
-
-    def _loaded(self, number: int) -> Any:
-        assert self._folder is not None
-        own = own_classes(trace(self._work.model).layers().values())
-        model = keras.models.load_model(
-            self._folder / f"stage-{number}.keras", custom_objects=own, compile=False
-        )
-        if self._work.model.compiled:
-            compile_alike(model, self._work.model)
-        return model
 
 
 def _config(stage: Stage) -> dict[str, Any]:
@@ -421,13 +361,6 @@ def _check_can_train(work: Work, stages: Sequence[Stage] | None) -> None:
     learns = any(s.kind == "distill" for s in stages or ()) or (finished and work.teacher)
     if learns and isinstance(work.data, tuple) and work.model.trainable_weights:
         check_can_learn(work.model, trace(work.model), work.data[0])
-
-
-def _size_of(data: Any) -> list[Any]:
-    if not isinstance(data, tuple):
-        return [type(data).__name__]
-    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
-    return [[list(np.shape(leaf)), str(leaf.dtype)] for leaf in leaves]
 
 
 def _missed(budget: Budget | None, before: Measures, after: Measures) -> str:

@@ -236,13 +236,13 @@ def unkilled(little, tmp_path_factory):
 @pytest.mark.parametrize(
     "place, call",
     [
-        *(("carried_out", 2), ("measures", 1), ("measures", 3), ("_keep", 2), ("_saved", 1)),
+        *(("carried_out", 2), ("measures", 1), ("measures", 3), ("keep", 2), ("saved", 1)),
     ],
 )
 def test_a_killed_run_ends_as_one_that_was_not_killed(
     little, unkilled, place, call, tmp_path, monkeypatch
 ):
-    owner = whole if hasattr(whole, place) else whole._Run
+    owner = whole if hasattr(whole, place) else whole.Workdir
     real, calls = getattr(owner, place), []
 
     def killed(*args, **kwargs):
@@ -256,6 +256,14 @@ def test_a_killed_run_ends_as_one_that_was_not_killed(
         with pytest.raises(_Killed):
             two_stages(little, tmp_path)
     assert without_times(two_stages(little, tmp_path).report) == pytest.approx(unkilled, rel=1e-5)
+
+
+def test_a_model_that_no_file_holds_is_refused_before_it_is_begun(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: x), layers.Dense(2)])
+    x = np.ones((50, 4), "float32")
+    with pytest.raises(ValueError, match="Leave workdir out"):
+        sgdap.compress(model, [sgdap.Sparsify(0.5)], x, workdir=tmp_path / "a", verbose=0)
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_folder_of_another_compression_is_refused(trained, tmp_path):
