@@ -37,7 +37,7 @@ def test_greedy_rounding_takes_the_point_that_the_others_make_up_for_best(featur
     np.testing.assert_allclose(found, wanted, atol=1e-9)
 
 
-@pytest.mark.parametrize("features", [24, 67])
+@pytest.mark.parametrize("features", [48, 67])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_each_part_makes_the_error_less(scheme, features):
     second, w = moment(features), weights(features, 6)
