@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgdap._arguments import check_choice, check_integer, is_number, shown
+from sgdap._arguments import check_choice, check_integer, shown
 from sgdap.channels.grouping import channel_graph
+from sgdap.compression.checks import check_drop, check_stages
 from sgdap.compression.measuring import measures
 from sgdap.compression.recipes import load_recipe, save_recipe, stages_of
 from sgdap.compression.report import CompressionReport, Measures, StageReport, stage_report
 from sgdap.compression.search import Tried, searched
 from sgdap.compression.stages import Export, Pack, Stage, check_order
 from sgdap.compression.steps import Limit, Made, carried_out
-from sgdap.compression.work import Judge, Work, make_judge, separated
+from sgdap.compression.work import Work, make_judge, separated
 from sgdap.compression.workdir import Workdir
-from sgdap.distillation.finish import check_can_learn
 from sgdap.execution.backend import check_backend
 from sgdap.execution.inputs import check_calibration_data
 from sgdap.model.generators import global_state_kept, random_state, set_random_state
-from sgdap.model.tracing import trace
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.surgery.apply import compile_alike, copied
 
@@ -142,7 +141,7 @@ def compress(
             "it with @keras.saving.register_keras_serializable()."
         )
     judge = None if judged is None or not model.compiled else make_judge(own, judged)
-    _check_drop(max_accuracy_drop, judge)
+    check_drop(max_accuracy_drop, judge)
     work = Work(
         own,
         learnt,
@@ -154,7 +153,7 @@ def compress(
         int(verbose),
         None if workdir is None else Path(workdir),
     )
-    _check_can_train(work, stages)
+    check_stages(work, stages or [])
     drawn = random_state()
     try:
         return _Run(work, max_accuracy_drop).whole(stages, budget)
@@ -328,39 +327,6 @@ def _epochs_of(epochs: int | str, model: Any, learnt: Any) -> int:
     if isinstance(epochs, str):
         raise ValueError(f"epochs must be a number or 'auto'. Received: epochs={shown(epochs)}")
     return check_integer("epochs", epochs, 0)
-
-
-def _check_drop(drop: Any, judge: Judge | None) -> None:
-    if drop is None:
-        return
-    if not is_number(drop) or drop < 0:
-        raise ValueError(
-            f"max_accuracy_drop must be a number from 0. Received: max_accuracy_drop={shown(drop)}"
-        )
-    if judge is None:
-        raise ValueError(
-            "max_accuracy_drop needs something to judge by: a compiled model, and data with "
-            "targets or validation_data=(x, y)."
-        )
-    if drop >= 1 and judge.metric.endswith(("acc", "accuracy")):
-        raise ValueError(
-            f"max_accuracy_drop={drop} lets '{judge.metric}' fall as far as it likes: it is from 0 "
-            f"to 1. Did you mean max_accuracy_drop={drop / 100:g}?"
-        )
-
-
-def _check_can_train(work: Work, stages: Sequence[Stage] | None) -> None:
-    """Raises if a stage is to train and can't."""
-    wanted = [s for s in stages or () if s.trains and s.kind != "distill"]
-    training = [s for s in wanted if (work.epochs if s.epochs is None else s.epochs)]
-    unlabelled = isinstance(work.data, tuple) and work.data[1] is None
-    if training and (not work.model.compiled or unlabelled):
-        what = "targets: pass (x, y)" if unlabelled else "a compiled model: call model.compile"
-        raise ValueError(f"{training[0]} trains, which needs {what}; or pass epochs=0.")
-    finished = any(not (work.epochs if s.epochs is None else s.epochs) for s in wanted)
-    learns = any(s.kind == "distill" for s in stages or ()) or (finished and work.teacher)
-    if learns and isinstance(work.data, tuple) and work.model.trainable_weights:
-        check_can_learn(work.model, trace(work.model), work.data[0])
 
 
 def _missed(budget: Budget | None, before: Measures, after: Measures) -> str:

@@ -17,7 +17,8 @@ from sgdap._arguments import check_integer
 from sgdap._extras import check_installed
 from sgdap._table import table_text, terminal_width
 from sgdap.execution.runtimes import in_keras, in_litert, in_onnx, in_openvino, signature_of
-from sgdap.exporting.file import NEEDED, SUFFIXES, size_of
+from sgdap.exporting.file import NEEDED, SUFFIXES
+from sgdap.exporting.place import size_of
 from sgdap.model.tracing import trace
 
 Array = npt.NDArray[Any]

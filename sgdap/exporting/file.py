@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +31,7 @@ from sgdap.execution.runtimes import (
 )
 from sgdap.exporting.converting import converted, first_line, plain
 from sgdap.exporting.litert import KINDS, quantized_file, stored_numbers
+from sgdap.exporting.place import check_place, move, nearest, size_of
 from sgdap.exporting.ranges import Ranges, check_ranges, ranges_in_file
 from sgdap.exporting.report import ExportReport
 from sgdap.model.program import Program
@@ -132,36 +132,54 @@ def export(
     """
     check_backend("sgdap.export")
     path = Path(path)
-    kind = _kind_of(path, format)
+    kind = check_format(path, format, quantize)
     check_choice("check", check, (True, False))
     check_choice("verbose", verbose, (0, 1, False, True))
-    _check_quantize(kind, quantize, data, ranges)
+    _check_ranged(quantize, data, ranges)
     if batch_size not in ("auto", None):
         check_integer("batch_size", batch_size, 1)
-    check_installed(NEEDED.get(kind, ()), kind, f"Export to {path.name}")
     if samples is not None:
         check_integer("samples", samples, 1)
-    _check_place(path, kind)
+    check_place(path, kind)
     program = trace(model)
     if ranges is not None:
         check_ranges(program, ranges)
     size = _batch_size(program, kind, batch_size)
     inputs = _inputs(program, data, samples, size or 1)
     whole = plain(model, program, kind)
-    with tempfile.TemporaryDirectory(dir=_nearest(path.parent), prefix=".sgdap-") as folder:
+    with tempfile.TemporaryDirectory(dir=nearest(path.parent), prefix=".sgdap-") as folder:
         made = Path(folder, path.name)
         report = _made(whole, made, kind, quantize, inputs, size, data is not None, ranges)
         load = report.pop("load")
         measured = _compared(program, load, quantize, inputs, size or 1) if check else {}
         path.parent.mkdir(parents=True, exist_ok=True)
         total = size_of(made)
-        _move(made, path, kind)
+        move(made, path, kind)
     done = ExportReport(
         path, kind, total, random=check and data is None, batch_size=size or 1, **report, **measured
     )
     if verbose:
         print(done)
     return done
+
+
+def check_format(path: Path, format: str | None, quantize: Any) -> str:
+    """The format of a file.
+
+    Args:
+        path: The file.
+        format: The format that is asked for; None: by the end of the path.
+        quantize: The numbers that are asked for.
+
+    Raises:
+        ImportError: A package is missing that makes or runs the file.
+        TypeError: `quantize` is of the wrong type.
+        ValueError: No format has such files, or it does not have such numbers.
+    """
+    kind = _kind_of(path, format)
+    _check_quantize(kind, quantize)
+    check_installed(NEEDED.get(kind, ()), kind, f"Export to {path.name}")
+    return kind
 
 
 def _kind_of(path: Path, format: str | None) -> str:
@@ -194,7 +212,7 @@ def _batch_size(program: Program, kind: str, asked: int | str | None) -> int | N
     return built
 
 
-def _check_quantize(kind: str, quantize: Any, data: Any, ranges: Any) -> None:
+def _check_quantize(kind: str, quantize: Any) -> None:
     if quantize is not None and not isinstance(quantize, (str, list, tuple)):
         raise TypeError(
             f"quantize must be one of {', '.join(map(repr, KINDS))} or a recipe of AI Edge "
@@ -207,6 +225,9 @@ def _check_quantize(kind: str, quantize: Any, data: Any, ranges: Any) -> None:
             f"quantize is for LiteRT files (.tflite). Received: quantize={shown(quantize)} with "
             f"format '{kind}'. Put the weights on their lattice with sgdap.quantize instead."
         )
+
+
+def _check_ranged(quantize: Any, data: Any, ranges: Any) -> None:
     if quantize == "int8" and data is None and ranges is None:
         raise ValueError(
             "quantize='int8' needs data=…: some hundred inputs give the ranges of activations. "
@@ -219,24 +240,6 @@ def _check_quantize(kind: str, quantize: Any, data: Any, ranges: Any) -> None:
         raise ValueError(
             "ranges are those of activations in full-integer files, quantize='int8'. Received: "
             f"quantize={shown(quantize)}"
-        )
-
-
-def _check_place(path: Path, kind: str) -> None:
-    """Raises if something stands there that is no earlier file of this kind."""
-    if kind == "saved_model":
-        there = path.is_dir() and (not any(path.iterdir()) or (path / "saved_model.pb").exists())
-        if path.exists() and not there:
-            raise ValueError(
-                f"{path} is there and no SavedModel, so it is not replaced. Name another folder."
-            )
-    elif path.is_dir():
-        raise ValueError(f"{path} is a folder. Name a file in it.")
-    weights = path.with_suffix(".bin")
-    if kind == "openvino" and weights.exists() and not path.exists():
-        raise ValueError(
-            f"{weights.name} is there and {path.name} is not, so it belongs to something else. "
-            "Name another file."
         )
 
 
@@ -397,35 +400,3 @@ def _differences(
             continue
         same, decisions = same + int(equal.sum()), decisions + equal.size
     return worst, same / decisions if decisions else None
-
-
-def _nearest(folder: Path) -> Path:
-    """The folder itself, or the nearest one around it that is there."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    if path.is_dir():
-        return sum(own.stat().st_size for own in path.rglob("*") if own.is_file())
-    with_weights = path.with_suffix(".bin")  # OpenVINO has two files
-    return path.stat().st_size + (with_weights.stat().st_size if with_weights.exists() else 0)
-
-
-def _move(made: Path, path: Path, kind: str) -> None:
-    """Puts what was made in its place; if that fails, what stood there stays."""
-    if kind != "saved_model":
-        for own in sorted(made.parent.iterdir()):  # OpenVINO's weights, then what reads them
-            shutil.move(own, path.with_name(own.name))
-        return
-    old = made.with_name(f"{made.name}.old")
-    if path.exists():
-        path.rename(old)
-    try:
-        made.rename(path)
-    except BaseException:
-        if old.exists():
-            old.rename(path)
-        raise

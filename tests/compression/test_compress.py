@@ -288,6 +288,13 @@ def test_a_folder_of_another_compression_is_refused(trained, tmp_path):
         ([sgdap.Sparsify(0.5)], {"epochs": -1}, ValueError, "epochs"),
         ([sgdap.Sparsify(0.5)], {"epochs": "many"}, ValueError, "'auto'"),
         ([sgdap.Sparsify(0.5)], {"verbose": 3}, ValueError, "verbose"),
+        ([sgdap.Prune(flops=0.5, layers=["nix"])], {}, ValueError, "nix"),
+        ([sgdap.Sparsify(0.5, layers=["nix"])], {}, ValueError, "nix"),
+        ([sgdap.Sparsify(0.5, "2:4")], {}, ValueError, "no multiple of 4"),
+        ([sgdap.Sparsify(0.5), sgdap.Quantize(layers=["nix"])], {}, ValueError, "nix"),
+        ([sgdap.Sparsify(0.5), sgdap.Export("a.txt")], {}, ValueError, "No format"),
+        ([sgdap.Export("a.onnx", quantize="int8")], {}, ValueError, "for LiteRT files"),
+        ([sgdap.Sparsify(0.5)], {"teacher": 3}, TypeError, "teacher"),
     ],
 )
 def test_what_makes_no_sense_is_refused(trained, stages, arguments, error, words, tmp_path):

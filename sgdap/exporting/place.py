@@ -1,0 +1,56 @@
+"""Where a file is written: it takes its place whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+
+def check_place(path: Path, kind: str) -> None:
+    """Raises if something stands there that is no earlier file of this kind."""
+    if kind == "saved_model":
+        there = path.is_dir() and (not any(path.iterdir()) or (path / "saved_model.pb").exists())
+        if path.exists() and not there:
+            raise ValueError(
+                f"{path} is there and no SavedModel, so it is not replaced. Name another folder."
+            )
+    elif path.is_dir():
+        raise ValueError(f"{path} is a folder. Name a file in it.")
+    weights = path.with_suffix(".bin")
+    if kind == "openvino" and weights.exists() and not path.exists():
+        raise ValueError(
+            f"{weights.name} is there and {path.name} is not, so it belongs to something else. "
+            "Name another file."
+        )
+
+
+def nearest(folder: Path) -> Path:
+    """The folder itself, or the nearest one around it that is there."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    if path.is_dir():
+        return sum(own.stat().st_size for own in path.rglob("*") if own.is_file())
+    with_weights = path.with_suffix(".bin")  # OpenVINO has two files
+    return path.stat().st_size + (with_weights.stat().st_size if with_weights.exists() else 0)
+
+
+def move(made: Path, path: Path, kind: str) -> None:
+    """Puts what was made in its place; if that fails, what stood there stays."""
+    if kind != "saved_model":
+        for own in sorted(made.parent.iterdir()):  # OpenVINO's weights, then what reads them
+            shutil.move(own, path.with_name(own.name))
+        return
+    old = made.with_name(f"{made.name}.old")
+    if path.exists():
+        path.rename(old)
+    try:
+        made.rename(path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        raise
