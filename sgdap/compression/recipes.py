@@ -34,7 +34,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> list[Stage]:
 
     Example:
         >>> sgdap.load_recipe("mobile-int8")[0]
-        Prune(flops=0.3)
+        Prune(flops=0.1, params=0.025)
     """
     path = Path(recipe)
     own = SHIPPED / f"{str(recipe).replace(':', '-')}.yaml"

@@ -196,33 +196,28 @@ class CompressionReport:
         )
 
     def node_data(self, value: str = "bits") -> str:
-        """Numbers of layers for Google's Model Explorer, which shows them on the exported graph.
+        """Numbers of kernels for Google's Model Explorer, which shows them on the graph of a file.
 
-        Open the exported file there and load this as custom node data. Keys are names of layers as
-        regular expressions, which match the names of the nodes' outputs.
+        Open the exported LiteRT file there and load this as custom node data.
 
         Args:
-            value: `"bits"`, `"sparsity"`, `"width"` or `"weights"`, of each kernel.
+            value: `"bits"`, `"sparsity"`, `"width"` or `"weights"`.
 
         Returns:
             JSON.
+
+        Raises:
+            ValueError: `value` is unknown, or no stage wrote a LiteRT file.
         """
-        pick = {
-            "bits": lambda own, size: own.bits,
-            "sparsity": lambda own, size: 1 - own.nonzero / max(size, 1),
-            "width": lambda own, size: own.shape[-1],
-            "weights": lambda own, size: size,
-        }
-        if value not in pick:
-            raise ValueError(f"value must be one of {', '.join(pick)}. Received: value={value!r}")
-        results: dict[str, Any] = {}
-        for own in self.stages[-1].layers if self.stages else ():
-            size = 1
-            for length in own.shape:
-                size *= length
-            layer = own.path.rpartition("/")[0]
-            results[f".*{layer}/.*"] = {"value": pick[value](own, size)}
-        return json.dumps({"main": {"results": results}}, indent=1)
+        from sgdap.exporting.nodes import node_data
+
+        files = [own.path for own in self.stages if (own.path or "").endswith(".tflite")]
+        if not files:
+            raise ValueError(
+                "Model Explorer shows a file, and no stage wrote one of LiteRT. Add "
+                "sgdap.Export('small.tflite')."
+            )
+        return node_data(str(files[-1]), value)
 
     def _lines(self) -> Any:
         for stage in self.stages:
