@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             app(given, prog_name="sgdap")
     except SystemExit as end:  # so typer ends, after help and wrong usage too
         return int(end.code or 0)
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         name = next((word for word in given if not word.startswith("-")), "")
         print(f"sgdap {name}: {error}", file=sys.stderr)
         return 1
@@ -50,7 +50,7 @@ def _quiet_native_log() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except (ValueError, OSError):
+        except (ValueError, TypeError, ImportError, OSError, RuntimeError):
             raise  # explains itself: the hidden lines are not needed
         except Exception:
             held.seek(0)

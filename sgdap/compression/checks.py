@@ -10,7 +10,7 @@ from sgdap._arguments import is_number, shown
 from sgdap._extras import check_installed
 from sgdap.channels.grouping import channel_graph
 from sgdap.compression.stages import Export, Pack, Prune, Quantize, Sparsify, Stage
-from sgdap.compression.work import Judge, Work
+from sgdap.compression.work import Judge, Work, has_targets
 from sgdap.distillation.finish import check_can_learn
 from sgdap.distillation.teaching import checked_terms
 from sgdap.exporting.file import check_format
@@ -85,7 +85,7 @@ def check_stages(work: Work, stages: Sequence[Stage]) -> None:
 def _check_can_train(work: Work, stages: Sequence[Stage]) -> None:
     wanted = [own for own in stages if own.trains and own.kind != "distill"]
     training = [own for own in wanted if (work.epochs if own.epochs is None else own.epochs)]
-    unlabelled = isinstance(work.data, tuple) and work.data[1] is None
+    unlabelled = not has_targets(work.data)
     if training and (not work.model.compiled or unlabelled):
         what = "targets: pass (x, y)" if unlabelled else "a compiled model: call model.compile"
         raise ValueError(f"{training[0]} trains, which needs {what}; or pass epochs=0.")

@@ -20,7 +20,7 @@ from sgdap.compression.report import CompressionReport, Measures, StageReport, s
 from sgdap.compression.search import Tried, searched
 from sgdap.compression.stages import Export, Pack, Stage, check_order
 from sgdap.compression.steps import Limit, Made, carried_out
-from sgdap.compression.work import Work, make_judge, separated
+from sgdap.compression.work import Work, has_targets, make_judge, separated
 from sgdap.compression.workdir import Workdir
 from sgdap.execution.backend import check_backend
 from sgdap.execution.inputs import check_calibration_data
@@ -322,8 +322,7 @@ def _config(stage: Stage) -> dict[str, Any]:
 
 def _epochs_of(epochs: int | str, model: Any, learnt: Any) -> int:
     if epochs == "auto":
-        labelled = not isinstance(learnt, tuple) or learnt[1] is not None
-        return _EPOCHS if model.compiled and labelled else 0
+        return _EPOCHS if model.compiled and has_targets(learnt) else 0
     if isinstance(epochs, str):
         raise ValueError(f"epochs must be a number or 'auto'. Received: epochs={shown(epochs)}")
     return check_integer("epochs", epochs, 0)

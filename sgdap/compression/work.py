@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from sgdap._arguments import shown
-from sgdap.execution.data import Batch, comes_in_batches, joined, rows_of
+from sgdap.execution.data import Batch, batches, check_ends, comes_in_batches, joined, rows_of
 from sgdap.model.generators import random_state, set_random_state
 from sgdap.model.tracing import trace
 from sgdap.surgery.apply import compile_alike
@@ -250,9 +250,16 @@ def separated(model: Any, data: Any, validation_data: Any, seed: int) -> tuple[A
         order = np.random.default_rng(seed).permutation(count)
         held = math.ceil(HELD_BACK * count)
         learnt, judged = (rows_of(learnt, np.sort(own)) for own in (order[held:], order[:held]))
-    if isinstance(judged, tuple) and judged[1] is None:
+    if judged is not None and not has_targets(judged):
         raise ValueError("validation_data need targets: pass (x, y).")
     return learnt, judged if model.compiled else None
+
+
+def has_targets(data: Any) -> bool:
+    """Whether data come with targets; of batches the first tells."""
+    if isinstance(data, tuple):
+        return data[1] is not None
+    return next(batches(data, 1, 1))[1] is not None
 
 
 def _read(data: Any, name: str) -> Any:
@@ -261,4 +268,5 @@ def _read(data: Any, name: str) -> Any:
             f"{name} are read several times, and an iterator gives its samples once. Pass arrays, "
             f"a tf.data.Dataset or a keras.utils.PyDataset. Received: {shown(data)}"
         )
+    check_ends(data)
     return data if comes_in_batches(data) else joined(data)

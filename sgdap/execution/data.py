@@ -106,14 +106,8 @@ def joined(data: Any, limit: int | None = None) -> Batch:
         ValueError: There is no sample, the batches do not fit together, or a dataset has no end.
         TypeError: `data` is None or of an unknown kind.
     """
-    endless = limit is None and (
-        isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY
-    )
-    if endless:
-        raise ValueError(
-            "The dataset never ends, and all of it would be read. Pass a part of it: "
-            "dataset.take(100) has 100 batches."
-        )
+    if limit is None:
+        check_ends(data)
     read = list(batches(data, sys.maxsize, limit))
     first, *others = ([leaf is not None for leaf in keras.tree.flatten(b)] for b in read)
     try:
@@ -128,6 +122,19 @@ def joined(data: Any, limit: int | None = None) -> Batch:
             "whose samples have one shape."
         ) from error
     return whole
+
+
+def check_ends(data: Any) -> None:
+    """Raises if all of some data can't be read.
+
+    Raises:
+        ValueError: It is a dataset without an end.
+    """
+    if isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            "The dataset never ends, and all of it would be read. Pass a part of it: "
+            "dataset.take(100) has 100 batches."
+        )
 
 
 def can_be_read_again(x: Any) -> bool:

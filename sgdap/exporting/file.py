@@ -311,7 +311,13 @@ def _made(
         ]
         if quantize != "float32":
             known = {} if ranges is None else ranges_in_file(content, program, ranges, calls)
-            content = quantized_file(content, quantize, calls if given else [], known)
+            try:
+                content = quantized_file(content, quantize, calls if given else [], known)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"AI Edge Quantizer can't make the file: {first_line(error)}. Nothing was "
+                    f"written.{_open_sizes(program)}"
+                ) from error
             numbers = stored_numbers(content)
     path.write_bytes(content)
     return {"load": lambda: runtime(content, closed), "numbers": numbers}
@@ -332,13 +338,13 @@ def _compared(
     began = time.perf_counter()
     try:
         run = load()
+        loaded, count = time.perf_counter(), len(inputs[0])
+        first = run([array[:step] for array in inputs])
     except Exception as error:  # a runtime raises anything
         raise RuntimeError(
-            f"The file's runtime can't load it: {first_line(error)}. Nothing was written. "
-            "check=False writes it as it is."
+            f"The file's runtime can't run it: {first_line(error)}. Nothing was written. "
+            f"check=False writes it as it is.{_open_sizes(program)}"
         ) from error
-    loaded, count = time.perf_counter(), len(inputs[0])
-    first = run([array[:step] for array in inputs])
     answered = time.perf_counter()
     found, times = [first], []
     for start in range(step, count, step):
@@ -364,6 +370,13 @@ def _compared(
         "first_seconds": answered - loaded,
         "seconds": float(np.median(times)),
     }
+
+
+def _open_sizes(program: Program) -> str:
+    """What to do where inputs leave sizes open."""
+    wide = any(None in program.shapes[ref.index][1:] for ref in program.inputs)
+    fixed = " Give the inputs of the model fixed sizes: not all runtimes take open ones."
+    return fixed if wide else ""
 
 
 def _answers(program: Program, inputs: list[Array]) -> list[Array]:

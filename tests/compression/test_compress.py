@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import sgdap
@@ -309,13 +310,14 @@ def test_training_without_targets_is_refused(trained):
         sgdap.compress(trained, [sgdap.Sparsify(0.5)], DATA[0], epochs=2, verbose=0)
     with pytest.raises(ValueError, match="something to judge by"):
         sgdap.compress(trained, [sgdap.Sparsify(0.5)], DATA[0], max_accuracy_drop=0.1, verbose=0)
+    endless = tf.data.Dataset.from_tensor_slices(DATA).batch(64).repeat()
+    with pytest.raises(ValueError, match="never ends"):
+        sgdap.compress(trained, [sgdap.Sparsify(0.5)], endless, verbose=0)
     with pytest.raises(ValueError, match="an iterator gives its samples once"):
         sgdap.compress(trained, [sgdap.Sparsify(0.5)], iter([DATA]), verbose=0)
 
 
 def test_batches_serve_as_data(trained):
-    import tensorflow as tf
-
     data = tf.data.Dataset.from_tensor_slices(DATA).batch(64)
     judged = tf.data.Dataset.from_tensor_slices(JUDGED).batch(64)
     made = sgdap.compress(

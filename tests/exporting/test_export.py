@@ -203,7 +203,7 @@ def test_a_file_that_answers_otherwise_leaves_what_was_there(chain, tmp_path, mo
 
 
 def test_a_file_that_can_not_be_read_back_is_not_kept(tmp_path):
-    with pytest.raises(RuntimeError, match="runtime can't load it: .*Nothing was written"):
+    with pytest.raises(RuntimeError, match="runtime can't run it: .*Nothing was written"):
         sgdap.export(forgetful_model(), tmp_path / "m.keras", verbose=0)
     assert not list(tmp_path.iterdir())
 
@@ -321,3 +321,19 @@ def test_the_report_says_what_was_measured(chain, tmp_path, capsys):
     for words in ("float32 numbers", "largest difference", "same decisions", "ms each answer (1)"):
         assert words in text
     assert "Compared with the Keras model on 12 inputs." in str(report)
+
+
+def test_a_runtime_that_takes_no_open_sizes_is_told_in_words(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((None, None, 1)),
+            layers.Conv2D(8, 3, activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(3, "softmax"),
+        ]
+    )
+    model = sgdap.quantize(model, None, "int8", compensate=False)
+    data = np.ones((4, 8, 8, 1), "float32")
+    with pytest.raises(RuntimeError, match="Give the inputs of the model fixed sizes"):
+        sgdap.export(model, tmp_path / "a.tflite", data=data, verbose=0)
+    assert not list(tmp_path.iterdir())
