@@ -56,11 +56,11 @@ class Judge:
         """The metric of outputs on the validation data; None where these come in batches.
 
         Args:
-            answers: The outputs as a flat list of arrays.
+            answers: The outputs as a flat list of arrays; of the first samples at least.
         """
         if not isinstance(self.data, tuple):
             return None
-        _, y, weight = self.data
+        y, weight = rows_of(self.data[1:], slice(len(answers[0])))
         program = trace(self.original)
         shapes = [program.shapes[ref.index][1:] for ref in program.outputs]
         inputs = [keras.Input(shape, name=f"answer_{i}") for i, shape in enumerate(shapes)]

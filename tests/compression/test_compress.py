@@ -153,9 +153,9 @@ def test_a_stage_that_always_costs_too_much_is_undone(trained):
     assert "sparsify (undone)" in str(made.report)
 
 
-def test_a_file_is_judged_in_its_own_runtime(trained, tmp_path):
-    pytest.importorskip("ai_edge_quantizer")
-    stages = [sgdap.Export(str(tmp_path / "a.tflite"), quantize="int8")]
+@pytest.mark.parametrize("size", ["auto", 6])
+def test_a_file_is_judged_in_its_own_runtime(trained, size, tmp_path):
+    stages = [sgdap.Export(str(tmp_path / "a.tflite"), quantize="int8", batch_size=size)]
     made = sgdap.compress(trained, stages, DATA, validation_data=JUDGED, epochs=0, verbose=0)
     (stage,) = made.report.stages
     assert stage.file_score == pytest.approx(made.report.before.score, abs=0.02)
