@@ -80,3 +80,15 @@ def table_text(
     for line in lines:
         console.print(line, highlight=False)
     return out.getvalue().rstrip()
+
+
+def facts_text(title: str, facts: Iterable[tuple[str, str]], lines: Iterable[str]) -> str:
+    """A narrow table of what was measured and how much, and lines below it.
+
+    Args:
+        title: The line above the table.
+        facts: What, and how much.
+        lines: What is written below.
+    """
+    rows = [([[what]], [value], "") for what, value in facts]
+    return table_text(title, ["what"], [""], "", rows, lines, terminal_width(80))

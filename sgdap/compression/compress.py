@@ -26,6 +26,7 @@ from sgdap.execution.backend import check_backend
 from sgdap.execution.inputs import check_calibration_data
 from sgdap.model.generators import global_state_kept, random_state, set_random_state
 from sgdap.planning.budget import Budget, check_budget
+from sgdap.report.profile import profile
 from sgdap.surgery.apply import compile_alike, copied
 
 _MILDER = 3
@@ -199,6 +200,7 @@ class _Run:
             tuple(reports),
             search,
             _missed(budget, before, reports[-1].after),
+            profile(work.model, work.inputs, latency=False).notes,
             work.seed,
             _versions(),
         )

@@ -104,6 +104,7 @@ class CompressionReport:
         search: Lists of stages that a search tried, with the divergence of their answers from the
             model's; empty where stages were given.
         missed: Why a limit of the budget is not met; empty: all are, or there is none.
+        notes: The reason for each layer whose FLOPs are not counted in full.
         seed: The seed.
         versions: The versions of sgdap and of what it runs on.
     """
@@ -114,6 +115,7 @@ class CompressionReport:
     stages: tuple[StageReport, ...]
     search: tuple[tuple[tuple[Mapping[str, Any], ...], float], ...] = ()
     missed: str = ""
+    notes: tuple[str, ...] = ()
     seed: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -167,6 +169,7 @@ class CompressionReport:
             own = json.loads(text)
             own["stages"] = tuple(stage_report(stage) for stage in own["stages"])
             own["before"] = Measures(**own["before"])
+            own["notes"] = tuple(own["notes"])
             own["search"] = tuple((tuple(s), float(d)) for s, d in own["search"])
             return cls(**own)
         except (KeyError, TypeError, AttributeError) as error:
@@ -233,6 +236,7 @@ class CompressionReport:
             yield f"{' → '.join(map(_words, tried)) or 'nothing'}: divergence {divergence:.3g}."
         if self.missed:
             yield self.missed
+        yield from self.notes
 
 
 def stage_report(own: Mapping[str, Any]) -> StageReport:

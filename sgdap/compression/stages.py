@@ -315,7 +315,7 @@ def check_order(stages: Sequence[Stage]) -> None:
             f"Received: {shown(stages)}"
         )
     for stage in stages:
-        if not isinstance(stage, Stage):
+        if type(stage) not in KINDS.values():
             raise TypeError(
                 "A stage is sgdap.Prune, Sparsify, Distill, Quantize, Export or Pack. Received: "
                 f"{shown(stage)} (of type {type(stage).__name__})"

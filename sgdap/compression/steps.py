@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import singledispatch
 from typing import Any
 
 import numpy as np
@@ -62,21 +61,7 @@ class Made:
     notes: tuple[str, ...] = ()
 
 
-@singledispatch
-def carried_out(stage: Stage, model: Any, work: Work, limit: Limit | None) -> Made:
-    """Carries out a stage.
-
-    Args:
-        stage: The stage.
-        model: The model that it is given, which is not changed.
-        work: What all stages share.
-        limit: How far the score may get worse; None: as far as it likes.
-    """
-    raise NotImplementedError(f"There is no way to carry out {type(stage).__name__}.")
-
-
-@carried_out.register
-def _(stage: Prune, model: Any, work: Work, limit: Limit | None) -> Made:
+def _pruned(stage: Prune, model: Any, work: Work, limit: Limit | None) -> Made:
     epochs = _epochs(stage, work)
     if not epochs:
         plan = make_plan(
@@ -106,8 +91,7 @@ def _(stage: Prune, model: Any, work: Work, limit: Limit | None) -> Made:
     return Made(slim, {} if last is None else _losses(last), notes=last.notes if last else ())
 
 
-@carried_out.register
-def _(stage: Sparsify, model: Any, work: Work, limit: Limit | None) -> Made:
+def _sparsified(stage: Sparsify, model: Any, work: Work, limit: Limit | None) -> Made:
     epochs = _epochs(stage, work)
     options: dict[str, Any] = {
         "pattern": stage.pattern,
@@ -133,8 +117,7 @@ def _(stage: Sparsify, model: Any, work: Work, limit: Limit | None) -> Made:
     return Made(sparse)
 
 
-@carried_out.register
-def _(stage: Distill, model: Any, work: Work, limit: Limit | None) -> Made:
+def _distilled(stage: Distill, model: Any, work: Work, limit: Limit | None) -> Made:
     pupil = _copy(model)
     distill(
         pupil,
@@ -149,8 +132,7 @@ def _(stage: Distill, model: Any, work: Work, limit: Limit | None) -> Made:
     return Made(pupil)
 
 
-@carried_out.register
-def _(stage: Quantize, model: Any, work: Work, limit: Limit | None) -> Made:
+def _quantized(stage: Quantize, model: Any, work: Work, limit: Limit | None) -> Made:
     if stage.fold:
         model = fold(model, batch_normalization=True)
     small = quantize(
@@ -180,8 +162,7 @@ def _(stage: Quantize, model: Any, work: Work, limit: Limit | None) -> Made:
     return Made(small)
 
 
-@carried_out.register
-def _(stage: Export, model: Any, work: Work, limit: Limit | None) -> Made:
+def _exported(stage: Export, model: Any, work: Work, limit: Limit | None) -> Made:
     report = export(
         model,
         work.place(stage.path),
@@ -197,9 +178,30 @@ def _(stage: Export, model: Any, work: Work, limit: Limit | None) -> Made:
     return Made(model, file=report, bytes=report.bytes, score=score)
 
 
-@carried_out.register
-def _(stage: Pack, model: Any, work: Work, limit: Limit | None) -> Made:
+def _packed(stage: Pack, model: Any, work: Work, limit: Limit | None) -> Made:
     return Made(model, bytes=pack(model, work.place(stage.path)))
+
+
+_WAYS: dict[type[Stage], Callable[[Any, Any, Work, Limit | None], Made]] = {
+    Prune: _pruned,
+    Sparsify: _sparsified,
+    Distill: _distilled,
+    Quantize: _quantized,
+    Export: _exported,
+    Pack: _packed,
+}
+
+
+def carried_out(stage: Stage, model: Any, work: Work, limit: Limit | None) -> Made:
+    """Carries out a stage.
+
+    Args:
+        stage: The stage, of one of the classes in `KINDS`.
+        model: The model that it is given, which is not changed.
+        work: What all stages share.
+        limit: How far the score may get worse; None: as far as it likes.
+    """
+    return _WAYS[type(stage)](stage, model, work, limit)
 
 
 def _epochs(stage: Stage, work: Work) -> int:

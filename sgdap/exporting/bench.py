@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sgdap._arguments import check_integer
 from sgdap._extras import check_installed
-from sgdap._table import table_text, terminal_width
+from sgdap._table import facts_text
 from sgdap.execution.runtimes import in_keras, in_litert, in_onnx, in_openvino, signature_of
 from sgdap.exporting.file import NEEDED, SUFFIXES
 from sgdap.exporting.place import size_of
@@ -59,15 +59,8 @@ class Bench:
             ("ms first answer", f"{1e3 * self.first_seconds:.3g}"),
             (f"ms each answer ({self.batch_size})", f"{1e3 * self.seconds:.3g}"),
         ]
-        return table_text(
-            f"{self.path} ({self.format})",
-            ["what"],
-            [""],
-            "",
-            [([[what]], [value], "") for what, value in rows],
-            [f"Four of five answers took {low:.3g} to {high:.3g} ms; random inputs."],
-            terminal_width(80),
-        )
+        spread = f"Four of five answers took {low:.3g} to {high:.3g} ms; random inputs."
+        return facts_text(f"{self.path} ({self.format})", rows, [spread])
 
 
 def bench(path: str | Path, batch_size: int = 1) -> Bench:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sgdap._table import table_text, terminal_width
+from sgdap._table import facts_text
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,5 @@ class ExportReport:
         rows += [(f"ms {what}", f"{1000 * own:.3g}") for what, own in times if own is not None]
         kind = "random inputs" if self.random else "inputs"
         notes = [f"Compared with the Keras model on {self.samples:,} {kind}."]
-        return table_text(
-            f"{self.path} ({self.format})",
-            ["what"],
-            [""],
-            "",
-            [([[what]], [value], "") for what, value in rows],
-            notes if self.samples else ["Not checked."],
-            terminal_width(80),
-        )
+        title = f"{self.path} ({self.format})"
+        return facts_text(title, rows, notes if self.samples else ["Not checked."])

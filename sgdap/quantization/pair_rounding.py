@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from scipy import linalg, sparse
 
 from sgdap.quantization.constellation import Constellation
 from sgdap.quantization.lattice import Array, Codes
-from sgdap.quantization.rounding import BLOCK, ENOUGH, LEVELS, PASSES
+from sgdap.quantization.rounding import BLOCK, LEVELS, in_turn
 from sgdap.statistics.ridge import inverse_with
 
 
@@ -35,19 +36,12 @@ def compensated_pairs(
         in the sweep.
     """
     codes = greedy_pairs(second, weights, lattice)
-    rest = second @ (weights - lattice.values(codes))
-    least = np.inf
-    for _ in range(PASSES):
-        _descend(second, lattice, codes, rest)
-        if adapts:
-            lattice = adapted_points(second, codes, rest, lattice)
-        apart = weights - lattice.values(codes)
-        rest = second @ apart
-        found = float(np.einsum("io,io->", apart, rest))
-        if found > least * (1 - ENOUGH):
-            break
-        least = found
-    return codes, lattice
+
+    def descend(present: Constellation, rest: Array) -> None:
+        _descend(second, present, codes, rest)
+
+    move = partial(adapted_points, second, codes) if adapts else None
+    return codes, in_turn(second, weights, lattice, codes, descend, move)
 
 
 def greedy_pairs(second: Array, weights: Array, lattice: Constellation) -> Codes:

@@ -8,16 +8,22 @@ descent, scales and levels by least squares.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from sgdap.quantization.constellation import Constellation
 from sgdap.quantization.lattice import Array, Codes, Lattice
 from sgdap.statistics.ridge import inverse_with
 
 Mask = npt.NDArray[np.bool_]
+
+AnyLattice = TypeVar("AnyLattice", Lattice, Constellation)
 
 BLOCK = 64
 """Rows that are rounded before the others make up for them in one matrix product."""
@@ -71,19 +77,48 @@ def compensated(
     """
     held = _held(lattice, fixed)
     codes = greedy(second, weights, lattice, fixed)
-    rest = second @ (weights - lattice.values(codes))
-    least = np.inf
+
+    def descend(present: Lattice, rest: Array) -> None:
+        _descend(second, present, codes, rest, held)
+
+    move = partial(adapted, second, codes) if adapts else None
+    return codes, in_turn(second, weights, lattice, codes, descend, move)
+
+
+def in_turn(
+    second: Array,
+    weights: Array,
+    lattice: AnyLattice,
+    codes: Codes,
+    descend: Callable[[AnyLattice, Array], None],
+    move: Callable[[Array, AnyLattice], AnyLattice] | None,
+) -> AnyLattice:
+    """Moves codes and levels in turn, until that brings no more.
+
+    Args:
+        second: Second moment H with its ridge, `(features, features)`.
+        weights: `(features, outputs)`.
+        lattice: The levels or points to begin with.
+        codes: The codes, changed in place.
+        descend: One pass over all codes; takes the levels and `H Δ`, and changes both codes and
+            `H Δ` in place.
+        move: Takes `H Δ` and the levels, and returns better ones; None: they stay.
+
+    Returns:
+        The levels or points.
+    """
+    rest, least = second @ (weights - lattice.values(codes)), np.inf
     for _ in range(PASSES):
-        _descend(second, lattice, codes, rest, held)
-        if adapts:
-            lattice = adapted(second, codes, rest, lattice)
+        descend(lattice, rest)
+        if move is not None:
+            lattice = move(rest, lattice)
         apart = weights - lattice.values(codes)
         rest = second @ apart
         found = float(np.einsum("io,io->", apart, rest))
         if found > least * (1 - ENOUGH):
             break
         least = found
-    return codes, lattice
+    return lattice
 
 
 def _held(lattice: Lattice, fixed: Mask | None) -> Codes | None:

@@ -14,6 +14,7 @@ from keras import layers
 
 import sgdap
 from sgdap.compression.report import CompressionReport
+from sgdap.compression.stages import Stage
 from tests.models import randomise
 
 
@@ -125,6 +126,10 @@ def test_models_that_are_not_compiled_are_not_judged(trained):
     assert made.report.metric is None and not made.model.compiled
     kernels = [own.nonzero for own in made.report.stages[0].layers]
     assert sum(kernels) < 0.6 * sum(w.size for w in plain.get_weights() if w.ndim > 1)
+
+
+class OwnStage(Stage):
+    """A stage that sgdap does not know."""
 
 
 DROP = 0.003
@@ -284,6 +289,7 @@ def test_a_folder_of_another_compression_is_refused(trained, tmp_path):
         ([], {}, ValueError, "no stage"),
         (sgdap.Prune(flops=0.5), {}, TypeError, "must be a list"),
         (["prune"], {}, TypeError, "A stage is sgdap.Prune"),
+        ([OwnStage()], {}, TypeError, "A stage is sgdap.Prune"),
         (None, {}, ValueError, "Say what is to be done"),
         ([sgdap.Sparsify(0.5)], {"max_accuracy_drop": 5}, ValueError, "Did you mean"),
         ([sgdap.Sparsify(0.5)], {"epochs": -1}, ValueError, "epochs"),
@@ -343,6 +349,22 @@ def test_outputs_of_several_heads_are_judged_in_the_files_runtime(tmp_path):
     made = sgdap.compress(model, stages, (x, targets), epochs=0, verbose=0)
     assert made.report.metric == "kind_accuracy"
     assert made.report.stages[0].file_score > 0.95
+
+
+def test_flops_that_are_not_counted_are_told():
+    class Own(layers.Layer):
+        def build(self, shape):
+            self.own = self.add_weight(shape=(shape[-1], 4), name="own")
+
+        def call(self, x):
+            return tf.ensure_shape(tf.numpy_function(np.sort, [x], x.dtype), x.shape) @ self.own
+
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8), Own(), layers.Dense(3)])
+    x = np.ones((60, 6), "float32")
+    stages = [sgdap.Quantize("int8", layers=["dense*"], compensate=False, fold=False)]
+    report = sgdap.compress(model, stages, x, verbose=0).report
+    assert report.notes == sgdap.profile(model, latency=False).notes
+    assert "not counted" in report.notes[0] and "not counted" in str(report)
 
 
 def test_the_report_draws_itself(trained):
