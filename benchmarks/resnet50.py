@@ -16,7 +16,8 @@ import numpy as np
 
 import sgdap
 from sgdap.guidance.score import score_groups
-from sgdap.pipeline import PruningOptions, plan_from_curves, pruning_scope
+from sgdap.pipeline import plan_from_curves, pruning_scope
+from sgdap.planning.options import PruningOptions
 
 
 def images(count, size=224, seed=0):

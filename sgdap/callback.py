@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgdap.guidance.base import Guidance, check_chooses_widths
-from sgdap.pipeline import PruningOptions
 from sgdap.planning.budget import Budget
+from sgdap.planning.options import PruningOptions
 from sgdap.planning.plan import Plan
 from sgdap.training.channel_run import ChannelRun
 from sgdap.training.hooks import RoundsCallback, check_teacher, teacher_words
@@ -106,6 +106,9 @@ class SGDAPCallback(RoundsCallback[ChannelRun]):
         positions: The most output positions of a convolution to use from each sample.
         memory_limit: Bytes for all moments together and the tensors of one batch, as in
             `sgdap.plan`. The sample of the training inputs is held to this limit too.
+        depth: Whether layers may leave as a whole, as in `sgdap.plan`: True, or a list of names or
+            patterns. The model must be a sequential or functional one without models inside it.
+            Not with `backup_dir` or beside another callback of sgdap that changes weights.
         seed: Seed for every random choice.
         backup_dir: A folder for a backup of the run, written at each epoch. If the process is
             killed and the same script is run again, `fit` goes on after the last whole epoch, up
@@ -168,6 +171,7 @@ class SGDAPCallback(RoundsCallback[ChannelRun]):
         folds: int = 5,
         positions: int = 32,
         memory_limit: int | None = None,
+        depth: bool | Sequence[str] = False,
         seed: int = 0,
         backup_dir: str | os.PathLike[str] | None = None,
         verbose: int = 1,
@@ -199,7 +203,18 @@ class SGDAPCallback(RoundsCallback[ChannelRun]):
             positions=positions,
             seed=seed,
             memory_limit=memory_limit,
+            depth=depth,
         )
+        if isinstance(self.pruning.depth, float):
+            raise TypeError(
+                "depth must be True, False or a list of names or patterns of layers: a share of "
+                f"the units that leaves is for sgdap.plan. Received: depth={depth}"
+            )
+        if self.pruning.depth is not False and backup_dir is not None:
+            raise ValueError(
+                "A backup does not hold layers that left as a whole. Received: "
+                f"depth={depth}, backup_dir={str(backup_dir)!r}. Leave one of them out."
+            )
         if self.training.chosen:
             check_chooses_widths(self.pruning.criterion)
         check_teacher(teacher)

@@ -14,8 +14,10 @@ from sgdap.execution.backend import check_backend
 from sgdap.execution.data import joined, reusable
 from sgdap.execution.inputs import check_calibration_data, counted_on_data
 from sgdap.guidance.base import Guidance, check_chooses_widths
-from sgdap.pipeline import Curves, PruningOptions, make_plan, pruning_scope
+from sgdap.pipeline import Curves, make_plan, pruning_scope
 from sgdap.planning.budget import Budget, check_budget
+from sgdap.planning.depth import Depth
+from sgdap.planning.options import PruningOptions
 from sgdap.planning.plan import Plan
 from sgdap.report.progress import Progress
 from sgdap.surgery.apply import apply as apply_plan
@@ -41,6 +43,7 @@ def plan(
     positions: int = 32,
     seed: int = 0,
     memory_limit: int | None = None,
+    depth: Depth = False,
     verbose: int = 0,
 ) -> Plan:
     """Chooses the channels of a model that stay, to meet a budget at the least expected loss.
@@ -85,6 +88,11 @@ def plan(
         memory_limit: Bytes that planning may take beyond the model and one sample; None: a quarter
             of the machine's memory, or half of the free memory if that is less. The plan's `notes`
             say what was given up to stay below the limit.
+        depth: Whether layers may leave as a whole, too. True: branches of residual sums, blocks and
+            layers leave (`sgdap.removable_units`) where that costs less than to remove channels
+            for it. A list of names or patterns (`["block3*"]`): only these layers may. A number:
+            this share of the units leaves, whatever the budget, the cheapest first. The slim model
+            is then an ordinary functional model.
         verbose: 1 shows each step, its progress and its time; 0 shows nothing.
 
     Returns:
@@ -125,6 +133,7 @@ def plan(
         positions=positions,
         seed=seed,
         memory_limit=memory_limit,
+        depth=depth,
     )
     if budget is None:
         check_chooses_widths(options.criterion)

@@ -5,26 +5,39 @@ It only calls the steps in their order; the steps themselves are in other module
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from sgdap._arguments import check_choice, check_integer, is_number, shown
+from sgdap.channels.counting import counted_on
+from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
+from sgdap.depth import shallower
+from sgdap.depth.costs import UnitCost, unit_costs
 from sgdap.execution.inputs import check_calibration_data
-from sgdap.execution.memory import checked_memory_limit
+from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.precision import computing_in_float32
-from sgdap.guidance.base import Guidance, get_guidance
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.guidance.score import score_groups, scoring_notes
-from sgdap.planning.allocation import ALLOCATIONS, allocate
+from sgdap.planning.allocation import allocate
 from sgdap.planning.budget import Budget
-from sgdap.planning.cost import cost_model
+from sgdap.planning.bypassed import BypassedUnit
+from sgdap.planning.carried import (
+    curves_carried,
+    groups_carried,
+    rules_carried,
+    statistics_carried,
+    whole_of,
+)
+from sgdap.planning.cost import MEASURES, cost_model
+from sgdap.planning.depth import allowed_units, cheapest_units, choose_units
 from sgdap.planning.exchange import exchange
-from sgdap.planning.plan import Plan
+from sgdap.planning.options import PruningOptions
+from sgdap.planning.plan import Plan, model_fingerprint
 from sgdap.planning.removal import plan_from_mask
 from sgdap.planning.widths import WidthRules, prunable_groups, width_rules
 from sgdap.reconstruction import Weights, reconstructed_weights, refitted_weights
+from sgdap.reconstruction.refit import Deeper
 from sgdap.reconstruction.trial import Trials
 from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
 
@@ -35,103 +48,6 @@ GRADIENTS = 6e11
 
 FEWEST_GRADIENTS = 64
 """Samples whose gradients are taken whatever the work."""
-
-
-@dataclass(frozen=True)
-class PruningOptions:
-    """The options of calibration, scoring and planning, apart from the budget.
-
-    Attributes:
-        guidance: The criterion, by name or as an object.
-        allocation: `"global"`, `"layerwise"` or `"measured"`.
-        reconstruction: Whether to refit the consumers' weights to the channels that stay, first
-            each by itself, then one after another.
-        layers: Names or patterns of the layers whose channels may be removed; None: all.
-        min_channels: The least number of channels of every group.
-        round_to: Groups that shrink keep a multiple of this many channels, or `"auto"`.
-        overrides: A dict from layer names or patterns to the share of their channels to keep.
-        samples: The number of calibration samples to use; None: all.
-        folds: The number of folds of the cross-validation, which chooses widths without a budget.
-        positions: The most output positions of a convolution to use from each sample.
-        seed: Seed for sampled positions and targets.
-        memory_limit: Bytes that planning may take beyond the model and one sample; None: a quarter
-            of the machine's memory, or half of the free memory if that is less.
-
-    Raises:
-        TypeError: An option is of the wrong type.
-        ValueError: An option has an invalid value.
-    """
-
-    guidance: str | Guidance = "lasso"
-    allocation: str = "global"
-    reconstruction: bool = True
-    layers: Sequence[str] | None = None
-    min_channels: int = 1
-    round_to: int | str = "auto"
-    overrides: Mapping[str, float] | None = None
-    samples: int | None = 4096
-    folds: int = 5
-    positions: int = 32
-    seed: int = 0
-    memory_limit: int | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "guidance", self.criterion)  # the same object for all rounds
-        check_choice("allocation", self.allocation, ALLOCATIONS)
-        check_choice("reconstruction", self.reconstruction, (True, False))
-        check_integer("folds", self.folds, 2)
-        for name in ("min_channels", "round_to", "positions"):
-            if (name, getattr(self, name)) != ("round_to", "auto"):
-                check_integer(name, getattr(self, name), 1)
-        check_integer("seed", self.seed, 0)
-        if self.samples is not None:
-            check_integer("samples", self.samples, self.folds)
-        if self.memory_limit is not None:
-            check_integer("memory_limit", self.memory_limit, 1)
-        _check_layers(self.layers)
-        _check_overrides(self.overrides)
-
-    @property
-    def needs_statistics(self) -> bool:
-        """Whether anything in a plan depends on what the calibration data do.
-
-        Nothing does where every group keeps the same share, the criterion looks at weights only,
-        and no consumer is refitted.
-        """
-        alike = self.allocation == "layerwise" and not self.reconstruction
-        return self.criterion.looks_at_data or not alike
-
-    @property
-    def criterion(self) -> Guidance:
-        """The guidance object, found by its name if a name was given."""
-        return get_guidance(self.guidance)
-
-
-def _check_layers(layers: Any) -> None:
-    if layers is None:
-        return
-    several = isinstance(layers, Iterable) and not isinstance(layers, str)
-    if not several or not all(isinstance(name, str) for name in layers):
-        raise TypeError(
-            "layers must be a list of layer names or patterns, for example ['conv*']. "
-            f"Received: {shown(layers)}"
-        )
-
-
-def _check_overrides(overrides: object) -> None:
-    if overrides is None:
-        return
-    if not isinstance(overrides, Mapping):
-        raise TypeError(
-            "overrides must be a dict of layer names or patterns and the share of channels to "
-            f"keep, for example {{'stem*': 1.0}}. Received: {shown(overrides)}"
-        )
-    for pattern, share in overrides.items():
-        if not is_number(share) or not 0 < share <= 1:
-            raise ValueError(
-                "overrides must give shares of channels to keep, above 0 and up to 1. "
-                f"Received: {{{shown(pattern)}: {shown(share)}}}"
-            )
 
 
 class PlanProgress(Protocol):
@@ -167,9 +83,17 @@ class Scope:
         Args:
             graph: The model's channels as they are now.
         """
-        names = {group.name for group in self.groups}
-        groups = [group for group in graph.groups if group.prunable and group.name in names]
-        return replace(self, graph=graph, groups=groups)
+        owners = {path: group.name for group in self.groups for path in group.producers}
+        groups: list[ChannelGroup] = []
+        fixed: dict[str, int] = {}
+        for group in graph.groups:
+            known = [owners[path] for path in group.producers if path in owners]
+            if group.prunable and known:
+                groups.append(group)
+                if known[0] in self.rules.fixed:
+                    fixed[group.name] = self.rules.fixed[known[0]]
+        rules = replace(self.rules, fixed=fixed)
+        return replace(self, graph=graph, groups=groups, rules=rules)
 
 
 def pruning_scope(graph: ChannelGraph, options: PruningOptions) -> Scope:
@@ -245,10 +169,94 @@ def make_plan(
         scope = replace(scope, rules=scope.rules.chosen(scope.groups, curves))
     else:
         spent = budget(curves)
+    chosen: tuple[UnitCost, ...] = ()
+    if options.depth is not False:
+        chosen = _chosen_units(scope, curves, spent, options, data, progress)
     handed_over = [statistics]
     del statistics  # so that plan_from_curves can free its matrices before the refit
-    plan = plan_from_curves(scope, handed_over.pop(), curves, spent, options, data, progress)
-    return plan, curves
+    if not chosen:
+        plan = plan_from_curves(scope, handed_over.pop(), curves, spent, options, data, progress)
+        return plan, curves
+    return _shallower_plan(scope, handed_over, curves, spent, options, data, progress, chosen)
+
+
+def _chosen_units(
+    scope: Scope,
+    curves: Curves,
+    budget: Budget,
+    options: PruningOptions,
+    data: Any,
+    progress: PlanProgress | None,
+) -> tuple[UnitCost, ...]:
+    """The units that leave for a budget."""
+    graph = scope.graph
+    costs = unit_costs(
+        graph,
+        allowed_units(graph, options.depth),
+        data,
+        samples=options.samples,
+        positions=options.positions,
+        seed=options.seed,
+        memory=batch_memory(checked_memory_limit(options.memory_limit)),
+        progress=progress.samples("units", None) if progress else None,
+    )
+    if isinstance(options.depth, float):
+        return cheapest_units(graph, costs, options.depth)
+    return choose_units(
+        graph,
+        costs,
+        scope.groups,
+        curves,
+        budget,
+        full=cost_model(graph).whole,
+        allocation=options.allocation,
+        rules=scope.rules,
+    )
+
+
+def _shallower_plan(
+    scope: Scope,
+    statistics: list[CalibrationStatistics],
+    curves: Curves,
+    budget: Budget,
+    options: PruningOptions,
+    data: Any,
+    progress: PlanProgress | None,
+    chosen: Sequence[UnitCost],
+) -> tuple[Plan, Curves]:
+    """The plan for the model without some units, and the curves of its groups."""
+    graph, units = scope.graph, [own.unit for own in chosen]
+    made = shallower(graph, [own.bypass for own in chosen])
+    after = counted_on(channel_graph(made.model), graph.counted_shapes)
+    pairs = groups_carried(scope.groups, graph, after, made.paths)
+    found = curves_carried(curves, pairs, graph, after)
+    pairs = [pair for pair in pairs if pair[1].name in found]
+    groups = [own for _, own, *_ in pairs]
+    full = cost_model(graph).whole
+    # What is left of an absolute budget, and shares are of the whole model.
+    limits = {name: budget.targets(full)[MEASURES.index(name)] for name in budget.limits()}
+    plan = plan_from_curves(
+        Scope(after, groups, rules_carried(scope.rules, pairs)),
+        statistics_carried(statistics.pop(), graph, after, made.paths),
+        found,
+        Budget(**{name: max(limit, 1.5) for name, limit in limits.items()}),
+        options,
+        data,
+        progress,
+        whole_of(graph, units, made.paths),
+    )
+    bypassed = tuple(BypassedUnit.of(own.bypass, own.error) for own in chosen)
+    before = cost_model(graph).whole
+    return (
+        replace(
+            plan,
+            bypassed=bypassed,
+            whole=model_fingerprint(graph),
+            params=(round(before[0]), plan.params[1]),
+            flops=(round(before[1]), plan.flops[1]),
+        ),
+        found,
+    )
 
 
 def _gradient_samples(graph: ChannelGraph) -> int:
@@ -265,6 +273,7 @@ def plan_from_curves(
     options: PruningOptions,
     data: Any = None,
     progress: PlanProgress | None = None,
+    deeper: Deeper | None = None,
 ) -> Plan:
     """Makes a plan from a calibration pass and the error curves computed from it.
 
@@ -277,6 +286,7 @@ def plan_from_curves(
         data: Inputs for refitting the consumers one after another, so that each makes up for the
             errors of those before it; None: each is fitted by itself only.
         progress: Receives the progress; None: nothing is shown.
+        deeper: The whole model, where that of the scope lacks some of its layers.
 
     Raises:
         ValueError: The budget cannot be met.
@@ -335,6 +345,7 @@ def plan_from_curves(
                     seed=options.seed,
                     memory_limit=options.memory_limit,
                     progress=progress.passes(statistics.samples) if progress else None,
+                    deeper=deeper,
                 )
     return plan_from_mask(
         graph,

@@ -14,7 +14,8 @@ from sgdap.compression.work import Judge, Work, has_targets
 from sgdap.distillation.finish import check_can_learn
 from sgdap.distillation.teaching import checked_terms
 from sgdap.exporting.file import check_format
-from sgdap.pipeline import PruningOptions, pruning_scope
+from sgdap.pipeline import pruning_scope
+from sgdap.planning.options import PruningOptions
 from sgdap.quantization.kernels import quantized_kernels
 from sgdap.sparsity.kernels import chosen_kernels
 from sgdap.sparsity.patterns import get_pattern

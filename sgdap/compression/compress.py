@@ -24,10 +24,11 @@ from sgdap.compression.work import Work, has_targets, make_judge, separated
 from sgdap.compression.workdir import Workdir
 from sgdap.execution.backend import check_backend
 from sgdap.execution.inputs import check_calibration_data
+from sgdap.model.copying import compile_alike
 from sgdap.model.generators import global_state_kept, random_state, set_random_state
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.report.profile import profile
-from sgdap.surgery.apply import compile_alike, copied
+from sgdap.surgery.apply import copied
 
 _MILDER = 3
 """How often a stage that costs too much is tried milder."""

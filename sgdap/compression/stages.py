@@ -8,8 +8,8 @@ from dataclasses import InitVar, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from sgdap._arguments import check_choice, check_integer, is_number, shown
-from sgdap.pipeline import PruningOptions
 from sgdap.planning.budget import Budget, check_budget
+from sgdap.planning.options import PruningOptions
 from sgdap.quantization.base import Scheme
 from sgdap.quantization.schemes import get_scheme
 from sgdap.sparsity.patterns import get_pattern

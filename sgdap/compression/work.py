@@ -16,9 +16,9 @@ import numpy as np
 
 from sgdap._arguments import shown
 from sgdap.execution.data import Batch, batches, check_ends, comes_in_batches, joined, rows_of
+from sgdap.model.copying import compile_alike
 from sgdap.model.generators import random_state, set_random_state
 from sgdap.model.tracing import trace
-from sgdap.surgery.apply import compile_alike
 from sgdap.training.monitor import Monitor
 
 HELD_BACK = 0.1

@@ -13,9 +13,9 @@ import numpy as np
 
 from sgdap.compression.work import Work
 from sgdap.exporting.converting import first_line
+from sgdap.model.copying import compile_alike
 from sgdap.model.tracing import trace
 from sgdap.model.trusted import own_classes
-from sgdap.surgery.apply import compile_alike
 
 _STATE = "state.json"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,14 +37,53 @@ class Reached:
         call: Number of the call that comes next.
         tensors: Numbers of the tensors that it and later ones take.
         masked: Which of these tensors have a mask.
-        batches: For each batch its number, its samples, and the tensors followed by the masks of
-            the whole model and of the slim one.
     """
 
     call: int
     tensors: tuple[int, ...]
     masked: tuple[int, ...] = ()
-    batches: list[tuple[int, int, list[Any], list[Any]]] = field(default_factory=list)
+
+
+class _Side:
+    """One of the two models.
+
+    Attributes:
+        graph: Its channels.
+        names: The path of each consumer in this model, by that in the slim one.
+        segments: Runs its segments.
+        reached: How far it was run.
+    """
+
+    def __init__(self, graph: ChannelGraph, names: Mapping[str, str], segments: Segments) -> None:
+        self.graph, self._names, self.segments = graph, names, segments
+        self.reached = Reached(0, tuple(ref.index for ref in graph.program.inputs))
+
+    def name_of(self, path: str) -> str:
+        """The path that a consumer of the slim model has here."""
+        return self._names.get(path, path)
+
+    def place(self, path: str) -> Place:
+        """The first place of a consumer, in whose features and outputs all others are alike."""
+        name = self.name_of(path)
+        return next(own for own in self.graph.places if own.path == name)
+
+    def segment(self, part: Sequence[str], parts: Sequence[Sequence[str]]) -> Segment:
+        """What is run for a part. It leaves off before the first consumer that changes from now.
+
+        Args:
+            part: The consumers of the part.
+            parts: This part and those after it.
+        """
+        program, since = self.graph.program, self.reached
+        here, later = (
+            {self.name_of(path) for own in several for path in own} for several in ([part], parts)
+        )
+        calls = [own.call for own in self.graph.places if own.path in later]
+        last = max(own.call for own in self.graph.places if own.path in here)
+        cut, end = min(calls), max(calls) + 1
+        left = () if len(parts) == 1 else tuple(program.needed(cut, end))
+        paths = tuple(map(self.name_of, part))
+        return Segment(since.call, since.tensors, since.masked, cut, left, last + 1, paths)
 
 
 class SideBySide:
@@ -66,6 +105,9 @@ class SideBySide:
         seed: Seed for sampled positions.
         room: Bytes that may be kept of a sample.
         shown: The consumers whose rows are shown, not only their sums.
+        whole: The channels of the whole model, where the slim one has other calls; None: the same.
+        names: The path of a consumer in the whole model where it is another one than in the slim
+            one.
     """
 
     def __init__(
@@ -83,10 +125,15 @@ class SideBySide:
         seed: int = 0,
         room: float = 0,
         shown: Collection[str] = (),
+        whole: ChannelGraph | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self._shown = shown
-        self._graph = graph
-        self._segments = Segments(graph, positions)
+        segments = Segments(graph, positions)
+        self._slim = _Side(graph, {}, segments)
+        self._whole = _Side(graph, {}, segments)
+        if whole is not None:
+            self._whole = _Side(whole, names or {}, Segments(whole, positions))
         self._data = data
         self._parts = parts
         self._kept = kept
@@ -96,12 +143,13 @@ class SideBySide:
         self._most = most
         self._seed = seed
         self._room = room
-        self._reached = Reached(0, tuple(ref.index for ref in graph.program.inputs))
+        self._stored: list[tuple[int, int, list[Any], list[Any]]] = []
 
     def layers(self, part: int) -> set[str]:
         """Paths of the layers that are run for a part, when it is its turn."""
-        segment = self._segment(part)
-        return {call.path for call in self._graph.program.calls[segment.start : segment.stop]}
+        segment = self._slim.segment(self._parts[part], self._parts[part:])
+        calls = self._slim.graph.program.calls
+        return {call.path for call in calls[segment.start : segment.stop]}
 
     def run(
         self, part: int, values: Mapping[tuple[str, int], npt.NDArray[Any]]
@@ -121,64 +169,69 @@ class SideBySide:
             also the rows, `features` less the shift, `made` and `wanted` outputs, and the numbers
             of their `samples`.
         """
-        segment = self._segment(part)
-        slim = {place.path: self._looked_at(place) for place in self._places(segment.paths)}
-        whole = {path: without_features(own) for path, own in slim.items()}
-        keys = self._segments.keys(segment, values)
-        variables = {key: variable_of(self._graph.program, key) for key in keys}
-        own = {key: tf.convert_to_tensor(variable.value) for key, variable in variables.items()}
-        given = {key: tf.cast(tf.constant(values[key]), own[key].dtype) for key in keys}
-        after, sums = Reached(segment.cut, segment.left), Shares(self._shown)
+        sides = (self._whole, self._slim)
+        paths = self._parts[part]
+        places = [self._slim.place(path) for path in paths]
+        shown = {own.path: looked_at(own, self._kept, self._shifts[own.path]) for own in places}
+        hidden = {path: self._without_features(path, own) for path, own in shown.items()}
+        hidden = {self._whole.name_of(path): own for path, own in hidden.items()}
+        segments = [side.segment(paths, self._parts[part:]) for side in sides]
+        keys = self._slim.segments.keys(segments[1], values)
+        variables = {key: variable_of(self._slim.graph.program, key) for key in keys}
+        given = {key: tf.cast(tf.constant(values[key]), variables[key].dtype) for key in keys}
+        own = {}  # of the same model the same function runs, with the model's own values
+        if self._whole.graph is self._slim.graph:
+            own = {key: tf.convert_to_tensor(variable.value) for key, variable in variables.items()}
+        sums = Shares(self._shown)
+        after: list[tuple[int, int, list[Any], list[Any]]] = []
+        masked: list[tuple[int, ...]] = []
         seen = 0
         keeps = False
+        runs = list(zip(sides, segments, (own, given), (hidden, shown), strict=True))
         for number, size, *both in self._batches():
             seed = tf.constant([self._seed, number], tf.int32)
             left: list[list[Any]] = []
             rows: list[dict[str, list[Seen]]] = []
-            for looked, tensors, known in zip((whole, slim), both, (own, given), strict=True):
-                found, made, masks = self._segments.run(segment, tensors, known, looked, seed)
+            for (side, segment, known, looked), tensors in zip(runs, both, strict=True):
+                found, made, masks = side.segments.run(segment, tensors, known, looked, seed)
                 left.append([*made, *masks.values()])
                 rows.append(found)
+                if not seen:
+                    masked.append(tuple(masks))
             if not seen:
                 keeps = 0 < _bytes_of([*left[0], *left[1]]) <= self._room * size
-                after = replace(after, masked=tuple(masks))
             if keeps:
-                after.batches.append((number, size, _on_host(left[0]), _on_host(left[1])))
+                after.append((number, size, _on_host(left[0]), _on_host(left[1])))
             seen += size
             del left, made, masks, found
-            yield size, sums.add(rows[0], rows[1])
+            yield size, sums.add(self._by_slim_paths(rows[0], paths), rows[1])
         yield 0, sums.rest()
         if keeps:
-            self._reached = after
+            self._stored = after
+            for side, segment, there in zip(sides, segments, masked, strict=True):
+                side.reached = Reached(segment.cut, segment.left, there)
+
+    def _without_features(self, path: str, looked: Looked) -> Looked:
+        """What is shown of a consumer in the whole model: the same outputs, and no features."""
+        features = len(self._whole.place(path).features)
+        if features == len(looked.features):
+            return without_features(looked)
+        return Looked(tf.zeros(features, tf.bool), looked.outputs, tf.zeros(features))
+
+    def _by_slim_paths(
+        self, found: dict[str, list[Seen]], paths: Sequence[str]
+    ) -> dict[str, list[Seen]]:
+        return {path: found[self._whole.name_of(path)] for path in paths}
 
     def _batches(self) -> Iterable[tuple[int, int, list[Any], list[Any]]]:
         """The batches as far as they were run: number, samples, tensors of both models."""
-        if self._reached.call:
-            yield from self._reached.batches
+        if self._stored:
+            yield from self._stored
             return
         for number, inputs in input_batches(
-            self._graph, self._data, self._batch_size, self._samples, self._most
+            self._slim.graph, self._data, self._batch_size, self._samples, self._most
         ):
             yield number, int(inputs[0].shape[0]), inputs, inputs
-
-    def _places(self, paths: Iterable[str]) -> list[Place]:
-        """The first place of each path, in whose features and outputs all others are alike."""
-        return [next(own for own in self._graph.places if own.path == path) for path in paths]
-
-    def _looked_at(self, place: Place) -> Looked:
-        return looked_at(place, self._kept, self._shifts[place.path])
-
-    def _segment(self, part: int) -> Segment:
-        """What is run for a part. It leaves off before the first consumer that changes from now."""
-        program, since = self._graph.program, self._reached
-        later = {path for other in self._parts[part:] for path in other}
-        calls = [linear.call for linear in self._graph.places if linear.path in later]
-        here = [own.call for own in self._graph.places if own.path in self._parts[part]]
-        cut, end = min(calls), max(calls) + 1
-        is_last = part + 1 == len(self._parts)
-        left = () if is_last else tuple(program.needed(cut, end))
-        paths = tuple(self._parts[part])
-        return Segment(since.call, since.tensors, since.masked, cut, left, max(here) + 1, paths)
 
 
 class Shares:

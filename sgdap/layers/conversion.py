@@ -12,11 +12,10 @@ from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.rules.activation import is_elementwise
 from sgdap.layers.choice import chosen_layers
 from sgdap.layers.dynamic_range import DynamicRangeActivation
-from sgdap.model.copying import copied_operation, copy_state
+from sgdap.model.copying import compile_alike, copied_operation, copy_state
 from sgdap.model.functional import functional_with, layer_names
 from sgdap.model.program import Program, Ref
 from sgdap.model.symbolic_graph import symbolic_graph
-from sgdap.surgery.apply import compile_alike
 
 ENDING = tuple(
     getattr(keras.layers, name)

@@ -15,11 +15,10 @@ from sgdap import _keras
 from sgdap._arguments import check_choice
 from sgdap.layers.dynamic_range import DynamicRangeActivation
 from sgdap.layers.equalization import equalize as even_out
-from sgdap.model.copying import copied_operation
+from sgdap.model.copying import compile_alike, copied_operation
 from sgdap.model.functional import functional_with, layer_names
 from sgdap.model.program import Call, Program
 from sgdap.model.tracing import trace
-from sgdap.surgery.apply import compile_alike
 
 Array = npt.NDArray[np.float64]
 

@@ -17,12 +17,11 @@ from sgdap.distillation.terms import divergence
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import joined
 from sgdap.layers.choice import chosen_layers
-from sgdap.model.copying import copied_operation, copy_state
+from sgdap.model.copying import compile_alike, copied_operation, copy_state
 from sgdap.model.functional import functional_with, layer_names
 from sgdap.model.generators import global_state_kept
 from sgdap.model.program import Program, Ref
 from sgdap.model.tracing import trace
-from sgdap.surgery.apply import compile_alike
 
 _HARD = {
     "silu": "hard_silu",

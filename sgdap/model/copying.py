@@ -212,6 +212,20 @@ def copy_state(layer: Any, copy: Any) -> None:
                 inner.load_assets(folder)
 
 
+def compile_alike(copy: Any, model: Any) -> None:
+    """Compiles a copy like its model, with a new optimizer; warns if that can't be done."""
+    try:
+        with _keras.scope_of(model):
+            copy.compile_from_config(model.get_compile_config())
+    except Exception as error:  # a loss or metric that Keras can't make from its config
+        warnings.warn(
+            f"The new model is not compiled: the loss, metrics or optimizer of "
+            f"'{model.name}' can't be copied ({error}). Call its `compile` before "
+            "training or evaluating it.",
+            stacklevel=4,
+        )
+
+
 def without_build_config(config: Any) -> Any:
     """Returns a config without the shapes that layers were once built with."""
     if isinstance(config, dict):

@@ -118,15 +118,20 @@ def _copied(
     names = layer_names(program)
     with _keras.scope_of(program.model):
         copies = {p: copied_operation(x, p, {"name": names[p]}) for p, x in layers.items()}
-        model = _connected(program, {**{p: [x] for p, x in copies.items()}, **replacements})
+        model = connected(program, {**{p: [x] for p, x in copies.items()}, **replacements})
     for path, layer in layers.items():
         if isinstance(layer, keras.Layer):
             copy_state(layer, copies[path])
     return model, copies
 
 
-def _connected(program: Program, places: Mapping[str, Sequence[Any]]) -> Any:
-    """The functional model of what is called in each place."""
+def connected(program: Program, places: Mapping[str, Sequence[Any]]) -> Any:
+    """The functional model of what is called in each place.
+
+    Args:
+        program: The calls of a model.
+        places: For each path what is called there, one after another.
+    """
     tensors: dict[int, Any] = {}
     for ref, name in zip(program.inputs, _input_names(program), strict=True):
         shape, dtype = program.shapes[ref.index], program.dtypes[ref.index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,11 +53,12 @@ class CostModel:
         return self.cost(self.lengths(np.ones(self.widths.shape[1], bool)))
 
 
-def cost_model(graph: ChannelGraph) -> CostModel:
+def cost_model(graph: ChannelGraph, gone: Collection[str] = ()) -> CostModel:
     """Makes the cost model of a model from its channels.
 
     Args:
         graph: The model's channels.
+        gone: Paths of layers and operations that cost nothing, as they leave.
 
     Returns:
         The `CostModel`. Parameters are all weights, as `model.count_params()` counts them,
@@ -76,11 +78,13 @@ def cost_model(graph: ChannelGraph) -> CostModel:
 
     labelled: dict[tuple[str, int], dict[int, int]] = {}
     for axis in graph.axes:
+        if axis.path in gone:
+            continue
         labelled.setdefault((axis.path, axis.variable), {})[axis.axis] = number(axis.channels)
     parameters: list[tuple[float, tuple[int, ...]]] = []
     sizes: list[tuple[float, tuple[int, ...]]] = []
     for path, layer in graph.program.layers().items():
-        for index, variable in enumerate(_weights(layer)):
+        for index, variable in enumerate(_weights(layer) if path not in gone else ()):
             known = labelled.get((path, index), {})
             rest = [size for axis, size in enumerate(variable.shape) if axis not in known]
             parameters.append((float(math.prod(rest)), tuple(known.values())))
@@ -91,8 +95,12 @@ def cost_model(graph: ChannelGraph) -> CostModel:
             count = float(math.prod(variable.shape))
             parameters.append((count, ()))
             sizes.append((count * _item_size(variable), ()))
-    work = [(w.factor, tuple(number(c) for c in w.axes)) for w in graph.work]
-    work += [(found.flops, ()) for found in untold_work(graph).values() if found.flops]
+    work = [(w.factor, tuple(number(c) for c in w.axes)) for w in graph.work if w.path not in gone]
+    work += [
+        (found.flops, ())
+        for path, found in untold_work(graph).items()
+        if found.flops and path not in gone
+    ]
     rows = np.concatenate([np.full(len(c), i) for i, c in enumerate(axes)] or [np.zeros(0, int)])
     columns = np.concatenate([*axes, np.zeros(0, np.int64)])
     widths = sparse.csc_matrix(

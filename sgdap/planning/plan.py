@@ -19,6 +19,7 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap._table import Row, table_text, terminal_width
 from sgdap.channels.groups import ChannelGraph
+from sgdap.planning.bypassed import BypassedUnit
 from sgdap.planning.sensitivity import GroupSensitivity, Sensitivity, shown_loss
 
 _FORMAT = 1
@@ -71,6 +72,8 @@ class Plan:
         notes: Sentences on FLOPs that are not counted, on what was given up to save memory, and
             on groups that are not scored by what the next layer needs.
         open_inputs: The shapes of the inputs that leave sizes open that no data tell, as text.
+        bypassed: The units that leave as a whole. Groups are then those of the model without them.
+        whole: Fingerprint of the model with them; empty where none leaves.
     """
 
     model: str
@@ -84,6 +87,8 @@ class Plan:
     fitted_to: str = ""
     notes: tuple[str, ...] = ()
     open_inputs: tuple[str, ...] = ()
+    bypassed: tuple[BypassedUnit, ...] = ()
+    whole: str = ""
 
     @property
     def widths(self) -> dict[str, int]:
@@ -164,6 +169,8 @@ class Plan:
             "fitted_to": self.fitted_to,
             "notes": list(self.notes),
             "open_inputs": list(self.open_inputs),
+            "bypassed": [unit.content() for unit in self.bypassed],
+            "whole": self.whole,
         }
         return json.dumps(content, indent=1)
 
@@ -208,6 +215,8 @@ class Plan:
                 fitted_to=str(content["fitted_to"]),
                 notes=tuple(str(note) for note in content.get("notes", ())),
                 open_inputs=tuple(str(shape) for shape in content.get("open_inputs", ())),
+                bypassed=tuple(map(BypassedUnit.read, content.get("bypassed", ()))),
+                whole=str(content.get("whole", "")),
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ValueError(
@@ -291,6 +300,9 @@ class Plan:
                 shown_loss(group.error) if shrinks and group.error is not None else "",
             ]
             rows.append((names, numbers, group.note))
+        for unit in self.bypassed:
+            numbers = ["leaves", shown_loss(unit.error)]
+            rows.append(([(unit.name,)] * (2 if wide else 1), numbers, ""))
         for path, reason in self.unknown:
             rows.append(([[path]] * (2 if wide else 1), ["", ""], reason))
         return table_text(
@@ -315,7 +327,8 @@ class Plan:
 
     def __repr__(self) -> str:
         widths = ", ".join(f"{g.name}: {g.size} → {len(g.kept)}" for g in self.groups)
-        return f"<Plan {widths}>"
+        leave = f", without {len(self.bypassed)} units" if self.bypassed else ""
+        return f"<Plan {widths}{leave}>"
 
 
 def _files(path: str | os.PathLike[str]) -> tuple[Path, Path]:
@@ -351,6 +364,19 @@ def reconstruction_fingerprint(graph: ChannelGraph, kept: npt.NDArray[np.bool_])
         for variable in getattr(layer, "weights", []):
             digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
     return digest.hexdigest()[:16]
+
+
+def check_is_whole(graph: ChannelGraph, plan: Plan) -> None:
+    """Raises if units leave by a plan that was made for another model.
+
+    Raises:
+        ValueError: It was.
+    """
+    if plan.bypassed and plan.whole != model_fingerprint(graph):
+        raise ValueError(
+            f"This plan was made for another model than '{graph.program.model.name}'. Make one for "
+            "this model with sgdap.plan."
+        )
 
 
 def kept_mask(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,31 @@ STORED = 1 << 29
 there is."""
 
 
+@dataclass(frozen=True, eq=False)
+class Deeper:
+    """A whole model of which the slim one has not all layers.
+
+    Attributes:
+        graph: Its channels.
+        names: The path that each layer has in it, by that in the slim model.
+        changed: The layers and operations of the slim model that read another tensor there.
+    """
+
+    graph: ChannelGraph
+    names: Mapping[str, str]
+    changed: frozenset[str]
+
+    def places(self, graph: ChannelGraph) -> dict[str, Place]:
+        """The first places in the slim model of kernels that make as many outputs in both."""
+        whole = {place.path: place for place in reversed(self.graph.places) if place.is_linear}
+        found: dict[str, Place] = {}
+        for place in graph.places:
+            own = whole.get(self.names.get(place.path, place.path))
+            if place.is_linear and own and own.outputs.shape == place.outputs.shape:
+                found.setdefault(place.path, place)
+        return found
+
+
 def refitted_weights(
     graph: ChannelGraph,
     statistics: CalibrationStatistics,
@@ -47,6 +73,7 @@ def refitted_weights(
     seed: int = 0,
     memory_limit: int | None = None,
     progress: Callable[[int, int, int], None] | None = None,
+    deeper: Deeper | None = None,
 ) -> Weights:
     """Refits consumers in order, so that each also makes up for the errors of those before it.
 
@@ -67,6 +94,8 @@ def refitted_weights(
         memory_limit: Bytes for the statistics, the moments of one pass and one batch; None: as for
             `collect_statistics`.
         progress: Called with the number of the pass, the number of passes and the samples seen.
+        deeper: The whole model, where the slim one has fewer layers; `graph` is then of a model
+            with the slim one's layers and the whole one's widths.
 
     Returns:
         The slim weights, by path of the layer and number of the variable.
@@ -79,10 +108,14 @@ def refitted_weights(
     calls = graph.program.calls
     known = heads(graph)
     behind = behind_changes(graph, {path for path, _ in weights}, known)
+    if deeper is not None:
+        behind |= behind_changes(graph, set(), known, deeper.changed) | deeper.changed
     taken = statistics.nbytes + sum(value.nbytes for value in weights.values())
     free = max(checked_memory_limit(memory_limit) - taken, 0)
     limit = free - batch_memory(free)
     observed = {path: own.place for path, own in statistics.consumers.items()}
+    if deeper is not None:
+        observed |= deeper.places(graph)
     places = {path: own for path, own in observed.items() if calls[own.call].path in behind}
     needed = {
         path: _residual_memory(place, kept) for path, place in places.items() if place.refittable
@@ -92,7 +125,7 @@ def refitted_weights(
     paths.sort(key=lambda path: places[path].call)
     if not paths:
         return fitted
-    shifts = {path: statistics.consumers[path].moments.total().mean[0] for path in paths}
+    shifts = {path: _shift(statistics, places[path]) for path in paths}
     room = limit - max(solving[path] for path in paths)
     stored = min(max(room - max(needed[path] for path in paths), 0) // 2, STORED)
     turns = Turns(graph, {path: places[path] for path in paths}, statistics.samples, stored)
@@ -115,6 +148,8 @@ def refitted_weights(
         seed=seed,
         room=stored / max(statistics.samples, 1),
         shown=shown,
+        whole=None if deeper is None else deeper.graph,
+        names=None if deeper is None else deeper.names,
     )
     for turn, part in enumerate(parts):
         sums = {
@@ -219,13 +254,19 @@ def _rows_fit(
     return bool(memory <= room and work <= ROWS_WORK)
 
 
-def behind_changes(graph: ChannelGraph, changed: set[str], heads: Collection[str]) -> set[str]:
+def behind_changes(
+    graph: ChannelGraph,
+    changed: set[str],
+    heads: Collection[str],
+    reads: Collection[str] = (),
+) -> set[str]:
     """Paths of the layers that can be fitted better than each by itself.
 
     Args:
         graph: The model's channels.
         changed: The layers that lose features.
         heads: The layers that make predictions.
+        reads: The layers and operations that read another tensor than in the whole model.
 
     Returns:
         The layers that come after a changed one, and changed ones that make predictions.
@@ -236,9 +277,18 @@ def behind_changes(graph: ChannelGraph, changed: set[str], heads: Collection[str
         differs = any(ref.index in differing for ref in call.inputs)
         if differs:
             behind.add(call.path)
-        if differs or call.path in changed:
+        if differs or call.path in changed or call.path in reads:
             differing.update(ref.index for ref in call.outputs)
     return behind
+
+
+def _shift(statistics: CalibrationStatistics, place: Place) -> Array:
+    """A point near the mean of a consumer's features; 0 where they were not seen."""
+    own = statistics.consumers.get(place.path)
+    if own is None or len(own.place.features) != len(place.features):
+        return np.zeros(len(place.features))
+    mean: Array = own.moments.total().mean[0]
+    return mean
 
 
 def _slim(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
@@ -29,6 +29,7 @@ class Change:
         shapes: Symbolic tensors of the model and their new shapes.
         composites: Layers and models that hold others, whose stored build shapes are outdated.
         leaving: The backend's variables that will be in no part of the model.
+        entries: Other objects of the model and the attributes that they get at last.
     """
 
     insides: tuple[tuple[Any, Any], ...] = ()
@@ -36,6 +37,7 @@ class Change:
     shapes: tuple[tuple[keras.KerasTensor, Shape], ...] = ()
     composites: tuple[Any, ...] = ()
     leaving: tuple[Any, ...] = ()
+    entries: tuple[tuple[Any, Mapping[str, Any]], ...] = ()
 
 
 def adopt(model: Any, change: Change) -> None:
@@ -63,6 +65,8 @@ def adopt(model: Any, change: Change) -> None:
         attributes.of(composite).update(_keras.NOT_BUILT_WITH_SHAPES)
     layers = [pair for pair in change.insides if isinstance(pair[0], keras.Layer)]
     attributes.of(model).update(_keras.with_trainable_state(model, layers))
+    for changed, given in change.entries:
+        attributes.of(changed).update(given)
     _remake_functions(model, attributes)
     empty = emptying(change.leaving)
     attributes.exchange()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,12 +16,16 @@ from sgdap._keras.optimizers import optimizer_variables
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_slices
-from sgdap.model.copying import copied_operation, copy_state
+from sgdap.depth import Shallower, shallower
+from sgdap.model.copying import compile_alike, copied_operation, copy_state
 from sgdap.model.functional import functional_program, saves_by_its_graph, warn_of_losses
-from sgdap.planning.plan import Plan, kept_mask
+from sgdap.planning.bypassed import bypasses
+from sgdap.planning.plan import Plan, check_is_whole, kept_mask
 from sgdap.planning.removal import mask_without, plan_from_mask
 from sgdap.surgery.optimizer import copied_optimizer
-from sgdap.surgery.prune import prune_in_place
+from sgdap.surgery.prune import prune_in_place, pruned
+from sgdap.surgery.rewire import WayBack, bypass_in_place, check_in_place
+from sgdap.surgery.snapshot import Snapshot, take_snapshot
 
 Key = tuple[str, int]
 Weights = npt.NDArray[np.float32]
@@ -91,6 +94,8 @@ def _applied(
     graph = channel_graph(model)
     _check_trains(optimizer, model)
     plan = plan_for(graph)
+    if plan.bypassed:
+        return _applied_without_units(graph, plan, in_place, optimizer)
     if not in_place:
         kept_mask(graph, plan)  # refuses before anything is copied
         whole, graph = graph, copied(graph)
@@ -98,10 +103,40 @@ def _applied(
         if optimizer is not None:
             optimizer = _optimizer_of_copy(optimizer, whole, graph)
     if optimizer is None:
-        prune_by_plan(graph, plan)
+        _prune(graph, plan, [])
         return model
-    prune_by_plan(graph, plan, [optimizer])
+    _prune(graph, plan, [optimizer])
     return model, optimizer
+
+
+def _applied_without_units(
+    graph: ChannelGraph, plan: Plan, in_place: bool, optimizer: Any | None
+) -> Any:
+    """As `_applied`, by a plan by which layers leave as a whole."""
+    model = graph.program.model
+    optimizers = [] if optimizer is None else [optimizer]
+    if in_place:
+        prune_by_plan(graph, plan, optimizers)
+        return model if optimizer is None else (model, optimizer)
+    made, after = _without_units(graph, plan)
+    if optimizer is not None:
+        optimizer = _optimizer_of_copy(optimizer, graph, after, made.paths)
+        optimizers = [optimizer]
+    _prune(after, plan, optimizers)
+    return made.model if optimizer is None else (made.model, optimizer)
+
+
+def _without_units(graph: ChannelGraph, plan: Plan) -> tuple[Shallower, ChannelGraph]:
+    """A copy of a model without the units that leave by a plan, and its channels; all is checked.
+
+    Raises:
+        ValueError: The plan was made for another model or for other weights.
+    """
+    check_is_whole(graph, plan)
+    made = shallower(graph, bypasses(graph, plan.bypassed))
+    after = channel_graph(made.model)
+    _refitted(after, kept_mask(after, plan), plan)
+    return made, after
 
 
 def _check_trains(optimizer: Any, model: Any) -> None:
@@ -115,30 +150,69 @@ def _check_trains(optimizer: Any, model: Any) -> None:
         )
 
 
-def _optimizer_of_copy(optimizer: Any, whole: ChannelGraph, copy: ChannelGraph) -> Any:
-    """An optimizer for the copy of a model, with the state of one for the model."""
+def _optimizer_of_copy(
+    optimizer: Any,
+    whole: ChannelGraph,
+    copy: ChannelGraph,
+    paths: Mapping[str, str] | None = None,
+) -> Any:
+    """An optimizer for the copy of a model, with the state of one for the model.
+
+    Args:
+        optimizer: The optimizer of the model.
+        whole: The model's channels.
+        copy: The channels of the copy.
+        paths: The path of each layer in the copy, where it has not all of them; None: the same.
+    """
     variables: dict[int, Any] = {}
+    gone: set[int] = set()
     copies = copy.program.layers()
     for path, layer in whole.program.layers().items():
-        if isinstance(layer, keras.Layer):
-            pairs = map(_keras.layer_variables, (layer, copies[path]))
-            variables |= {id(old): new for old, new in zip(*pairs, strict=True)}
+        if not isinstance(layer, keras.Layer):
+            continue
+        if paths is not None and path not in paths:
+            gone.update(map(id, _keras.layer_variables(layer)))
+            continue
+        there = copies[path if paths is None else paths[path]]
+        pairs = map(_keras.layer_variables, (layer, there))
+        variables |= {id(old): new for old, new in zip(*pairs, strict=True)}
+    gone -= variables.keys()
     with _keras.scope_of(copy.program.model):
-        return copied_optimizer(optimizer, variables)
+        return copied_optimizer(optimizer, variables, gone)
 
 
-def prune_by_plan(graph: ChannelGraph, plan: Plan, optimizers: Sequence[Any] = ()) -> None:
-    """Removes channels of a model by a plan, in place.
+def prune_by_plan(
+    graph: ChannelGraph, plan: Plan, optimizers: Sequence[Any] = ()
+) -> tuple[WayBack, Snapshot] | None:
+    """Removes channels of a model by a plan, in place, after the units that leave as a whole.
 
     Args:
         graph: The model's channels.
         plan: A plan for this model.
         optimizers: Optimizers that follow besides those that the model holds.
 
+    Returns:
+        Where units left, the way back, and the model without them before channels left.
+
     Raises:
         ValueError: The plan was made for another model or for other weights, or a layer can't be
-            rebuilt.
+            rebuilt. Nothing was changed.
     """
+    if not plan.bypassed:
+        _prune(graph, plan, optimizers)
+        return None
+    check_in_place(graph)
+    _, trial = _without_units(graph, plan)
+    kept = kept_mask(trial, plan)
+    pruned(trial, kept, _refitted(trial, kept, plan))  # what can't be done shows before anything
+    back = bypass_in_place(graph, bypasses(graph, plan.bypassed), optimizers)
+    after = channel_graph(graph.program.model)
+    before = take_snapshot(graph.program.model, after.program)
+    _prune(after, plan, optimizers)
+    return back, before
+
+
+def _prune(graph: ChannelGraph, plan: Plan, optimizers: Sequence[Any]) -> None:
     kept = kept_mask(graph, plan)
     prune_in_place(graph, kept, _refitted(graph, kept, plan), optimizers)
 
@@ -244,17 +318,3 @@ def _name_alike(model: Any, copy: Any) -> None:
     for layer, own in zip(_keras.flatten_layers(model), _keras.flatten_layers(copy), strict=False):
         if type(layer) is type(own) and own.name != layer.name:
             own.name = layer.name
-
-
-def compile_alike(copy: Any, model: Any) -> None:
-    """Compiles a copy like its model, with a new optimizer; warns if that can't be done."""
-    try:
-        with _keras.scope_of(model):
-            copy.compile_from_config(model.get_compile_config())
-    except Exception as error:  # a loss or metric that Keras can't make from its config
-        warnings.warn(
-            f"The new model is not compiled: the loss, metrics or optimizer of "
-            f"'{model.name}' can't be copied ({error}). Call its `compile` before "
-            "training or evaluating it.",
-            stacklevel=4,
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,7 @@ def rebuild_optimizer(
     optimizer: Any,
     replaced: Mapping[int, Replaced],
     values: Sequence[npt.NDArray[Any] | None] | None = None,
+    gone: Container[int] = (),
 ) -> list[tuple[Any, Any]]:
     """Builds a new optimizer with the state of another one, after some model variables changed.
 
@@ -63,6 +64,7 @@ def rebuild_optimizer(
         replaced: The variables that change, by the id of the old one.
         values: New values of the optimizer's variables. None, for one or for all, keeps the old
             value; of a slot, the entries that stay.
+        gone: The ids of the model's variables that leave it.
 
     Returns:
         Pairs of an old optimizer and the new one whose attributes it takes over, one pair for
@@ -72,21 +74,23 @@ def rebuild_optimizer(
         ValueError: The optimizer can't be made again from its config.
     """
     old_variables = optimizer_variables(optimizer) if optimizer.built else []
-    if values is None and not any(id(v) in replaced for v in old_variables):
+    changed = any(id(v) in replaced or id(v) in gone for v in old_variables)
+    if values is None and not changed:
         return []
-    new = _rebuilt(optimizer, replaced, values)
+    new = _rebuilt(optimizer, replaced, values, gone)
     pairs = list(zip(optimizer_parts(optimizer), optimizer_parts(new), strict=True))
     adopt_inner_optimizers(optimizer, new)
     return pairs
 
 
-def copied_optimizer(optimizer: Any, copies: Mapping[int, Any]) -> Any:
+def copied_optimizer(optimizer: Any, copies: Mapping[int, Any], gone: Container[int] = ()) -> Any:
     """Makes an optimizer with the same settings and state for a copy of a model.
 
     Args:
         optimizer: The optimizer, built or not. It is not changed.
         copies: The variables of the copy, by the id of the model's. Variables that are not in it
             are updated by both optimizers.
+        gone: The ids of the model's variables that the copy lacks.
 
     Raises:
         ValueError: It can't be made again from its config.
@@ -99,16 +103,18 @@ def copied_optimizer(optimizer: Any, copies: Mapping[int, Any]) -> Any:
         for number, old in old_variables.items()
         if number in copies
     }
-    return _rebuilt(optimizer, replaced, None)
+    return _rebuilt(optimizer, replaced, None, gone)
 
 
 def _rebuilt(
     optimizer: Any,
     replaced: Mapping[int, Replaced],
     values: Sequence[npt.NDArray[Any] | None] | None,
+    gone: Container[int] = (),
 ) -> Any:
     """A new optimizer, with new ones inside, in the state of a built one."""
-    old_variables = optimizer_variables(optimizer)
+    everything = optimizer_variables(optimizer)
+    old_variables = [variable for variable in everything if id(variable) not in gone]
     changes = [replaced.get(id(v), Replaced(v, v, v)) for v in old_variables]
     olds = optimizer_parts(optimizer)
     new = remade(optimizer)
@@ -127,6 +133,8 @@ def _rebuilt(
         held = [change.held for change in changes]
         build_optimizer(new, optimizer, labelled, old_variables, held)
     before, after = optimizer.variables, new.variables
+    if len(old_variables) < len(everything):
+        before = _without_slots_of(optimizer, everything, gone)
     if len(before) != len(after):
         raise ValueError(
             f"Optimizer {type(optimizer).__name__} has {len(before)} variables, but one made from "
@@ -173,6 +181,33 @@ def _from_config(optimizer: Any) -> Any:
 
 def _is_setting(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _without_slots_of(optimizer: Any, variables: Sequence[Any], gone: Container[int]) -> list[Any]:
+    """An optimizer's variables, but for the slots of model variables that leave.
+
+    Whose a slot is, another optimizer tells that is built for variables like these: by the sizes
+    that it asks for, or by the name, where a variable has no axis.
+    """
+    other = remade(optimizer)
+    labelled = [_keras.with_labelled_shape(v, n) for n, v in enumerate(variables)]
+    origins: dict[int, Sequence[int]] = {}
+    with _recorded_shapes(optimizer_parts(other), origins):
+        build_optimizer(other, optimizer, labelled, list(variables), list(variables))
+    leaving = {n for n, variable in enumerate(variables) if id(variable) in gone}
+    scalars = {
+        variable.path.replace("/", "_")
+        for variable in variables
+        if id(variable) in gone and not variable.shape
+    }
+    kept = []
+    for slot, twin in zip(optimizer.variables, other.variables, strict=True):
+        sizes = origins.get(id(twin), ())
+        owners = {size.variable for size in sizes if isinstance(size, _keras.LabelledSize)}
+        of_scalar = not sizes and any(name in slot.path for name in scalars)
+        if not (owners and owners <= leaving) and not of_scalar:
+            kept.append(slot)
+    return kept
 
 
 @contextlib.contextmanager

@@ -13,11 +13,16 @@ from sgdap.channels.counting import counted_on
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.execution.latency import NoisyClockError
-from sgdap.pipeline import Curves, PruningOptions, Scope, make_plan
+from sgdap.model.program import Program
+from sgdap.model.tracing import trace
+from sgdap.pipeline import Curves, Scope, make_plan
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import cost_model
+from sgdap.planning.options import PruningOptions
 from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.apply import prune_by_plan
+from sgdap.surgery.rewire import WayBack
+from sgdap.surgery.snapshot import Snapshot, restore_snapshot
 from sgdap.training.cut import Cut
 from sgdap.training.goal import Goal
 from sgdap.training.guard import Round, costliest_groups
@@ -58,10 +63,14 @@ class ChannelRun(Run):
     widths: dict[str, int] = field(init=False)
     whole: dict[str, int] = field(init=False)
     _curves: Curves = field(init=False, default_factory=dict)
+    _way_back: tuple[WayBack, Snapshot] | None = field(init=False, default=None)
+    _producers: dict[str, tuple[str, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._note_widths(self.scope.graph)
         self.whole = self.widths
+        groups = self.scope.graph.groups
+        self._producers = {group.name: group.producers for group in groups if group.prunable}
 
     @property
     def graph(self) -> ChannelGraph:
@@ -100,13 +109,13 @@ class ChannelRun(Run):
         data = self.calibration_inputs()
         plan, self._curves = make_plan(replace(scope, rules=held), data, options, spend)
         state.plan = plan = replace(plan, notes=(*plan.notes, *self.goal.notes))
-        if all(len(group.kept) == group.size for group in plan.groups):
+        if not plan.bypassed and all(len(group.kept) == group.size for group in plan.groups):
             return False
         reading = Calibration(
             options.samples, options.positions, options.seed, options.memory_limit
         )
         cut = Cut.by_plan(scope.graph, plan, data, reading) if self.beside else None
-        prune_by_plan(scope.graph, plan)
+        self._way_back = prune_by_plan(scope.graph, plan)
         self._read_anew()
         for run in self.beside:
             run.follow(self.graph, cut)
@@ -117,7 +126,9 @@ class ChannelRun(Run):
         plan, guard = self.state.plan, self.state.guard
         assert plan is not None
         held = tuple(guard.widths)
-        return Round(epoch, progress, plan.params, plan.flops, self.widths, before, held=held)
+        gone = tuple(unit.name for unit in plan.bypassed)
+        costs = plan.params, plan.flops
+        return Round(epoch, progress, *costs, self.widths, before, held=held, bypassed=gone)
 
     def settle(self, seconds: float) -> None:
         """Tells of the last round and decides how the train step is compiled."""
@@ -129,6 +140,16 @@ class ChannelRun(Run):
         for note in self.goal.notes:
             self.say(note)
         self._choose_jit(last.epoch)
+
+    def go_back(self) -> Program:
+        """Brings back the units that left in the last round."""
+        if self._way_back is None:
+            return self.graph.program
+        back, before = self._way_back
+        restore_snapshot(self.model, before, program=self.graph.program)
+        back.go(self.model)
+        self._way_back = None
+        return trace(self.model)
 
     def undone(self) -> tuple[Sequence[str], str]:
         """Follows the model, which was restored to the widths before the last round."""
@@ -163,7 +184,7 @@ class ChannelRun(Run):
 
     def summary(self, before: float | None, after: float | None) -> RunSummary:
         """What the run brought."""
-        widths = {group.name: group.size for group in self.scope.graph.groups}
+        widths = self._widths_of_whole()
         (params, flops), (all_params, all_flops) = self.costs[:2], self.goal.full[:2]
         undone = sum(r.decision == "undone" for r in self.state.rounds)
         return RunSummary(
@@ -175,6 +196,14 @@ class ChannelRun(Run):
             rounds=len(self.state.rounds) - undone,
             undone=undone,
         )
+
+    def _widths_of_whole(self) -> dict[str, int]:
+        """The present width of each group of the whole model, 0 where it left as a whole."""
+        now = {path: group.size for group in self.scope.graph.groups for path in group.producers}
+        return {
+            name: next((now[path] for path in producers if path in now), 0)
+            for name, producers in self._producers.items()
+        }
 
     def kept(self) -> RunState:
         """The state of the run, including that of its goal."""

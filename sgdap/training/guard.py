@@ -42,6 +42,7 @@ class Round(_When):
         decision: `"pending"`, `"kept"` or `"undone"`.
         held: The groups whose widths were fixed to those of the undone round before it. The
             other groups, which had cost the most, got channels back.
+        bypassed: The names of the units that left as a whole in this round.
     """
 
     progress: float
@@ -52,6 +53,7 @@ class Round(_When):
     after: float | None = None
     decision: Decision = "pending"
     held: tuple[str, ...] = ()
+    bypassed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,10 @@ def round_line(last: Round, full: tuple[float, float | None], seconds: float) ->
         seconds: The seconds that the round took.
     """
     flops = "" if full[1] is None else f"{last.flops[1] / full[1]:.1%} of the FLOPs, "
+    gone = f", without {', '.join(last.bypassed)}" if last.bypassed else ""
     return (
         f"\n{last.when.capitalize()}: SGDAP keeps {flops}{last.params[1] / full[0]:.1%} of the "
-        f"parameters, widths {joined(last.widths)} ({seconds:.1f}s)"
+        f"parameters, widths {joined(last.widths)}{gone} ({seconds:.1f}s)"
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from sgdap._keras.optimizers import optimizer_parts
 from sgdap.channels.groups import ChannelGraph
 from sgdap.distillation.teaching import Teaching
+from sgdap.model.program import Program
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
 from sgdap.training.course import Course
 from sgdap.training.cut import Cut
@@ -146,6 +147,10 @@ class Run(ABC):
             before: The metric of the model that `fit` was given.
             after: The metric of the model as it is now.
         """
+
+    def go_back(self) -> Program:
+        """Brings back what left as a whole in the last round; returns the calls it then has."""
+        return self.graph.program
 
     # Beside another run
 
@@ -428,7 +433,7 @@ class Run(ABC):
             state.guard.keep(last)
         else:
             assert state.good is not None
-            restore_snapshot(self.model, state.good, program=self.graph.program)
+            restore_snapshot(self.model, state.good, program=self.go_back())
             state.best, state.best_epoch = state.good, state.good_epoch
             self._tell_others(state.good, state.good_epoch)
             costly, come_back = self.undone()

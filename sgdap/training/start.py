@@ -19,9 +19,11 @@ from sgdap.execution.backend import check_backend
 from sgdap.execution.data import can_be_read_again, comes_in_batches, reusable
 from sgdap.execution.inputs import check_calibration_data, counted_on_data
 from sgdap.execution.losses import model_loss, symbolic_outputs
-from sgdap.pipeline import PruningOptions, pruning_scope
+from sgdap.pipeline import pruning_scope
+from sgdap.planning.options import PruningOptions
 from sgdap.surgery.apply import copied
 from sgdap.surgery.prune import check_can_be_rebuilt
+from sgdap.surgery.rewire import check_in_place
 from sgdap.training.calendar import Calendar
 from sgdap.training.channel_run import ChannelRun
 from sgdap.training.course import Course
@@ -69,6 +71,9 @@ def start_run(
     """
     check_backend("sgdap.SGDAPCallback")
     graph = channel_graph(model)
+    if pruning.depth is not False:
+        check_in_place(graph)
+        _check_alone(neighbours)
     scope = pruning_scope(graph, pruning)
     check_can_be_rebuilt(graph, scope.groups, scope.rules)
     sampling = Sampling(pruning.samples, pruning.memory_limit, pruning.seed)
@@ -111,6 +116,17 @@ def start_run(
         goal=goal,
         by_xla=bool(model.jit_compile),
     )
+
+
+def _check_alone(neighbours: Neighbours) -> None:
+    """Raises if a callback beside it knows weights that may leave with their layers."""
+    for other in neighbours.of_class(keras.callbacks.Callback):
+        if hasattr(other, "rounds"):
+            raise ValueError(
+                f"{ChannelRun.callback}(depth=...) can't work beside {type(other).__name__} in one "
+                "fit: that one knows weights of layers which may leave. Leave depth out, or train "
+                "once with each."
+            )
 
 
 @dataclass(frozen=True)

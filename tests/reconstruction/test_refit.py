@@ -168,7 +168,7 @@ def test_a_run_that_goes_on_from_what_was_kept_finds_what_one_from_the_inputs_do
         kept = kept_mask(graph, plan)
         models = SideBySide(graph, x, parts, kept, shifts, batch_size=16, room=room)
         results = [residuals(models, part, full, graph, kept, shifts) for part in range(3)]
-        assert bool(models._reached.call) is bool(room)
+        assert bool(models._slim.reached.call) is bool(room)
         found.append([own[path] for own, (path,) in zip(results, parts, strict=True)])
     for one, other in zip(*found, strict=True):
         for name in ("count", "mean", "second", "lacking", "power", "cross"):

@@ -1,0 +1,163 @@
+"""Takes units out of a model in place; never decides which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from sgdap import _keras
+from sgdap._keras.graphs import graph_entries
+from sgdap._keras.optimizers import optimizers_of
+from sgdap.channels.groups import ChannelGraph
+from sgdap.depth.shallower import Bypass, Shallower, shallower
+from sgdap.surgery.adopt import Change, adopt
+from sgdap.surgery.optimizer import Replaced, rebuild_optimizer
+
+
+def check_in_place(graph: ChannelGraph) -> None:
+    """Raises if units can't leave a model in place.
+
+    Args:
+        graph: The model's channels.
+
+    Raises:
+        ValueError: They can't; the error says why, and what to do.
+    """
+    program = graph.program
+    inside = [part.path for part in program.unrolled if part.path]
+    held = [x for x in _keras.flatten_layers(program.model) if isinstance(x, keras.Model)]
+    nested = [x.name for x in held if x is not program.model and x is not program.functional]
+    why = ""
+    if program.functional is None:
+        why = "its class has a `call` of its own"
+    elif inside or nested:
+        why = f"'{[*inside, *nested][0]}' inside it has layers of its own"
+    if why:
+        raise ValueError(
+            f"Layers of '{program.model.name}' can't leave it as a whole in place: {why}. Use the "
+            "copy that sgdap.apply(model, plan) makes, or prune sgdap.functional(model)."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class WayBack:
+    """How a model was wired before units left it in place.
+
+    Attributes:
+        insides: The objects that took over new insides, and all attributes that they had.
+        entries: Other objects, and the attributes that changed.
+    """
+
+    insides: tuple[tuple[Any, dict[str, Any]], ...]
+    entries: tuple[tuple[Any, dict[str, Any]], ...]
+
+    @classmethod
+    def of(cls, change: Change) -> WayBack:
+        """The way back from a change that is not adopted yet."""
+        insides = tuple((old, dict(vars(old))) for old, _ in change.insides)
+        entries = tuple(
+            (changed, {name: vars(changed)[name] for name in given if name in vars(changed)})
+            for changed, given in change.entries
+        )
+        return cls(insides, entries)
+
+    def go(self, model: Any) -> None:
+        """Brings the units back. The model must have the widths that it had without them then.
+
+        The weights of what comes back, and the optimizer's slots, are empty: restore a snapshot
+        that was taken before the units left. The optimizer's counters stay as they are.
+
+        Args:
+            model: The model.
+        """
+        optimizers = [x for x, _ in self.insides if isinstance(x, keras.optimizers.Optimizer)]
+        counters = [[v.numpy() for v in x.variables if not v.shape] for x in optimizers]
+        adopt(model, Change(entries=(*self.insides, *self.entries)))
+        for optimizer, numbers in zip(optimizers, counters, strict=True):
+            own = [variable for variable in optimizer.variables if not variable.shape]
+            for variable, number in zip(own, numbers, strict=False):
+                variable.assign(number)
+
+
+def bypass_in_place(
+    graph: ChannelGraph, bypasses: Sequence[Bypass], optimizers: Sequence[Any] = ()
+) -> WayBack:
+    """Takes units out of a model; the model, the layers that stay and its optimizer stay the same.
+
+    An error or an interruption leaves the model as it was.
+
+    Args:
+        graph: The model's channels. It describes the model before the change, so make a new one
+            afterwards.
+        bypasses: The units that leave.
+        optimizers: Optimizers that follow besides those that the model holds.
+
+    Returns:
+        The way back.
+
+    Raises:
+        ValueError: It can't be done in place, or a layer or an optimizer can't be made from its
+            config.
+    """
+    check_in_place(graph)
+    change = _change(graph, shallower(graph, bypasses), optimizers)
+    back = WayBack.of(change)
+    adopt(graph.program.model, change)
+    return back
+
+
+def _change(graph: ChannelGraph, made: Shallower, optimizers: Sequence[Any]) -> Change:
+    """What changes where a model takes over the graph of its shallower copy."""
+    program = graph.program
+    model, layers = program.model, program.layers()
+    copies = {operation.name: operation for operation in made.model.operations}
+    same = {id(copies[name]): layers[path] for path, name in made.paths.items()}
+    for own, other in zip(program.functional.inputs, made.model.inputs, strict=True):
+        same[id(_keras.history(other)[0])] = _keras.history(own)[0]  # type: ignore[index]
+    insides: list[tuple[Any, Any]] = []
+    replaced: dict[int, Replaced] = {}
+    for path, name in made.paths.items():
+        old, new = layers[path], copies[name]
+        if not isinstance(old, keras.Layer):
+            continue
+        pairs = list(zip(*map(_keras.layer_variables, (old, new)), strict=True))
+        if all(np.array_equal(before.numpy(), after.numpy()) for before, after in pairs):
+            continue
+        _keras.copy_trainable(old, new)
+        for before, after in pairs:
+            _keras.keep_variable_path(before, after)
+            replaced[id(before)] = Replaced(before, after, after)
+        insides.append((old, new))
+    gone = [
+        variable
+        for path, layer in layers.items()
+        if path not in made.paths and isinstance(layer, keras.Layer)
+        for variable in _keras.layer_variables(layer)
+    ]
+    stay = {
+        id(variable)
+        for path in made.paths
+        if isinstance(layers[path], keras.Layer)
+        for variable in _keras.layer_variables(layers[path])
+    }
+    gone = [variable for variable in gone if id(variable) not in stay]
+    ids = {id(variable) for variable in gone}
+    following = {id(x): x for x in (*optimizers, *optimizers_of(model))}
+    rebuilt = [
+        pair
+        for optimizer in following.values()
+        for pair in rebuild_optimizer(optimizer, replaced, None, ids)
+    ]
+    leaving = [variable.value for variable in gone]
+    leaving += [own.old.value for own in replaced.values()]
+    for old, _ in rebuilt:
+        leaving += [variable.value for variable in old.variables if variable.shape]
+    return Change(
+        insides=(*insides, *rebuilt),
+        leaving=tuple(leaving),
+        entries=tuple(graph_entries(model, made.model, same)),
+    )
