@@ -24,6 +24,7 @@ from .compression import Quantize as Quantize
 from .compression import Sparsify as Sparsify
 from .compression import compress as compress
 from .compression import load_recipe as load_recipe
+from .depth import RemovableUnit as RemovableUnit
 from .distillation import DistillationCallback as DistillationCallback
 from .distillation import distill as distill
 from .exporting import ExportReport as ExportReport

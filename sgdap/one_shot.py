@@ -88,11 +88,11 @@ def plan(
         memory_limit: Bytes that planning may take beyond the model and one sample; None: a quarter
             of the machine's memory, or half of the free memory if that is less. The plan's `notes`
             say what was given up to stay below the limit.
-        depth: Whether layers may leave as a whole, too. True: branches of residual sums, blocks and
-            layers leave (`sgdap.removable_units`) where that costs less than to remove channels
-            for it. A list of names or patterns (`["block3*"]`): only these layers may. A number:
-            this share of the units leaves, whatever the budget, the cheapest first. The slim model
-            is then an ordinary functional model.
+        depth: Whether layers may leave as a whole, too (`sgdap.inspect(model).units` are those that
+            can). True: where that costs less than to remove channels for it. A list of names or
+            patterns (`["block3*"]`): only these layers. A number: this share of the units,
+            whatever the budget, the cheapest first. The copy that `sgdap.apply` makes is then an
+            ordinary functional model.
         verbose: 1 shows each step, its progress and its time; 0 shows nothing.
 
     Returns:

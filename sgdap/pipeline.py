@@ -14,6 +14,7 @@ from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.depth import shallower
 from sgdap.depth.costs import UnitCost, unit_costs
+from sgdap.depth.units import RemovableUnit, live_calls
 from sgdap.execution.inputs import check_calibration_data
 from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.precision import computing_in_float32
@@ -27,7 +28,6 @@ from sgdap.planning.carried import (
     groups_carried,
     rules_carried,
     statistics_carried,
-    whole_of,
 )
 from sgdap.planning.cost import MEASURES, cost_model
 from sgdap.planning.depth import allowed_units, cheapest_units, choose_units
@@ -243,7 +243,7 @@ def _shallower_plan(
         options,
         data,
         progress,
-        whole_of(graph, units, made.paths),
+        _whole_of(graph, units, made.paths),
     )
     bypassed = tuple(BypassedUnit.of(own.bypass, own.error) for own in chosen)
     before = cost_model(graph).whole
@@ -356,3 +356,20 @@ def plan_from_curves(
         weights=weights,
         notes=notes,
     )
+
+
+def _whole_of(
+    graph: ChannelGraph, units: Sequence[RemovableUnit], paths: Mapping[str, str]
+) -> Deeper:
+    """The whole model, as the refit of a shallower one asks for it.
+
+    Args:
+        graph: The channels of the whole model.
+        units: The units that left.
+        paths: The path of each layer in the shallower model.
+    """
+    reads = {unit.target: unit.source for unit in units}
+    calls = [graph.program.calls[number] for number in live_calls(graph.program, reads)]
+    changed = {call.path for call in calls if any(ref.index in reads for ref in call.inputs)}
+    names = {after: path for path, after in paths.items()}
+    return Deeper(graph, names, frozenset(paths[path] for path in changed))

@@ -11,6 +11,7 @@ JOURNEY = [
     "channels",
     "execution",
     "statistics",
+    "depth",
     "guidance",
     "planning",
     "reconstruction",

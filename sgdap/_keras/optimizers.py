@@ -98,6 +98,21 @@ def adopt_inner_optimizers(old: Any, new: Any) -> None:
         new.inner_optimizer = old.inner_optimizer
 
 
+def as_it_was(optimizer: Any, attributes: dict[int, dict[str, Any]]) -> Any:
+    """Returns a stand-in for an optimizer, and for those that it wraps, with earlier attributes.
+
+    Args:
+        optimizer: The optimizer.
+        attributes: All attributes that it and those that it wraps had, by their ids.
+    """
+    own = dict(attributes[id(optimizer)])
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        own["inner_optimizer"] = as_it_was(optimizer.inner_optimizer, attributes)
+    elif isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        own["_inner_optimizers"] = [as_it_was(x, attributes) for x in optimizer.optimizers]
+    return with_attributes(optimizer, own)
+
+
 def learning_rate_function(optimizer: Any) -> Any | None:
     """Returns an optimizer's learning rate schedule or function; None where it is a number."""
     rate = optimizer._learning_rate

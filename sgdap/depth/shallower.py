@@ -70,9 +70,6 @@ def incompatible(graph: ChannelGraph, units: Sequence[RemovableUnit]) -> str:
             mapped = [own for own in chain if own.readers]
             if mapped and (number not in mapped[0].readers or chain[0] is not mapped[0]):
                 return f"'{calls[number].path}' can't take the linear map of '{mapped[0].name}'"
-    for ref in (*graph.program.outputs, *graph.program.losses):
-        if any(own.readers for own in _chain(ref.index, reads, owners)):
-            return "an output can't take a linear map"
     return ""
 
 

@@ -64,6 +64,8 @@ def removable_units(graph: ChannelGraph) -> tuple[RemovableUnit, ...]:
     search = _Search(graph)
     found: dict[frozenset[str], RemovableUnit] = {}
     for kind, source, target, readers in (*search.branches(), *search.chains()):
+        if target in search.read_outside:  # losses know outputs by the layers that make them
+            continue
         layers = search.leaving(source, target)
         heavy = frozenset(path for path in layers if path in search.heavy)
         if heavy and heavy not in found:
@@ -108,6 +110,7 @@ class _Search:
 
     Attributes:
         heavy: Paths of the layers with a kernel: a variable of more than one axis.
+        read_outside: Numbers of the tensors that are outputs or losses.
     """
 
     def __init__(self, graph: ChannelGraph) -> None:
@@ -118,7 +121,7 @@ class _Search:
         for number in self._needed:
             for ref in self._program.calls[number].inputs:
                 self._readers.setdefault(ref.index, []).append(number)
-        self._read_outside = {r.index for r in (*self._program.outputs, *self._program.losses)}
+        self.read_outside = {r.index for r in (*self._program.outputs, *self._program.losses)}
         counts: dict[str, int] = {}
         for call in self._program.calls:
             counts[call.path] = counts.get(call.path, 0) + 1
@@ -178,7 +181,7 @@ class _Search:
     def _follower(self, index: int) -> int | None:
         """What the only call makes of a tensor that reads it, and reads nothing else."""
         readers = self._readers.get(index, [])
-        if len(readers) != 1 or index in self._read_outside:
+        if len(readers) != 1 or index in self.read_outside:
             return None
         call = self._program.calls[readers[0]]
         alone = {ref.index for ref in call.inputs} == {index}
@@ -187,7 +190,7 @@ class _Search:
     def _linear_readers(self, source: int, target: int) -> tuple[int, ...]:
         """The calls that read a tensor, if all are kernels that may read the source instead."""
         shapes = self._program.shapes
-        if shapes[source][:-1] != shapes[target][:-1] or target in self._read_outside:
+        if shapes[source][:-1] != shapes[target][:-1]:
             return ()
         readers = self._readers.get(target, [])
         if not all(self._reading(number, target) for number in readers):

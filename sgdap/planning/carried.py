@@ -8,10 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
-from sgdap.depth.units import RemovableUnit, live_calls
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.planning.widths import WidthRules
-from sgdap.reconstruction.refit import Deeper
 from sgdap.statistics.collect import CalibrationStatistics
 
 Paths = Mapping[str, str]
@@ -33,12 +31,12 @@ def groups_carried(
         Pairs of groups of both models, with the path that a layer has in each which makes all
         their channels.
     """
-    owners = {
-        paths[path]: (group, path)
-        for group in groups
-        for path in group.producers
-        if path in paths and len(graph.made[path]) == group.size
-    }
+    owners = {}
+    for group in groups:
+        for path in group.producers:
+            layer, colon, kind = path.partition(":")  # the heads of an attention layer, say
+            if layer in paths and len(graph.made[path]) == group.size:
+                owners[f"{paths[layer]}{colon}{kind}"] = group, path
     found = []
     for own in after.groups:
         known = [path for path in own.producers if path in owners]
@@ -95,18 +93,3 @@ def statistics_carried(
         if place is not None and len(place.features) == len(own.place.features):
             found[place.path] = replace(own, place=place)
     return replace(statistics, consumers=found)
-
-
-def whole_of(graph: ChannelGraph, units: Sequence[RemovableUnit], paths: Paths) -> Deeper:
-    """The whole model, as the refit of a shallower one asks for it.
-
-    Args:
-        graph: The channels of the whole model.
-        units: The units that left.
-        paths: The path of each layer in the shallower model.
-    """
-    reads = {unit.target: unit.source for unit in units}
-    calls = [graph.program.calls[number] for number in live_calls(graph.program, reads)]
-    changed = {call.path for call in calls if any(ref.index in reads for ref in call.inputs)}
-    names = {after: path for path, after in paths.items()}
-    return Deeper(graph, names, frozenset(paths[path] for path in changed))

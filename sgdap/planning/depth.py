@@ -33,6 +33,10 @@ Depth = bool | float | Sequence[str]
 """Whether units may leave, the share of them that leaves, or names of the layers that may."""
 
 
+SAME = 1e-6
+"""Expected losses that differ by a smaller share are the same: then fewer layers are better."""
+
+
 def allowed_units(graph: ChannelGraph, depth: Depth) -> tuple[RemovableUnit, ...]:
     """The units of which all layers with a kernel may leave.
 
@@ -79,7 +83,7 @@ def choose_units(
 
     One after another the unit is tried that costs least for what it saves at the widths of the
     moment. Then widths are chosen anew for the model without it. It leaves if what all units and
-    all channels that leave cost together is less than before.
+    all channels that leave cost together is no more than before.
 
     Args:
         graph: The model's channels.
@@ -124,7 +128,7 @@ def choose_units(
             break
         tried = candidates[0]
         found = spent(tried)
-        if found is not None and (best is None or found[0] < best[0]):
+        if found is not None and (best is None or found[0] <= best[0] * (1 + SAME)):
             chosen, best, failed = tried, found, 0
             rejected.clear()
         else:
@@ -223,12 +227,15 @@ def thinned(
     reads = {unit.target: unit.source for unit in units}
     alive = frozenset(calls[number].path for number in live_calls(graph.program, reads))
     gone = frozenset(graph.program.layers()) - alive
+    ends = {unit.target: unit for unit in units}
     exchanged: dict[str, tuple[Channels, Channels]] = {}
     for unit in units:
-        for number in unit.readers:
-            pair = _channels(graph, unit.target), _source_channels(graph, unit)
-            if pair[0] is not None and pair[1] is not None:
-                exchanged[calls[number].path] = pair[0], pair[1]
+        last = unit
+        while last.source in ends:
+            last = ends[last.source]
+        before, after = _channels(graph, unit.target), _source_channels(graph, last)
+        if before is not None and after is not None:
+            exchanged |= {calls[number].path: (before, after) for number in unit.readers}
 
     def moved(path: str, channels: Channels) -> Channels:
         before, after = exchanged.get(path, (None, None))

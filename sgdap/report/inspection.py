@@ -1,25 +1,36 @@
-"""What sgdap knows about a model's channels, as a table and a picture; it changes nothing."""
+"""What sgdap knows about a model's channels and units, as tables and a picture."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from sgdap._table import Row, table_text, terminal_width
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
-from sgdap.planning.plan import Plan, kept_mask
+from sgdap.depth.units import RemovableUnit, removable_units
+from sgdap.planning.cost import parameters_by_layer
+from sgdap.planning.plan import Plan, check_is_whole, kept_mask
 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """A model's channel groups, to look at: `print` shows a table, `plot` draws a picture.
+    """A model's channel groups and units, to look at: `print` shows tables, `plot` a picture.
 
     Attributes:
         graph: The model's channels.
     """
 
     graph: ChannelGraph
+
+    @cached_property
+    def units(self) -> tuple[RemovableUnit, ...]:
+        """The parts that can leave as a whole, with `depth=True`."""
+        return removable_units(self.graph)
 
     @property
     def channels(self) -> int:
@@ -33,6 +44,8 @@ class Inspection:
 
     def plot(self, plan: Plan | None = None) -> Any:
         """Draws the model's layers. Layers whose channels are tied have the same colour.
+
+        By a plan, those that leave as a whole are drawn pale, with a dashed edge.
 
         Needs matplotlib: `pip install sgdap[plots]`.
 
@@ -48,7 +61,13 @@ class Inspection:
         """
         from sgdap.report.picture import draw
 
-        return draw(self.graph, None if plan is None else kept_mask(self.graph, plan))
+        if plan is None:
+            return draw(self.graph)
+        if not plan.bypassed:
+            return draw(self.graph, kept_mask(self.graph, plan))
+        check_is_whole(self.graph, plan)
+        gone = {path for unit in plan.bypassed for path in unit.layers}
+        return draw(self.graph, _kept_beside_units(self.graph, plan), gone)
 
     def __str__(self) -> str:
         width = terminal_width(120)
@@ -61,7 +80,7 @@ class Inspection:
                 names = [[group.name], *map(_some, found)]
             numbers = [f"{group.size}", f"{int(group.removable.sum())}"]
             rows.append((names, numbers, "; ".join(group.reasons)))
-        return table_text(
+        channels = table_text(
             f"Channel groups of {self.graph.program.model.name}",
             ["group", "made by", "followed by", "read by"] if wide else ["made by", "read by"],
             ["channels", "removable"],
@@ -71,6 +90,25 @@ class Inspection:
                 f"{self.removable:,} of {self.channels:,} channels removable",
                 *(f"{path}: {reason}" for path, reason in self.graph.kept),
             ],
+            width,
+        )
+        return "\n\n".join(filter(None, [channels, self._units_text(width)]))
+
+    def _units_text(self, width: int) -> str:
+        if not self.units:
+            return ""
+        params = parameters_by_layer(self.graph.program)
+        rows: list[Row] = []
+        for unit in self.units:
+            weights = sum(params[path] for path in unit.layers)
+            rows.append(([[unit.name]], [unit.kind, f"{len(unit.layers)}", f"{weights:,}"], ""))
+        return table_text(
+            "Units that can leave as a whole (depth=True)",
+            ["unit"],
+            ["kind", "layers", "parameters"],
+            "",
+            rows,
+            [],
             width,
         )
 
@@ -101,6 +139,17 @@ def inspect(model: Any) -> Inspection:
         <Inspection of sequential...: 2 groups, 3 of 5 channels removable>
     """
     return Inspection(channel_graph(model))
+
+
+def _kept_beside_units(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
+    """A mask of the whole model's channels, True for those that stay in layers that stay."""
+    kept = np.ones(graph.count, bool)
+    for group in plan.groups:
+        made = [graph.made[path] for path in group.layers if path in graph.made]
+        for channels in (own for own in made if len(own) == group.size):
+            kept[channels] = False
+            kept[channels[list(group.kept)]] = True
+    return kept
 
 
 def _some(names: tuple[str, ...], most: int = 6) -> list[str]:

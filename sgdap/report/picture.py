@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,13 +53,18 @@ class Box:
     place: float = 0.0
 
 
-def draw(graph: ChannelGraph, kept: npt.NDArray[np.bool_] | None = None) -> Any:
+def draw(
+    graph: ChannelGraph,
+    kept: npt.NDArray[np.bool_] | None = None,
+    gone: Collection[str] = (),
+) -> Any:
     """Draws a model's layers from top to bottom, coloured by the channels that they carry.
 
     Args:
         graph: The model's channels.
         kept: A mask of the channels that stay, `(channels,)`; layers that make channels then tell
             how many, before and after.
+        gone: Paths of the layers and operations that leave as a whole.
 
     Returns:
         The matplotlib figure.
@@ -86,8 +92,9 @@ def draw(graph: ChannelGraph, kept: npt.NDArray[np.bool_] | None = None) -> Any:
             gutter = sum(wide[: box.row // ROWS]) - 0.5
             _arrow(axes, spots[parent], spots[number], box.row - boxes[parent].row, gutter)
     for spot, box in zip(spots, boxes, strict=True):
-        numbers = "" if kept is None else _numbers(box, kept)
-        _box(axes, spot, box, [colours.get(g.name, ALONE) for g in box.groups], numbers)
+        numbers = "" if kept is None or box.name in gone else _numbers(box, kept)
+        fill = [colours.get(g.name, ALONE) for g in box.groups]
+        _box(axes, spot, box, fill, numbers, leaves=box.name in gone)
     axes.set_xlim(-0.55, sum(wide) - 0.45)
     axes.set_ylim(-rows + 0.4, 0.6)
     handles = [_patch(colours[group.name], _legend(group)) for group in shown]
@@ -97,6 +104,8 @@ def draw(graph: ChannelGraph, kept: npt.NDArray[np.bool_] | None = None) -> Any:
     handles.append(_patch(PROTECTED, "channels that stay"))
     if any(box.unknown for box in boxes):
         handles.append(_patch(PLAIN, "a layer without a rule", linestyle=":"))
+    if gone:
+        handles.append(_patch(PLAIN, "leaves as a whole", linestyle="--"))
     legend = axes.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8
     )
@@ -210,12 +219,19 @@ def _numbers(box: Box, kept: npt.NDArray[np.bool_]) -> str:
     return ", ".join([*shown[:4], *more])
 
 
-def _box(axes: Any, spot: tuple[float, float], box: Box, colours: list[str], numbers: str) -> None:
+def _box(
+    axes: Any,
+    spot: tuple[float, float],
+    box: Box,
+    colours: list[str],
+    numbers: str,
+    leaves: bool = False,
+) -> None:
     from matplotlib.patches import Rectangle
 
     x, y = spot
     width, height = WIDTH, HEIGHT
-    shares = list(dict.fromkeys(colours)) or [PLAIN]
+    shares = [PLAIN] if leaves else list(dict.fromkeys(colours)) or [PLAIN]
     for number, colour in enumerate(shares):
         start = x - width / 2 + number * width / len(shares)
         corner = (start, y - height / 2)
@@ -229,7 +245,7 @@ def _box(axes: Any, spot: tuple[float, float], box: Box, colours: list[str], num
             fill=False,
             ec="#555555",
             lw=0.7,
-            ls=":" if box.unknown else "-",
+            ls="--" if leaves else ":" if box.unknown else "-",
             zorder=3,
         )
     )
@@ -243,7 +259,7 @@ def _box(axes: Any, spot: tuple[float, float], box: Box, colours: list[str], num
         fontsize=7.5,
         parse_math=False,
         zorder=4,
-        color="white" if shares[len(shares) // 2] in DARK else "black",
+        color="#999999" if leaves else "white" if shares[len(shares) // 2] in DARK else "black",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap._keras.optimizers import (
     adopt_inner_optimizers,
+    as_it_was,
     build_optimizer,
     config_without_learning_rate,
     inner_optimizers,
@@ -78,6 +79,33 @@ def rebuild_optimizer(
     if values is None and not changed:
         return []
     new = _rebuilt(optimizer, replaced, values, gone)
+    pairs = list(zip(optimizer_parts(optimizer), optimizer_parts(new), strict=True))
+    adopt_inner_optimizers(optimizer, new)
+    return pairs
+
+
+def optimizer_as_it_was(
+    optimizer: Any, attributes: Mapping[int, dict[str, Any]], variables: Mapping[int, Any]
+) -> list[tuple[Any, Any]]:
+    """Builds an optimizer for the variables that it once had, with empty slots.
+
+    Args:
+        optimizer: The optimizer. It is not changed.
+        attributes: All attributes that it and those that it wraps had then, by their ids.
+        variables: What the variables of then are now, by their ids.
+
+    Returns:
+        As `rebuild_optimizer`. The counters, and the learning rate, are those of now.
+    """
+    then = as_it_was(optimizer, dict(attributes))
+    replaced = {
+        id(own): Replaced(own, variables[id(own)], variables[id(own)])
+        for own in optimizer_variables(then)
+    }
+    new = _rebuilt(then, replaced, None)
+    counters = [[v for v in x.variables if not len(v.shape)] for x in (new, optimizer)]
+    for variable, now in zip(*counters, strict=True):
+        variable.assign(now)
     pairs = list(zip(optimizer_parts(optimizer), optimizer_parts(new), strict=True))
     adopt_inner_optimizers(optimizer, new)
     return pairs
@@ -187,27 +215,39 @@ def _without_slots_of(optimizer: Any, variables: Sequence[Any], gone: Container[
     """An optimizer's variables, but for the slots of model variables that leave.
 
     Whose a slot is, another optimizer tells that is built for variables like these: by the sizes
-    that it asks for, or by the name, where a variable has no axis.
+    that it asks for, or else by the variable that its loop over them has come to.
     """
     other = remade(optimizer)
-    labelled = [_keras.with_labelled_shape(v, n) for n, v in enumerate(variables)]
+    labelled = _Watched(_keras.with_labelled_shape(v, n) for n, v in enumerate(variables))
+    labelled.made = lambda: [id(variable) for variable in other.variables]
     origins: dict[int, Sequence[int]] = {}
     with _recorded_shapes(optimizer_parts(other), origins):
         build_optimizer(other, optimizer, labelled, list(variables), list(variables))
     leaving = {n for n, variable in enumerate(variables) if id(variable) in gone}
-    scalars = {
-        variable.path.replace("/", "_")
-        for variable in variables
-        if id(variable) in gone and not variable.shape
-    }
     kept = []
     for slot, twin in zip(optimizer.variables, other.variables, strict=True):
         sizes = origins.get(id(twin), ())
         owners = {size.variable for size in sizes if isinstance(size, _keras.LabelledSize)}
-        of_scalar = not sizes and any(name in slot.path for name in scalars)
-        if not (owners and owners <= leaving) and not of_scalar:
+        owners = owners or {n for n, own in labelled.slots.items() if id(twin) in own}
+        if not owners or not owners <= leaving:
             kept.append(slot)
     return kept
+
+
+class _Watched(list[Any]):
+    """A list that notes what is made while a loop over it has come to each entry."""
+
+    made: Callable[[], list[int]]
+
+    def __init__(self, entries: Iterable[Any]) -> None:
+        super().__init__(entries)
+        self.slots: dict[int, set[int]] = {}
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in range(len(self)):
+            before = set(self.made())
+            yield self[number]
+            self.slots.setdefault(number, set()).update(set(self.made()) - before)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from sgdap._keras.optimizers import optimizers_of
 from sgdap.channels.groups import ChannelGraph
 from sgdap.depth.shallower import Bypass, Shallower, shallower
 from sgdap.surgery.adopt import Change, adopt
-from sgdap.surgery.optimizer import Replaced, rebuild_optimizer
+from sgdap.surgery.optimizer import Replaced, optimizer_as_it_was, rebuild_optimizer
 
 
 def check_in_place(graph: ChannelGraph) -> None:
@@ -48,39 +48,54 @@ class WayBack:
     """How a model was wired before units left it in place.
 
     Attributes:
+        layers: All its layers.
+        variables: Their variables.
         insides: The objects that took over new insides, and all attributes that they had.
         entries: Other objects, and the attributes that changed.
     """
 
+    layers: tuple[Any, ...]
+    variables: tuple[tuple[Any, ...], ...]
     insides: tuple[tuple[Any, dict[str, Any]], ...]
     entries: tuple[tuple[Any, dict[str, Any]], ...]
 
     @classmethod
-    def of(cls, change: Change) -> WayBack:
+    def of(cls, graph: ChannelGraph, change: Change) -> WayBack:
         """The way back from a change that is not adopted yet."""
+        found = graph.program.layers().values()
+        layers = tuple(x for x in found if isinstance(x, keras.Layer))
+        variables = tuple(tuple(_keras.layer_variables(layer)) for layer in layers)
         insides = tuple((old, dict(vars(old))) for old, _ in change.insides)
         entries = tuple(
             (changed, {name: vars(changed)[name] for name in given if name in vars(changed)})
             for changed, given in change.entries
         )
-        return cls(insides, entries)
+        return cls(layers, variables, insides, entries)
 
     def go(self, model: Any) -> None:
         """Brings the units back. The model must have the widths that it had without them then.
 
         The weights of what comes back, and the optimizer's slots, are empty: restore a snapshot
-        that was taken before the units left. The optimizer's counters stay as they are.
+        that was taken before the units left.
 
         Args:
             model: The model.
         """
-        optimizers = [x for x, _ in self.insides if isinstance(x, keras.optimizers.Optimizer)]
-        counters = [[v.numpy() for v in x.variables if not v.shape] for x in optimizers]
-        adopt(model, Change(entries=(*self.insides, *self.entries)))
-        for optimizer, numbers in zip(optimizers, counters, strict=True):
-            own = [variable for variable in optimizer.variables if not variable.shape]
-            for variable, number in zip(own, numbers, strict=False):
-                variable.assign(number)
+        then = {id(old): attributes for old, attributes in self.insides}
+        of_layers = [(old, own) for old, own in self.insides if isinstance(old, keras.Layer)]
+        now: dict[int, Any] = {}
+        for layer, variables in zip(self.layers, self.variables, strict=True):
+            known = then.get(id(layer))
+            stands_in = layer if known is None else _keras.with_attributes(layer, known)
+            present = _keras.layer_variables(stands_in)
+            now |= {id(old): new for old, new in zip(variables, present, strict=True)}
+        optimizers = [
+            pair
+            for optimizer in optimizers_of(model)
+            if id(optimizer) in then
+            for pair in optimizer_as_it_was(optimizer, then, now)
+        ]
+        adopt(model, Change(tuple(optimizers), entries=(*of_layers, *self.entries)))
 
 
 def bypass_in_place(
@@ -104,14 +119,23 @@ def bypass_in_place(
             config.
     """
     check_in_place(graph)
-    change = _change(graph, shallower(graph, bypasses), optimizers)
-    back = WayBack.of(change)
+    change = bypassed(graph, shallower(graph, bypasses), optimizers)
+    back = WayBack.of(graph, change)
     adopt(graph.program.model, change)
     return back
 
 
-def _change(graph: ChannelGraph, made: Shallower, optimizers: Sequence[Any]) -> Change:
-    """What changes where a model takes over the graph of its shallower copy."""
+def bypassed(graph: ChannelGraph, made: Shallower, optimizers: Sequence[Any] = ()) -> Change:
+    """Prepares that a model takes over the graph of its shallower copy, without touching the model.
+
+    Args:
+        graph: The model's channels.
+        made: The copy, which is of no use afterwards.
+        optimizers: Optimizers that follow besides those that the model holds.
+
+    Returns:
+        The prepared change.
+    """
     program = graph.program
     model, layers = program.model, program.layers()
     copies = {operation.name: operation for operation in made.model.operations}
@@ -155,7 +179,7 @@ def _change(graph: ChannelGraph, made: Shallower, optimizers: Sequence[Any]) -> 
     leaving = [variable.value for variable in gone]
     leaving += [own.old.value for own in replaced.values()]
     for old, _ in rebuilt:
-        leaving += [variable.value for variable in old.variables if variable.shape]
+        leaving += [variable.value for variable in old.variables if len(variable.shape)]
     return Change(
         insides=(*insides, *rebuilt),
         leaving=tuple(leaving),
