@@ -21,11 +21,7 @@ import sgdap
 from sgdap.execution.latency import Stopwatch
 
 COLUMNS = ["seed", "depth", "flops", "kept", "units", "ratio", "one_shot", "tuned"]
-PLANS = (
-    *((0, flops) for flops in (0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.08)),
-    *((0.25, flops) for flops in (0.5, 0.35, 0.25, 0.17, 0.12, 0.08)),
-    *((0.5, flops) for flops in (0.35, 0.25, 0.17, 0.12, 0.08, 0.05)),
-)
+PLANS = tuple((depth, flops) for flops in (0.35, 0.25, 0.17, 0.12) for depth in (0, 0.25, 0.5))
 
 
 def resnet():

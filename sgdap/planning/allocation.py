@@ -305,6 +305,9 @@ def _set_widths(widths: WidthSearch, wanted: Sequence[int]) -> None:
         while widths.removed[group.name]:
             widths.restore(group)
     for group, width in zip(widths.groups, wanted, strict=True):
+        whole = widths.step_to(group, width) if width < group.size else None
+        if whole is not None:
+            widths.remove(group, whole)
         while widths.width(group) > width:
             step = widths.next_step(group)
             if step is None:

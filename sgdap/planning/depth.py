@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from sgdap.depth.costs import UnitCost
 from sgdap.depth.shallower import incompatible
 from sgdap.depth.units import RemovableUnit, has_kernel, live_calls, removable_units
 from sgdap.guidance.elimination import ErrorCurve
-from sgdap.planning.allocation import allocate
+from sgdap.planning.allocation import FREE, allocate
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import CostModel, cost_model
 from sgdap.planning.widths import WidthRules, paths_called
@@ -25,8 +25,8 @@ from sgdap.planning.widths import WidthRules, paths_called
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-TRIES = 4
-"""So many units in a row may be tried without a gain before the choice ends."""
+TRIES = 3
+"""So many numbers of units may be tried in a row without a gain: 1, 2 and 4, say."""
 
 
 Depth = bool | float | Sequence[str]
@@ -79,11 +79,11 @@ def choose_units(
     allocation: str,
     rules: WidthRules,
 ) -> tuple[UnitCost, ...]:
-    """Chooses units as long as the expected loss at the budget falls.
+    """Chooses the units with which the expected loss at the budget is least.
 
-    One after another the unit is tried that costs least for what it saves at the widths of the
-    moment. Then widths are chosen anew for the model without it. It leaves if what all units and
-    all channels that leave cost together is no more than before.
+    Units are taken in the order of what they cost for what they save at the widths that the model
+    would have with all of them. For some numbers of units, widths are chosen anew for the model
+    without these; what units and channels cost together tells which number is best.
 
     Args:
         graph: The model's channels.
@@ -100,11 +100,13 @@ def choose_units(
     """
     targets = budget.targets(full)
     limited = np.isfinite(targets)
+    # the heads of an attention layer, say, are made by `layer:heads`
+    layers_of = {g: [path.partition(":")[0] for path in g.producers] for g in groups}
 
     def spent(units: Sequence[UnitCost]) -> tuple[float, Mask] | None:
         """The expected loss at the budget without some units, and the channels that stay."""
         model, alive = thinned(graph, [own.unit for own in units])
-        open_groups = [group for group in groups if not alive.isdisjoint(group.producers)]
+        open_groups = [group for group in groups if any(map(alive.__contains__, layers_of[group]))]
         try:
             kept = allocate(
                 open_groups, curves, model, budget, full=full, allocation=allocation, rules=rules
@@ -117,53 +119,62 @@ def choose_units(
         ]
         return sum(errors) + sum(own.error for own in units), kept
 
-    chosen: tuple[UnitCost, ...] = ()
-    best = spent(chosen)
-    rejected: set[str] = set()
-    failed = 0
-    while failed < TRIES:
-        kept = np.ones(graph.count, bool) if best is None else best[1]
-        candidates = _by_rate(graph, costs, chosen, rejected, kept, full, limited)
-        if not candidates:
-            break
-        tried = candidates[0]
-        found = spent(tried)
-        if found is not None and (best is None or found[0] <= best[0] * (1 + SAME)):
-            chosen, best, failed = tried, found, 0
-            rejected.clear()
-        else:
-            rejected.add(tried[-1].unit.name)
-            failed += best is not None
-    return chosen
+    best = spent(())
+    kept = np.ones(graph.count, bool) if best is None else best[1]
+    sets = _by_rate(graph, costs, kept, full, limited)
+    found: dict[int, float] = {0: np.inf if best is None else best[0]}
+    nothing = FREE * max((float(curves[group.name].errors[-1]) for group in groups), default=0.0)
+
+    def better(number: int, than: int) -> bool:
+        """Whether so many units are better; of two that are as good, more are."""
+        if number not in found:
+            made = spent(sets[number - 1])
+            found[number] = np.inf if made is None else made[0]
+        same = SAME * min(found[number], found[than]) + nothing
+        less = found[number] - found[than] if np.isfinite(found[number]) else np.inf
+        return less <= same if number > than else less < -same
+
+    most, number, failed = 0, 1, 0
+    while number <= len(sets) and (failed < TRIES or not np.isfinite(found[most])):
+        failed = 0 if better(number, most) else failed + 1
+        most = number if not failed else most
+        number *= 2
+    step = most // 2
+    while step:
+        for number in (most - step, most + step):
+            if 0 < number <= len(sets) and better(number, most):
+                most = number
+                break
+        step //= 2
+    return sets[most - 1] if most else ()
 
 
 def _by_rate(
     graph: ChannelGraph,
     costs: Sequence[UnitCost],
-    chosen: tuple[UnitCost, ...],
-    rejected: Collection[str],
     kept: Mask,
     full: Array,
     limited: npt.NDArray[np.bool_],
 ) -> list[tuple[UnitCost, ...]]:
-    """The units with one more each, the cheapest for what it saves first."""
-    model, _ = thinned(graph, [own.unit for own in chosen])
+    """The units that leave if one does, if two do, …: the cheapest for what they save first."""
+    model, _ = thinned(graph, ())
     now = model.cost(model.lengths(kept))
-    gone = {path for own in chosen for path in own.unit.layers}
-    rates = []
+    rates: list[tuple[float, int, UnitCost]] = []
     for own in costs:
-        if own.unit.name in rejected or gone.issuperset(own.unit.layers):
-            continue
-        rest = _outside(chosen, own)
-        units = [other.unit for other in (*rest, own)]
-        if incompatible(graph, units):
-            continue
-        after, _ = thinned(graph, units)
+        after, _ = thinned(graph, [own.unit])
         saved = float(((now - after.cost(after.lengths(kept))) / full)[limited].sum())
-        rise = own.error + sum(x.error for x in rest) - sum(x.error for x in chosen)
         if saved > 0:
-            rates.append((max(rise, 0.0) / saved, (*rest, own)))
-    return [units for _, units in sorted(rates, key=lambda rate: rate[0])]
+            rates.append((own.error / saved, len(rates), own))
+    sets: list[tuple[UnitCost, ...]] = []
+    chosen: tuple[UnitCost, ...] = ()
+    for _, _, own in sorted(rates):
+        gone = {path for other in chosen for path in other.unit.layers}
+        units = (*_outside(chosen, own), own)
+        if gone.issuperset(own.unit.layers) or incompatible(graph, [x.unit for x in units]):
+            continue
+        chosen = units
+        sets.append(chosen)
+    return sets
 
 
 def cheapest_units(
