@@ -51,10 +51,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
 
 
+gc.disable()  # until all is imported, of which nothing is garbage
+
+
 def pytest_collection_finish() -> None:
     """Spares the garbage collector what is there from now on: all that was imported."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
