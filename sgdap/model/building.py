@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
+from sgdap.model.generators import LOCK
 from sgdap.model.interception import replaced
 
 _DRAWN = (
@@ -17,12 +19,14 @@ _DRAWN = (
 """Initializers that draw; those of Glorot, He and LeCun scale the variance."""
 
 
-def weights_not_drawn() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def weights_not_drawn() -> Iterator[None]:
     """Within, weights that would begin with random numbers begin with zeros.
 
     To draw numbers takes longer than all else that a small layer does when it is built.
     """
-    return replaced({(keras.Layer, "add_weight"): _added})
+    with LOCK, replaced({(keras.Layer, "add_weight"): _added}):
+        yield
 
 
 def _added(original: Any, layer: Any, /, *args: Any, **kwargs: Any) -> Any:
