@@ -1,7 +1,9 @@
 """What holds for every test: the backend, the digits that ship with the package, fixed seeds."""
 
+import functools
 import gc
 import os
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +33,12 @@ settings.register_profile("explore", deadline=None, print_blob=True, max_example
 settings.load_profile("repeatable")
 
 
+# Python 3.11 lists the attributes of a protocol at each `isinstance`, of which TensorFlow asks many
+# for each operation; later versions remember them.
+if hasattr(typing, "_get_protocol_attrs"):
+    typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps the tests of a module in one process, where they share what they make once.
@@ -43,10 +51,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
 
 
+gc.disable()  # until all is imported, of which nothing is garbage
+
+
 def pytest_collection_finish() -> None:
     """Spares the garbage collector what is there from now on: all that was imported."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +69,32 @@ def functions_run_eagerly(request: pytest.FixtureRequest) -> Iterator[None]:
     tf.config.run_functions_eagerly(request.node.get_closest_marker("compiled") is None)
     yield
     tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def arrays_are_batched_simply() -> Iterator[None]:
+    """Lets `fit` take batches of arrays from a dataset of few parts.
+
+    Keras makes one that is quick for many samples: to build it and begin an epoch takes as long as
+    ten steps of a small model. With a seed it shuffles alike in each epoch, and so does this one.
+    """
+    import tensorflow as tf
+    from keras.src import tree
+    from keras.src.trainers.data_adapters import array_data_adapter, array_slicing
+
+    def get_tf_dataset(adapter: array_data_adapter.ArrayDataAdapter) -> tf.data.Dataset:
+        arrays = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
+        if adapter._shuffle == "batch" or not all(hasattr(a, "ndim") for a in tree.flatten(arrays)):
+            return of_many_parts(adapter)
+        samples = tf.data.Dataset.from_tensor_slices(tree.lists_to_tuples(arrays))
+        if adapter._shuffle:
+            samples = samples.shuffle(adapter._num_samples, 0, reshuffle_each_iteration=False)
+        return samples.batch(adapter._batch_size, drop_remainder=not adapter._partial_batch_size)
+
+    of_many_parts = array_data_adapter.ArrayDataAdapter.get_tf_dataset
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(array_data_adapter.ArrayDataAdapter, "get_tf_dataset", get_tf_dataset)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -70,6 +71,21 @@ def strategies() -> dict[str, Any]:
         "one": tf.distribute.get_strategy(),
         "two": tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]),
     }
+
+
+def on_both(run: Callable[[Any], Any]) -> dict[str, Any]:
+    """What a run returns on one device and on two.
+
+    On one device functions run eagerly: it is only what the run on two is compared with, and
+    to compile takes longer than all its steps.
+    """
+    import tensorflow as tf
+
+    made = {}
+    for name, strategy in strategies().items():
+        tf.config.run_functions_eagerly(name == "one")
+        made[name] = run(strategy)
+    return made
 
 
 def main() -> None:

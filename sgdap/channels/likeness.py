@@ -21,6 +21,7 @@ from sgdap.channels.probing import Array, agree, fits, halves, taken
 from sgdap.channels.remembering import key_of, key_of_arguments
 from sgdap.channels.resizing import called, check_variables, new_entries, resized
 from sgdap.channels.rewriting import Masks, rewritten
+from sgdap.model.building import only_built, weights_not_drawn
 from sgdap.model.generators import global_state_kept
 from sgdap.model.leaves import leaf_class
 from sgdap.model.program import Call, OperationCall, Shape, fill, leaves_of
@@ -300,12 +301,22 @@ class Likeness:
             kwargs["training"] = False
         if values is not None:
             if len(_keras.layer_variables(operation)) != len(values) or not operation.built:
-                called(operation, path, args, kwargs)  # its first call makes its variables
+                self._build(operation, args, kwargs, len(values))
             shapes = {number: value.shape for number, value in enumerate(values)}
             check_variables(path, call.operation, operation, shapes)
             for variable, value in zip(_keras.layer_variables(operation), values, strict=True):
                 variable.assign(value)
         return list(map(_numpy, leaves_of(called(operation, path, args, kwargs))))
+
+    def _build(self, layer: Any, args: Any, kwargs: Any, count: int) -> None:
+        """Makes a layer's variables, as its first call does."""
+        path = self.part.call.path
+        with weights_not_drawn():
+            if self.part.is_of_keras:
+                with only_built(layer):
+                    called(layer, path, args, kwargs)
+            if not layer.built or len(_keras.layer_variables(layer)) != count:
+                called(layer, path, args, kwargs)
 
     def _knows_shapes(self, slim: Any, given: Sequence[Array], found: Sequence[Array]) -> bool:
         """Whether Keras knows the shapes of what a slim layer of the user's own made."""

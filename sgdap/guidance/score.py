@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
 from joblib import Parallel, cpu_count, delayed
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from sgdap import _keras
 from sgdap.channels.groups import ChannelGraph, ChannelGroup, check_is_graph
@@ -29,6 +29,12 @@ Array = npt.NDArray[np.float64]
 
 _LIMITED = threading.Lock()
 """Held while the linear algebra of the process is limited: the last to leave takes it back."""
+
+
+@cache
+def _linear_algebra() -> ThreadpoolController:
+    """The libraries of the process that compute with threads; to look for them takes 10 ms."""
+    return ThreadpoolController()
 
 
 def score_groups(
@@ -98,7 +104,7 @@ def score_groups(
         return replace(found, wanted=wanted)
 
     # Threads of the linear algebra would wait for each other: one each, the groups side by side.
-    with _LIMITED, threadpool_limits(limits=1, user_api="blas"):
+    with _LIMITED, _linear_algebra().limit(limits=1, user_api="blas"):
         largest_first = sorted(groups, key=lambda group: work[group.name], reverse=True)
         workers = max(1, min(side_by_side, cpu_count()))
         curves = Parallel(n_jobs=workers, prefer="threads")(

@@ -30,7 +30,8 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     np.random.set_state(state["numpy"])  # noqa: NPY002
 
 
-_LOCK = threading.RLock()
+LOCK = threading.RLock()
+"""Held by who makes layers and puts the state of the process back; taken before any other."""
 
 
 @contextlib.contextmanager
@@ -42,7 +43,7 @@ def global_state_kept() -> Iterator[None]:
     One thread at a time is within, so each finds the state of the process when it leaves.
     """
     logger = logging.getLogger("tensorflow")
-    with _LOCK, _keras.name_counters_kept():
+    with LOCK, _keras.name_counters_kept():
         state, level = random_state(), logger.level
         logger.setLevel(logging.ERROR)
         try:

@@ -17,6 +17,7 @@ from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.slices import variable_slices
 from sgdap.depth import Shallower, shallower
+from sgdap.model.building import weights_not_drawn
 from sgdap.model.copying import compile_alike, copied_operation, copy_state
 from sgdap.model.functional import functional_program, saves_by_its_graph, warn_of_losses
 from sgdap.planning.bypassed import bypasses
@@ -291,7 +292,7 @@ def copy_model(model: Any, *, compiled: bool = True) -> Any:
         ValueError: A layer can't be made again from its config.
     """
     try:
-        with _keras.scope_of(model):
+        with _keras.scope_of(model), weights_not_drawn():
             copy = keras.models.clone_model(
                 _keras.uncompiled(model),
                 clone_function=lambda layer: copied_operation(layer, layer.name, {}),

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap._keras.optimizers import optimizers_of
 from sgdap.channels.resizing import called, check_variables, resized
+from sgdap.model.building import weights_not_drawn
 from sgdap.model.generators import global_state_kept
 from sgdap.model.program import Call, OperationCall, Program, Ref, Shape, fill
 from sgdap.model.symbolic_graph import symbolic_graph
@@ -214,7 +215,8 @@ def _rebuild_layers(
             if call.path not in rebuilt:
                 new = resized(operation, call.path, configs.get(call.path, {}))
                 rebuilt[call.path] = (operation, new)
-            results = called(rebuilt[call.path][1], call.path, args, kwargs)
+            with weights_not_drawn():
+                results = called(rebuilt[call.path][1], call.path, args, kwargs)
         for ref, result in zip(call.outputs, keras.tree.flatten(results), strict=True):
             known = program.shapes[ref.index]
             shapes[ref.index] = tuple(

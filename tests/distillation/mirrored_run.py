@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers
 
 import sgdap
-from tests.devices import strategies
+from tests.devices import on_both
 
 
 def network(width: int) -> keras.Model:
@@ -29,4 +29,4 @@ def run(strategy) -> dict:
 
 def found() -> dict:
     """What came out on one device and on two."""
-    return {name: run(strategy) for name, strategy in strategies().items()}
+    return on_both(run)

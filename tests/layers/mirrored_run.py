@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from sgdap.layers import DynamicRangeActivation
-from tests.devices import strategies
+from tests.devices import on_both
 
 
 def samples_to_grow_on() -> tuple[np.ndarray, np.ndarray]:
@@ -24,7 +24,5 @@ def run(strategy, growth: str) -> dict:
 
 def found() -> dict:
     """What came out on one device and on two."""
-    return {
-        name: {growth: run(strategy, growth) for growth in ("trainable", "statistics")}
-        for name, strategy in strategies().items()
-    }
+    growths = ("trainable", "statistics")
+    return on_both(lambda strategy: {growth: run(strategy, growth) for growth in growths})

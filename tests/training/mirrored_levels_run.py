@@ -1,10 +1,12 @@
 """Runs on lattices, one device and two, for `test_quantizing_devices.py`, in `tests/devices.py`."""
 
+import functools
+
 import keras
 import numpy as np
 
 import sgdap
-from tests.devices import strategies
+from tests.devices import on_both
 from tests.training.mirrored_masks_run import network
 from tests.training.mirrored_run import data
 
@@ -41,6 +43,6 @@ def run(strategy, optimizer: str) -> dict:
 
 def found() -> dict:
     return {
-        optimizer: {name: run(strategy, optimizer) for name, strategy in strategies().items()}
+        optimizer: on_both(functools.partial(run, optimizer=optimizer))
         for optimizer in ("adam", "averaged", "scaled")
     }

@@ -7,7 +7,7 @@ import numpy as np
 from keras import layers
 
 import sgdap
-from tests.devices import strategies
+from tests.devices import on_both, strategies
 from tests.training.mirrored_run import data
 
 OPTIMIZERS = {
@@ -93,12 +93,10 @@ def resumed(strategy) -> dict:
 
 def found() -> dict:
     """What came out of the runs on one device and on two."""
-    both = strategies()
     runs = [("gradient", "adam"), ("second_order", "adam")]
     runs += [("gradient", o) for o in OPTIMIZERS if o != "adam"]
-    made: dict = {
-        name: {f"{guidance} {o}": run(strategy, o, guidance) for guidance, o in runs}
-        for name, strategy in both.items()
-    }
-    made["resumed"] = resumed(both["two"])
+    made: dict = on_both(
+        lambda strategy: {f"{guidance} {o}": run(strategy, o, guidance) for guidance, o in runs}
+    )
+    made["resumed"] = resumed(strategies()["two"])
     return made

@@ -11,7 +11,7 @@ from keras import layers
 
 import sgdap
 from sgdap.training.first_sample import known_samples
-from tests.models import digits_like
+from tests.models import digits_like, functions_compiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
 
@@ -59,13 +59,14 @@ def network() -> keras.Model:
 
 def compiled(model: keras.Model) -> None:
     loss = "sparse_categorical_crossentropy"
-    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])
 
 
 @pytest.fixture(scope="module")
 def weights() -> list:
     model = network()
-    model.fit(X, Y, epochs=10, verbose=0)
+    with functions_compiled():
+        model.fit(X, Y, epochs=10, verbose=0)
     return model.get_weights()
 
 

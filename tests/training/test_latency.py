@@ -64,6 +64,19 @@ def test_the_most_flops_that_are_fast_enough_are_found(share):
     assert found.least < found.seconds < found.whole == pytest.approx(whole * NANOSECOND)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_the_same_widths_are_timed_once(share):
+    timed = []
+
+    def measured(model) -> float:
+        timed.append(tuple(tuple(weight.shape) for weight in model.weights))
+        return a_nanosecond_a_flop(model)
+
+    limit = share * a_nanosecond_a_flop(convnet())
+    within(sgdap.Budget(latency="1ms", runtime=measured), limit)
+    assert len({*timed}) == len(timed) > 3
+
+
 def test_a_model_that_is_fast_enough_stays_whole():
     found, whole = within(sgdap.Budget(latency="1ms", runtime=a_nanosecond_a_flop), 1.0)
     assert found.flops == whole
