@@ -18,6 +18,7 @@ from sgdap.pipeline import PruningOptions, pruning_scope
 from sgdap.quantization.kernels import quantized_kernels
 from sgdap.sparsity.kernels import chosen_kernels
 from sgdap.sparsity.patterns import get_pattern
+from sgdap.training.learned_scales import check_can_be_learned
 
 
 def check_drop(drop: Any, judge: Judge | None) -> None:
@@ -75,11 +76,23 @@ def check_stages(work: Work, stages: Sequence[Stage]) -> None:
             pattern = get_pattern("unstructured" if pruned else stage.pattern)
             chosen_kernels(layers, pattern, layers=stage.layers, overrides=stage.overrides)
         elif isinstance(stage, Quantize):
-            quantized_kernels(layers, stage.scheme, stage.layers, stage.overrides)
+            kernels = quantized_kernels(layers, stage.scheme, stage.layers, stage.overrides)
+            if stage.learned_scales:
+                check_can_be_learned(kernels)
+            _check_is_trained(work, stage)
         elif isinstance(stage, Export):
             check_format(Path(stage.path), stage.format, stage.quantize)
         elif isinstance(stage, Pack):
             check_installed(["constriction"], "pack", "sgdap.Pack")
+
+
+def _check_is_trained(work: Work, stage: Quantize) -> None:
+    asked = stage.only_trained()
+    if asked and stage.epochs is None and not work.epochs:
+        raise ValueError(
+            f"{asked} is what training does, and Quantize gets no epochs. Pass epochs=… to it "
+            "or to sgdap.compress, a compiled model and targets; or leave it out."
+        )
 
 
 def _check_can_train(work: Work, stages: Sequence[Stage]) -> None:

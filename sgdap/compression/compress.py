@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,13 @@ from sgdap.channels.grouping import channel_graph
 from sgdap.compression.checks import check_drop, check_stages
 from sgdap.compression.measuring import measures
 from sgdap.compression.recipes import load_recipe, save_recipe, stages_of
-from sgdap.compression.report import CompressionReport, Measures, StageReport, stage_report
+from sgdap.compression.report import (
+    CompressionReport,
+    Measures,
+    StageReport,
+    stage_report,
+    trained_ranges,
+)
 from sgdap.compression.search import Tried, searched
 from sgdap.compression.stages import Export, Pack, Stage, check_order
 from sgdap.compression.steps import Limit, Made, carried_out
@@ -187,10 +192,14 @@ class _Run:
         model = folder.loaded(len(reports)) if reports else work.model
         for number, stage in enumerate(stages[len(reports) :], len(reports)):
             last = reports[-1].after if reports else before
+            ranges, lost = trained_ranges(reports)
+            self._work = replace(work, ranges=ranges)
             model, made = self._stage(number, stage, model, last, limit)
+            if lost and isinstance(stage, Export):
+                made = replace(made, notes=(*made.notes, lost))
             model = folder.saved(model, number + 1)
             reports.append(made)
-            folder.keep(stages=[dataclasses.asdict(own) for own in reports])
+            folder.keep(stages=[asdict(own) for own in reports])
             if work.verbose:
                 print(_line(number, len(stages), made, self._metric))
         report = CompressionReport(
@@ -299,6 +308,7 @@ class _Run:
             whole,
             layers,
             made.losses,
+            made.ranges,
             tuple(tried),
             str(self._work.place(own.path)) if isinstance(own, (Export, Pack)) else None,
             made.bytes,
@@ -314,7 +324,7 @@ class _Run:
         judge = self._work.judge
         score = None if judge is None else judge.score(self._work.model)
         before, _ = measures(self._work.model, self._work.inputs, score)
-        folder.keep(before=dataclasses.asdict(before))
+        folder.keep(before=asdict(before))
         return before
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ class StageReport:
         layers: Its kernels.
         losses: The expected rise of the loss of each channel group, by name; empty where nothing
             of the kind was computed.
+        ranges: The least and the largest number of each tensor that training rounded, by name, as
+            `sgdap.export` takes them; empty where activations stayed float.
         tried: What was tried before and cost too much: the stage and its score.
         path: The file that was written; None: none.
         file_bytes: Its size.
@@ -78,6 +80,7 @@ class StageReport:
     after: Measures
     layers: tuple[LayerMeasures, ...] = ()
     losses: Mapping[str, float] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     tried: tuple[tuple[Mapping[str, Any], float | None], ...] = ()
     path: str | None = None
     file_bytes: int | None = None
@@ -236,7 +239,7 @@ class CompressionReport:
             yield f"{' → '.join(map(_words, tried)) or 'nothing'}: divergence {divergence:.3g}."
         if self.missed:
             yield self.missed
-        yield from self.notes
+        yield from dict.fromkeys((*self.notes, *(note for s in self.stages for note in s.notes)))
 
 
 def stage_report(own: Mapping[str, Any]) -> StageReport:
@@ -251,9 +254,38 @@ def stage_report(own: Mapping[str, Any]) -> StageReport:
             "after": Measures(**own["after"]),
             "layers": layers,
             "tried": tried,
+            "ranges": {name: (low, high) for name, (low, high) in own["ranges"].items()},
             "notes": tuple(own["notes"]),
         }
     )
+
+
+def trained_ranges(
+    stages: Sequence[StageReport],
+) -> tuple[Mapping[str, tuple[float, float]], str]:
+    """The ranges of activations that were trained and hold for the model after some stages.
+
+    Args:
+        stages: The stages so far.
+
+    Returns:
+        The ranges by name, and why those that a stage trained hold no longer; empty: they do, or
+        none did.
+    """
+    ranges: Mapping[str, tuple[float, float]] = {}
+    trainer = lost = ""
+    for own in stages:
+        if own.done is None or own.path is not None:  # it left the model as it was
+            continue
+        if own.ranges:
+            trainer, lost = own.name, ""
+        elif ranges:
+            lost = (
+                f"The ranges of activations that {trainer} trained are not used: {own.name} "
+                "changed the model after it."
+            )
+        ranges = own.ranges
+    return ranges, lost
 
 
 def _cells(own: Measures) -> list[str]:

@@ -214,6 +214,9 @@ class Quantize(Stage):
         overrides: A dict from layer names or patterns to a scheme of their own.
         compensate: True, `"layerwise"` or False, as in `sgdap.quantize`.
         fold: Whether normalisations are folded into kernels before, as runtimes do.
+        activations: `"int8"`: the model is trained with rounded activations too, and a later
+            `Export(quantize="int8")` takes the ranges that these have. None: they stay float.
+        learned_scales: Whether training learns the scales, as in `QuantizationCallback`.
     """
 
     kind = "quantize"
@@ -224,12 +227,27 @@ class Quantize(Stage):
     overrides: Mapping[str, Any] | None = None
     compensate: bool | str = True
     fold: bool = True
+    activations: str | None = None
+    learned_scales: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         get_scheme(self.scheme)
         check_choice("compensate", self.compensate, (True, False, "layerwise"))
         check_choice("fold", self.fold, (True, False))
+        check_choice("activations", self.activations, (None, "int8"))
+        check_choice("learned_scales", self.learned_scales, (True, False))
+        if self.epochs == 0 and (asked := self.only_trained()):
+            raise ValueError(
+                f"Quantize: {asked} is what training does, and epochs=0 trains nothing. Leave one "
+                "of them out."
+            )
+
+    def only_trained(self) -> str:
+        """What was asked for that only training can do; empty: nothing."""
+        if self.activations is not None:
+            return f"activations={self.activations!r}"
+        return "learned_scales=True" if self.learned_scales else ""
 
     def milder(self) -> Self | None:
         """More bits."""
@@ -245,6 +263,9 @@ class Quantize(Stage):
 @dataclass(frozen=True, repr=False)
 class Export(Stage):
     """Writes a file for another runtime and checks it there, as `sgdap.export` does.
+
+    A file of `quantize="int8"` has the ranges of activations that an earlier
+    `Quantize(activations="int8")` trained.
 
     Attributes:
         path: The file, or the folder of a SavedModel.

@@ -47,6 +47,7 @@ class Made:
     Attributes:
         model: The model after it.
         losses: The expected rise of the loss of each channel group, by name.
+        ranges: The ranges of activations that were trained, by name.
         file: What was measured of a file in its runtime.
         bytes: The size of the file that was written.
         score: The score of the file in its runtime; None: there is no file of its own numbers.
@@ -55,6 +56,7 @@ class Made:
 
     model: Any
     losses: Mapping[str, float] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     file: ExportReport | None = None
     bytes: int | None = None
     score: float | None = None
@@ -146,20 +148,20 @@ def _quantized(stage: Quantize, model: Any, work: Work, limit: Limit | None) -> 
         verbose=int(work.verbose > 1),
     )
     epochs = _epochs(stage, work)
-    if epochs:
-        callbacks: list[Any] = [
-            QuantizationCallback(
-                stage.scheme,
-                layers=stage.layers,
-                overrides=stage.overrides,
-                seed=work.seed,
-                verbose=int(work.verbose > 1),
-            )
-        ]
-        if work.teacher is not None:
-            callbacks.append(DistillationCallback(work.teacher))
-        work.fit(small, epochs, callbacks)
-    return Made(small)
+    if not epochs:
+        return Made(small)
+    rounding = QuantizationCallback(
+        stage.scheme,
+        stage.activations,
+        layers=stage.layers,
+        overrides=stage.overrides,
+        learned_scales=stage.learned_scales,
+        seed=work.seed,
+        verbose=int(work.verbose > 1),
+    )
+    teaching = [] if work.teacher is None else [DistillationCallback(work.teacher)]
+    work.fit(small, epochs, [rounding, *teaching])
+    return Made(small, ranges=rounding.ranges)
 
 
 def _exported(stage: Export, model: Any, work: Work, limit: Limit | None) -> Made:
@@ -170,6 +172,7 @@ def _exported(stage: Export, model: Any, work: Work, limit: Limit | None) -> Mad
         quantize=stage.quantize,
         data=work.inputs,
         batch_size=stage.batch_size,
+        ranges=work.ranges if work.ranges and stage.quantize == "int8" else None,
         verbose=0,
     )
     score = None

@@ -7,7 +7,7 @@ import logging
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,7 @@ class Work:
         batch_size: Samples in a batch of training.
         verbose: 2 shows what each stage prints.
         folder: Where files lie whose paths are relative; None: in the working directory.
+        ranges: Ranges of the model's activations that an earlier stage trained; empty: none did.
     """
 
     model: Any
@@ -121,6 +122,7 @@ class Work:
     batch_size: int
     verbose: int
     folder: Path | None = None
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def calibration(self) -> Any:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
-from sgdap.compression.report import CompressionReport
+from sgdap.compression.report import CompressionReport, Measures, StageReport, trained_ranges
 from sgdap.compression.stages import Stage
 from tests.models import randomise
 
@@ -166,6 +166,69 @@ def test_a_file_is_judged_in_its_own_runtime(trained, size, tmp_path):
     assert stage.file_score == pytest.approx(made.report.before.score, abs=0.02)
 
 
+def trained_ranges_and_file(model, folder):
+    return sgdap.compress(
+        model,
+        [
+            sgdap.Quantize("int8", activations="int8", compensate=False, epochs=2),
+            sgdap.Export("small.tflite", quantize="int8"),
+        ],
+        DATA,
+        validation_data=JUDGED,
+        teacher=False,
+        workdir=folder,
+        verbose=0,
+    )
+
+
+@pytest.mark.compiled
+def test_ranges_that_training_found_are_those_of_the_file(trained, tmp_path, monkeypatch):
+    report = trained_ranges_and_file(trained, tmp_path / "whole").report
+    ranges = report.stages[0].ranges
+    assert ranges["hidden"][0] == pytest.approx(0, abs=1e-6) and ranges["hidden"][1] > 0
+    assert CompressionReport.from_json(report.to_json()) == report
+
+    from ai_edge_litert.interpreter import Interpreter
+
+    file = Interpreter(str(tmp_path / "whole" / "small.tflite"))
+    steps = [own["quantization"][0] for own in file.get_tensor_details()]
+    assert any(step == pytest.approx(ranges["hidden"][1] / 255, rel=1e-3) for step in steps), (
+        "no tensor of the file has the range that was trained"
+    )
+
+    real, given = whole.carried_out, []
+
+    def killed(stage, model, work, limit):
+        if stage.kind == "export":
+            given.append(work.ranges)
+            if len(given) == 1:
+                raise _Killed
+        return real(stage, model, work, limit)
+
+    monkeypatch.setattr(whole, "carried_out", killed)
+    with pytest.raises(_Killed):
+        trained_ranges_and_file(trained, tmp_path / "killed")
+    again = trained_ranges_and_file(trained, tmp_path / "killed").report
+    assert given[1] == given[0] == again.stages[0].ranges
+    assert without_times(again) == pytest.approx(without_times(report), rel=1e-5)
+
+
+def test_ranges_hold_until_another_stage_changes_the_model():
+    ranges, costs = {"a": (0.0, 1.0)}, Measures(1, 1, 1, 32.0, 4, None, 1.0)
+
+    def stage(name, **own):
+        return StageReport({name: {}}, {name: {}}, costs, **own)
+
+    few = stage("quantize", ranges=ranges)
+    packed = stage("pack", path="a.sgdap")
+    undone = dataclasses.replace(stage("distill"), done=None)
+    assert trained_ranges([few, packed, undone]) == (ranges, "")
+    none, why = trained_ranges([few, stage("distill"), packed])
+    assert not none and "distill changed the model after" in why
+    assert trained_ranges([few, stage("distill"), few]) == (ranges, "")
+    assert trained_ranges([stage("prune")]) == ({}, "")
+
+
 @pytest.mark.compiled
 def test_a_budget_alone_finds_its_stages(trained):
     share = 0.3
@@ -302,6 +365,8 @@ def test_a_folder_of_another_compression_is_refused(trained, tmp_path):
         ([sgdap.Sparsify(0.5), sgdap.Export("a.txt")], {}, ValueError, "No format"),
         ([sgdap.Export("a.onnx", quantize="int8")], {}, ValueError, "for LiteRT files"),
         ([sgdap.Sparsify(0.5)], {"teacher": 3}, TypeError, "teacher"),
+        ([sgdap.Quantize(activations="int8")], {"epochs": 0}, ValueError, "gets no epochs"),
+        ([sgdap.Quantize("lloyd_max", learned_scales=True)], {}, ValueError, "learned_scales"),
     ],
 )
 def test_what_makes_no_sense_is_refused(trained, stages, arguments, error, words, tmp_path):
@@ -440,6 +505,9 @@ def test_stages_are_plain_values():
         (lambda: sgdap.Sparsify(1.0), "share of zeros"),
         (lambda: sgdap.Sparsify(0.5, "3:2"), "3:2"),
         (lambda: sgdap.Quantize("int9"), "int9"),
+        (lambda: sgdap.Quantize(activations="int4"), "activations"),
+        (lambda: sgdap.Quantize(activations="int8", epochs=0), "epochs=0 trains nothing"),
+        (lambda: sgdap.Quantize(learned_scales=True, epochs=0), "epochs=0 trains nothing"),
         (lambda: sgdap.Export(), "needs the path"),
         (lambda: sgdap.Pack(""), "needs the path"),
         (lambda: sgdap.Export("a", epochs=2), "trains nothing"),
