@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from sgdap._arguments import check_choice, check_integer, shown
 from sgdap.channels.grouping import channel_graph
 from sgdap.compression.checks import check_drop, check_stages
+from sgdap.compression.limits import missed, timed
 from sgdap.compression.measuring import measures
 from sgdap.compression.recipes import load_recipe, save_recipe, stages_of
 from sgdap.compression.report import (
@@ -23,7 +24,7 @@ from sgdap.compression.report import (
     trained_ranges,
 )
 from sgdap.compression.search import Tried, searched
-from sgdap.compression.stages import Export, Pack, Stage, check_order
+from sgdap.compression.stages import Export, Pack, Prune, Stage, check_order
 from sgdap.compression.steps import Limit, Made, carried_out
 from sgdap.compression.work import Work, has_targets, make_judge, separated
 from sgdap.compression.workdir import Workdir
@@ -178,7 +179,7 @@ class _Run:
         work = self._work
         asked = {
             "stages": None if stages is None else [_config(stage) for stage in stages],
-            "budget": repr(budget),
+            "budget": None if budget is None else _config(Prune(budget)),
             "drop": self._drop,
         }
         folder = Workdir(work, asked)
@@ -202,14 +203,16 @@ class _Run:
             folder.keep(stages=[asdict(own) for own in reports])
             if work.verbose:
                 print(_line(number, len(stages), made, self._metric))
+        time_taken, noise = timed(budget, work.model, model)
         report = CompressionReport(
             work.model.name,
             self._metric,
             before,
             tuple(reports),
             search,
-            _missed(budget, before, reports[-1].after),
-            profile(work.model, work.inputs, latency=False).notes,
+            time_taken,
+            missed(budget, before, reports[-1].after) or (time_taken.missed if time_taken else ""),
+            (*profile(work.model, work.inputs, latency=False).notes, *filter(None, [noise])),
             work.seed,
             _versions(),
         )
@@ -237,7 +240,7 @@ class _Run:
                 folder.keep(search=[[_config(stage) for stage in stages], search])
             else:
                 listed, tried = folder.kept["search"]
-                stages = stages_of(listed)
+                stages = stages_of([_timed_as(budget, own) for own in listed])
                 search = tuple((tuple(own), divergence) for own, divergence in tried)
         if folder.folder is not None:
             save_recipe(stages, folder.folder / "recipe.yaml")
@@ -301,7 +304,7 @@ class _Run:
         began: float,
     ) -> StageReport:
         whole, layers = measures(made.model, self._work.inputs, score)
-        missed = _missed(getattr(own, "budget", None), last, whole)
+        unmet = missed(getattr(own, "budget", None), last, whole)
         return StageReport(
             _config(asked),
             _config(own),
@@ -314,7 +317,7 @@ class _Run:
             made.bytes,
             made.score,
             None if made.file is None else made.file.seconds,
-            (*made.notes, *filter(None, [missed])),
+            (*made.notes, *filter(None, [unmet])),
             time.perf_counter() - began,
         )
 
@@ -328,6 +331,14 @@ class _Run:
         return before
 
 
+def _timed_as(budget: Budget, listed: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage of a file, timed as the budget says: by a function that no file holds, perhaps."""
+    return {
+        name: {**own, "runtime": budget.runtime} if "runtime" in own else own
+        for name, own in listed.items()
+    }
+
+
 def _config(stage: Stage) -> dict[str, Any]:
     return {stage.kind: stage.get_config()}
 
@@ -338,17 +349,6 @@ def _epochs_of(epochs: int | str, model: Any, learnt: Any) -> int:
     if isinstance(epochs, str):
         raise ValueError(f"epochs must be a number or 'auto'. Received: epochs={shown(epochs)}")
     return check_integer("epochs", epochs, 0)
-
-
-def _missed(budget: Budget | None, before: Measures, after: Measures) -> str:
-    """Which limit of a budget is not met, in words; empty: all are. Time is not looked at."""
-    limits = {} if budget is None else budget.limits()
-    for name, limit in limits.items():
-        whole, own = getattr(before, name), getattr(after, name)
-        most = limit * whole if limit <= 1 else limit
-        if own > most * (1 + 1e-6):
-            return f"The budget is not met: {name} are {own:,}, and {most:,.0f} were allowed."
-    return ""
 
 
 def _line(number: int, count: int, report: StageReport, metric: str | None) -> str:

@@ -10,6 +10,9 @@ from typing import Any
 
 from sgdap._table import table_text, terminal_width
 
+_NEAR = 1.06
+"""A time that is so much longer than allowed is too long: two medians are known to 3 % each."""
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -96,6 +99,39 @@ class StageReport:
 
 
 @dataclass(frozen=True)
+class Timed:
+    """The time of a batch in the runtime that a budget names, of two models in turns.
+
+    Attributes:
+        runtime: The runtime.
+        batch_size: The number of samples in the batch.
+        before: Median seconds of the model that `compress` was given.
+        seconds: Median seconds of the model that came out.
+        allowed: What the budget allows.
+    """
+
+    runtime: str
+    batch_size: int
+    before: float
+    seconds: float
+    allowed: float
+
+    def __str__(self) -> str:
+        before, own, allowed = (
+            f"{1e3 * seconds:.3g} ms" for seconds in (self.before, self.seconds, self.allowed)
+        )
+        return (
+            f"A batch of {self.batch_size} takes {own} in {self.runtime}, before {before}; "
+            f"{allowed} were allowed."
+        )
+
+    @property
+    def missed(self) -> str:
+        """That the limit is not met, in words; empty: it is."""
+        return f"The budget is not met: {self}" if self.seconds > _NEAR * self.allowed else ""
+
+
+@dataclass(frozen=True)
 class CompressionReport:
     """A compression; print it for a table.
 
@@ -106,6 +142,7 @@ class CompressionReport:
         stages: The stages in order.
         search: Lists of stages that a search tried, with the divergence of their answers from the
             model's; empty where stages were given.
+        timed: The time in the runtime of the budget; None: it limits none.
         missed: Why a limit of the budget is not met; empty: all are, or there is none.
         notes: The reason for each layer whose FLOPs are not counted in full.
         seed: The seed.
@@ -117,6 +154,7 @@ class CompressionReport:
     before: Measures
     stages: tuple[StageReport, ...]
     search: tuple[tuple[tuple[Mapping[str, Any], ...], float], ...] = ()
+    timed: Timed | None = None
     missed: str = ""
     notes: tuple[str, ...] = ()
     seed: int = 0
@@ -172,6 +210,7 @@ class CompressionReport:
             own = json.loads(text)
             own["stages"] = tuple(stage_report(stage) for stage in own["stages"])
             own["before"] = Measures(**own["before"])
+            own["timed"] = None if own["timed"] is None else Timed(**own["timed"])
             own["notes"] = tuple(own["notes"])
             own["search"] = tuple((tuple(s), float(d)) for s, d in own["search"])
             return cls(**own)
@@ -237,6 +276,8 @@ class CompressionReport:
                 yield f"{stage.path}: {stage.file_bytes:,} bytes{own}."
         for tried, divergence in self.search:
             yield f"{' → '.join(map(_words, tried)) or 'nothing'}: divergence {divergence:.3g}."
+        if self.timed is not None and not self.timed.missed:
+            yield str(self.timed)
         if self.missed:
             yield self.missed
         yield from dict.fromkeys((*self.notes, *(note for s in self.stages for note in s.notes)))

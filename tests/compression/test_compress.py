@@ -15,6 +15,7 @@ from keras import layers
 import sgdap
 from sgdap.compression.report import CompressionReport, Measures, StageReport, trained_ranges
 from sgdap.compression.stages import Stage
+from sgdap.execution.latency import NoisyClockError
 from tests.models import randomise
 
 
@@ -243,11 +244,85 @@ def test_a_budget_alone_finds_its_stages(trained):
     assert [stage.asked for stage in report.stages] == list(best)
 
 
-def test_a_budget_of_flops_alone_prunes(trained):
+@pytest.mark.parametrize("limits", [{"flops": 0.4}, {"params": 0.3, "flops": 0.5}])
+def test_widths_are_found_in_several_ways_where_bytes_do_not_count(trained, limits):
     made = sgdap.compress(
-        trained, None, DATA, budget=sgdap.Budget(flops=0.5), epochs=0, teacher=False, verbose=0
+        trained, None, DATA, budget=sgdap.Budget(**limits), epochs=0, teacher=False, verbose=0
     )
-    assert [stage.name for stage in made.report.stages] == ["prune"]
+    report = made.report
+    assert all(getattr(report.after, n) <= v * getattr(report.before, n) for n, v in limits.items())
+    best, _ = min(report.search, key=lambda own: own[1])
+    assert [stage.asked for stage in report.stages] == list(best)
+    ways = {stages[0]["prune"].get("allocation", "global") for stages, _ in report.search}
+    assert ways == {"global", "layerwise", "measured"}
+    assert str(report).count("divergence") == 3
+
+
+@pytest.mark.parametrize(
+    "limits", [{"bytes": 0.15, "flops": 0.5}, {"bytes": 0.12, "params": 2400.0, "flops": 9000.0}]
+)
+def test_all_limits_of_a_budget_are_met_together(trained, limits):
+    made = sgdap.compress(
+        trained, None, DATA, budget=sgdap.Budget(**limits), epochs=0, teacher=False, verbose=0
+    )
+    report = made.report
+    assert not report.missed
+    for name, limit in limits.items():
+        whole = getattr(report.before, name)
+        assert getattr(report.after, name) <= (limit * whole if limit <= 1 else limit)
+    assert any("sparsify" in own for stages, _ in report.search for own in stages)
+
+
+def test_time_is_measured_in_the_runtime_of_the_budget(trained, tmp_path):
+    def seconds(model):
+        """A clock without noise: each channel of `hidden` takes a millisecond."""
+        return 1e-3 * model.get_layer("hidden").units
+
+    def compressed(limit):
+        budget = sgdap.Budget(latency=limit, runtime=seconds, batch_size=2)
+        return sgdap.compress(
+            *(trained, None, DATA),
+            budget=budget,
+            epochs=0,
+            teacher=False,
+            workdir=tmp_path,
+            verbose=0,
+        ).report
+
+    report = compressed(0.5)
+    assert report.timed.runtime == "seconds" and report.timed.batch_size == 2
+    assert report.timed.before == pytest.approx(0.024)
+    assert report.timed.seconds <= report.timed.allowed == pytest.approx(0.012)
+    assert not report.missed and "ms in seconds, before 24 ms" in " ".join(str(report).split())
+    assert CompressionReport.from_json(report.to_json()) == report
+    assert compressed(0.5) == report
+
+
+def test_time_that_stages_do_not_save_is_told(trained):
+    def clock(model):
+        return 1e-3
+
+    budget = sgdap.Budget(latency="0.9ms", runtime=clock)
+    stages = [sgdap.Quantize("int8", compensate=False)]
+    report = sgdap.compress(trained, stages, DATA, budget=budget, epochs=0, verbose=0).report
+    assert "The budget is not met: A batch of 1 takes 1 ms in clock" in report.missed
+    assert "0.9 ms were allowed" in report.missed
+
+
+def test_a_clock_that_is_too_noisy_is_told(trained):
+    def noisy(model):
+        raise NoisyClockError("The time can't be told.")
+
+    budget = sgdap.Budget(latency="0.9ms", runtime=noisy)
+    stages = [sgdap.Quantize("int8", compensate=False)]
+    report = sgdap.compress(trained, stages, DATA, budget=budget, epochs=0, verbose=0).report
+    assert report.timed is None and not report.missed
+    assert report.notes == ("The time can't be told.",)
+
+
+def test_a_budget_that_no_stages_meet_is_refused_with_the_reason(trained):
+    with pytest.raises(ValueError, match="can't be met by fewer channels: .*still needs"):
+        sgdap.compress(trained, None, DATA, budget=sgdap.Budget(flops=0.0001), epochs=0, verbose=0)
 
 
 def test_a_budget_that_stages_do_not_meet_is_told(trained):
