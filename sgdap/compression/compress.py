@@ -24,8 +24,8 @@ from sgdap.compression.report import (
     trained_ranges,
 )
 from sgdap.compression.search import Tried, searched
-from sgdap.compression.stages import Export, Pack, Prune, Stage, check_order
-from sgdap.compression.steps import Limit, Made, carried_out
+from sgdap.compression.stages import Export, Grow, Pack, Prune, Stage, check_order, reads_growth
+from sgdap.compression.steps import Limit, Made, carried_out, folded
 from sgdap.compression.work import Work, has_targets, make_judge, separated
 from sgdap.compression.workdir import Workdir
 from sgdap.execution.backend import check_backend
@@ -37,6 +37,9 @@ from sgdap.surgery.apply import compile_alike, copied
 
 _MILDER = 3
 """How often a stage that costs too much is tried milder."""
+
+_NO_GROWTH = "There are no growth rates, as 'grow' was undone: the LASSO chose the channels."
+"""What is told of a stage that was to prune by growth rates."""
 
 _EPOCHS = 4
 """Epochs of a stage where labels are there and nothing is said."""
@@ -81,8 +84,8 @@ def compress(
 
     Args:
         model: A built `keras.Model`; it is not changed.
-        stages: A list of `sgdap.Prune`, `Sparsify`, `Distill`, `Quantize`, `Export` and `Pack`; a
-            recipe: the path of a YAML file, or the name of one that comes with sgdap
+        stages: A list of `sgdap.Grow`, `Prune`, `Sparsify`, `Distill`, `Quantize`, `Export` and
+            `Pack`; a recipe: the path of a YAML file, or the name of one that comes with sgdap
             (`"mobile-int8"`, `"tiny-flash"`, `"server-latency"`, `"sparse-2:4"`). None: they are
             searched for, which needs a `budget`.
         data: What is trained on and calibrated with: inputs, or `(x, y)`, in any form that `fit`
@@ -194,10 +197,16 @@ class _Run:
         for number, stage in enumerate(stages[len(reports) :], len(reports)):
             last = reports[-1].after if reports else before
             ranges, lost = trained_ranges(reports)
-            self._work = replace(work, ranges=ranges)
-            model, made = self._stage(number, stage, model, last, limit)
-            if lost and isinstance(stage, Export):
-                made = replace(made, notes=(*made.notes, lost))
+            grown = any(isinstance(own, Grow) for own in stages[: number + 1])
+            self._work = replace(
+                work, ranges=ranges, folds=grown and not reads_growth(stages[number + 1 :])
+            )
+            own, note = stage, lost if isinstance(stage, Export) else ""
+            if isinstance(stage, Prune) and reads_growth([stage]) and _undone("grow", reports):
+                own, note = replace(stage, guidance="lasso"), _NO_GROWTH
+            model, made = self._stage(number, own, model, last, limit)
+            if note:
+                made = replace(made, asked=_config(stage), notes=(*made.notes, note))
             model = folder.saved(model, number + 1)
             reports.append(made)
             folder.keep(stages=[asdict(own) for own in reports])
@@ -269,6 +278,7 @@ class _Run:
             if milder is None:
                 break
             own = milder
+        model = folded(model) if work.folds else model
         assert limit is not None
         note = f"{limit.drop:g} is the most that the score may fall below {limit.score:.4f}."
         whole, layers = measures(model, work.inputs, last.score)
@@ -329,6 +339,10 @@ class _Run:
         before, _ = measures(self._work.model, self._work.inputs, score)
         folder.keep(before=asdict(before))
         return before
+
+
+def _undone(name: str, reports: Sequence[StageReport]) -> bool:
+    return any(own.name == name and own.done is None for own in reports)
 
 
 def _timed_as(budget: Budget, listed: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,15 @@ class Stage:
                     f"{type(self).__name__} trains nothing. Received: epochs={self.epochs}. Leave "
                     "it out."
                 )
+        if self.epochs == 0 and (asked := self.only_trained()):
+            raise ValueError(
+                f"{type(self).__name__}: {asked} takes training, and epochs=0 trains nothing. "
+                "Leave one of them out."
+            )
+
+    def only_trained(self) -> str:
+        """What was asked for that only training can do; empty: nothing."""
+        return ""
 
     def milder(self) -> Self | None:
         """The stage that takes less; None: there is none."""
@@ -57,6 +66,34 @@ class Stage:
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
         return f"{type(self).__name__}({parts})"
+
+
+@dataclass(frozen=True, repr=False)
+class Grow(Stage):
+    """Trains the model with dynamic range activations, as `sgdap.layers.to_dra` puts them in.
+
+    Their growth rates order the channels for a later `Prune(guidance="growth")`. After that, or at
+    once where there is none, `sgdap.fold` takes them out again. There is no one shot: growth rates
+    that were not trained say nothing.
+
+    Attributes:
+        growth: `"trainable"` or `"statistics"`.
+        layers: Names or patterns of the layers whose activations are replaced; None: all.
+    """
+
+    kind = "grow"
+    trains = True
+
+    growth: str = "trainable"
+    layers: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("growth", self.growth, ("trainable", "statistics"))
+        super().__post_init__()
+
+    def only_trained(self) -> str:
+        """Growth rates."""
+        return "growth"
 
 
 @dataclass(frozen=True, repr=False)
@@ -188,7 +225,9 @@ class Sparsify(Stage):
 class Distill(Stage):
     """Trains the model to answer as the one that `compress` was given, as `sgdap.distill` does.
 
-    No labels are needed. `epochs=None` stops by itself.
+    No labels are needed. One shot (`epochs=0`, or None: the epochs of `sgdap.compress` are for
+    stages that train on labels) is the course of `sgdap.distill` that stops by itself. A number of
+    epochs is one course of so many passes.
 
     Attributes:
         temperature: The temperature of outputs that are distributions.
@@ -231,17 +270,12 @@ class Quantize(Stage):
     learned_scales: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         get_scheme(self.scheme)
         check_choice("compensate", self.compensate, (True, False, "layerwise"))
         check_choice("fold", self.fold, (True, False))
         check_choice("activations", self.activations, (None, "int8"))
         check_choice("learned_scales", self.learned_scales, (True, False))
-        if self.epochs == 0 and (asked := self.only_trained()):
-            raise ValueError(
-                f"Quantize: {asked} is what training does, and epochs=0 trains nothing. Leave one "
-                "of them out."
-            )
+        super().__post_init__()
 
     def only_trained(self) -> str:
         """What was asked for that only training can do; empty: nothing."""
@@ -310,11 +344,12 @@ class Pack(Stage):
 
 
 KINDS: dict[str, type[Stage]] = {
-    cls.kind: cls for cls in (Prune, Sparsify, Distill, Quantize, Export, Pack)
+    cls.kind: cls for cls in (Grow, Prune, Sparsify, Distill, Quantize, Export, Pack)
 }
 """The stages by their names in a recipe."""
 
 _TOO_LATE = {
+    "grow": ("sparsify", "quantize"),
     "prune": ("sparsify", "quantize"),
     "sparsify": ("quantize",),
     "distill": ("quantize",),
@@ -338,8 +373,8 @@ def check_order(stages: Sequence[Stage]) -> None:
     for stage in stages:
         if type(stage) not in KINDS.values():
             raise TypeError(
-                "A stage is sgdap.Prune, Sparsify, Distill, Quantize, Export or Pack. Received: "
-                f"{shown(stage)} (of type {type(stage).__name__})"
+                "A stage is sgdap.Grow, Prune, Sparsify, Distill, Quantize, Export or Pack. "
+                f"Received: {shown(stage)} (of type {type(stage).__name__})"
             )
     if not stages:
         raise ValueError("There is no stage. Pass one at least, or a budget alone.")
@@ -355,6 +390,11 @@ def check_order(stages: Sequence[Stage]) -> None:
     for path in filter(None, paths):
         if paths.count(path) > 1:
             raise ValueError(f"Two stages write {path}. Give each a path of its own.")
+
+
+def reads_growth(stages: Sequence[Stage]) -> bool:
+    """Whether a stage prunes by growth rates."""
+    return any(isinstance(own, Prune) and own.guidance == "growth" for own in stages)
 
 
 def stage_of(kind: str, arguments: Mapping[str, Any]) -> Stage:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from sgdap.callback import SGDAPCallback
 from sgdap.channels.grouping import channel_graph
-from sgdap.compression.stages import Distill, Export, Pack, Prune, Quantize, Sparsify, Stage
+from sgdap.compression.stages import Distill, Export, Grow, Pack, Prune, Quantize, Sparsify, Stage
 from sgdap.compression.work import Work
 from sgdap.distillation import DistillationCallback, distill
 from sgdap.execution.inputs import checked_inputs
 from sgdap.execution.runtimes import in_litert
 from sgdap.exporting import ExportReport, export, pack
-from sgdap.layers import fold
+from sgdap.layers import DynamicRangeActivation, fold, to_dra
 from sgdap.model.tracing import trace
 from sgdap.one_shot import plan as make_plan
 from sgdap.planning.plan import Plan
@@ -61,6 +61,12 @@ class Made:
     bytes: int | None = None
     score: float | None = None
     notes: tuple[str, ...] = ()
+
+
+def _grown(stage: Grow, model: Any, work: Work, limit: Limit | None) -> Made:
+    grown = to_dra(model, stage.layers, growth=stage.growth)
+    work.fit(grown, _epochs(stage, work), _teaching(work))
+    return Made(grown)
 
 
 def _pruned(stage: Prune, model: Any, work: Work, limit: Limit | None) -> Made:
@@ -159,8 +165,7 @@ def _quantized(stage: Quantize, model: Any, work: Work, limit: Limit | None) -> 
         seed=work.seed,
         verbose=int(work.verbose > 1),
     )
-    teaching = [] if work.teacher is None else [DistillationCallback(work.teacher)]
-    work.fit(small, epochs, [rounding, *teaching])
+    work.fit(small, epochs, [rounding, *_teaching(work)])
     return Made(small, ranges=rounding.ranges)
 
 
@@ -186,6 +191,7 @@ def _packed(stage: Pack, model: Any, work: Work, limit: Limit | None) -> Made:
 
 
 _WAYS: dict[type[Stage], Callable[[Any, Any, Work, Limit | None], Made]] = {
+    Grow: _grown,
     Prune: _pruned,
     Sparsify: _sparsified,
     Distill: _distilled,
@@ -204,7 +210,22 @@ def carried_out(stage: Stage, model: Any, work: Work, limit: Limit | None) -> Ma
         work: What all stages share.
         limit: How far the score may get worse; None: as far as it likes.
     """
-    return _WAYS[type(stage)](stage, model, work, limit)
+    made = _WAYS[type(stage)](stage, model, work, limit)
+    return replace(made, model=folded(made.model)) if work.folds else made
+
+
+def folded(model: Any) -> Any:
+    """The model without dynamic range activations; the same if it has none."""
+    return fold(model) if grows(model) else model
+
+
+def grows(model: Any) -> bool:
+    """Whether a model has dynamic range activations."""
+    return any(isinstance(own, DynamicRangeActivation) for own in trace(model).layers().values())
+
+
+def _teaching(work: Work) -> list[Any]:
+    return [] if work.teacher is None else [DistillationCallback(work.teacher)]
 
 
 def _epochs(stage: Stage, work: Work) -> int:

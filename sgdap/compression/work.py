@@ -111,6 +111,7 @@ class Work:
         verbose: 2 shows what each stage prints.
         folder: Where files lie whose paths are relative; None: in the working directory.
         ranges: Ranges of the model's activations that an earlier stage trained; empty: none did.
+        folds: Whether dynamic range activations are taken out after the stage.
     """
 
     model: Any
@@ -123,6 +124,7 @@ class Work:
     verbose: int
     folder: Path | None = None
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    folds: bool = False
 
     @property
     def calibration(self) -> Any:

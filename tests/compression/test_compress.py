@@ -167,6 +167,54 @@ def test_a_file_is_judged_in_its_own_runtime(trained, size, tmp_path):
     assert stage.file_score == pytest.approx(made.report.before.score, abs=0.02)
 
 
+@pytest.mark.compiled
+def test_growth_rates_are_trained_used_and_folded_away(trained, tmp_path):
+    stages = [sgdap.Grow(epochs=1), sgdap.Prune(flops=0.6, guidance="growth", epochs=0)]
+    made = sgdap.compress(
+        *(trained, stages, DATA),
+        validation_data=JUDGED,
+        teacher=False,
+        workdir=tmp_path,
+        verbose=0,
+    )
+    grow, prune = made.report.stages
+    grown = keras.models.load_model(tmp_path / "stage-1.keras", compile=False)
+    (hidden,) = [own for own in grown.layers if own.name == "hidden_dra"]
+    assert np.ptp(hidden.growth_rate.numpy()) > 0 and grow.after.params > prune.after.params
+    assert prune.after.flops <= 0.6 * made.report.before.flops and prune.done == prune.asked
+    assert not any(type(own) is sgdap.layers.DynamicRangeActivation for own in made.model.layers)
+    assert sgdap.load_recipe(tmp_path / "recipe.yaml") == stages
+
+
+@pytest.mark.compiled
+def test_growth_that_nothing_reads_is_folded_away_at_once(trained):
+    stages = [sgdap.Grow("statistics", ["hidden"])]
+    made = sgdap.compress(trained, stages, DATA, epochs=1, verbose=0)
+    assert not any(type(own) is sgdap.layers.DynamicRangeActivation for own in made.model.layers)
+    assert made.model.count_params() == trained.count_params()
+    assert not np.array_equal(made.model.get_weights()[0], trained.get_weights()[0])
+
+
+@pytest.mark.compiled
+def test_channels_are_chosen_otherwise_where_growth_was_undone(trained, monkeypatch):
+    real = whole.carried_out
+
+    def spoilt(stage, model, work, limit):
+        made = real(stage, model, work, limit)
+        if stage.kind == "grow":
+            made.model.set_weights([np.zeros_like(w) for w in made.model.get_weights()])
+        return made
+
+    monkeypatch.setattr(whole, "carried_out", spoilt)
+    stages = [sgdap.Grow(epochs=1), sgdap.Prune(flops=0.6, guidance="growth", epochs=0)]
+    made = sgdap.compress(
+        trained, stages, DATA, validation_data=JUDGED, max_accuracy_drop=0.5, verbose=0
+    )
+    grow, prune = made.report.stages
+    assert grow.done is None and prune.asked["prune"]["guidance"] == "growth"
+    assert "guidance" not in prune.done["prune"] and "the LASSO chose" in prune.notes[-1]
+
+
 def trained_ranges_and_file(model, folder):
     return sgdap.compress(
         model,
@@ -423,11 +471,15 @@ def test_a_folder_of_another_compression_is_refused(trained, tmp_path):
         ([sgdap.Quantize(), sgdap.Sparsify(0.5)], {}, ValueError, "Put Sparsify before Quantize"),
         ([sgdap.Sparsify(0.5), sgdap.Prune(flops=0.5)], {}, ValueError, "Put Prune before"),
         ([sgdap.Quantize(), sgdap.Quantize("int4")], {}, ValueError, "Quantize once"),
+        ([sgdap.Sparsify(0.5), sgdap.Grow()], {}, ValueError, "Put Grow before Sparsify"),
+        ([sgdap.Grow()], {"epochs": 0}, ValueError, "Grow gets no epochs"),
+        ([sgdap.Grow(layers=["nix"])], {}, ValueError, "nix"),
+        ([sgdap.Prune(flops=0.5, guidance="growth")], {}, ValueError, "DynamicRangeActivation"),
         ([sgdap.Pack("a"), sgdap.Export("a")], {}, ValueError, "Two stages write a"),
         ([], {}, ValueError, "no stage"),
         (sgdap.Prune(flops=0.5), {}, TypeError, "must be a list"),
-        (["prune"], {}, TypeError, "A stage is sgdap.Prune"),
-        ([OwnStage()], {}, TypeError, "A stage is sgdap.Prune"),
+        (["prune"], {}, TypeError, "A stage is sgdap.Grow"),
+        ([OwnStage()], {}, TypeError, "A stage is sgdap.Grow"),
         (None, {}, ValueError, "Say what is to be done"),
         ([sgdap.Sparsify(0.5)], {"max_accuracy_drop": 5}, ValueError, "Did you mean"),
         ([sgdap.Sparsify(0.5)], {"epochs": -1}, ValueError, "epochs"),
@@ -449,6 +501,14 @@ def test_what_makes_no_sense_is_refused(trained, stages, arguments, error, words
     with pytest.raises(error, match=words):
         sgdap.compress(trained, stages, DATA, workdir=folder, **{"verbose": 0} | arguments)
     assert not folder.exists()
+
+
+def test_growth_where_there_is_no_activation_to_replace_is_refused():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(3, "softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy")
+    data = np.ones((50, 4)), np.zeros(50)
+    with pytest.raises(ValueError, match="no activation|there is none that is a layer"):
+        sgdap.compress(model, [sgdap.Grow()], data, verbose=0)
 
 
 def test_training_without_targets_is_refused(trained):
@@ -583,6 +643,8 @@ def test_stages_are_plain_values():
         (lambda: sgdap.Quantize(activations="int4"), "activations"),
         (lambda: sgdap.Quantize(activations="int8", epochs=0), "epochs=0 trains nothing"),
         (lambda: sgdap.Quantize(learned_scales=True, epochs=0), "epochs=0 trains nothing"),
+        (lambda: sgdap.Grow("fast"), "growth"),
+        (lambda: sgdap.Grow(epochs=0), "epochs=0 trains nothing"),
         (lambda: sgdap.Export(), "needs the path"),
         (lambda: sgdap.Pack(""), "needs the path"),
         (lambda: sgdap.Export("a", epochs=2), "trains nothing"),
