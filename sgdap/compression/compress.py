@@ -30,6 +30,7 @@ from sgdap.compression.work import Work, has_targets, make_judge, separated
 from sgdap.compression.workdir import Workdir
 from sgdap.execution.backend import check_backend
 from sgdap.execution.inputs import check_calibration_data
+from sgdap.exporting.report import RUNTIMES
 from sgdap.model.generators import global_state_kept, random_state, set_random_state
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.report.profile import profile
@@ -326,7 +327,7 @@ class _Run:
             str(self._work.place(own.path)) if isinstance(own, (Export, Pack)) else None,
             made.bytes,
             made.score,
-            None if made.file is None else made.file.seconds,
+            *_times(made),
             (*made.notes, *filter(None, [unmet])),
             time.perf_counter() - began,
         )
@@ -339,6 +340,13 @@ class _Run:
         before, _ = measures(self._work.model, self._work.inputs, score)
         folder.keep(before=asdict(before))
         return before
+
+
+def _times(made: Made) -> tuple[float | None, int | None, str | None]:
+    """Seconds of a file's answer, the samples in it, and its runtime."""
+    if made.file is None:
+        return None, None, None
+    return made.file.seconds, made.file.batch_size, RUNTIMES[made.file.format]
 
 
 def _undone(name: str, reports: Sequence[StageReport]) -> bool:

@@ -74,6 +74,8 @@ class StageReport:
         file_bytes: Its size.
         file_score: The watched metric of a file with numbers of its own, in its runtime.
         file_seconds: Its median seconds for an answer, one thread.
+        file_batch_size: The number of samples in such an answer.
+        runtime: The runtime that this was measured in, such as `"LiteRT"`.
         notes: Sentences on what was given up, and why a stage was undone.
         seconds: How long the stage took.
     """
@@ -89,6 +91,8 @@ class StageReport:
     file_bytes: int | None = None
     file_score: float | None = None
     file_seconds: float | None = None
+    file_batch_size: int | None = None
+    runtime: str | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -272,10 +276,14 @@ class CompressionReport:
                 yield f"{_words(stage.asked)} was undone."
             if stage.path is not None:
                 own = f", {self.metric} {_number(stage.file_score)}" if stage.file_score else ""
-                own += f", {1e3 * stage.file_seconds:.3g} ms" if stage.file_seconds else ""
+                if stage.file_seconds:
+                    count = stage.file_batch_size or 1
+                    samples = "" if count == 1 else f" for {count} samples"
+                    own += f", {1e3 * stage.file_seconds:.3g} ms{samples} in {stage.runtime}"
                 yield f"{stage.path}: {stage.file_bytes:,} bytes{own}."
         for tried, divergence in self.search:
             yield f"{' → '.join(map(_words, tried)) or 'nothing'}: divergence {divergence:.3g}."
+        yield "ms: one sample in a compiled function of TensorFlow."
         if self.timed is not None and not self.timed.missed:
             yield str(self.timed)
         if self.missed:

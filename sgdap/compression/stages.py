@@ -8,10 +8,12 @@ from dataclasses import InitVar, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from sgdap._arguments import check_choice, check_integer, is_number, shown
+from sgdap.distillation.options import DistillationOptions
 from sgdap.pipeline import PruningOptions
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.quantization.base import Scheme
 from sgdap.quantization.schemes import get_scheme
+from sgdap.sparsity.guidance import GUIDANCES
 from sgdap.sparsity.patterns import get_pattern
 from sgdap.training.schedule import get_schedule
 
@@ -211,6 +213,8 @@ class Sparsify(Stage):
                 f"sparsity={shown(self.sparsity)}"
             )
         get_pattern(self.pattern)
+        check_choice("guidance", self.guidance, GUIDANCES)
+        check_choice("allocation", self.allocation, ("global", "uniform"))
         check_choice("reconstruction", self.reconstruction, (True, False, "layerwise"))
         get_schedule(self.schedule)
 
@@ -241,6 +245,15 @@ class Distill(Stage):
     temperature: float = 4.0
     label_weight: float = 0.0
     learning_rate: float = 0.005
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        DistillationOptions(self.temperature, self.label_weight)
+        if not is_number(self.learning_rate) or self.learning_rate <= 0:
+            raise ValueError(
+                "learning_rate must be a finite number above 0. Received: "
+                f"learning_rate={shown(self.learning_rate)}"
+            )
 
 
 @dataclass(frozen=True, repr=False)
@@ -318,6 +331,8 @@ class Export(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_path(self)
+        if self.batch_size not in ("auto", None):
+            check_integer("batch_size", self.batch_size, 1)
 
     def milder(self) -> Self | None:
         """A file of larger numbers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from sgdap.compression.work import Work
 from sgdap.exporting.converting import first_line
+from sgdap.exporting.place import TEMPORARY
 from sgdap.model.tracing import trace
 from sgdap.model.trusted import own_classes
 from sgdap.surgery.apply import compile_alike
@@ -54,6 +56,8 @@ class Workdir:
                 "Call it as before, or pass another workdir."
             )
         self.kept = found
+        for stale in [*self.folder.rglob(f"{TEMPORARY}*")]:  # of a process that was killed
+            shutil.rmtree(stale, ignore_errors=True)
 
     def keep(self, **entries: Any) -> None:
         """Writes what is known now, and adds entries to it."""

@@ -165,6 +165,11 @@ def test_a_file_is_judged_in_its_own_runtime(trained, size, tmp_path):
     made = sgdap.compress(trained, stages, DATA, validation_data=JUDGED, epochs=0, verbose=0)
     (stage,) = made.report.stages
     assert stage.file_score == pytest.approx(made.report.before.score, abs=0.02)
+    samples = 1 if size == "auto" else 6
+    assert (stage.runtime, stage.file_batch_size) == ("LiteRT", samples) and stage.file_seconds > 0
+    told = " ".join(str(made.report).split())
+    assert f"ms{'' if samples == 1 else ' for 6 samples'} in LiteRT." in told
+    assert "one sample in a compiled function of TensorFlow" in told
 
 
 @pytest.mark.compiled
@@ -450,6 +455,15 @@ def test_a_killed_run_ends_as_one_that_was_not_killed(
     assert without_times(two_stages(little, tmp_path).report) == pytest.approx(unkilled, rel=1e-5)
 
 
+def test_what_a_kill_left_half_made_is_taken_away(little, tmp_path):
+    two_stages(little, tmp_path)
+    half = tmp_path / "files" / ".sgdap-stale"
+    half.mkdir(parents=True)
+    (half / "small.tflite").write_text("half")
+    two_stages(little, tmp_path)
+    assert not half.exists() and (tmp_path / "small.sgdap").exists()
+
+
 def test_a_model_that_no_file_holds_is_refused_before_it_is_begun(tmp_path):
     model = keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: x), layers.Dense(2)])
     x = np.ones((50, 4), "float32")
@@ -509,6 +523,18 @@ def test_growth_where_there_is_no_activation_to_replace_is_refused():
     data = np.ones((50, 4)), np.zeros(50)
     with pytest.raises(ValueError, match="no activation|there is none that is a layer"):
         sgdap.compress(model, [sgdap.Grow()], data, verbose=0)
+
+
+def test_distillation_in_one_shot_stops_by_itself(trained):
+    def stages(epochs):
+        return [sgdap.Sparsify(0.9, epochs=0), sgdap.Distill(epochs=epochs)]
+
+    one, none = (
+        sgdap.compress(trained, stages(own), DATA, validation_data=JUDGED, epochs=1, verbose=0)
+        for own in (0, None)
+    )
+    both = zip(one.model.get_weights(), none.model.get_weights(), strict=True)
+    assert all(np.array_equal(a, b) for a, b in both)
 
 
 def test_training_without_targets_is_refused(trained):
@@ -645,6 +671,11 @@ def test_stages_are_plain_values():
         (lambda: sgdap.Quantize(learned_scales=True, epochs=0), "epochs=0 trains nothing"),
         (lambda: sgdap.Grow("fast"), "growth"),
         (lambda: sgdap.Grow(epochs=0), "epochs=0 trains nothing"),
+        (lambda: sgdap.Distill(temperature=-1.0), "temperature"),
+        (lambda: sgdap.Distill(learning_rate=0), "learning_rate"),
+        (lambda: sgdap.Sparsify(0.5, guidance="size"), "guidance"),
+        (lambda: sgdap.Sparsify(0.5, allocation="measured"), "allocation"),
+        (lambda: sgdap.Export("a.tflite", batch_size=0), "batch_size"),
         (lambda: sgdap.Export(), "needs the path"),
         (lambda: sgdap.Pack(""), "needs the path"),
         (lambda: sgdap.Export("a", epochs=2), "trains nothing"),
