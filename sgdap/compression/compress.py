@@ -15,6 +15,7 @@ from sgdap.channels.grouping import channel_graph
 from sgdap.compression.checks import check_drop, check_stages
 from sgdap.compression.limits import missed, timed
 from sgdap.compression.measuring import measures
+from sgdap.compression.order import check_order, reads_growth
 from sgdap.compression.recipes import load_recipe, save_recipe, stages_of
 from sgdap.compression.report import (
     CompressionReport,
@@ -24,7 +25,7 @@ from sgdap.compression.report import (
     trained_ranges,
 )
 from sgdap.compression.search import Tried, searched
-from sgdap.compression.stages import Export, Grow, Pack, Prune, Stage, check_order, reads_growth
+from sgdap.compression.stages import Export, Grow, Pack, Prune, Stage
 from sgdap.compression.steps import Limit, Made, carried_out, folded
 from sgdap.compression.work import Work, has_targets, make_judge, separated
 from sgdap.compression.workdir import Workdir

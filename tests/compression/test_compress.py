@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
+from sgdap.compression import steps
 from sgdap.compression.report import CompressionReport, Measures, StageReport, trained_ranges
 from sgdap.compression.stages import Stage
 from sgdap.execution.latency import NoisyClockError
@@ -525,16 +526,13 @@ def test_growth_where_there_is_no_activation_to_replace_is_refused():
         sgdap.compress(model, [sgdap.Grow()], data, verbose=0)
 
 
-def test_distillation_in_one_shot_stops_by_itself(trained):
-    def stages(epochs):
-        return [sgdap.Sparsify(0.9, epochs=0), sgdap.Distill(epochs=epochs)]
-
-    one, none = (
-        sgdap.compress(trained, stages(own), DATA, validation_data=JUDGED, epochs=1, verbose=0)
-        for own in (0, None)
-    )
-    both = zip(one.model.get_weights(), none.model.get_weights(), strict=True)
-    assert all(np.array_equal(a, b) for a, b in both)
+@pytest.mark.parametrize("epochs, course", [(0, None), (None, None), (3, 3)])
+def test_distillation_in_one_shot_stops_by_itself(little, epochs, course, monkeypatch):
+    asked = []
+    monkeypatch.setattr(steps, "distill", lambda *_, **options: asked.append(options["epochs"]))
+    x = np.ones((64, 6), "float32")
+    sgdap.compress(little, [sgdap.Distill(epochs=epochs)], (x, x[:, 0]), epochs=7, verbose=0)
+    assert asked == [course]
 
 
 def test_training_without_targets_is_refused(trained):
