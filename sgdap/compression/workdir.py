@@ -51,6 +51,8 @@ class Workdir:
             return
         found = json.loads(place.read_text())
         if found.get("identity") != self.kept["identity"]:
+            if not found.get("stages"):  # it ended before its first stage did: nothing is lost
+                return
             raise ValueError(
                 f"{self.folder} holds a compression of another model or with other arguments. "
                 "Call it as before, or pass another workdir."

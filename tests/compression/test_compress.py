@@ -480,6 +480,16 @@ def test_a_folder_of_another_compression_is_refused(trained, tmp_path):
         sgdap.compress(trained, stages, DATA, epochs=0, workdir=tmp_path, seed=1, verbose=0)
 
 
+def test_a_folder_in_which_no_stage_came_to_its_end_may_be_used_again(little, tmp_path):
+    x = np.ones((64, 6), "float32")
+    data = x, x[:, 0]
+    stages = [sgdap.Prune(flops=0.5)]
+    with pytest.raises(ValueError, match="Train for more epochs"):
+        sgdap.compress(little, stages, data, epochs=1, workdir=tmp_path, verbose=0)
+    made = sgdap.compress(little, stages, data, epochs=2, workdir=tmp_path, verbose=0)
+    assert made.report.stages[0].after.flops <= 0.5 * made.report.before.flops
+
+
 @pytest.mark.parametrize(
     "stages, arguments, error, words",
     [
