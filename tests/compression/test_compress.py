@@ -528,6 +528,28 @@ def test_what_makes_no_sense_is_refused(trained, stages, arguments, error, words
     assert not folder.exists()
 
 
+def test_strings_in_arrays_are_refused_with_what_serves():
+    words = layers.TextVectorization(output_sequence_length=4)
+    words.adapt(["a b c", "d e"])
+    model = keras.Sequential(
+        [
+            keras.Input((), dtype="string"),
+            words,
+            layers.Embedding(9, 4),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(2, "softmax"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    x, y = np.array(["a b", "d c"] * 20), np.array([0, 1] * 20)
+    stages = [sgdap.Quantize("int8", compensate=False, epochs=0)]
+    for strings in (x, x.astype(object), tf.constant(x)):
+        with pytest.raises(ValueError, match="Pass batches: tf.data"):
+            sgdap.compress(model, stages, (strings, y), verbose=0)
+    batched = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    assert sgdap.compress(model, stages, batched, verbose=0).report.after.bits < 32
+
+
 def test_growth_where_there_is_no_activation_to_replace_is_refused():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(3, "softmax")])
     model.compile("adam", "sparse_categorical_crossentropy")
