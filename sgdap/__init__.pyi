@@ -18,6 +18,7 @@ from .compression import Compressed as Compressed
 from .compression import CompressionReport as CompressionReport
 from .compression import Distill as Distill
 from .compression import Export as Export
+from .compression import Grow as Grow
 from .compression import Pack as Pack
 from .compression import Prune as Prune
 from .compression import Quantize as Quantize
@@ -94,6 +95,7 @@ __all__ = [
     "ExportReport",
     "FPGMGuidance",
     "Geometric",
+    "Grow",
     "GrowthGuidance",
     "Guidance",
     "Inspection",

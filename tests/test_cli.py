@@ -107,6 +107,10 @@ def test_bench_times_what_export_wrote(folder, path, capfd):
         ("compress model.keras --data data.npz --out out", 1, "Say what is to be done"),
         ("compress model.keras --data data.npz --out out --budget size=3", 2, "--budget takes"),
         ("compress model.keras tiny-flash --data data.txt --out out", 1, "Data are"),
+        ("prune model.keras nix/a.keras --data nix.npz", 1, "no folder nix"),
+        ("prune model.keras a.txt --data nix.npz", 1, "is to be a .keras file"),
+        ("pack model.keras nix/a.sgdap", 1, "no folder nix"),
+        ("unpack nix.sgdap a.txt", 1, "is to be a .keras file"),
         ("bench data.npz", 1, "no file that sgdap.export writes"),
         ("bench nix.tflite", 1, "no file nix.tflite"),
         ("unpack model.keras out.keras", 1, "no file of sgdap.pack"),
@@ -158,6 +162,29 @@ def test_kinds_of_data(folder, monkeypatch):
     np.savez("other.npz", images=np.ones(3))
     with pytest.raises(ValueError, match="It has: images"):
         data_named("other.npz", model)
+
+
+@keras.saving.register_keras_serializable("tests.cli")
+class Own(keras.Model):
+    """A model of a class of one's own, which does not know its `input_shape`."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.hidden = layers.Conv2D(4, 3, activation="relu")
+        self.flat, self.end = layers.Flatten(), layers.Dense(3, "softmax")
+
+    def call(self, x):
+        return self.end(self.flat(self.hidden(x)))
+
+
+def test_a_model_of_ones_own_class_is_given_what_it_takes(folder):
+    model = Own()
+    model(np.zeros((1, 6, 6, 1), "float32"))
+    x, _ = data_named("data.npz", model, 255)
+    assert x.shape == (120, 6, 6, 1) and x.dtype == np.float32 and x.max() <= 1
+    (folder / "pictures" / "left").mkdir(parents=True)
+    keras.utils.save_img(folder / "pictures" / "left" / "a.png", np.ones((9, 9, 1)))
+    assert next(iter(data_named("pictures", model)))[0].shape == (1, 6, 6, 1)
 
 
 def test_a_model_of_a_function(folder):

@@ -120,6 +120,7 @@ def prune(
     import sgdap
     from sgdap.cli.inputs import data_named, model_named
 
+    _check_place(out, ".keras")
     whole = model_named(model, unsafe)
     read = data_named(data, whole, scale)
     budget = None if flops is None and params is None else sgdap.Budget(flops=flops, params=params)
@@ -230,6 +231,7 @@ def pack(
     import sgdap
     from sgdap.cli.inputs import model_named
 
+    _check_place(path, "")
     size = sgdap.pack(model_named(model, unsafe), path)
     print(json.dumps({"path": str(path), "bytes": size}) if as_json else f"{path}: {size:,} bytes")
 
@@ -243,6 +245,7 @@ def unpack(
     """Writes a packed model as a .keras file."""
     import sgdap
 
+    _check_place(out, ".keras")
     sgdap.unpack(path).save(out)
     print(json.dumps({"path": str(out)}) if as_json else f"{out} is written.")
 
@@ -287,6 +290,14 @@ def demo(
         prune_epochs=prune_epochs,
         seed=seed,
     )
+
+
+def _check_place(path: Path, suffix: str) -> None:
+    """Raises if no file of this kind can be written there: before the work, not after it."""
+    if suffix and path.suffix != suffix:
+        raise ValueError(f"{path} is to be a {suffix} file. Give it that ending.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent}. Make it first.")
 
 
 def _limits(text: str) -> dict[str, Any]:

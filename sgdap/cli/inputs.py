@@ -134,10 +134,12 @@ def _folder(path: Path, model: Any) -> Any:
 
     if (path / "dataset_spec.pb").exists():
         return saved_dataset(path)
-    shape = keras.tree.flatten(model.input_shape)
+    taken = _inputs(model)
+    shape = taken[0][0] if len(taken) == 1 else ()
     if len(shape) != 4 or shape[-1] not in (1, 3, 4) or None in shape[1:3]:
         raise ValueError(
-            f"{path} is a folder of images, and the model takes inputs of the shape {tuple(shape)}."
+            f"{path} is a folder of images, and the model takes inputs of the shape "
+            f"{' and '.join(str(own) for own, _ in taken)}."
         )
     return keras.utils.image_dataset_from_directory(
         path,
@@ -179,11 +181,25 @@ def _fitted(data: Any, model: Any, scale: float) -> Any:
             return data
         return data.map(lambda x, *rest: (x / scale, *rest))
     x, *rest = data
-    shape = model.input_shape
-    if isinstance(x, np.ndarray) and isinstance(shape, tuple):
+    taken = _inputs(model)
+    if isinstance(x, np.ndarray) and len(taken) == 1:
+        ((shape, dtype),) = taken
         if len(shape) == x.ndim + 1 and shape[-1] == 1:
             x = x[..., None]
-        dtype = model.inputs[0].dtype if model.inputs else "float32"
         if dtype.startswith(("float", "bfloat")):
             x = (x / np.float32(scale)).astype(np.float32)
     return x, *rest
+
+
+def _inputs(model: Any) -> list[tuple[tuple[int | None, ...], str]]:
+    """The shape and the dtype of each input of a model, of whatever class."""
+    import keras
+
+    from sgdap.model.tracing import trace
+
+    program = trace(model)
+    return [
+        (tuple(program.shapes[ref.index]), keras.backend.standardize_dtype(dtype))
+        for ref in program.inputs
+        if (dtype := program.dtypes[ref.index])
+    ]

@@ -3,13 +3,14 @@
 from sgdap.compression.compress import Compressed, compress
 from sgdap.compression.recipes import load_recipe, save_recipe
 from sgdap.compression.report import CompressionReport
-from sgdap.compression.stages import Distill, Export, Pack, Prune, Quantize, Sparsify, Stage
+from sgdap.compression.stages import Distill, Export, Grow, Pack, Prune, Quantize, Sparsify, Stage
 
 __all__ = [
     "Compressed",
     "CompressionReport",
     "Distill",
     "Export",
+    "Grow",
     "Pack",
     "Prune",
     "Quantize",

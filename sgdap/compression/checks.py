@@ -9,16 +9,19 @@ from typing import Any
 from sgdap._arguments import is_number, shown
 from sgdap._extras import check_installed
 from sgdap.channels.grouping import channel_graph
-from sgdap.compression.stages import Export, Pack, Prune, Quantize, Sparsify, Stage
+from sgdap.compression.stages import Export, Grow, Pack, Prune, Quantize, Sparsify, Stage
 from sgdap.compression.work import Judge, Work, has_targets
 from sgdap.distillation.finish import check_can_learn
 from sgdap.distillation.teaching import checked_terms
 from sgdap.exporting.file import check_format
+from sgdap.layers import to_dra
+from sgdap.model.generators import global_state_kept
 from sgdap.pipeline import pruning_scope
 from sgdap.planning.options import PruningOptions
 from sgdap.quantization.kernels import quantized_kernels
 from sgdap.sparsity.kernels import chosen_kernels
 from sgdap.sparsity.patterns import get_pattern
+from sgdap.training.learned_scales import check_can_be_learned
 
 
 def check_drop(drop: Any, judge: Judge | None) -> None:
@@ -69,14 +72,19 @@ def check_stages(work: Work, stages: Sequence[Stage]) -> None:
     layers = graph.program.layers()
     pruned = False
     for stage in stages:
-        if isinstance(stage, Prune):
+        if isinstance(stage, Grow):
+            with global_state_kept():
+                graph = channel_graph(to_dra(work.model, stage.layers, growth=stage.growth))
+        elif isinstance(stage, Prune):
             pruning_scope(graph, PruningOptions(**stage.options()))
             pruned = True
         elif isinstance(stage, Sparsify):
             pattern = get_pattern("unstructured" if pruned else stage.pattern)
             chosen_kernels(layers, pattern, layers=stage.layers, overrides=stage.overrides)
         elif isinstance(stage, Quantize):
-            quantized_kernels(layers, stage.scheme, stage.layers, stage.overrides)
+            kernels = quantized_kernels(layers, stage.scheme, stage.layers, stage.overrides)
+            if stage.learned_scales:
+                check_can_be_learned(kernels)
         elif isinstance(stage, Export):
             check_format(Path(stage.path), stage.format, stage.quantize)
         elif isinstance(stage, Pack):
@@ -84,6 +92,14 @@ def check_stages(work: Work, stages: Sequence[Stage]) -> None:
 
 
 def _check_can_train(work: Work, stages: Sequence[Stage]) -> None:
+    for own in stages:
+        asked = own.only_trained()
+        if asked and own.epochs is None and not work.epochs:
+            name = type(own).__name__
+            raise ValueError(
+                f"{name}: {asked} takes training, and {name} gets no epochs. Pass epochs=… to it "
+                "or to sgdap.compress, a compiled model and targets; or leave it out."
+            )
     wanted = [own for own in stages if own.trains and own.kind != "distill"]
     training = [own for own in wanted if (work.epochs if own.epochs is None else own.epochs)]
     unlabelled = not has_targets(work.data)

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sgdap._arguments import check_choice, check_integer, shown
 from sgdap.channels.grouping import channel_graph
 from sgdap.compression.checks import check_drop, check_stages
+from sgdap.compression.limits import missed, timed
 from sgdap.compression.measuring import measures
+from sgdap.compression.order import check_order, reads_growth
 from sgdap.compression.recipes import load_recipe, save_recipe, stages_of
-from sgdap.compression.report import CompressionReport, Measures, StageReport, stage_report
+from sgdap.compression.report import (
+    CompressionReport,
+    Measures,
+    StageReport,
+    stage_report,
+    trained_ranges,
+)
 from sgdap.compression.search import Tried, searched
-from sgdap.compression.stages import Export, Pack, Stage, check_order
-from sgdap.compression.steps import Limit, Made, carried_out
+from sgdap.compression.stages import Export, Grow, Pack, Prune, Stage
+from sgdap.compression.steps import Limit, Made, carried_out, folded
 from sgdap.compression.work import Work, has_targets, make_judge, separated
 from sgdap.compression.workdir import Workdir
 from sgdap.execution.backend import check_backend
 from sgdap.execution.inputs import check_calibration_data
+from sgdap.exporting.report import RUNTIMES
 from sgdap.model.copying import compile_alike
 from sgdap.model.generators import global_state_kept, random_state, set_random_state
 from sgdap.planning.budget import Budget, check_budget
@@ -32,6 +40,9 @@ from sgdap.surgery.apply import copied
 
 _MILDER = 3
 """How often a stage that costs too much is tried milder."""
+
+_NO_GROWTH = "There are no growth rates, as 'grow' was undone: the LASSO chose the channels."
+"""What is told of a stage that was to prune by growth rates."""
 
 _EPOCHS = 4
 """Epochs of a stage where labels are there and nothing is said."""
@@ -76,8 +87,8 @@ def compress(
 
     Args:
         model: A built `keras.Model`; it is not changed.
-        stages: A list of `sgdap.Prune`, `Sparsify`, `Distill`, `Quantize`, `Export` and `Pack`; a
-            recipe: the path of a YAML file, or the name of one that comes with sgdap
+        stages: A list of `sgdap.Grow`, `Prune`, `Sparsify`, `Distill`, `Quantize`, `Export` and
+            `Pack`; a recipe: the path of a YAML file, or the name of one that comes with sgdap
             (`"mobile-int8"`, `"tiny-flash"`, `"server-latency"`, `"sparse-2:4"`). None: they are
             searched for, which needs a `budget`.
         data: What is trained on and calibrated with: inputs, or `(x, y)`, in any form that `fit`
@@ -174,7 +185,7 @@ class _Run:
         work = self._work
         asked = {
             "stages": None if stages is None else [_config(stage) for stage in stages],
-            "budget": repr(budget),
+            "budget": None if budget is None else _config(Prune(budget)),
             "drop": self._drop,
         }
         folder = Workdir(work, asked)
@@ -188,20 +199,32 @@ class _Run:
         model = folder.loaded(len(reports)) if reports else work.model
         for number, stage in enumerate(stages[len(reports) :], len(reports)):
             last = reports[-1].after if reports else before
-            model, made = self._stage(number, stage, model, last, limit)
+            ranges, lost = trained_ranges(reports)
+            grown = any(isinstance(own, Grow) for own in stages[: number + 1])
+            self._work = replace(
+                work, ranges=ranges, folds=grown and not reads_growth(stages[number + 1 :])
+            )
+            own, note = stage, lost if isinstance(stage, Export) else ""
+            if isinstance(stage, Prune) and reads_growth([stage]) and _undone("grow", reports):
+                own, note = replace(stage, guidance="lasso"), _NO_GROWTH
+            model, made = self._stage(number, own, model, last, limit)
+            if note:
+                made = replace(made, asked=_config(stage), notes=(*made.notes, note))
             model = folder.saved(model, number + 1)
             reports.append(made)
-            folder.keep(stages=[dataclasses.asdict(own) for own in reports])
+            folder.keep(stages=[asdict(own) for own in reports])
             if work.verbose:
                 print(_line(number, len(stages), made, self._metric))
+        time_taken, noise = timed(budget, work.model, model)
         report = CompressionReport(
             work.model.name,
             self._metric,
             before,
             tuple(reports),
             search,
-            _missed(budget, before, reports[-1].after),
-            profile(work.model, work.inputs, latency=False).notes,
+            time_taken,
+            missed(budget, before, reports[-1].after) or (time_taken.missed if time_taken else ""),
+            (*profile(work.model, work.inputs, latency=False).notes, *filter(None, [noise])),
             work.seed,
             _versions(),
         )
@@ -229,7 +252,7 @@ class _Run:
                 folder.keep(search=[[_config(stage) for stage in stages], search])
             else:
                 listed, tried = folder.kept["search"]
-                stages = stages_of(listed)
+                stages = stages_of([_timed_as(budget, own) for own in listed])
                 search = tuple((tuple(own), divergence) for own, divergence in tried)
         if folder.folder is not None:
             save_recipe(stages, folder.folder / "recipe.yaml")
@@ -258,6 +281,7 @@ class _Run:
             if milder is None:
                 break
             own = milder
+        model = folded(model) if work.folds else model
         assert limit is not None
         note = f"{limit.drop:g} is the most that the score may fall below {limit.score:.4f}."
         whole, layers = measures(model, work.inputs, last.score)
@@ -293,19 +317,20 @@ class _Run:
         began: float,
     ) -> StageReport:
         whole, layers = measures(made.model, self._work.inputs, score)
-        missed = _missed(getattr(own, "budget", None), last, whole)
+        unmet = missed(getattr(own, "budget", None), last, whole)
         return StageReport(
             _config(asked),
             _config(own),
             whole,
             layers,
             made.losses,
+            made.ranges,
             tuple(tried),
             str(self._work.place(own.path)) if isinstance(own, (Export, Pack)) else None,
             made.bytes,
             made.score,
-            None if made.file is None else made.file.seconds,
-            (*made.notes, *filter(None, [missed])),
+            *_times(made),
+            (*made.notes, *filter(None, [unmet])),
             time.perf_counter() - began,
         )
 
@@ -315,8 +340,27 @@ class _Run:
         judge = self._work.judge
         score = None if judge is None else judge.score(self._work.model)
         before, _ = measures(self._work.model, self._work.inputs, score)
-        folder.keep(before=dataclasses.asdict(before))
+        folder.keep(before=asdict(before))
         return before
+
+
+def _times(made: Made) -> tuple[float | None, int | None, str | None]:
+    """Seconds of a file's answer, the samples in it, and its runtime."""
+    if made.file is None:
+        return None, None, None
+    return made.file.seconds, made.file.batch_size, RUNTIMES[made.file.format]
+
+
+def _undone(name: str, reports: Sequence[StageReport]) -> bool:
+    return any(own.name == name and own.done is None for own in reports)
+
+
+def _timed_as(budget: Budget, listed: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage of a file, timed as the budget says: by a function that no file holds, perhaps."""
+    return {
+        name: {**own, "runtime": budget.runtime} if "runtime" in own else own
+        for name, own in listed.items()
+    }
 
 
 def _config(stage: Stage) -> dict[str, Any]:
@@ -329,17 +373,6 @@ def _epochs_of(epochs: int | str, model: Any, learnt: Any) -> int:
     if isinstance(epochs, str):
         raise ValueError(f"epochs must be a number or 'auto'. Received: epochs={shown(epochs)}")
     return check_integer("epochs", epochs, 0)
-
-
-def _missed(budget: Budget | None, before: Measures, after: Measures) -> str:
-    """Which limit of a budget is not met, in words; empty: all are. Time is not looked at."""
-    limits = {} if budget is None else budget.limits()
-    for name, limit in limits.items():
-        whole, own = getattr(before, name), getattr(after, name)
-        most = limit * whole if limit <= 1 else limit
-        if own > most * (1 + 1e-6):
-            return f"The budget is not met: {name} are {own:,}, and {most:,.0f} were allowed."
-    return ""
 
 
 def _line(number: int, count: int, report: StageReport, metric: str | None) -> str:

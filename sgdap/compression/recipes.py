@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgdap.compression.stages import Stage, check_order, stage_of
+from sgdap.compression.order import check_order, stage_of
+from sgdap.compression.stages import Stage
 
 SHIPPED = Path(__file__).parent / "recipes"
 """The recipes that come with sgdap."""

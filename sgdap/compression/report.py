@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sgdap._table import table_text, terminal_width
+
+_NEAR = 1.06
+"""A time that is so much longer than allowed is too long: two medians are known to 3 % each."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,15 @@ class StageReport:
         layers: Its kernels.
         losses: The expected rise of the loss of each channel group, by name; empty where nothing
             of the kind was computed.
+        ranges: The least and the largest number of each tensor that training rounded, by name, as
+            `sgdap.export` takes them; empty where activations stayed float.
         tried: What was tried before and cost too much: the stage and its score.
         path: The file that was written; None: none.
         file_bytes: Its size.
         file_score: The watched metric of a file with numbers of its own, in its runtime.
         file_seconds: Its median seconds for an answer, one thread.
+        file_batch_size: The number of samples in such an answer.
+        runtime: The runtime that this was measured in, such as `"LiteRT"`.
         notes: Sentences on what was given up, and why a stage was undone.
         seconds: How long the stage took.
     """
@@ -78,11 +85,14 @@ class StageReport:
     after: Measures
     layers: tuple[LayerMeasures, ...] = ()
     losses: Mapping[str, float] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     tried: tuple[tuple[Mapping[str, Any], float | None], ...] = ()
     path: str | None = None
     file_bytes: int | None = None
     file_score: float | None = None
     file_seconds: float | None = None
+    file_batch_size: int | None = None
+    runtime: str | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -90,6 +100,39 @@ class StageReport:
     def name(self) -> str:
         """The name of the stage."""
         return next(iter(self.asked))
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The time of a batch in the runtime that a budget names, of two models in turns.
+
+    Attributes:
+        runtime: The runtime.
+        batch_size: The number of samples in the batch.
+        before: Median seconds of the model that `compress` was given.
+        seconds: Median seconds of the model that came out.
+        allowed: What the budget allows.
+    """
+
+    runtime: str
+    batch_size: int
+    before: float
+    seconds: float
+    allowed: float
+
+    def __str__(self) -> str:
+        before, own, allowed = (
+            f"{1e3 * seconds:.3g} ms" for seconds in (self.before, self.seconds, self.allowed)
+        )
+        return (
+            f"A batch of {self.batch_size} takes {own} in {self.runtime}, before {before}; "
+            f"{allowed} were allowed."
+        )
+
+    @property
+    def missed(self) -> str:
+        """That the limit is not met, in words; empty: it is."""
+        return f"The budget is not met: {self}" if self.seconds > _NEAR * self.allowed else ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +146,7 @@ class CompressionReport:
         stages: The stages in order.
         search: Lists of stages that a search tried, with the divergence of their answers from the
             model's; empty where stages were given.
+        timed: The time in the runtime of the budget; None: it limits none.
         missed: Why a limit of the budget is not met; empty: all are, or there is none.
         notes: The reason for each layer whose FLOPs are not counted in full.
         seed: The seed.
@@ -114,6 +158,7 @@ class CompressionReport:
     before: Measures
     stages: tuple[StageReport, ...]
     search: tuple[tuple[tuple[Mapping[str, Any], ...], float], ...] = ()
+    timed: Timed | None = None
     missed: str = ""
     notes: tuple[str, ...] = ()
     seed: int = 0
@@ -169,6 +214,7 @@ class CompressionReport:
             own = json.loads(text)
             own["stages"] = tuple(stage_report(stage) for stage in own["stages"])
             own["before"] = Measures(**own["before"])
+            own["timed"] = None if own["timed"] is None else Timed(**own["timed"])
             own["notes"] = tuple(own["notes"])
             own["search"] = tuple((tuple(s), float(d)) for s, d in own["search"])
             return cls(**own)
@@ -230,13 +276,19 @@ class CompressionReport:
                 yield f"{_words(stage.asked)} was undone."
             if stage.path is not None:
                 own = f", {self.metric} {_number(stage.file_score)}" if stage.file_score else ""
-                own += f", {1e3 * stage.file_seconds:.3g} ms" if stage.file_seconds else ""
+                if stage.file_seconds:
+                    count = stage.file_batch_size or 1
+                    samples = "" if count == 1 else f" for {count} samples"
+                    own += f", {1e3 * stage.file_seconds:.3g} ms{samples} in {stage.runtime}"
                 yield f"{stage.path}: {stage.file_bytes:,} bytes{own}."
         for tried, divergence in self.search:
             yield f"{' → '.join(map(_words, tried)) or 'nothing'}: divergence {divergence:.3g}."
+        yield "ms: one sample in a compiled function of TensorFlow."
+        if self.timed is not None and not self.timed.missed:
+            yield str(self.timed)
         if self.missed:
             yield self.missed
-        yield from self.notes
+        yield from dict.fromkeys((*self.notes, *(note for s in self.stages for note in s.notes)))
 
 
 def stage_report(own: Mapping[str, Any]) -> StageReport:
@@ -251,9 +303,38 @@ def stage_report(own: Mapping[str, Any]) -> StageReport:
             "after": Measures(**own["after"]),
             "layers": layers,
             "tried": tried,
+            "ranges": {name: (low, high) for name, (low, high) in own["ranges"].items()},
             "notes": tuple(own["notes"]),
         }
     )
+
+
+def trained_ranges(
+    stages: Sequence[StageReport],
+) -> tuple[Mapping[str, tuple[float, float]], str]:
+    """The ranges of activations that were trained and hold for the model after some stages.
+
+    Args:
+        stages: The stages so far.
+
+    Returns:
+        The ranges by name, and why those that a stage trained hold no longer; empty: they do, or
+        none did.
+    """
+    ranges: Mapping[str, tuple[float, float]] = {}
+    trainer = lost = ""
+    for own in stages:
+        if own.done is None or own.path is not None:  # it left the model as it was
+            continue
+        if own.ranges:
+            trainer, lost = own.name, ""
+        elif ranges:
+            lost = (
+                f"The ranges of activations that {trainer} trained are not used: {own.name} "
+                "changed the model after it."
+            )
+        ranges = own.ranges
+    return ranges, lost
 
 
 def _cells(own: Measures) -> list[str]:

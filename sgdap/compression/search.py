@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from sgdap.execution.inputs import input_batches
 from sgdap.execution.losses import model_loss
 from sgdap.execution.output_scales import settled_losses
 from sgdap.model.tracing import trace
+from sgdap.planning.allocation import ALLOCATIONS
 from sgdap.planning.budget import Budget
 
 _BITS = {"": 32.0, "int8": 8.0, "int4": 4.0, "int3": 3.0, "ternary": 2.0}
@@ -33,18 +34,23 @@ _SAMPLES, _BATCH = 512, 256
 """Samples that lists of stages are tried with, and as many that they are judged on."""
 
 _TRIES = 4
-"""How often a list is tried with fewer channels, as scales and levels take bytes too."""
+"""How often a list is tried with other channels and zeros: scales and levels take bytes too."""
 
+_ENOUGH = 0.8
+"""A list that takes a smaller part of the bytes allowed is tried with fewer zeros: another limit
+took the channels."""
+
+Trial = tuple[list[Stage], float, int]
 Tried = tuple[tuple[tuple[dict[str, Any], ...], float], ...]
 
 
 def searched(work: Work, budget: Budget, before: Measures) -> tuple[list[Stage], Tried]:
     """The stages that meet a budget best.
 
-    Bytes may be saved by fewer channels, by zeros and by fewer bits. Each way to share them is
-    tried in one shot, on some of the data, and its divergence from the model is measured: the rise
-    of the loss whose targets are the model's answers. The least one is taken. Other budgets are met
-    by channels alone.
+    Bytes may be saved by fewer channels, by zeros and by fewer bits, in several shares. FLOPs,
+    parameters and time are saved by channels alone, whose widths are found in several ways. Each
+    list of stages is tried in one shot, on some of the data, and its divergence from the model is
+    measured: the rise of the loss whose targets are the model's answers. The least one is taken.
 
     Args:
         work: What stages share.
@@ -52,31 +58,47 @@ def searched(work: Work, budget: Budget, before: Measures) -> tuple[list[Stage],
         before: What the model costs.
 
     Returns:
-        The stages, and each list that was tried, as configs, with its divergence.
+        The stages, and each list that was tried and meets the budget, as configs, with its
+        divergence.
 
     Raises:
         ValueError: No list meets the budget.
     """
-    if budget.bytes is None:
-        return [Prune(budget)], ()
-    most = budget.bytes * before.bytes if budget.bytes <= 1 else budget.bytes
     trials = _Trials(work)
-    found = []
-    for scheme, bits in _BITS.items():
-        for zeros in (False, True):
-            made = trials.within(most, before, budget, scheme, bits, zeros)
-            if made is not None:
-                found.append(made)
+    if budget.bytes is None:
+        tries = [trials.of([Prune(budget, allocation=own)]) for own in ALLOCATIONS]
+    else:
+        limits = _limits(budget, before)
+        most = budget.bytes * before.bytes if budget.bytes <= 1 else budget.bytes
+        tries = [
+            trials.within(most, before.bytes, limits, scheme, bits, zeros)
+            for scheme, bits in _BITS.items()
+            for zeros in (False, True)
+        ]
+    found = [(own, divergence) for own, divergence, _ in filter(None, tries)]
     if not found:
-        raise ValueError(
-            f"{budget} can't be met by fewer channels, zeros and fewer bits. Allow more."
-        )
+        ways = "fewer channels" if budget.bytes is None else "fewer channels, zeros and fewer bits"
+        reason = f": {trials.refused}" if trials.refused else ". Allow more."
+        raise ValueError(f"{budget} can't be met by {ways}{reason}")
     best = min(found, key=lambda own: own[1])[0]
     return best, tuple((tuple({s.kind: s.get_config()} for s in own), d) for own, d in found)
 
 
+def _limits(budget: Budget, before: Measures) -> dict[str, Any]:
+    """The limits of a budget but bytes; numbers as shares of what the model has."""
+    limits: dict[str, Any] = {
+        name: limit if limit <= 1 else min(limit / getattr(before, name), 1.0)
+        for name, limit in budget.limits().items()
+        if name != "bytes"
+    }
+    if budget.latency is not None:
+        for name in ("latency", "batch_size", "runtime"):
+            limits[name] = getattr(budget, name)
+    return limits
+
+
 def _stages(
-    share: float, budget: Budget, scheme: str, bits: float, zeros: bool
+    share: float, limits: Mapping[str, Any], scheme: str, bits: float, zeros: bool
 ) -> list[Stage] | None:
     """Stages that leave a share of the bytes; None: these can't.
 
@@ -84,24 +106,17 @@ def _stages(
     the parameters, of which a share k is not zero, there are p (1 + k bits) bits.
     """
     after: list[Stage] = [Quantize(scheme)] if scheme else []
-    limits: dict[str, Any] = {"flops": budget.flops, "latency": budget.latency}
-    if budget.latency is not None:
-        limits |= {"batch_size": budget.batch_size, "runtime": budget.runtime}
-    bounded = budget.flops is not None or budget.latency is not None
     left = share * 32 / bits
-    allowed = 1.0 if budget.params is None else budget.params
-    if not zeros:
-        if left < _LEAST:
+    params = min(math.sqrt(left) if zeros else left, limits.get("params", 1.0))
+    if zeros:
+        stay = (left * bits / params - 1) / bits
+        if left >= 1 or not 0.05 < stay < 0.9:
             return None
-        params = min(left, allowed) if allowed <= 1 else allowed
-        if params < 1 or allowed > 1 or bounded:
-            return [Prune(params=params, **limits), *after]
-        return after
-    params = min(math.sqrt(left), allowed) if allowed <= 1 else math.sqrt(left)
-    stay = (left * bits / params - 1) / bits
-    if left >= 1 or not 0.05 < stay < 0.9:
+        after.insert(0, Sparsify(1 - stay))
+    elif left < _LEAST:
         return None
-    return [Prune(params=params, **limits), Sparsify(1 - stay), *after]
+    channels = {**limits, **({"params": params} if params < 1 else {})}
+    return [Prune(**channels), *after] if channels else after
 
 
 class _Trials:
@@ -109,9 +124,13 @@ class _Trials:
 
     Args:
         work: What stages share.
+
+    Attributes:
+        refused: Why the first list that can't be carried out can't; empty: all can.
     """
 
     def __init__(self, work: Work) -> None:
+        self.refused = ""
         graph = channel_graph(work.model)
         read = joined(work.inputs, 2 * _SAMPLES)[0]
         count = len(keras.tree.flatten(read)[0])
@@ -136,25 +155,39 @@ class _Trials:
         self._held = [x for _, x in input_batches(graph, (held,), _BATCH, None, _BATCH)]
         self._answers = [graph.program.run_flat(x) for x in self._held]
 
+    def of(self, stages: list[Stage]) -> Trial | None:
+        """Stages, the divergence of their model and its bytes; None: channels can't do that."""
+        try:
+            model = self._made(stages)
+        except ValueError as error:
+            self.refused = self.refused or str(error)
+            return None
+        runs = zip(self._answers, map(trace(model).run_flat, self._held), strict=True)
+        return stages, float(rises(self._losses, runs).mean()), weight_bytes(model)
+
     def within(
-        self, most: float, before: Measures, budget: Budget, scheme: str, bits: float, zeros: bool
-    ) -> tuple[list[Stage], float] | None:
-        """Stages whose model takes so many bytes at most, and its divergence; None: these can't."""
-        share = most / before.bytes
+        self,
+        most: float,
+        whole: float,
+        limits: Mapping[str, Any],
+        scheme: str,
+        bits: float,
+        zeros: bool,
+    ) -> Trial | None:
+        """The trial of stages whose model takes so many bytes at most; None: these can't."""
+        share, best = most / whole, None
         for _ in range(_TRIES):
-            stages = _stages(share, budget, scheme, bits, zeros)
-            if not stages:
-                return None
-            try:
-                model = self._made(stages)
-            except ValueError:  # a budget that channels can't meet
-                return None
-            taken = weight_bytes(model)
+            stages = _stages(share, limits, scheme, bits, zeros)
+            found = self.of(stages) if stages else None
+            if found is None:
+                break
+            taken = found[-1]
             if taken <= most:
-                runs = zip(self._answers, map(trace(model).run_flat, self._held), strict=True)
-                return stages, float(rises(self._losses, runs).mean())
+                best = found if best is None else min(best, found, key=lambda own: own[1])
+                if not zeros or taken > _ENOUGH * most:
+                    break  # fewer zeros would be as many bytes
             share *= 0.99 * most / taken
-        return None
+        return best
 
     def _made(self, stages: Sequence[Stage]) -> Any:
         model = self._work.model

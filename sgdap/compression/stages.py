@@ -8,10 +8,12 @@ from dataclasses import InitVar, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from sgdap._arguments import check_choice, check_integer, is_number, shown
+from sgdap.distillation.options import DistillationOptions
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.planning.options import PruningOptions
 from sgdap.quantization.base import Scheme
 from sgdap.quantization.schemes import get_scheme
+from sgdap.sparsity.guidance import GUIDANCES
 from sgdap.sparsity.patterns import get_pattern
 from sgdap.training.schedule import get_schedule
 
@@ -43,6 +45,15 @@ class Stage:
                     f"{type(self).__name__} trains nothing. Received: epochs={self.epochs}. Leave "
                     "it out."
                 )
+        if self.epochs == 0 and (asked := self.only_trained()):
+            raise ValueError(
+                f"{type(self).__name__}: {asked} takes training, and epochs=0 trains nothing. "
+                "Leave one of them out."
+            )
+
+    def only_trained(self) -> str:
+        """What was asked for that only training can do; empty: nothing."""
+        return ""
 
     def milder(self) -> Self | None:
         """The stage that takes less; None: there is none."""
@@ -57,6 +68,34 @@ class Stage:
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
         return f"{type(self).__name__}({parts})"
+
+
+@dataclass(frozen=True, repr=False)
+class Grow(Stage):
+    """Trains the model with dynamic range activations, as `sgdap.layers.to_dra` puts them in.
+
+    Their growth rates order the channels for a later `Prune(guidance="growth")`. After that, or at
+    once where there is none, `sgdap.fold` takes them out again. There is no one shot: growth rates
+    that were not trained say nothing.
+
+    Attributes:
+        growth: `"trainable"` or `"statistics"`.
+        layers: Names or patterns of the layers whose activations are replaced; None: all.
+    """
+
+    kind = "grow"
+    trains = True
+
+    growth: str = "trainable"
+    layers: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("growth", self.growth, ("trainable", "statistics"))
+        super().__post_init__()
+
+    def only_trained(self) -> str:
+        """Growth rates."""
+        return "growth"
 
 
 @dataclass(frozen=True, repr=False)
@@ -174,6 +213,8 @@ class Sparsify(Stage):
                 f"sparsity={shown(self.sparsity)}"
             )
         get_pattern(self.pattern)
+        check_choice("guidance", self.guidance, GUIDANCES)
+        check_choice("allocation", self.allocation, ("global", "uniform"))
         check_choice("reconstruction", self.reconstruction, (True, False, "layerwise"))
         get_schedule(self.schedule)
 
@@ -188,7 +229,9 @@ class Sparsify(Stage):
 class Distill(Stage):
     """Trains the model to answer as the one that `compress` was given, as `sgdap.distill` does.
 
-    No labels are needed. `epochs=None` stops by itself.
+    No labels are needed. One shot (`epochs=0`, or None: the epochs of `sgdap.compress` are for
+    stages that train on labels) is the course of `sgdap.distill` that stops by itself. A number of
+    epochs is one course of so many passes.
 
     Attributes:
         temperature: The temperature of outputs that are distributions.
@@ -203,6 +246,15 @@ class Distill(Stage):
     label_weight: float = 0.0
     learning_rate: float = 0.005
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        DistillationOptions(self.temperature, self.label_weight)
+        if not is_number(self.learning_rate) or self.learning_rate <= 0:
+            raise ValueError(
+                "learning_rate must be a finite number above 0. Received: "
+                f"learning_rate={shown(self.learning_rate)}"
+            )
+
 
 @dataclass(frozen=True, repr=False)
 class Quantize(Stage):
@@ -214,6 +266,9 @@ class Quantize(Stage):
         overrides: A dict from layer names or patterns to a scheme of their own.
         compensate: True, `"layerwise"` or False, as in `sgdap.quantize`.
         fold: Whether normalisations are folded into kernels before, as runtimes do.
+        activations: `"int8"`: the model is trained with rounded activations too, and a later
+            `Export(quantize="int8")` takes the ranges that these have. None: they stay float.
+        learned_scales: Whether training learns the scales, as in `QuantizationCallback`.
     """
 
     kind = "quantize"
@@ -224,12 +279,22 @@ class Quantize(Stage):
     overrides: Mapping[str, Any] | None = None
     compensate: bool | str = True
     fold: bool = True
+    activations: str | None = None
+    learned_scales: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         get_scheme(self.scheme)
         check_choice("compensate", self.compensate, (True, False, "layerwise"))
         check_choice("fold", self.fold, (True, False))
+        check_choice("activations", self.activations, (None, "int8"))
+        check_choice("learned_scales", self.learned_scales, (True, False))
+        super().__post_init__()
+
+    def only_trained(self) -> str:
+        """What was asked for that only training can do; empty: nothing."""
+        if self.activations is not None:
+            return f"activations={self.activations!r}"
+        return "learned_scales=True" if self.learned_scales else ""
 
     def milder(self) -> Self | None:
         """More bits."""
@@ -245,6 +310,9 @@ class Quantize(Stage):
 @dataclass(frozen=True, repr=False)
 class Export(Stage):
     """Writes a file for another runtime and checks it there, as `sgdap.export` does.
+
+    A file of `quantize="int8"` has the ranges of activations that an earlier
+    `Quantize(activations="int8")` trained.
 
     Attributes:
         path: The file, or the folder of a SavedModel.
@@ -263,6 +331,8 @@ class Export(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_path(self)
+        if self.batch_size not in ("auto", None):
+            check_integer("batch_size", self.batch_size, 1)
 
     def milder(self) -> Self | None:
         """A file of larger numbers."""
@@ -286,71 +356,6 @@ class Pack(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_path(self)
-
-
-KINDS: dict[str, type[Stage]] = {
-    cls.kind: cls for cls in (Prune, Sparsify, Distill, Quantize, Export, Pack)
-}
-"""The stages by their names in a recipe."""
-
-_TOO_LATE = {
-    "prune": ("sparsify", "quantize"),
-    "sparsify": ("quantize",),
-    "distill": ("quantize",),
-    "quantize": ("quantize",),
-}
-"""The stages that a stage must not follow, as it would undo them."""
-
-
-def check_order(stages: Sequence[Stage]) -> None:
-    """Raises if stages can't follow each other.
-
-    Raises:
-        TypeError: One is no stage.
-        ValueError: There is none, one would undo another, or two write the same file.
-    """
-    if isinstance(stages, (Stage, str)) or not isinstance(stages, Sequence):
-        raise TypeError(
-            "stages must be a list, such as [sgdap.Prune(flops=0.5), sgdap.Quantize('int8')]. "
-            f"Received: {shown(stages)}"
-        )
-    for stage in stages:
-        if type(stage) not in KINDS.values():
-            raise TypeError(
-                "A stage is sgdap.Prune, Sparsify, Distill, Quantize, Export or Pack. Received: "
-                f"{shown(stage)} (of type {type(stage).__name__})"
-            )
-    if not stages:
-        raise ValueError("There is no stage. Pass one at least, or a budget alone.")
-    for number, stage in enumerate(stages):
-        for before in stages[:number]:
-            if before.kind in _TOO_LATE.get(stage.kind, ()):
-                what, other = type(stage).__name__, type(before).__name__
-                remedy = "Quantize once" if what == other else f"Put {what} before {other}"
-                raise ValueError(
-                    f"{what} after {other} would undo it: it moves the weights. {remedy}."
-                )
-    paths = [getattr(stage, "path", None) for stage in stages]
-    for path in filter(None, paths):
-        if paths.count(path) > 1:
-            raise ValueError(f"Two stages write {path}. Give each a path of its own.")
-
-
-def stage_of(kind: str, arguments: Mapping[str, Any]) -> Stage:
-    """The stage of a name with arguments, as a recipe has them.
-
-    Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: The name or an argument is unknown or has no meaning.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"No stage is called '{kind}'. There are: {', '.join(KINDS)}.")
-    known = {field for cls in KINDS[kind].__mro__ for field in vars(cls).get("__annotations__", ())}
-    known -= {"kind", "trains", "budget"}
-    for name in arguments:
-        if name not in known:
-            raise ValueError(f"'{kind}' takes no '{name}'. It takes: {', '.join(sorted(known))}.")
-    return KINDS[kind](**arguments)
 
 
 def _check_path(stage: Any) -> None:

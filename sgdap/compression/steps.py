@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from sgdap.callback import SGDAPCallback
 from sgdap.channels.grouping import channel_graph
-from sgdap.compression.stages import Distill, Export, Pack, Prune, Quantize, Sparsify, Stage
+from sgdap.compression.stages import Distill, Export, Grow, Pack, Prune, Quantize, Sparsify, Stage
 from sgdap.compression.work import Work
 from sgdap.distillation import DistillationCallback, distill
 from sgdap.execution.inputs import checked_inputs
 from sgdap.execution.runtimes import in_litert
 from sgdap.exporting import ExportReport, export, pack
-from sgdap.layers import fold
+from sgdap.layers import DynamicRangeActivation, fold, to_dra
 from sgdap.model.tracing import trace
 from sgdap.one_shot import plan as make_plan
 from sgdap.planning.plan import Plan
@@ -47,6 +47,7 @@ class Made:
     Attributes:
         model: The model after it.
         losses: The expected rise of the loss of each channel group, by name.
+        ranges: The ranges of activations that were trained, by name.
         file: What was measured of a file in its runtime.
         bytes: The size of the file that was written.
         score: The score of the file in its runtime; None: there is no file of its own numbers.
@@ -55,10 +56,17 @@ class Made:
 
     model: Any
     losses: Mapping[str, float] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     file: ExportReport | None = None
     bytes: int | None = None
     score: float | None = None
     notes: tuple[str, ...] = ()
+
+
+def _grown(stage: Grow, model: Any, work: Work, limit: Limit | None) -> Made:
+    grown = to_dra(model, stage.layers, growth=stage.growth)
+    work.fit(grown, _epochs(stage, work), _teaching(work))
+    return Made(grown)
 
 
 def _pruned(stage: Prune, model: Any, work: Work, limit: Limit | None) -> Made:
@@ -146,20 +154,19 @@ def _quantized(stage: Quantize, model: Any, work: Work, limit: Limit | None) -> 
         verbose=int(work.verbose > 1),
     )
     epochs = _epochs(stage, work)
-    if epochs:
-        callbacks: list[Any] = [
-            QuantizationCallback(
-                stage.scheme,
-                layers=stage.layers,
-                overrides=stage.overrides,
-                seed=work.seed,
-                verbose=int(work.verbose > 1),
-            )
-        ]
-        if work.teacher is not None:
-            callbacks.append(DistillationCallback(work.teacher))
-        work.fit(small, epochs, callbacks)
-    return Made(small)
+    if not epochs:
+        return Made(small)
+    rounding = QuantizationCallback(
+        stage.scheme,
+        stage.activations,
+        layers=stage.layers,
+        overrides=stage.overrides,
+        learned_scales=stage.learned_scales,
+        seed=work.seed,
+        verbose=int(work.verbose > 1),
+    )
+    work.fit(small, epochs, [rounding, *_teaching(work)])
+    return Made(small, ranges=rounding.ranges)
 
 
 def _exported(stage: Export, model: Any, work: Work, limit: Limit | None) -> Made:
@@ -170,6 +177,7 @@ def _exported(stage: Export, model: Any, work: Work, limit: Limit | None) -> Mad
         quantize=stage.quantize,
         data=work.inputs,
         batch_size=stage.batch_size,
+        ranges=work.ranges if work.ranges and stage.quantize == "int8" else None,
         verbose=0,
     )
     score = None
@@ -183,6 +191,7 @@ def _packed(stage: Pack, model: Any, work: Work, limit: Limit | None) -> Made:
 
 
 _WAYS: dict[type[Stage], Callable[[Any, Any, Work, Limit | None], Made]] = {
+    Grow: _grown,
     Prune: _pruned,
     Sparsify: _sparsified,
     Distill: _distilled,
@@ -201,7 +210,22 @@ def carried_out(stage: Stage, model: Any, work: Work, limit: Limit | None) -> Ma
         work: What all stages share.
         limit: How far the score may get worse; None: as far as it likes.
     """
-    return _WAYS[type(stage)](stage, model, work, limit)
+    made = _WAYS[type(stage)](stage, model, work, limit)
+    return replace(made, model=folded(made.model)) if work.folds else made
+
+
+def folded(model: Any) -> Any:
+    """The model without dynamic range activations; the same if it has none."""
+    return fold(model) if grows(model) else model
+
+
+def grows(model: Any) -> bool:
+    """Whether a model has dynamic range activations."""
+    return any(isinstance(own, DynamicRangeActivation) for own in trace(model).layers().values())
+
+
+def _teaching(work: Work) -> list[Any]:
+    return [] if work.teacher is None else [DistillationCallback(work.teacher)]
 
 
 def _epochs(stage: Stage, work: Work) -> int:

@@ -7,7 +7,7 @@ import logging
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,8 @@ class Work:
         batch_size: Samples in a batch of training.
         verbose: 2 shows what each stage prints.
         folder: Where files lie whose paths are relative; None: in the working directory.
+        ranges: Ranges of the model's activations that an earlier stage trained; empty: none did.
+        folds: Whether dynamic range activations are taken out after the stage.
     """
 
     model: Any
@@ -121,6 +123,8 @@ class Work:
     batch_size: int
     verbose: int
     folder: Path | None = None
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    folds: bool = False
 
     @property
     def calibration(self) -> Any:
@@ -240,11 +244,13 @@ def separated(model: Any, data: Any, validation_data: Any, seed: int) -> tuple[A
 
     Raises:
         TypeError: Data are of an unknown kind.
-        ValueError: They can be read only once, or arrays differ in length.
+        ValueError: They can be read only once, arrays differ in length, or they hold strings.
     """
     learnt = _read(data, "data")
     judged = None if validation_data is None else _read(validation_data, "validation_data")
     labelled = isinstance(learnt, tuple) and learnt[1] is not None
+    if model.compiled and labelled:
+        _check_no_strings(learnt[0])
     if judged is None and model.compiled and labelled:
         count = len(keras.tree.flatten(learnt[0])[0])
         order = np.random.default_rng(seed).permutation(count)
@@ -260,6 +266,15 @@ def has_targets(data: Any) -> bool:
     if isinstance(data, tuple):
         return data[1] is not None
     return next(batches(data, 1, 1))[1] is not None
+
+
+def _check_no_strings(inputs: Any) -> None:
+    for leaf in keras.tree.flatten(inputs):
+        if np.asarray(leaf).dtype.kind in "USO":
+            raise ValueError(
+                "data hold strings in arrays, which a model's evaluate and fit do not take. Pass "
+                "batches: tf.data.Dataset.from_tensor_slices((x, y)).batch(64)."
+            )
 
 
 def _read(data: Any, name: str) -> Any:

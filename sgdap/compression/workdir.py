@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from sgdap.compression.work import Work
 from sgdap.exporting.converting import first_line
+from sgdap.exporting.place import TEMPORARY
 from sgdap.model.copying import compile_alike
 from sgdap.model.tracing import trace
 from sgdap.model.trusted import own_classes
@@ -49,11 +51,15 @@ class Workdir:
             return
         found = json.loads(place.read_text())
         if found.get("identity") != self.kept["identity"]:
+            if not found.get("stages"):  # it ended before its first stage did: nothing is lost
+                return
             raise ValueError(
                 f"{self.folder} holds a compression of another model or with other arguments. "
                 "Call it as before, or pass another workdir."
             )
         self.kept = found
+        for stale in [*self.folder.rglob(f"{TEMPORARY}*")]:  # of a process that was killed
+            shutil.rmtree(stale, ignore_errors=True)
 
     def keep(self, **entries: Any) -> None:
         """Writes what is known now, and adds entries to it."""

@@ -31,7 +31,7 @@ from sgdap.execution.runtimes import (
 )
 from sgdap.exporting.converting import converted, first_line, plain
 from sgdap.exporting.litert import KINDS, quantized_file, stored_numbers
-from sgdap.exporting.place import check_place, move, nearest, size_of
+from sgdap.exporting.place import TEMPORARY, check_place, move, nearest, size_of
 from sgdap.exporting.ranges import Ranges, check_ranges, ranges_in_file
 from sgdap.exporting.report import ExportReport
 from sgdap.model.program import Program
@@ -147,7 +147,7 @@ def export(
     size = _batch_size(program, kind, batch_size)
     inputs = _inputs(program, data, samples, size or 1)
     whole = plain(model, program, kind)
-    with tempfile.TemporaryDirectory(dir=nearest(path.parent), prefix=".sgdap-") as folder:
+    with tempfile.TemporaryDirectory(dir=nearest(path.parent), prefix=TEMPORARY) as folder:
         made = Path(folder, path.name)
         report = _made(whole, made, kind, quantize, inputs, size, data is not None, ranges)
         load = report.pop("load")

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap.execution.runtimes import Array
+from sgdap.exporting.converting import first_line
 from sgdap.exporting.lattices import common_steps
 from sgdap.quantization.schemes import Affine
 
@@ -90,6 +91,7 @@ def quantized_file(
         known: The ranges of activations that are not measured, by the names of tensors in the file.
 
     Raises:
+        RuntimeError: The ranges of activations can't be measured.
         ValueError: Ranges are needed, and there are no inputs.
     """
     from ai_edge_quantizer import quantizer
@@ -111,7 +113,7 @@ def quantized_file(
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # a progress bar
         warnings.simplefilter("ignore", UserWarning)  # of an interpreter that keeps all tensors
         if work.need_calibration:
-            measured = work.calibrate({_SIGNATURE: samples}, num_threads=1) if samples else {}
+            measured = _measured(work, samples) if samples else {}
             ranges = {**measured, **_as_the_quantizer_reads(known), **ranges}
         try:
             made = work.quantize(ranges or None, enable_progress_report=False).quantized_model
@@ -125,6 +127,18 @@ def quantized_file(
                 "inputs, by which the others are measured."
             ) from error
     return bytes(made)
+
+
+def _measured(work: Any, samples: Sequence[Mapping[str, Array]]) -> Mapping[str, Any]:
+    """The ranges of activations on samples, as the quantizer has them."""
+    try:
+        measured: Mapping[str, Any] = work.calibrate({_SIGNATURE: samples}, num_threads=1)
+    except ValueError as error:  # an LSTM is one operator, which keeps no tensors of its inside
+        raise RuntimeError(
+            f"it can't measure the ranges of this model's activations ({first_line(error)}), as of "
+            "an LSTM. quantize='dynamic' needs none"
+        ) from error
+    return measured
 
 
 def _as_the_quantizer_reads(known: Mapping[str, tuple[float, float]]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from sgdap._keras.variables import without_values
 from sgdap.execution.backend import check_backend
 from sgdap.exporting.coding import DamagedError, Reader
 from sgdap.exporting.converting import first_line
+from sgdap.exporting.place import TEMPORARY
 from sgdap.exporting.tensors import read, written
 from sgdap.model.functional import saves_by_its_graph
 from sgdap.model.tracing import trace
@@ -111,7 +112,7 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
     whole = b"".join([head, packed, *contents])
     whole += hashlib.sha256(whole).digest()
     place = Path(path)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".sgdap-") as folder:
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=TEMPORARY) as folder:
         made = Path(folder, place.name)
         made.write_bytes(whole)
         made.replace(place)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+TEMPORARY = ".sgdap-"
+"""How the name of a folder begins in which a file is made, beside its place."""
+
 
 def check_place(path: Path, kind: str) -> None:
     """Raises if something stands there that is no earlier file of this kind."""

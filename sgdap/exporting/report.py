@@ -8,6 +8,15 @@ from pathlib import Path
 
 from sgdap._table import facts_text
 
+RUNTIMES = {
+    "keras": "Keras",
+    "saved_model": "TensorFlow",
+    "litert": "LiteRT",
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
+"""The runtimes of the formats, as people call them."""
+
 
 @dataclass(frozen=True)
 class ExportReport:

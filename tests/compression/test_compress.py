@@ -13,8 +13,10 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
-from sgdap.compression.report import CompressionReport
+from sgdap.compression import steps
+from sgdap.compression.report import CompressionReport, Measures, StageReport, trained_ranges
 from sgdap.compression.stages import Stage
+from sgdap.execution.latency import NoisyClockError
 from tests.models import randomise
 
 
@@ -164,6 +166,122 @@ def test_a_file_is_judged_in_its_own_runtime(trained, size, tmp_path):
     made = sgdap.compress(trained, stages, DATA, validation_data=JUDGED, epochs=0, verbose=0)
     (stage,) = made.report.stages
     assert stage.file_score == pytest.approx(made.report.before.score, abs=0.02)
+    samples = 1 if size == "auto" else 6
+    assert (stage.runtime, stage.file_batch_size) == ("LiteRT", samples) and stage.file_seconds > 0
+    told = " ".join(str(made.report).split())
+    assert f"ms{'' if samples == 1 else ' for 6 samples'} in LiteRT." in told
+    assert "one sample in a compiled function of TensorFlow" in told
+
+
+@pytest.mark.compiled
+def test_growth_rates_are_trained_used_and_folded_away(trained, tmp_path):
+    stages = [sgdap.Grow(epochs=1), sgdap.Prune(flops=0.6, guidance="growth", epochs=0)]
+    made = sgdap.compress(
+        *(trained, stages, DATA),
+        validation_data=JUDGED,
+        teacher=False,
+        workdir=tmp_path,
+        verbose=0,
+    )
+    grow, prune = made.report.stages
+    grown = keras.models.load_model(tmp_path / "stage-1.keras", compile=False)
+    (hidden,) = [own for own in grown.layers if own.name == "hidden_dra"]
+    assert np.ptp(hidden.growth_rate.numpy()) > 0 and grow.after.params > prune.after.params
+    assert prune.after.flops <= 0.6 * made.report.before.flops and prune.done == prune.asked
+    assert not any(type(own) is sgdap.layers.DynamicRangeActivation for own in made.model.layers)
+    assert sgdap.load_recipe(tmp_path / "recipe.yaml") == stages
+
+
+@pytest.mark.compiled
+def test_growth_that_nothing_reads_is_folded_away_at_once(trained):
+    stages = [sgdap.Grow("statistics", ["hidden"])]
+    made = sgdap.compress(trained, stages, DATA, epochs=1, verbose=0)
+    assert not any(type(own) is sgdap.layers.DynamicRangeActivation for own in made.model.layers)
+    assert made.model.count_params() == trained.count_params()
+    assert not np.array_equal(made.model.get_weights()[0], trained.get_weights()[0])
+
+
+@pytest.mark.compiled
+def test_channels_are_chosen_otherwise_where_growth_was_undone(trained, monkeypatch):
+    real = whole.carried_out
+
+    def spoilt(stage, model, work, limit):
+        made = real(stage, model, work, limit)
+        if stage.kind == "grow":
+            made.model.set_weights([np.zeros_like(w) for w in made.model.get_weights()])
+        return made
+
+    monkeypatch.setattr(whole, "carried_out", spoilt)
+    stages = [sgdap.Grow(epochs=1), sgdap.Prune(flops=0.6, guidance="growth", epochs=0)]
+    made = sgdap.compress(
+        trained, stages, DATA, validation_data=JUDGED, max_accuracy_drop=0.5, verbose=0
+    )
+    grow, prune = made.report.stages
+    assert grow.done is None and prune.asked["prune"]["guidance"] == "growth"
+    assert "guidance" not in prune.done["prune"] and "the LASSO chose" in prune.notes[-1]
+
+
+def trained_ranges_and_file(model, folder):
+    return sgdap.compress(
+        model,
+        [
+            sgdap.Quantize("int8", activations="int8", compensate=False, epochs=2),
+            sgdap.Export("small.tflite", quantize="int8"),
+        ],
+        DATA,
+        validation_data=JUDGED,
+        teacher=False,
+        workdir=folder,
+        verbose=0,
+    )
+
+
+@pytest.mark.compiled
+def test_ranges_that_training_found_are_those_of_the_file(trained, tmp_path, monkeypatch):
+    report = trained_ranges_and_file(trained, tmp_path / "whole").report
+    ranges = report.stages[0].ranges
+    assert ranges["hidden"][0] == pytest.approx(0, abs=1e-6) and ranges["hidden"][1] > 0
+    assert CompressionReport.from_json(report.to_json()) == report
+
+    from ai_edge_litert.interpreter import Interpreter
+
+    file = Interpreter(str(tmp_path / "whole" / "small.tflite"))
+    steps = [own["quantization"][0] for own in file.get_tensor_details()]
+    assert any(step == pytest.approx(ranges["hidden"][1] / 255, rel=1e-3) for step in steps), (
+        "no tensor of the file has the range that was trained"
+    )
+
+    real, given = whole.carried_out, []
+
+    def killed(stage, model, work, limit):
+        if stage.kind == "export":
+            given.append(work.ranges)
+            if len(given) == 1:
+                raise _Killed
+        return real(stage, model, work, limit)
+
+    monkeypatch.setattr(whole, "carried_out", killed)
+    with pytest.raises(_Killed):
+        trained_ranges_and_file(trained, tmp_path / "killed")
+    again = trained_ranges_and_file(trained, tmp_path / "killed").report
+    assert given[1] == given[0] == again.stages[0].ranges
+    assert without_times(again) == pytest.approx(without_times(report), rel=1e-5)
+
+
+def test_ranges_hold_until_another_stage_changes_the_model():
+    ranges, costs = {"a": (0.0, 1.0)}, Measures(1, 1, 1, 32.0, 4, None, 1.0)
+
+    def stage(name, **own):
+        return StageReport({name: {}}, {name: {}}, costs, **own)
+
+    few = stage("quantize", ranges=ranges)
+    packed = stage("pack", path="a.sgdap")
+    undone = dataclasses.replace(stage("distill"), done=None)
+    assert trained_ranges([few, packed, undone]) == (ranges, "")
+    none, why = trained_ranges([few, stage("distill"), packed])
+    assert not none and "distill changed the model after" in why
+    assert trained_ranges([few, stage("distill"), few]) == (ranges, "")
+    assert trained_ranges([stage("prune")]) == ({}, "")
 
 
 @pytest.mark.compiled
@@ -180,11 +298,85 @@ def test_a_budget_alone_finds_its_stages(trained):
     assert [stage.asked for stage in report.stages] == list(best)
 
 
-def test_a_budget_of_flops_alone_prunes(trained):
+@pytest.mark.parametrize("limits", [{"flops": 0.4}, {"params": 0.3, "flops": 0.5}])
+def test_widths_are_found_in_several_ways_where_bytes_do_not_count(trained, limits):
     made = sgdap.compress(
-        trained, None, DATA, budget=sgdap.Budget(flops=0.5), epochs=0, teacher=False, verbose=0
+        trained, None, DATA, budget=sgdap.Budget(**limits), epochs=0, teacher=False, verbose=0
     )
-    assert [stage.name for stage in made.report.stages] == ["prune"]
+    report = made.report
+    assert all(getattr(report.after, n) <= v * getattr(report.before, n) for n, v in limits.items())
+    best, _ = min(report.search, key=lambda own: own[1])
+    assert [stage.asked for stage in report.stages] == list(best)
+    ways = {stages[0]["prune"].get("allocation", "global") for stages, _ in report.search}
+    assert ways == {"global", "layerwise", "measured"}
+    assert str(report).count("divergence") == 3
+
+
+@pytest.mark.parametrize(
+    "limits", [{"bytes": 0.15, "flops": 0.5}, {"bytes": 0.12, "params": 2400.0, "flops": 9000.0}]
+)
+def test_all_limits_of_a_budget_are_met_together(trained, limits):
+    made = sgdap.compress(
+        trained, None, DATA, budget=sgdap.Budget(**limits), epochs=0, teacher=False, verbose=0
+    )
+    report = made.report
+    assert not report.missed
+    for name, limit in limits.items():
+        whole = getattr(report.before, name)
+        assert getattr(report.after, name) <= (limit * whole if limit <= 1 else limit)
+    assert any("sparsify" in own for stages, _ in report.search for own in stages)
+
+
+def test_time_is_measured_in_the_runtime_of_the_budget(trained, tmp_path):
+    def seconds(model):
+        """A clock without noise: each channel of `hidden` takes a millisecond."""
+        return 1e-3 * model.get_layer("hidden").units
+
+    def compressed(limit):
+        budget = sgdap.Budget(latency=limit, runtime=seconds, batch_size=2)
+        return sgdap.compress(
+            *(trained, None, DATA),
+            budget=budget,
+            epochs=0,
+            teacher=False,
+            workdir=tmp_path,
+            verbose=0,
+        ).report
+
+    report = compressed(0.5)
+    assert report.timed.runtime == "seconds" and report.timed.batch_size == 2
+    assert report.timed.before == pytest.approx(0.024)
+    assert report.timed.seconds <= report.timed.allowed == pytest.approx(0.012)
+    assert not report.missed and "ms in seconds, before 24 ms" in " ".join(str(report).split())
+    assert CompressionReport.from_json(report.to_json()) == report
+    assert compressed(0.5) == report
+
+
+def test_time_that_stages_do_not_save_is_told(trained):
+    def clock(model):
+        return 1e-3
+
+    budget = sgdap.Budget(latency="0.9ms", runtime=clock)
+    stages = [sgdap.Quantize("int8", compensate=False)]
+    report = sgdap.compress(trained, stages, DATA, budget=budget, epochs=0, verbose=0).report
+    assert "The budget is not met: A batch of 1 takes 1 ms in clock" in report.missed
+    assert "0.9 ms were allowed" in report.missed
+
+
+def test_a_clock_that_is_too_noisy_is_told(trained):
+    def noisy(model):
+        raise NoisyClockError("The time can't be told.")
+
+    budget = sgdap.Budget(latency="0.9ms", runtime=noisy)
+    stages = [sgdap.Quantize("int8", compensate=False)]
+    report = sgdap.compress(trained, stages, DATA, budget=budget, epochs=0, verbose=0).report
+    assert report.timed is None and not report.missed
+    assert report.notes == ("The time can't be told.",)
+
+
+def test_a_budget_that_no_stages_meet_is_refused_with_the_reason(trained):
+    with pytest.raises(ValueError, match="can't be met by fewer channels: .*still needs"):
+        sgdap.compress(trained, None, DATA, budget=sgdap.Budget(flops=0.0001), epochs=0, verbose=0)
 
 
 def test_a_budget_that_stages_do_not_meet_is_told(trained):
@@ -264,6 +456,15 @@ def test_a_killed_run_ends_as_one_that_was_not_killed(
     assert without_times(two_stages(little, tmp_path).report) == pytest.approx(unkilled, rel=1e-5)
 
 
+def test_what_a_kill_left_half_made_is_taken_away(little, tmp_path):
+    two_stages(little, tmp_path)
+    half = tmp_path / "files" / ".sgdap-stale"
+    half.mkdir(parents=True)
+    (half / "small.tflite").write_text("half")
+    two_stages(little, tmp_path)
+    assert not half.exists() and (tmp_path / "small.sgdap").exists()
+
+
 def test_a_model_that_no_file_holds_is_refused_before_it_is_begun(tmp_path):
     model = keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: x), layers.Dense(2)])
     x = np.ones((50, 4), "float32")
@@ -279,17 +480,31 @@ def test_a_folder_of_another_compression_is_refused(trained, tmp_path):
         sgdap.compress(trained, stages, DATA, epochs=0, workdir=tmp_path, seed=1, verbose=0)
 
 
+def test_a_folder_in_which_no_stage_came_to_its_end_may_be_used_again(little, tmp_path):
+    x = np.ones((64, 6), "float32")
+    data = x, x[:, 0]
+    stages = [sgdap.Prune(flops=0.5)]
+    with pytest.raises(ValueError, match="Train for more epochs"):
+        sgdap.compress(little, stages, data, epochs=1, workdir=tmp_path, verbose=0)
+    made = sgdap.compress(little, stages, data, epochs=2, workdir=tmp_path, verbose=0)
+    assert made.report.stages[0].after.flops <= 0.5 * made.report.before.flops
+
+
 @pytest.mark.parametrize(
     "stages, arguments, error, words",
     [
         ([sgdap.Quantize(), sgdap.Sparsify(0.5)], {}, ValueError, "Put Sparsify before Quantize"),
         ([sgdap.Sparsify(0.5), sgdap.Prune(flops=0.5)], {}, ValueError, "Put Prune before"),
         ([sgdap.Quantize(), sgdap.Quantize("int4")], {}, ValueError, "Quantize once"),
+        ([sgdap.Sparsify(0.5), sgdap.Grow()], {}, ValueError, "Put Grow before Sparsify"),
+        ([sgdap.Grow()], {"epochs": 0}, ValueError, "Grow gets no epochs"),
+        ([sgdap.Grow(layers=["nix"])], {}, ValueError, "nix"),
+        ([sgdap.Prune(flops=0.5, guidance="growth")], {}, ValueError, "DynamicRangeActivation"),
         ([sgdap.Pack("a"), sgdap.Export("a")], {}, ValueError, "Two stages write a"),
         ([], {}, ValueError, "no stage"),
         (sgdap.Prune(flops=0.5), {}, TypeError, "must be a list"),
-        (["prune"], {}, TypeError, "A stage is sgdap.Prune"),
-        ([OwnStage()], {}, TypeError, "A stage is sgdap.Prune"),
+        (["prune"], {}, TypeError, "A stage is sgdap.Grow"),
+        ([OwnStage()], {}, TypeError, "A stage is sgdap.Grow"),
         (None, {}, ValueError, "Say what is to be done"),
         ([sgdap.Sparsify(0.5)], {"max_accuracy_drop": 5}, ValueError, "Did you mean"),
         ([sgdap.Sparsify(0.5)], {"epochs": -1}, ValueError, "epochs"),
@@ -302,6 +517,8 @@ def test_a_folder_of_another_compression_is_refused(trained, tmp_path):
         ([sgdap.Sparsify(0.5), sgdap.Export("a.txt")], {}, ValueError, "No format"),
         ([sgdap.Export("a.onnx", quantize="int8")], {}, ValueError, "for LiteRT files"),
         ([sgdap.Sparsify(0.5)], {"teacher": 3}, TypeError, "teacher"),
+        ([sgdap.Quantize(activations="int8")], {"epochs": 0}, ValueError, "gets no epochs"),
+        ([sgdap.Quantize("lloyd_max", learned_scales=True)], {}, ValueError, "learned_scales"),
     ],
 )
 def test_what_makes_no_sense_is_refused(trained, stages, arguments, error, words, tmp_path):
@@ -309,6 +526,45 @@ def test_what_makes_no_sense_is_refused(trained, stages, arguments, error, words
     with pytest.raises(error, match=words):
         sgdap.compress(trained, stages, DATA, workdir=folder, **{"verbose": 0} | arguments)
     assert not folder.exists()
+
+
+def test_strings_in_arrays_are_refused_with_what_serves():
+    words = layers.TextVectorization(output_sequence_length=4)
+    words.adapt(["a b c", "d e"])
+    model = keras.Sequential(
+        [
+            keras.Input((), dtype="string"),
+            words,
+            layers.Embedding(9, 4),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(2, "softmax"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    x, y = np.array(["a b", "d c"] * 20), np.array([0, 1] * 20)
+    stages = [sgdap.Quantize("int8", compensate=False, epochs=0)]
+    for strings in (x, x.astype(object), tf.constant(x)):
+        with pytest.raises(ValueError, match="Pass batches: tf.data"):
+            sgdap.compress(model, stages, (strings, y), verbose=0)
+    batched = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    assert sgdap.compress(model, stages, batched, verbose=0).report.after.bits < 32
+
+
+def test_growth_where_there_is_no_activation_to_replace_is_refused():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(3, "softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy")
+    data = np.ones((50, 4)), np.zeros(50)
+    with pytest.raises(ValueError, match="no activation|there is none that is a layer"):
+        sgdap.compress(model, [sgdap.Grow()], data, verbose=0)
+
+
+@pytest.mark.parametrize("epochs, course", [(0, None), (None, None), (3, 3)])
+def test_distillation_in_one_shot_stops_by_itself(little, epochs, course, monkeypatch):
+    asked = []
+    monkeypatch.setattr(steps, "distill", lambda *_, **options: asked.append(options["epochs"]))
+    x = np.ones((64, 6), "float32")
+    sgdap.compress(little, [sgdap.Distill(epochs=epochs)], (x, x[:, 0]), epochs=7, verbose=0)
+    assert asked == [course]
 
 
 def test_training_without_targets_is_refused(trained):
@@ -440,6 +696,16 @@ def test_stages_are_plain_values():
         (lambda: sgdap.Sparsify(1.0), "share of zeros"),
         (lambda: sgdap.Sparsify(0.5, "3:2"), "3:2"),
         (lambda: sgdap.Quantize("int9"), "int9"),
+        (lambda: sgdap.Quantize(activations="int4"), "activations"),
+        (lambda: sgdap.Quantize(activations="int8", epochs=0), "epochs=0 trains nothing"),
+        (lambda: sgdap.Quantize(learned_scales=True, epochs=0), "epochs=0 trains nothing"),
+        (lambda: sgdap.Grow("fast"), "growth"),
+        (lambda: sgdap.Grow(epochs=0), "epochs=0 trains nothing"),
+        (lambda: sgdap.Distill(temperature=-1.0), "temperature"),
+        (lambda: sgdap.Distill(learning_rate=0), "learning_rate"),
+        (lambda: sgdap.Sparsify(0.5, guidance="size"), "guidance"),
+        (lambda: sgdap.Sparsify(0.5, allocation="measured"), "allocation"),
+        (lambda: sgdap.Export("a.tflite", batch_size=0), "batch_size"),
         (lambda: sgdap.Export(), "needs the path"),
         (lambda: sgdap.Pack(""), "needs the path"),
         (lambda: sgdap.Export("a", epochs=2), "trains nothing"),

@@ -120,6 +120,18 @@ def test_inputs_and_outputs_keep_their_order(name, structure, tmp_path):
     assert (tmp_path / name).exists() and report.bytes > 100
 
 
+def test_an_lstm_that_can_not_be_all_integers_is_refused_in_words(tmp_path):
+    model = keras.Sequential([keras.Input((3, 4)), layers.LSTM(5), layers.Dense(2)])
+    x = np.random.default_rng(0).normal(size=(8, 3, 4)).astype("float32")
+    with pytest.raises(RuntimeError, match="quantize='dynamic' needs none. Nothing was written"):
+        sgdap.export(model, tmp_path / "a.tflite", quantize="int8", data=x, verbose=0)
+    assert not [*tmp_path.iterdir()]
+    assert (
+        sgdap.export(model, tmp_path / "a.tflite", quantize="dynamic", data=x, verbose=0).difference
+        < 0.1
+    )
+
+
 def test_recurrent_layers_are_unrolled_in_litert(tmp_path):
     model = keras.Sequential([keras.Input((3, 4)), layers.GRU(5), layers.Dense(2)])
     assert sgdap.export(model, tmp_path / "m.tflite", verbose=0).difference < 1e-5
