@@ -16,6 +16,7 @@ from .channels import channel_graph as channel_graph
 from .channels import register_rule as register_rule
 from .compression import Compressed as Compressed
 from .compression import CompressionReport as CompressionReport
+from .compression import Depth as Depth
 from .compression import Distill as Distill
 from .compression import Export as Export
 from .compression import Grow as Grow
@@ -89,6 +90,7 @@ __all__ = [
     "CompressionReport",
     "CorrelationGuidance",
     "Cubic",
+    "Depth",
     "Distill",
     "DistillationCallback",
     "Export",
@@ -112,6 +114,7 @@ __all__ = [
     "RandomGuidance",
     "Round",
     "RunSummary",
+    "RemovableUnit",
     "SGDAPCallback",
     "Schedule",
     "SecondOrderGuidance",

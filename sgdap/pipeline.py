@@ -20,7 +20,7 @@ from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.precision import computing_in_float32
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.guidance.score import score_groups, scoring_notes
-from sgdap.planning.allocation import allocate
+from sgdap.planning.allocation import allocate, narrowest
 from sgdap.planning.budget import Budget
 from sgdap.planning.bypassed import BypassedUnit
 from sgdap.planning.carried import (
@@ -174,10 +174,12 @@ def make_plan(
         chosen = _chosen_units(scope, curves, spent, options, data, progress)
     handed_over = [statistics]
     del statistics  # so that plan_from_curves can free its matrices before the refit
-    if not chosen:
-        plan = plan_from_curves(scope, handed_over.pop(), curves, spent, options, data, progress)
-        return plan, curves
-    return _shallower_plan(scope, handed_over, curves, spent, options, data, progress, chosen)
+    if chosen:
+        made = _shallower_plan(scope, handed_over, curves, spent, options, data, progress, chosen)
+        if made is not None:
+            return made
+    plan = plan_from_curves(scope, handed_over.pop(), curves, spent, options, data, progress)
+    return plan, curves
 
 
 def _chosen_units(
@@ -223,8 +225,12 @@ def _shallower_plan(
     data: Any,
     progress: PlanProgress | None,
     chosen: Sequence[UnitCost],
-) -> tuple[Plan, Curves]:
-    """The plan for the model without some units, and the curves of its groups."""
+) -> tuple[Plan, Curves] | None:
+    """The plan for the model without some units, and the curves of its groups.
+
+    None where the budget can't be met by it, as channels stay that a unit's input ties, and where
+    nobody asked for these units.
+    """
     graph, units = scope.graph, [own.unit for own in chosen]
     made = shallower(graph, [own.bypass for own in chosen])
     after = counted_on(channel_graph(made.model), graph.counted_shapes)
@@ -235,11 +241,15 @@ def _shallower_plan(
     full = cost_model(graph).whole
     # What is left of an absolute budget, and shares are of the whole model.
     limits = {name: budget.targets(full)[MEASURES.index(name)] for name in budget.limits()}
+    left = Budget(**{name: max(limit, 1.5) for name, limit in limits.items()})
+    rules = rules_carried(scope.rules, pairs)
+    if not isinstance(options.depth, float) and not _can_be_met(after, groups, left, rules):
+        return None
     plan = plan_from_curves(
-        Scope(after, groups, rules_carried(scope.rules, pairs)),
+        Scope(after, groups, rules),
         statistics_carried(statistics.pop(), graph, after, made.paths),
         found,
-        Budget(**{name: max(limit, 1.5) for name, limit in limits.items()}),
+        left,
         options,
         data,
         progress,
@@ -356,6 +366,14 @@ def plan_from_curves(
         weights=weights,
         notes=notes,
     )
+
+
+def _can_be_met(
+    graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget, rules: WidthRules
+) -> bool:
+    model = cost_model(graph)
+    least = model.cost(model.lengths(narrowest(groups, model, rules)))
+    return bool((least <= budget.targets(model.whole) * (1 + 1e-9)).all())
 
 
 def _whole_of(

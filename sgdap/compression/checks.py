@@ -9,14 +9,16 @@ from typing import Any
 from sgdap._arguments import is_number, shown
 from sgdap._extras import check_installed
 from sgdap.channels.grouping import channel_graph
-from sgdap.compression.stages import Export, Grow, Pack, Prune, Quantize, Sparsify, Stage
+from sgdap.compression.stages import Depth, Export, Grow, Pack, Prune, Quantize, Sparsify, Stage
 from sgdap.compression.work import Judge, Work, has_targets
+from sgdap.depth import removable_units
 from sgdap.distillation.finish import check_can_learn
 from sgdap.distillation.teaching import checked_terms
 from sgdap.exporting.file import check_format
 from sgdap.layers import to_dra
 from sgdap.model.generators import global_state_kept
 from sgdap.pipeline import pruning_scope
+from sgdap.planning.depth import allowed_units
 from sgdap.planning.options import PruningOptions
 from sgdap.quantization.kernels import quantized_kernels
 from sgdap.sparsity.kernels import chosen_kernels
@@ -75,8 +77,16 @@ def check_stages(work: Work, stages: Sequence[Stage]) -> None:
         if isinstance(stage, Grow):
             with global_state_kept():
                 graph = channel_graph(to_dra(work.model, stage.layers, growth=stage.growth))
+        elif isinstance(stage, Depth):
+            if not removable_units(graph):
+                raise ValueError(
+                    f"Depth: no part of model '{work.model.name}' can leave as a whole. Leave it "
+                    "out."
+                )
         elif isinstance(stage, Prune):
-            pruning_scope(graph, PruningOptions(**stage.options()))
+            options = PruningOptions(**stage.options())
+            pruning_scope(graph, options)
+            allowed_units(graph, options.depth)
             pruned = True
         elif isinstance(stage, Sparsify):
             pattern = get_pattern("unstructured" if pruned else stage.pattern)
@@ -107,7 +117,7 @@ def _check_can_train(work: Work, stages: Sequence[Stage]) -> None:
         what = "targets: pass (x, y)" if unlabelled else "a compiled model: call model.compile"
         raise ValueError(f"{training[0]} trains, which needs {what}; or pass epochs=0.")
     finished = work.teacher is not None and any(
-        own.kind == "prune" and own not in training for own in wanted
+        own.kind in ("prune", "depth") and own not in training for own in wanted
     )
     learns = finished or any(own.kind == "distill" for own in stages)
     if learns and isinstance(work.data, tuple) and work.model.trainable_weights:

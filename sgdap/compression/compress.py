@@ -87,10 +87,10 @@ def compress(
 
     Args:
         model: A built `keras.Model`; it is not changed.
-        stages: A list of `sgdap.Grow`, `Prune`, `Sparsify`, `Distill`, `Quantize`, `Export` and
-            `Pack`; a recipe: the path of a YAML file, or the name of one that comes with sgdap
-            (`"mobile-int8"`, `"tiny-flash"`, `"server-latency"`, `"sparse-2:4"`). None: they are
-            searched for, which needs a `budget`.
+        stages: A list of `sgdap.Grow`, `Depth`, `Prune`, `Sparsify`, `Distill`, `Quantize`,
+            `Export` and `Pack`; a recipe: the path of a YAML file, or the name of one that comes
+            with sgdap (`"mobile-int8"`, `"tiny-flash"`, `"server-latency"`, `"sparse-2:4"`). None:
+            they are searched for, which needs a `budget`.
         data: What is trained on and calibrated with: inputs, or `(x, y)`, in any form that `fit`
             takes and that can be read several times.
         validation_data: What models are judged on. None: a tenth of `data`, where these are arrays

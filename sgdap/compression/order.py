@@ -7,6 +7,7 @@ from typing import Any
 
 from sgdap._arguments import shown
 from sgdap.compression.stages import (
+    Depth,
     Distill,
     Export,
     Grow,
@@ -18,12 +19,13 @@ from sgdap.compression.stages import (
 )
 
 KINDS: dict[str, type[Stage]] = {
-    cls.kind: cls for cls in (Grow, Prune, Sparsify, Distill, Quantize, Export, Pack)
+    cls.kind: cls for cls in (Grow, Depth, Prune, Sparsify, Distill, Quantize, Export, Pack)
 }
 """The stages by their names in a recipe."""
 
 _TOO_LATE = {
     "grow": ("sparsify", "quantize"),
+    "depth": ("sparsify", "quantize"),
     "prune": ("sparsify", "quantize"),
     "sparsify": ("quantize",),
     "distill": ("quantize",),
@@ -47,7 +49,7 @@ def check_order(stages: Sequence[Stage]) -> None:
     for stage in stages:
         if type(stage) not in KINDS.values():
             raise TypeError(
-                "A stage is sgdap.Grow, Prune, Sparsify, Distill, Quantize, Export or Pack. "
+                "A stage is sgdap.Grow, Depth, Prune, Sparsify, Distill, Quantize, Export or Pack. "
                 f"Received: {shown(stage)} (of type {type(stage).__name__})"
             )
     if not stages:

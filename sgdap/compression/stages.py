@@ -99,6 +99,32 @@ class Grow(Stage):
 
 
 @dataclass(frozen=True, repr=False)
+class Depth(Stage):
+    """Removes layers as a whole, as `sgdap.plan(..., depth=share)` does; no channels.
+
+    Attributes:
+        share: The share of the model's units (`sgdap.inspect(model).units`) that leaves.
+    """
+
+    kind = "depth"
+    trains = True
+
+    share: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_number(self.share) or not 0 < self.share < 1:
+            raise ValueError(
+                "share is that of the units that leave, above 0 and below 1. Received: "
+                f"share={shown(self.share)}"
+            )
+
+    def milder(self) -> Self | None:
+        """Half of the share."""
+        return None if self.share < 0.05 else replace(self, share=self.share / 2)
+
+
+@dataclass(frozen=True, repr=False)
 class Prune(Stage):
     """Removes channels, as `sgdap.plan` and `SGDAPCallback` do.
 
@@ -111,6 +137,7 @@ class Prune(Stage):
         min_channels: The least number of channels of every group.
         round_to: Groups that shrink keep a multiple of this many channels, or `"auto"`.
         overrides: A dict from layer names or patterns to the share of their channels to keep.
+        depth: Whether layers may leave as a whole, too: True, or names or patterns of them.
         schedule: How the budget is approached in training, by name.
     """
 
@@ -125,6 +152,7 @@ class Prune(Stage):
     min_channels: int = 1
     round_to: int | str = "auto"
     overrides: Mapping[str, float] | None = None
+    depth: bool | Sequence[str] = False
     schedule: str = "geometric"
     flops: InitVar[float | None] = None
     params: InitVar[float | None] = None
@@ -152,12 +180,18 @@ class Prune(Stage):
         if self.budget is not None:
             check_budget(self.budget)
         get_schedule(self.schedule)
+        if is_number(self.depth):
+            raise TypeError(
+                "Prune: depth must be True, False or a list of names or patterns; a share of the "
+                f"units is a stage of its own, sgdap.Depth({self.depth}). Received: "
+                f"depth={self.depth}"
+            )
         PruningOptions(**self.options())
 
     def options(self) -> dict[str, Any]:
         """The arguments that `sgdap.plan` and `SGDAPCallback` have in common."""
         names = ("guidance", "allocation", "reconstruction", "layers", "min_channels")
-        return {name: getattr(self, name) for name in (*names, "round_to", "overrides")}
+        return {name: getattr(self, name) for name in (*names, "round_to", "overrides", "depth")}
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that are not the defaults; a budget by its limits."""

@@ -10,7 +10,17 @@ import numpy as np
 
 from sgdap.callback import SGDAPCallback
 from sgdap.channels.grouping import channel_graph
-from sgdap.compression.stages import Distill, Export, Grow, Pack, Prune, Quantize, Sparsify, Stage
+from sgdap.compression.stages import (
+    Depth,
+    Distill,
+    Export,
+    Grow,
+    Pack,
+    Prune,
+    Quantize,
+    Sparsify,
+    Stage,
+)
 from sgdap.compression.work import Work
 from sgdap.distillation import DistillationCallback, distill
 from sgdap.execution.inputs import checked_inputs
@@ -19,6 +29,7 @@ from sgdap.exporting import ExportReport, export, pack
 from sgdap.layers import DynamicRangeActivation, fold, to_dra
 from sgdap.model.tracing import trace
 from sgdap.one_shot import plan as make_plan
+from sgdap.planning.budget import Budget
 from sgdap.planning.plan import Plan
 from sgdap.quantization import quantize
 from sgdap.quantization_callback import QuantizationCallback
@@ -67,6 +78,25 @@ def _grown(stage: Grow, model: Any, work: Work, limit: Limit | None) -> Made:
     grown = to_dra(model, stage.layers, growth=stage.growth)
     work.fit(grown, _epochs(stage, work), _teaching(work))
     return Made(grown)
+
+
+def _shallower(stage: Depth, model: Any, work: Work, limit: Limit | None) -> Made:
+    everything = Budget(params=1.0)
+    plan = make_plan(
+        model,
+        work.calibration,
+        everything,
+        depth=stage.share,
+        seed=work.seed,
+        verbose=work.verbose > 1,
+    )
+    shallow = apply(model, plan)
+    epochs = _epochs(stage, work)
+    if epochs:
+        work.fit(shallow, epochs, _teaching(work))
+    elif work.teacher is not None and shallow.trainable_weights:
+        distill(shallow, work.teacher, work.inputs)
+    return Made(shallow, {unit.name: unit.error for unit in plan.bypassed}, notes=plan.notes)
 
 
 def _pruned(stage: Prune, model: Any, work: Work, limit: Limit | None) -> Made:
@@ -192,6 +222,7 @@ def _packed(stage: Pack, model: Any, work: Work, limit: Limit | None) -> Made:
 
 _WAYS: dict[type[Stage], Callable[[Any, Any, Work, Limit | None], Made]] = {
     Grow: _grown,
+    Depth: _shallower,
     Prune: _pruned,
     Sparsify: _sparsified,
     Distill: _distilled,

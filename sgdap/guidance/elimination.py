@@ -315,9 +315,10 @@ class _Elimination:
         waiting, of_weights = self._of_inverse[:, : self._filled], self._of_weights[: self._filled]
         if self._alive.mean() < STAYING:
             waiting = self._dropped(waiting)
-        self._inverse = blas.dsyrk(  # Fortran's lower triangle is our upper one
-            -1.0, waiting.T, beta=1.0, c=self._inverse.T, trans=1, lower=1, overwrite_c=1
-        ).T
+        if waiting.size:  # BLAS writes to the terminal where no feature is left
+            self._inverse = blas.dsyrk(  # Fortran's lower triangle is our upper one
+                -1.0, waiting.T, beta=1.0, c=self._inverse.T, trans=1, lower=1, overwrite_c=1
+            ).T
         self._weights -= waiting @ of_weights
         for area in self._areas:
             area.products = self._products(area.rows)

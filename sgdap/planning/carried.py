@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,14 @@ from sgdap.statistics.collect import CalibrationStatistics
 
 Paths = Mapping[str, str]
 """The path that each layer has in the shallower model, by that in the whole one."""
+
+
+def layer_of(path: str, layers: Container[str]) -> str:
+    """The layer that makes some channels, by their path: `"attention:heads"`, `"wrapper/inner"`."""
+    found = path.partition(":")[0]
+    while found not in layers and "/" in found:
+        found = found.rpartition("/")[0]
+    return found
 
 
 def groups_carried(
@@ -34,9 +42,9 @@ def groups_carried(
     owners = {}
     for group in groups:
         for path in group.producers:
-            layer, colon, kind = path.partition(":")  # the heads of an attention layer, say
+            layer = layer_of(path, paths)
             if layer in paths and len(graph.made[path]) == group.size:
-                owners[f"{paths[layer]}{colon}{kind}"] = group, path
+                owners[paths[layer] + path[len(layer) :]] = group, path
     found = []
     for own in after.groups:
         known = [path for path in own.producers if path in owners]

@@ -19,6 +19,7 @@ from sgdap.depth.units import RemovableUnit, has_kernel, live_calls, removable_u
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.planning.allocation import FREE, allocate
 from sgdap.planning.budget import Budget
+from sgdap.planning.carried import layer_of
 from sgdap.planning.cost import CostModel, cost_model
 from sgdap.planning.widths import WidthRules, paths_called
 
@@ -100,8 +101,8 @@ def choose_units(
     """
     targets = budget.targets(full)
     limited = np.isfinite(targets)
-    # the heads of an attention layer, say, are made by `layer:heads`
-    layers_of = {g: [path.partition(":")[0] for path in g.producers] for g in groups}
+    paths = graph.program.layers().keys()
+    layers_of = {own: [layer_of(path, paths) for path in own.producers] for own in groups}
 
     def spent(units: Sequence[UnitCost]) -> tuple[float, Mask] | None:
         """The expected loss at the budget without some units, and the channels that stay."""

@@ -473,6 +473,16 @@ def test_a_model_that_no_file_holds_is_refused_before_it_is_begun(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_layers_leave_as_a_whole(trained):
+    stages = [sgdap.Depth(0.3), sgdap.Prune(flops=0.6, depth=True)]
+    made = sgdap.compress(trained, stages, DATA, epochs=0, teacher=False, verbose=0)
+    shallow, slim = made.report.stages
+    assert len(made.model.layers) < len(trained.layers)
+    assert shallow.after.params < made.report.before.params
+    assert slim.after.flops <= 0.6 * made.report.before.flops
+    assert sgdap.Depth(0.3).milder() == sgdap.Depth(0.15) and sgdap.Depth(0.04).milder() is None
+
+
 def test_a_folder_of_another_compression_is_refused(trained, tmp_path):
     stages = [sgdap.Quantize("int8", compensate=False)]
     sgdap.compress(trained, stages, DATA, epochs=0, workdir=tmp_path, verbose=0)
@@ -497,6 +507,8 @@ def test_a_folder_in_which_no_stage_came_to_its_end_may_be_used_again(little, tm
         ([sgdap.Sparsify(0.5), sgdap.Prune(flops=0.5)], {}, ValueError, "Put Prune before"),
         ([sgdap.Quantize(), sgdap.Quantize("int4")], {}, ValueError, "Quantize once"),
         ([sgdap.Sparsify(0.5), sgdap.Grow()], {}, ValueError, "Put Grow before Sparsify"),
+        ([sgdap.Sparsify(0.5), sgdap.Depth()], {}, ValueError, "Put Depth before Sparsify"),
+        ([sgdap.Prune(flops=0.5, depth=["nix"])], {}, ValueError, "'nix', as depth says"),
         ([sgdap.Grow()], {"epochs": 0}, ValueError, "Grow gets no epochs"),
         ([sgdap.Grow(layers=["nix"])], {}, ValueError, "nix"),
         ([sgdap.Prune(flops=0.5, guidance="growth")], {}, ValueError, "DynamicRangeActivation"),
@@ -699,6 +711,7 @@ def test_stages_are_plain_values():
         (lambda: sgdap.Quantize(activations="int4"), "activations"),
         (lambda: sgdap.Quantize(activations="int8", epochs=0), "epochs=0 trains nothing"),
         (lambda: sgdap.Quantize(learned_scales=True, epochs=0), "epochs=0 trains nothing"),
+        (lambda: sgdap.Depth(1.5), "above 0 and below 1"),
         (lambda: sgdap.Grow("fast"), "growth"),
         (lambda: sgdap.Grow(epochs=0), "epochs=0 trains nothing"),
         (lambda: sgdap.Distill(temperature=-1.0), "temperature"),

@@ -139,6 +139,21 @@ def test_what_makes_no_sense_is_refused(depth, error, message):
         sgdap.plan(model, samples(model), sgdap.Budget(flops=0.5), depth=depth)
 
 
+def test_a_unit_behind_which_nothing_could_shrink_any_more_stays():
+    """Without `in`, all channels would be the model's inputs."""
+    inputs = keras.Input((8,))
+    shared = layers.Dense(8, "relu", name="shared")
+    x = layers.Dense(8, name="in")(inputs)
+    for _ in range(2):
+        x = x + shared(x)
+    model = keras.Model(inputs, layers.Dense(3, name="end")(x))
+    x = samples(model, 64)
+    plan = sgdap.plan(model, x, sgdap.Budget(flops=0.5), depth=True)
+    assert not plan.bypassed and plan.flops[1] <= 0.5 * plan.flops[0]
+    with pytest.raises(ValueError, match="cannot be met"):
+        sgdap.plan(model, x, sgdap.Budget(flops=0.5), depth=0.5)
+
+
 def test_units_inside_one_that_leaves_are_gone_with_it():
     model = transformer()
     graph = sgdap.channel_graph(model)
