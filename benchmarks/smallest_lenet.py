@@ -45,7 +45,7 @@ SETTING = {
     "sparsity": 0.5,
     "slim_epochs": 20,
     "slim_rate": 3e-3,
-    "bits": 3,
+    "bits": "4223",
     "code_epochs": 12,
     "code_rate": 1e-3,
     "temperature": 4.0,
@@ -114,7 +114,9 @@ class Run:
         pruning = sgdap.SGDAPCallback(
             sgdap.Budget(params=own["params"]),
             calibration_data=self.calibration(),
-            overrides={"dense1": own["hidden"] / teacher.get_layer("dense1").units},
+            overrides={"dense1": own["hidden"] / teacher.get_layer("dense1").units}
+            if own["hidden"]
+            else None,
             round_to=1,
             verbose=0,
         )
@@ -126,9 +128,15 @@ class Run:
 
     def codes(self, slim, teacher):
         own = self.setting
-        scheme = Affine(bits=own["bits"], per="tensor")
-        slim = sgdap.quantize(slim, self.calibration(), scheme)
-        coding = sgdap.QuantizationCallback(scheme, learned_scales=True, verbose=0)
+        names = [layer.name for layer in slim.layers if layer.weights]
+        schemes = {
+            name: Affine(bits=int(bits), per="tensor")
+            for name, bits in zip(names, own["bits"], strict=True)
+        }
+        slim = sgdap.quantize(slim, self.calibration(), "ternary", overrides=schemes)
+        coding = sgdap.QuantizationCallback(
+            "ternary", overrides=schemes, learned_scales=True, verbose=0
+        )
         callbacks = [coding, self.teaching(teacher)]
         return self.fit(slim, own["code_epochs"], own["code_rate"], callbacks)
 
@@ -154,7 +162,7 @@ def without_convolution_biases(model):
     The convolutions are linear and pad nothing, and the largest of some numbers plus a constant is
     the largest plus it, so a bias is a constant that the next layer reads.
     """
-    made = keras.models.clone_model(model)
+    made = type(model).from_config(model.get_config())  # not compiled: a file tells how
     made.set_weights(model.get_weights())
     first, second, hidden = (layer for layer in made.layers[:-1] if layer.weights)
     constant = np.asarray(first.bias, np.float64)
@@ -171,11 +179,11 @@ def rounded(model, bits):
     for layer in (layer for layer in model.layers if layer.weights):
         kernel = np.asarray(layer.kernel, np.float64)
         step = np.abs(kernel[kernel != 0]).min()
-        layer.kernel.assign(np.rint(kernel / step) * halved(step))
+        layer.kernel.assign(np.rint(kernel / step) * halved(step) + 0.0)  # no −0
         bias = np.asarray(layer.bias, np.float64)
         if bias.any():
             step = halved(np.abs(bias).max() / (2 ** (bits - 1) - 1))
-            layer.bias.assign(np.rint(bias / step) * step)
+            layer.bias.assign(np.rint(bias / step) * step + 0.0)
     return model
 
 

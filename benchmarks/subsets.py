@@ -177,7 +177,9 @@ def main():
         for methods in own:
             began = time.process_time()
             model = compressed(trained, methods, seed, x, y, options.epochs)
-            size = sgdap.pack(model, options.out / "subset.sgdap")
+            bare = type(model).from_config(model.get_config())  # a file tells how it is compiled
+            bare.set_weights(model.get_weights())
+            size = sgdap.pack(bare, options.out / "subset.sgdap")
             right = accuracy(predictions(model, x_test), y_test)
             seconds = f"{time.process_time() - began:.0f}"
             results.add(*setting, seed, *marks[methods], right, size, seconds)
