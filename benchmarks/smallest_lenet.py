@@ -38,18 +38,19 @@ SETTING = {
     "batch": 64,
     "moved": 1,
     "teacher_flops": 0.15,
-    "teacher_epochs": 10,
+    "teacher_epochs": 6,
     "teacher_rate": 2e-3,
-    "params": 8500,
-    "hidden": 20,
-    "sparsity": 0.5,
-    "slim_epochs": 20,
+    "params": 6900,
+    "hidden": 0,  # units of the hidden layer; 0: as many as the plan keeps
+    "sparsity": 0.72,
+    "slim_epochs": 26,
     "slim_rate": 3e-3,
-    "bits": "4223",
+    "bits": "4434",
+    "learned_scales": 1,
     "code_epochs": 12,
-    "code_rate": 1e-3,
+    "code_rate": 0.002,
     "temperature": 4.0,
-    "bias_bits": 7,
+    "bias_bits": 6,
 }
 
 
@@ -135,7 +136,7 @@ class Run:
         }
         slim = sgdap.quantize(slim, self.calibration(), "ternary", overrides=schemes)
         coding = sgdap.QuantizationCallback(
-            "ternary", overrides=schemes, learned_scales=True, verbose=0
+            "ternary", overrides=schemes, learned_scales=bool(own["learned_scales"]), verbose=0
         )
         callbacks = [coding, self.teaching(teacher)]
         return self.fit(slim, own["code_epochs"], own["code_rate"], callbacks)
