@@ -96,8 +96,9 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
         config.pop("compile_config", None)
     own = own_classes(program.layers().values())
     try:
-        again, _ = _rehearsed(config, own)
-        without = _unbuilt(config)
+        again = _rehearsed(config, own)
+        without = {k: p if k == "compile_config" else _unbuilt(p) for k, p in config.items()}
+        without.pop("build_config", None)
         if _rehearses_as(without, own, again):
             config = without
     except Exception as error:  # Keras raises anything
@@ -105,6 +106,11 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
             f"Keras can't make the model '{model.name}' again from its config: "
             f"{first_line(error)}. Nothing was written. sgdap.export writes it as another file."
         ) from error
+    if again[1] != _described(model):
+        raise ValueError(
+            f"The model '{model.name}' comes back from its config with other weights. Nothing was "
+            "written. sgdap.export writes it as another file."
+        )
     length, packed = deflated(config)
     whole = b"".join([MAGIC, _number(length), _number(len(packed)), packed, writer.content()])
     whole += hashlib.sha256(whole).digest()[:_CHECKSUM]
@@ -124,9 +130,8 @@ def unpack(
 ) -> Any:
     """Reads a model that `pack` wrote.
 
-    Nothing in the file is run. Before anything is made, the checksum is compared, and what the file
-    says that it takes with `memory_limit`; the model gets memory only if its weights are those that
-    the file holds.
+    Nothing in the file is run. Before anything gets memory, the checksum is compared, and what the
+    weights of the architecture would take with `memory_limit`.
 
     Args:
         path: The file.
@@ -253,16 +258,20 @@ def _rehearsed(
     plain = {key: part for key, part in config.items() if key != "compile_config"}
     with without_values():
         model = keras.models.model_from_json(json.dumps(plain), own)
-        weights = [
-            (keras.backend.standardize_dtype(v.dtype), tuple(map(int, v.shape)))
-            for v in model.weights
-        ]
-        return json.loads(model.to_json()), weights
+        return json.loads(model.to_json()), _described(model)
+
+
+def _described(model: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """Dtypes and shapes of the weights of a model."""
+    return [
+        (keras.backend.standardize_dtype(v.dtype), tuple(map(int, v.shape))) for v in model.weights
+    ]
 
 
 def _rehearses_as(config: Any, own: Mapping[str, Any] | None, wanted: Any) -> bool:
+    """Whether an architecture comes back as another one does."""
     try:
-        return bool(_rehearsed(config, own)[0] == wanted)
+        return bool(_rehearsed(config, own) == wanted)
     except Exception:  # Keras raises anything
         return False
 

@@ -320,6 +320,28 @@ def test_what_keras_can_not_read_back_is_refused_before_it_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@keras.saving.register_keras_serializable("tests")
+class Narrower(layers.Dense):
+    """A layer that comes back with other weights: it forgets how wide it is."""
+
+    def get_config(self):
+        return {**super().get_config(), "units": 2}
+
+
+def test_what_comes_back_with_other_weights_is_refused(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), Narrower(3)])
+    with pytest.raises(ValueError, match="comes back from its config with other weights"):
+        sgdap.pack(model, tmp_path / "m.sgdap")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_that_only_its_build_config_tells_the_shape_of_comes_back(tmp_path):
+    model = keras.Sequential([layers.Dense(3), layers.Dense(2)])
+    model.build((None, 4))
+    sgdap.pack(model, tmp_path / "m.sgdap")
+    assert bits_of_weights(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of_weights(model)
+
+
 def test_a_later_version_says_so(packed, tmp_path):
     (tmp_path / "m.sgdap").write_bytes(packed[:5] + b"\x03" + packed[6:])
     with pytest.raises(ValueError, match="it is of version 3, and this sgdap reads 2"):
