@@ -1,14 +1,13 @@
 r"""`sgdap.pack` and `sgdap.unpack`: a model in the fewest bytes, for downloads and flash.
 
-A file has these parts, numbers with the least byte first:
+A file has these parts, whole numbers in groups of 7 bits, the least first (LEB128):
 
-    magic           8 bytes   b"sgdap\x00\x00\x01", the last one counts versions
-    memory          8 bytes   what unpacking takes: all arrays, and work on the largest
-    index length    4 bytes   once it is unpacked
-    packed length   4 bytes   of the index
-    index                     JSON, by zlib: the model's config, and how each array is written
-    content                   the arrays, one after another
-    checksum       32 bytes   SHA-256 of all before it
+    magic           6 bytes   b"sgdap\x02", the last one counts versions
+    text length               bytes of the architecture's text once it is unpacked
+    packed length             bytes of the architecture
+    architecture              the model's config, as `configs` writes it
+    content                   the arrays, in the order of the model's weights, as one number
+    checksum        4 bytes   the first ones of the SHA-256 of all before it
 """
 
 from __future__ import annotations
@@ -17,9 +16,7 @@ import hashlib
 import json
 import math
 import os
-import struct
 import tempfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,18 +28,18 @@ from sgdap._arguments import check_integer, shown
 from sgdap._extras import check_installed
 from sgdap._keras.variables import without_values
 from sgdap.execution.backend import check_backend
-from sgdap.exporting.coding import DamagedError, Reader
+from sgdap.exporting.coding import DamagedError, Reader, Writer
+from sgdap.exporting.configs import GROWTH, deflated, inflated
 from sgdap.exporting.converting import first_line
 from sgdap.exporting.place import TEMPORARY
-from sgdap.exporting.tensors import read, written
+from sgdap.exporting.tensors import read, write
 from sgdap.model.functional import saves_by_its_graph
 from sgdap.model.tracing import trace
 from sgdap.model.trusted import NO_LAMBDA, check_names, own_classes
 from sgdap.weights.kernels import kernels_of
 
-MAGIC = b"sgdap\x00\x00\x01"
-_HEAD = struct.Struct("<8sQII")
-_CHECKSUM = 32
+MAGIC = b"sgdap\x02"
+_CHECKSUM = 4
 
 MEMORY = 1 << 31
 """The bytes that a file may take by default once it is unpacked."""
@@ -91,26 +88,33 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
             "config describes. Pack sgdap.functional(model)."
         )
     layouts = {id(kernel.variable): kernel.layout for kernel in kernels_of(program.layers())}
-    arrays, contents = [], []
+    writer = Writer()
     for variable in model.weights:
         array = np.asarray(keras.ops.convert_to_numpy(variable.value))
-        index, content = written(array, layouts.get(id(variable)))
-        dtype = keras.backend.standardize_dtype(variable.dtype)
-        arrays.append({**index, "dtype": dtype, "shape": list(array.shape)})
-        contents.append(content)
+        write(writer, array, layouts.get(id(variable)))
     config = json.loads(model.to_json(), object_hook=_checked)
+    if not config.get("compile_config"):
+        config.pop("compile_config", None)
+    own = own_classes(program.layers().values())
     try:
-        _rehearsed(config, own_classes(program.layers().values()))
+        again = _rehearsed(config, own)
+        without = {k: p if k == "compile_config" else _unbuilt(p) for k, p in config.items()}
+        without.pop("build_config", None)
+        if _rehearses_as(without, own, again):
+            config = without
     except Exception as error:  # Keras raises anything
         raise ValueError(
             f"Keras can't make the model '{model.name}' again from its config: "
             f"{first_line(error)}. Nothing was written. sgdap.export writes it as another file."
         ) from error
-    text = json.dumps({"model": config, "arrays": arrays}).encode()
-    packed = zlib.compress(text, 9)
-    head = _HEAD.pack(MAGIC, _memory(arrays), len(text), len(packed))
-    whole = b"".join([head, packed, *contents])
-    whole += hashlib.sha256(whole).digest()
+    if again[1] != _described(model):
+        raise ValueError(
+            f"The model '{model.name}' comes back from its config with other weights. Nothing was "
+            "written. sgdap.export writes it as another file."
+        )
+    length, packed = deflated(config)
+    whole = b"".join([MAGIC, _number(length), _number(len(packed)), packed, writer.content()])
+    whole += hashlib.sha256(whole).digest()[:_CHECKSUM]
     place = Path(path)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=TEMPORARY) as folder:
         made = Path(folder, place.name)
@@ -127,9 +131,8 @@ def unpack(
 ) -> Any:
     """Reads a model that `pack` wrote.
 
-    Nothing in the file is run. Before anything is made, the checksum is compared, and what the file
-    says that it takes with `memory_limit`; the model gets memory only if its weights are those that
-    the file holds.
+    Nothing in the file is run. Before anything gets memory, the checksum is compared, and what the
+    weights of the architecture would take with `memory_limit`.
 
     Args:
         path: The file.
@@ -152,22 +155,19 @@ def unpack(
     check_integer("memory_limit", memory_limit, 1)
     whole = Path(path).read_bytes()
     try:
-        index, reader = _opened(whole, memory_limit)
-        arrays = [_entry(own) for own in index["arrays"]]
-        if _memory(index["arrays"]) > _HEAD.unpack_from(whole)[1]:
-            raise DamagedError("it takes more memory than it says")
-        config = json.dumps(index["model"])
-    except (DamagedError, KeyError, TypeError) as error:
+        plain, config_bytes, reader = _opened(whole, memory_limit)
+    except DamagedError as error:
         raise ValueError(
             f"{path} is no file of sgdap.pack, or it is damaged: {error}. Copy it again."
         ) from error
-    _check_weights(path, config, arrays, custom_objects)
-    model = keras.models.model_from_json(config, custom_objects)
+    weights = _weights(path, plain, custom_objects)
+    _check_memory(config_bytes + _memory(weights), memory_limit)
+    model = keras.models.model_from_json(json.dumps(plain), custom_objects)
     try:
-        for variable, (own, dtype, shape) in zip(model.weights, arrays, strict=True):
-            variable.assign(read(own, reader, dtype, shape))
-        if reader.left:
-            raise DamagedError(f"{reader.left} bytes are left over")
+        for variable, (dtype, shape) in zip(model.weights, weights, strict=True):
+            variable.assign(read(reader, dtype, shape))
+        if not reader.ended:
+            raise DamagedError("something is left over")
     except DamagedError as error:
         raise ValueError(f"{path} is damaged: {error}. Copy it again.") from error
     return model
@@ -179,83 +179,109 @@ def _checked(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _opened(whole: bytes, memory_limit: int) -> tuple[dict[str, Any], Reader]:
-    """The index, and what follows it.
+def _opened(whole: bytes, memory_limit: int) -> tuple[Any, int, Reader]:
+    """The config, the bytes that it takes, and what follows it.
 
     Raises:
         DamagedError: The bytes are no file of ours.
         ValueError: It takes too much memory.
     """
-    if len(whole) < _HEAD.size + _CHECKSUM or whole[:7] != MAGIC[:7]:
+    start = len(MAGIC)
+    if len(whole) < start + _CHECKSUM or whole[: start - 1] != MAGIC[:-1]:
         raise DamagedError(f"it begins with {shown(whole[:8])}")
-    if whole[7] != MAGIC[7]:
-        raise DamagedError(f"it is of version {whole[7]}, and this sgdap reads {MAGIC[7]}")
-    if hashlib.sha256(whole[:-_CHECKSUM]).digest() != whole[-_CHECKSUM:]:
+    if whole[start - 1] != MAGIC[-1]:
+        raise DamagedError(f"it is of version {whole[start - 1]}, and this sgdap reads {MAGIC[-1]}")
+    if hashlib.sha256(whole[:-_CHECKSUM]).digest()[:_CHECKSUM] != whole[-_CHECKSUM:]:
         raise DamagedError("its checksum is wrong")
-    _, memory, length, packed = _HEAD.unpack_from(whole)
-    if memory + length > memory_limit:
+    content = whole[:-_CHECKSUM]
+    length, start = _read_number(content, start)
+    packed, start = _read_number(content, start)
+    _check_memory(GROWTH * length, memory_limit)
+    config = inflated(content[start : start + packed], length)
+    return config, GROWTH * length, Reader(content[start + packed :])
+
+
+def _number(number: int) -> bytes:
+    """A whole number in groups of 7 bits, each but the last with a bit that says so."""
+    made = bytearray()
+    while number >= 128:
+        made.append(128 | number & 127)
+        number >>= 7
+    return bytes(made) + bytes([number])
+
+
+def _read_number(content: bytes, start: int) -> tuple[int, int]:
+    """The number that begins at a place, and the place behind it."""
+    found = 0
+    for place, byte in enumerate(content[start : start + 6]):
+        found |= (byte & 127) << 7 * place
+        if byte < 128:
+            return found, start + place + 1
+    raise DamagedError("a number has no end")
+
+
+def _check_memory(taken: int, memory_limit: int) -> None:
+    if taken > memory_limit:
         raise ValueError(
-            f"The file takes {memory + length:,} bytes of memory once it is unpacked, more than "
+            f"The file takes {taken:,} bytes of memory once it is unpacked, more than "
             f"memory_limit={memory_limit:,}. If you trust it, raise the limit."
         )
-    reader = Reader(whole[_HEAD.size : -_CHECKSUM])
-    inflating = zlib.decompressobj()
-    try:
-        text = inflating.decompress(reader.take(packed), length)
-        index = json.loads(text)
-    except (zlib.error, ValueError, RecursionError) as error:
-        raise DamagedError(f"its index can't be read: {error}") from error
-    if len(text) != length or not inflating.eof or not isinstance(index, dict):
-        raise DamagedError("its index is longer than it says")
-    return index, reader
 
 
-def _entry(own: Any) -> tuple[Mapping[str, Any], str, tuple[int, ...]]:
-    """What the index says of an array: the way it is written, its dtype and shape."""
-    shape = own["shape"]
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise DamagedError("an array has no shape")
-    try:
-        np.dtype(own["dtype"])
-    except TypeError as error:
-        raise DamagedError(f"an array has no dtype: {shown(own['dtype'])}") from error
-    return own, own["dtype"], tuple(shape)
-
-
-def _memory(arrays: Any) -> int:
-    """Bytes that unpacking takes."""
-    entries = [(math.prod(own["shape"]), np.dtype(own["dtype"]).itemsize) for own in arrays]
+def _memory(weights: list[tuple[str, tuple[int, ...]]]) -> int:
+    """Bytes that the weights take, and work on the largest."""
+    entries = [(math.prod(shape), np.dtype(dtype).itemsize) for dtype, shape in weights]
     most = max((count for count, _ in entries), default=0)
     return int(sum(count * size for count, size in entries) + _WORK * most)
 
 
-def _check_weights(path: Any, config: str, arrays: Any, custom_objects: Any) -> None:
-    """Raises unless the architecture's weights are those of the file; they get no memory here."""
+def _weights(path: Any, config: Any, custom_objects: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """Dtypes and shapes of the weights of the architecture; they get no memory here."""
 
     def allowed(entry: dict[str, Any]) -> dict[str, Any]:
         check_names(entry, custom_objects)
         return entry
 
     try:
-        plain = json.loads(config, object_hook=allowed)
-        found = _rehearsed(plain, custom_objects)
+        plain = json.loads(json.dumps(config), object_hook=allowed)
+        return _rehearsed(plain, custom_objects)[1]
     except Exception as error:  # Keras raises anything
         raise ValueError(
             f"The architecture in {path} can't be made: {first_line(error)}. Classes of your own "
             "are passed as custom_objects."
         ) from error
-    if found != [(dtype, shape) for _, dtype, shape in arrays]:
-        raise ValueError(
-            f"{path} is damaged: its architecture has other weights than the file. Copy it again."
-        )
 
 
-def _rehearsed(config: Any, own: Mapping[str, Any] | None) -> list[tuple[str, tuple[int, ...]]]:
-    """Dtypes and shapes of the weights of an architecture, which get no memory."""
+def _rehearsed(
+    config: Any, own: Mapping[str, Any] | None
+) -> tuple[Any, list[tuple[str, tuple[int, ...]]]]:
+    """An architecture as it comes back: its config, and its weights, which get no memory."""
     plain = {key: part for key, part in config.items() if key != "compile_config"}
     with without_values():
         model = keras.models.model_from_json(json.dumps(plain), own)
-        return [
-            (keras.backend.standardize_dtype(v.dtype), tuple(map(int, v.shape)))
-            for v in model.weights
-        ]
+        return json.loads(model.to_json()), _described(model)
+
+
+def _described(model: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """Dtypes and shapes of the weights of a model."""
+    return [
+        (keras.backend.standardize_dtype(v.dtype), tuple(map(int, v.shape))) for v in model.weights
+    ]
+
+
+def _rehearses_as(config: Any, own: Mapping[str, Any] | None, wanted: Any) -> bool:
+    """Whether an architecture comes back as another one does."""
+    try:
+        return bool(_rehearsed(config, own) == wanted)
+    except Exception:  # Keras raises anything
+        return False
+
+
+def _unbuilt(part: Any) -> Any:
+    """A config without the shapes that layers were built for: most follow from the inputs'."""
+    if isinstance(part, list):
+        return [_unbuilt(own) for own in part]
+    if not isinstance(part, dict):
+        return part
+    left_out = ("build_config", "build_input_shape")
+    return {key: _unbuilt(own) for key, own in part.items() if key not in left_out}

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sgdap.exporting.coding import DamagedError, Reader, coded
+from sgdap.exporting.coding import DamagedError, Reader, Writer, bits_of
 from sgdap.exporting.lattices import common_steps
 from sgdap.quantization.schemes import ALaw, MuLaw
 from sgdap.weights.layouts import Layout
 
 Array = npt.NDArray[Any]
 
-Written = tuple[dict[str, Any], bytes]
-"""What is written of an array in the index of a file, and in its content."""
+_ALL = -1
+"""As a block: one scale for the whole array."""
 
-_BLOCKS = (0, 256, 128, 64, 32, 16)
+_BLOCKS = (_ALL, 0, 256, 128, 64, 32, 16)
 """How many inputs of an output have a scale of their own; 0: all."""
 
 _LARGEST = 255
@@ -37,31 +38,89 @@ _MINUS_ZERO, _OTHER = 1, 2
 _CURVES = {"mu_law": MuLaw(), "a_law": ALaw()}
 """Companding laws whose levels are known, for the scale 1."""
 
+_WAYS = ("plain", "planes", "steps", "levels", "pairs", *_CURVES)
+"""The ways, in the order of their numbers in a file."""
 
-def written(array: Array, layout: Layout | None) -> Written:
-    """An array in the fewest bytes that are known.
+_AXES = 24
+"""Bits that the axes of a kernel take, where they are not the usual ones."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A way to write an array.
+
+    Attributes:
+        how: One of `_WAYS`.
+        parts: Numbers of 32 bits, bytes, and symbols (int64), in the order in which they are read.
+        block: One of `_BLOCKS`.
+        common: Whether there is one codebook for all.
+        levels: The levels of a codebook.
+        layout: How the array is seen as matrices; None: its last axis are the outputs.
+    """
+
+    how: str
+    parts: tuple[Array | bytes, ...]
+    block: int = _ALL
+    common: bool = False
+    levels: int = 1
+    layout: Layout | None = None
+
+    @property
+    def bits(self) -> float:
+        """The bits that it takes, nearly."""
+        total = 8.0 if self.layout is None else 8.0 + _AXES
+        for part in self.parts:
+            if isinstance(part, bytes):
+                total += 8 * len(part)
+            else:
+                total += 32 * part.size if part.dtype == np.float32 else bits_of(part.reshape(-1))
+        return total
+
+
+def write(writer: Writer, array: Array, layout: Layout | None) -> None:
+    """Writes an array in the fewest bytes that are known.
 
     Args:
+        writer: Takes them.
         array: The array, of any dtype.
         layout: How it is seen as matrices; None: it is no kernel.
     """
     found = [_plain(array), _planes(array)]
-    if array.dtype == np.float32 and array.size and np.isfinite(array).all() and layout:
-        matrices = layout.matrices(array)
-        axes = [layout.shape, layout.groups, layout.reduction, layout.outputs]
-        for index, content in _few(matrices):
-            found.append(({**index, "axes": [list(part) for part in axes]}, content))
-    index, content = min(found, key=lambda own: len(own[1]) + len(str(own[0])))
-    same = read(index, Reader(content), array.dtype, array.shape)
-    assert same.tobytes() == array.tobytes()
-    return index, content
+    if array.dtype == np.float32 and array.size and array.ndim and np.isfinite(array).all():
+        usual = _usual(array.shape)
+        matrices = (layout or usual).matrices(array)
+        odd = layout if layout not in (None, usual) else None
+        found += [replace(own, layout=odd) for own in _few(matrices, layout is not None)]
+    best = min(found, key=lambda own: own.bits)
+    alone = Writer()
+    _write(alone, best)
+    assert read(Reader(alone.content()), array.dtype, array.shape).tobytes() == array.tobytes()
+    _write(writer, best)
 
 
-def read(index: Mapping[str, Any], reader: Reader, dtype: Any, shape: tuple[int, ...]) -> Array:
+def _write(writer: Writer, own: Written) -> None:
+    writer.choice(_WAYS.index(own.how), len(_WAYS))
+    if own.how not in ("plain", "planes"):
+        writer.choice(own.layout is not None, 2)
+        if own.layout is not None:
+            _write_layout(writer, own.layout)
+        writer.choice(_BLOCKS.index(own.block), len(_BLOCKS))
+    if own.how in ("levels", "pairs"):
+        writer.choice(own.common, 2)
+        writer.choice(own.levels - 1, _LEVELS)
+    for part in own.parts:
+        if isinstance(part, bytes):
+            writer.raw(part)
+        elif part.dtype == np.float32:
+            writer.floats(part)
+        else:
+            writer.symbols(part.reshape(-1))
+
+
+def read(reader: Reader, dtype: Any, shape: tuple[int, ...]) -> Array:
     """The array that was written.
 
     Args:
-        index: What the index says of it.
         reader: The content; it is read up to the end of the array.
         dtype: The array's dtype.
         shape: Its shape.
@@ -69,10 +128,10 @@ def read(index: Mapping[str, Any], reader: Reader, dtype: Any, shape: tuple[int,
     Raises:
         DamagedError: It is none.
     """
-    how, kind = index.get("how"), np.dtype(dtype)
+    how, kind = _WAYS[reader.choice(len(_WAYS))], np.dtype(dtype)
     size = math.prod(shape)
     if how == "plain":
-        return _own(reader.array(kind, size).reshape(shape))
+        return _own(np.frombuffer(reader.raw(size * kind.itemsize), kind).reshape(shape))
     if how == "planes":
         which = reader.symbols(size)
         there = which == _OTHER
@@ -82,41 +141,48 @@ def read(index: Mapping[str, Any], reader: Reader, dtype: Any, shape: tuple[int,
         made[which == _MINUS_ZERO, -1] = 0x80
         made[there] = np.stack(planes, axis=1).astype(np.uint8) if count else 0
         return _own(made.reshape(-1).view(kind).reshape(shape))
-    layout = _layout(index.get("axes"), shape)
-    groups, rows, outputs = layout.sizes
-    block = index.get("block", 0)
-    if block not in _BLOCKS or kind != np.float32:
+    if kind != np.float32 or not shape:
         raise DamagedError("no array is written like this")
-    units = groups * outputs * _parts(rows, block)
+    with np.errstate(all="ignore"):
+        layout, values = _read_few(reader, how, shape)
+        made = values.astype(np.float32)
+    if not np.isfinite(made).all():
+        raise DamagedError("a weight is not finite")
+    return _own(layout.kernel(made, shape))
+
+
+def _read_few(reader: Reader, how: str, shape: tuple[int, ...]) -> tuple[Layout, Array]:
+    """An array that is written as codes: its layout, and it as matrices."""
+    layout = _read_layout(reader, shape) if reader.choice(2) else _usual(shape)
+    groups, rows, outputs = layout.sizes
+    block = _BLOCKS[reader.choice(len(_BLOCKS))]
+    units = _units((groups, rows, outputs), block)
     numbers = _unit_numbers((groups, rows, outputs), block)
+    values: Array
     if how == "steps":
-        steps = reader.array("<f4", units).astype(np.float64)
-        codes = reader.symbols(size).astype(np.int64).reshape(groups, rows, outputs) - _LARGEST
-        values = codes * steps[numbers]
+        steps = reader.floats(units).astype(np.float64)
+        values = reader.symbols(numbers.size).reshape(numbers.shape) * steps[numbers]
     elif how in _CURVES:
-        scales = reader.array("<f4", units).astype(np.float64)
-        levels = _levels_of(how)
-        codes = reader.symbols(size).astype(np.int64).reshape(groups, rows, outputs)
-        if codes.max(initial=0) >= len(levels):
-            raise DamagedError("a code has no level")
-        values = levels[codes] * scales[numbers]
-    elif how in ("levels", "pairs"):
-        levels_each = index.get("levels")
-        if type(levels_each) is not int or not 0 < levels_each <= _LEVELS:
-            raise DamagedError("a codebook has no levels")
-        one, together = bool(index.get("common")), 2 if how == "pairs" else 1
-        count = levels_each * (1 if one else units) * together
-        table = reader.array("<f4", count).reshape(-1, levels_each, together)
-        numbers = numbers[:, ::together]
-        codes = reader.symbols(numbers.size).astype(np.int64)
-        if codes.max(initial=0) >= levels_each:
-            raise DamagedError("a code has no level")
-        codes = codes.reshape(groups, -1, outputs)
-        values = table[0][codes] if one else table[numbers, codes]
-        values = values.transpose(0, 1, 3, 2).reshape(groups, -1, outputs)[:, :rows]
+        scales = reader.floats(units).astype(np.float64)
+        codes = _checked(reader.symbols(numbers.size), len(_levels_of(how)))
+        values = _levels_of(how)[codes.reshape(numbers.shape)] * scales[numbers]
     else:
-        raise DamagedError(f"arrays are not written as {how!r}")
-    return _own(layout.kernel(values.astype(np.float32), shape))
+        one, together = bool(reader.choice(2)), 2 if how == "pairs" else 1
+        levels_each = reader.choice(_LEVELS) + 1
+        count = levels_each * (1 if one else units) * together
+        table = reader.floats(count).reshape(-1, levels_each, together)
+        numbers = numbers[:, ::together]
+        codes = _checked(reader.symbols(numbers.size), levels_each)
+        codes = codes.reshape(groups, -1, outputs)
+        apart = table[0][codes] if one else table[numbers, codes]
+        values = apart.transpose(0, 1, 3, 2).reshape(groups, -1, outputs)[:, :rows]
+    return layout, values
+
+
+def _checked(codes: Array, levels: int) -> Array:
+    if codes.size and not 0 <= codes.min() <= codes.max() < levels:
+        raise DamagedError("a code has no level")
+    return codes
 
 
 def _own(array: Array) -> Array:
@@ -124,30 +190,35 @@ def _own(array: Array) -> Array:
 
 
 def _plain(array: Array) -> Written:
-    return {"how": "plain"}, np.ascontiguousarray(array).tobytes()
+    return Written("plain", (np.ascontiguousarray(array).tobytes(),))
 
 
 def _planes(array: Array) -> Written:
     """Which entries are zero to the bit, then the others' bytes, each place for itself."""
     entries = np.ascontiguousarray(array).reshape(-1, 1).view(np.uint8)
-    which = np.where(entries.any(axis=1), _OTHER, 0).astype(np.uint16)
+    which = np.where(entries.any(axis=1), _OTHER, 0)
     which[(entries[:, -1] == 0x80) & ~entries[:, :-1].any(axis=1)] = _MINUS_ZERO
     there = which == _OTHER
-    planes = [entries[there, i].astype(np.uint16) for i in range(entries.shape[1])]
-    return {"how": "planes"}, coded(which) + b"".join(map(coded, planes))
+    planes = [entries[there, i].astype(np.int64) for i in range(entries.shape[1])]
+    return Written("planes", (which, *planes))
 
 
-def _few(matrices: Array) -> Iterator[Written]:
-    """The ways to write matrices as codes, as far as they have few values."""
+def _few(matrices: Array, kernel: bool) -> Iterator[Written]:
+    """The ways to write matrices as codes, as far as they have few values.
+
+    Args:
+        matrices: `(groups, rows, outputs)`.
+        kernel: Whether outputs may have scales and codebooks of their own.
+    """
     flat = matrices.reshape(-1)
     different = np.unique(flat)
     if len(different) <= _LEVELS:
-        codes = np.searchsorted(different, flat).astype(np.uint16)
+        codes = np.searchsorted(different, flat)
         if _same(different[codes], flat):
-            index = {"how": "levels", "common": True, "levels": len(different)}
-            yield index, different.astype("<f4").tobytes() + coded(codes)
-    yield from _by_pairs(matrices)
-    for block in _BLOCKS:
+            yield Written("levels", (different, codes), common=True, levels=len(different))
+    if kernel:
+        yield from _by_pairs(matrices)
+    for block in _BLOCKS if kernel else _BLOCKS[:1]:
         if block >= matrices.shape[1]:
             continue
         numbers = _unit_numbers(matrices.shape, block)
@@ -156,8 +227,8 @@ def _few(matrices: Array) -> Iterator[Written]:
         others = () if block or by_steps else (_by_curve, _by_levels)
         for made in (by_steps, *(way(matrices, rows, numbers) for way in others)):
             if made is not None:
-                yield {**made[0], "block": block}, made[1]
-        if by_steps:
+                yield replace(made, block=block)
+        if by_steps and block != _ALL:
             break
 
 
@@ -165,12 +236,12 @@ def _by_steps(matrices: Array, rows: Array, numbers: Array) -> Written | None:
     steps = common_steps(rows, _LARGEST)
     if steps is None:
         return None
-    steps = steps.astype(np.float32).astype(np.float64)
-    codes = np.rint(matrices / steps[numbers])
-    if not _same((codes * steps[numbers]), matrices) or np.abs(codes).max() > _LARGEST:
+    steps = steps.astype(np.float32)
+    wide = steps.astype(np.float64)[numbers]
+    codes = np.rint(matrices / wide).astype(np.int64)
+    if not _same(codes * wide, matrices) or np.abs(codes).max() > _LARGEST:
         return None
-    symbols = (codes + _LARGEST).astype(np.uint16).reshape(-1)
-    return {"how": "steps"}, steps.astype("<f4").tobytes() + coded(symbols)
+    return Written("steps", (steps, codes))
 
 
 def _by_curve(matrices: Array, rows: Array, numbers: Array) -> Written | None:
@@ -184,8 +255,7 @@ def _by_curve(matrices: Array, rows: Array, numbers: Array) -> Written | None:
             continue
         codes = _nearest(levels, matrices / scales[numbers])
         if _same(levels[codes] * scales[numbers], matrices):
-            symbols = codes.astype(np.uint16).reshape(-1)
-            return {"how": name}, scales.astype("<f4").tobytes() + coded(symbols)
+            return Written(name, (scales.astype(np.float32), codes.astype(np.int64)))
     return None
 
 
@@ -209,12 +279,12 @@ def _by_levels(matrices: Array, rows: Array, numbers: Array) -> Written | None:
     if most > _LEVELS:
         return None
     table = np.stack([np.pad(own, (0, most - len(own)), mode="edge") for own in tables])
-    codes = np.zeros(matrices.shape, np.uint16)
+    codes = np.zeros(matrices.shape, np.int64)
     for level in range(most):  # tables ascend, so this counts the levels below a weight
-        codes += (table[numbers, level] < matrices).astype(np.uint16)
+        codes += table[numbers, level] < matrices
     if not _same(table[numbers, codes].astype(np.float64), matrices):
         return None
-    return {"how": "levels", "levels": most}, table.astype("<f4").tobytes() + coded(codes.ravel())
+    return Written("levels", (table.astype(np.float32), codes), levels=most)
 
 
 def _by_pairs(matrices: Array) -> Iterator[Written]:
@@ -236,9 +306,8 @@ def _by_pairs(matrices: Array) -> Iterator[Written]:
             if most <= _LEVELS:
                 padded = [np.pad(own, (0, most - len(own)), mode="edge") for own in tables]
                 code = np.concatenate(codes).reshape(groups, outputs, -1).transpose(0, 2, 1)
-                index = {"how": "pairs", "common": common, "levels": most, "block": 0}
-                content = np.concatenate(padded).tobytes() + coded(code.astype(np.uint16).ravel())
-                yield index, content
+                floats = np.concatenate(padded).view("<f4")
+                yield Written("pairs", (floats, code), 0, common, most)
 
 
 def _pairs_of(keys: Array, odd: int) -> tuple[Array, Array]:
@@ -279,12 +348,20 @@ def _nearest(levels: Array, values: Array) -> Array:
 
 
 def _parts(rows: int, block: int) -> int:
-    return -(-rows // block) if block else 1
+    return -(-rows // block) if block > 0 else 1
+
+
+def _units(sizes: tuple[int, int, int], block: int) -> int:
+    """How many scales there are."""
+    groups, rows, outputs = sizes
+    return 1 if block == _ALL else groups * outputs * _parts(rows, block)
 
 
 def _unit_numbers(sizes: tuple[int, ...], block: int) -> Array:
     """The number of the unit that each entry of matrices belongs to."""
     groups, rows, outputs = sizes
+    if block == _ALL:
+        return np.zeros(sizes, np.int64)
     part = np.arange(rows) // (block or max(rows, 1))
     group, output = np.arange(groups)[:, None, None], np.arange(outputs)
     return (group * _parts(rows, block) + part[None, :, None]) * outputs + output
@@ -292,6 +369,8 @@ def _unit_numbers(sizes: tuple[int, ...], block: int) -> Array:
 
 def _rows(matrices: Array, block: int) -> Array:
     """The entries of each unit in a row, filled up with zeros."""
+    if block == _ALL:
+        return matrices.reshape(1, -1)
     groups, rows, outputs = matrices.shape
     size = block or rows
     wide = np.pad(matrices, ((0, 0), (0, _parts(rows, block) * size - rows), (0, 0)))
@@ -299,13 +378,33 @@ def _rows(matrices: Array, block: int) -> Array:
     return apart.reshape(-1, size)
 
 
-def _layout(axes: Any, shape: tuple[int, ...]) -> Layout:
-    """The layout that an index tells."""
-    parts = axes if isinstance(axes, list) and len(axes) == 4 else [None]
-    if not all(isinstance(p, list) and all(type(n) is int for n in p) for p in parts):
-        raise DamagedError("a kernel has no axes")
-    apart, *order = (tuple(part or ()) for part in parts)
-    wrong = sorted(sum(order, ())) != list(range(len(apart))) or min(apart, default=0) < 0
+def _usual(shape: tuple[int, ...]) -> Layout:
+    """The last axis are the outputs."""
+    rank = len(shape)
+    return Layout(shape, (), tuple(range(rank - 1)), (rank - 1,))
+
+
+def _write_layout(writer: Writer, layout: Layout) -> None:
+    writer.number(len(layout.shape))
+    for size in layout.shape:
+        writer.number(size)
+    for axes in (layout.groups, layout.reduction, layout.outputs):
+        writer.number(len(axes))
+        for axis in axes:
+            writer.number(axis)
+
+
+def _read_layout(reader: Reader, shape: tuple[int, ...]) -> Layout:
+    """The layout that a file tells."""
+
+    def numbers() -> tuple[int, ...]:
+        count = reader.number()
+        if count > 2 * len(shape) + 1:
+            raise DamagedError("a kernel has too many axes")
+        return tuple(reader.number() for _ in range(count))
+
+    apart, *order = numbers(), numbers(), numbers(), numbers()
+    wrong = sorted(sum(order, ())) != list(range(len(apart)))
     if wrong or math.prod(apart) != math.prod(shape):
         raise DamagedError("the axes of a kernel are not those of its shape")
     return Layout(apart, *order)

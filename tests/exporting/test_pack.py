@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import struct
 import sys
 import zlib
 
@@ -16,7 +15,8 @@ from keras import layers
 
 import sgdap
 from sgdap.exporting import packing
-from sgdap.exporting.coding import DamagedError, Reader, coded
+from sgdap.exporting.coding import DamagedError, Reader, Writer, bits_of
+from sgdap.exporting.configs import deflated, inflated
 from sgdap.model.trusted import own_classes
 from sgdap.quantization import (
     PCM,
@@ -34,7 +34,7 @@ from tests.models import assemble, convnet, examples_of_models, randomise
 from tests.test_random_graphs import RECIPES
 
 
-def bits_of(model):
+def bits_of_weights(model):
     return [np.asarray(w).tobytes() for w in model.get_weights()]
 
 
@@ -62,7 +62,7 @@ def test_codes_take_no_more_than_the_bits_that_the_scheme_counts(scheme, tmp_pat
     header = plain + 6 * scheme.levels  # how often each code comes
     assert written <= scheme.bits_of((300, 40)) / 8 + header
     assert written < 300 * 40 * 4 / 3
-    assert bits_of(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of(model)
+    assert bits_of_weights(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of_weights(model)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 300, 301])
@@ -73,7 +73,7 @@ def test_codebooks_of_pairs_come_back_from_few_bytes(rows, per, tmp_path):
     written = sgdap.pack(model, tmp_path / "m.sgdap")
     header = len(model.to_json()) + 40 * 4 + 6 * 16
     assert written <= scheme.bits_of((rows, 40)) / 8 + header
-    assert bits_of(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of(model)
+    assert bits_of_weights(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of_weights(model)
 
 
 def test_zeros_take_next_to_nothing(tmp_path):
@@ -84,7 +84,7 @@ def test_zeros_take_next_to_nothing(tmp_path):
         stay = np.abs(kernel) >= np.quantile(np.abs(kernel), share)
         model.set_weights([np.where(stay, kernel, 0), bias])
         sizes.append(sgdap.pack(model, tmp_path / "m.sgdap"))
-        assert bits_of(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of(model)
+        assert bits_of_weights(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of_weights(model)
     assert sizes[1] < sizes[0] / 4 and sizes[2] < sizes[1] / 3
 
 
@@ -104,7 +104,7 @@ def test_random_models_come_back_to_the_bit(tmp_path_factory, spatial, recipe):
         assert not path.exists()
         reject()
     again = sgdap.unpack(path, custom_objects=own_classes(model.layers))
-    assert bits_of(again) == bits_of(model)
+    assert bits_of_weights(again) == bits_of_weights(model)
     assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
 
 
@@ -116,7 +116,7 @@ def test_a_layer_and_an_operation_of_one_name_come_back(layer_first, tmp_path):
         end = layers.Add()([start, end]) if layer else end + 3.0
     model = keras.Model(start, end)
     sgdap.pack(model, tmp_path / "m.sgdap")
-    assert bits_of(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of(model)
+    assert bits_of_weights(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of_weights(model)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "mixed_float16"])
@@ -124,7 +124,7 @@ def test_all_dtypes_come_back(dtype, tmp_path):
     model = keras.Sequential([keras.Input((5,)), layers.Dense(3, dtype=dtype)])
     model.layers[0].kernel.assign(np.array([0.0, -0.0, 1e-7, -3, 2] * 3).reshape(5, 3))
     sgdap.pack(model, tmp_path / "m.sgdap")
-    assert bits_of(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of(model)
+    assert bits_of_weights(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of_weights(model)
 
 
 def test_what_floats_can_be_comes_back(tmp_path):
@@ -132,7 +132,7 @@ def test_what_floats_can_be_comes_back(tmp_path):
     values = np.array([[np.nan, np.inf], [-0.0, 0.0], [1e-45, -np.inf], [3.4e38, 0.1]], "float32")
     model.layers[0].kernel.assign(values)
     sgdap.pack(model, tmp_path / "m.sgdap")
-    assert bits_of(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of(model)
+    assert bits_of_weights(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of_weights(model)
 
 
 def test_a_compiled_model_comes_back_compiled(tmp_path):
@@ -143,19 +143,53 @@ def test_a_compiled_model_comes_back_compiled(tmp_path):
     assert again.loss == "sparse_categorical_crossentropy"
 
 
-@given(st.lists(st.integers(0, 700), max_size=300), st.binary(max_size=3))
-def test_symbols_come_back_and_nothing_more_is_read(numbers, rest):
-    symbols = np.array(numbers, np.uint16)
-    reader = Reader(coded(symbols) + rest)
-    assert reader.symbols(len(symbols)).tolist() == numbers
-    assert reader.left == len(rest)
+NUMBERS = st.lists(st.integers(-300, 700) | st.sampled_from([0, 1]), max_size=300)
 
 
-def test_frequent_symbols_take_their_entropy():
-    symbols = (np.random.default_rng(0).random(100_000) < 0.02).astype(np.uint16)
-    share = symbols.mean()
-    entropy = -(share * np.log2(share) + (1 - share) * np.log2(1 - share)) * len(symbols) / 8
-    assert len(coded(symbols)) < 1.01 * entropy + 60
+@given(st.lists(NUMBERS, max_size=4), st.lists(st.integers(0, 2**40 - 1), max_size=9), st.binary())
+def test_what_is_written_comes_back_in_its_order(symbols, numbers, some):
+    writer = Writer()
+    for own in symbols:
+        writer.symbols(np.array(own, np.int64))
+    for number in numbers:
+        writer.number(number)
+    writer.raw(some)
+    writer.choice(3, 5)
+    reader = Reader(writer.content())
+    assert [reader.symbols(len(own)).tolist() for own in symbols] == symbols
+    assert [reader.number() for _ in numbers] == numbers
+    assert reader.raw(len(some)) == some
+    assert reader.choice(5) == 3
+    assert reader.ended
+
+
+@given(st.lists(st.floats(width=32), max_size=9))
+def test_floats_come_back_to_the_bit(numbers):
+    writer, array = Writer(), np.array(numbers, np.float32)
+    writer.floats(array)
+    assert Reader(writer.content()).floats(len(numbers)).tobytes() == array.tobytes()
+
+
+def test_floats_of_few_bits_take_two_bytes_each():
+    writer, array = Writer(), np.arange(-20, 21, dtype=np.float32) * 0.375
+    writer.floats(array)
+    assert len(writer.content()) <= 2 * len(array) + 4
+
+
+def coded(symbols) -> bytes:
+    writer = Writer()
+    writer.symbols(symbols)
+    return writer.content()
+
+
+@pytest.mark.parametrize("count", [40, 1_000, 100_000])
+@pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
+def test_symbols_take_their_entropy_and_what_is_expected(count, share):
+    symbols = (np.random.default_rng(0).random(count) < share) * np.arange(count) % 7 - 3
+    _, counts = np.unique(symbols, return_counts=True)
+    entropy = -(counts / count * np.log2(counts / count)).sum() * count / 8
+    assert len(coded(symbols)) < 1.002 * entropy + 18
+    assert abs(len(coded(symbols)) - bits_of(symbols) / 8) < 8
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +220,9 @@ def test_damaged_cut_and_foreign_files_are_refused_in_words(packed, tmp_path):
             sgdap.unpack(path)
 
 
-def signed(whole: bytes) -> bytes:
-    """The same bytes with a checksum that is right, as one who means harm writes them."""
-    return whole[:-32] + hashlib.sha256(whole[:-32]).digest()
+def signed(content: bytes) -> bytes:
+    """Bytes with a checksum that is right, as one who means harm writes them."""
+    return content + hashlib.sha256(content).digest()[:4]
 
 
 def test_files_with_a_right_checksum_are_refused_in_words_too(packed, tmp_path):
@@ -197,8 +231,8 @@ def test_files_with_a_right_checksum_are_refused_in_words_too(packed, tmp_path):
     path = tmp_path / "m.sgdap"
     refused = 0
     for _ in range(60):
-        wrong = bytearray(packed)
-        for place in random.integers(8, len(wrong) - 32, size=3):
+        wrong = bytearray(packed[:-4])
+        for place in random.integers(6, len(wrong), size=3):
             wrong[place] ^= int(random.integers(1, 256))
         path.write_bytes(signed(bytes(wrong)))
         try:
@@ -208,26 +242,36 @@ def test_files_with_a_right_checksum_are_refused_in_words_too(packed, tmp_path):
     assert refused > 20
 
 
+def parts(packed: bytes):
+    """The length of the text, the architecture and the content of a file."""
+    length, start = packing._read_number(packed, 6)
+    packed_length, start = packing._read_number(packed, start)
+    end = start + packed_length
+    return length, packed[start:end], packed[end:-4]
+
+
+def whole(length: int, architecture: bytes, content: bytes) -> bytes:
+    numbers = packing._number(length) + packing._number(len(architecture))
+    return signed(packing.MAGIC + numbers + architecture + content)
+
+
 def changed(packed: bytes, change) -> bytes:
-    """The file with another index, and all sums right."""
-    head = struct.Struct("<8sQII")
-    magic, memory, _, length = head.unpack_from(packed)
-    index = json.loads(zlib.decompress(packed[head.size : head.size + length]))
-    memory = change(index) or memory
-    text = json.dumps(index).encode()
-    small = zlib.compress(text)
-    rest = packed[head.size + length :]
-    return signed(head.pack(magic, memory, len(text), len(small)) + small + rest)
+    """The file with another architecture, and all sums right."""
+    length, architecture, content = parts(packed)
+    config = inflated(architecture, length)
+    config = change(config) or config
+    return whole(*deflated(config), content)
+
+
+def wider(config):
+    for layer in config["config"]["layers"]:
+        if layer["config"].get("units") == 3:
+            layer["config"]["units"] = 1 << 40
 
 
 def test_an_architecture_of_more_weights_gets_no_memory(packed, tmp_path):
-    def wider(index):
-        for layer in index["model"]["config"]["layers"]:
-            if layer["config"].get("units") == 3:
-                layer["config"]["units"] = 1 << 40
-
     (tmp_path / "m.sgdap").write_bytes(changed(packed, wider))
-    with pytest.raises(ValueError, match="its architecture has other weights than the file"):
+    with pytest.raises(ValueError, match="takes .* bytes of memory once it is unpacked, more than"):
         sgdap.unpack(tmp_path / "m.sgdap")
     with keras.StatelessScope():  # nothing waits for memory until another scope ends
         pass
@@ -236,19 +280,21 @@ def test_an_architecture_of_more_weights_gets_no_memory(packed, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda index: 1 << 40, "takes 1,099,511,.* bytes of memory once it is unpacked, more"),
-        (lambda index: 1, "it takes more memory than it says"),
-        (lambda index: index["arrays"][0].update(shape=[1 << 50]), "more memory than it says"),
-        (lambda index: index["arrays"][0].update(dtype="object"), "damaged"),
-        (lambda index: index.pop("model") and None, "'model'"),
-        (lambda index: index.update(arrays=3), "damaged"),
-        (lambda index: index["model"].update(class_name="Nothing"), "The architecture in"),
+        (lambda config: config.update(class_name="Nothing"), "The architecture in"),
+        (lambda config: config.pop("class_name") and None, "The architecture in"),
+        (lambda config: [config], "The architecture in"),
     ],
 )
-def test_an_index_that_lies_is_refused(change, message, packed, tmp_path):
+def test_an_architecture_that_lies_is_refused(change, message, packed, tmp_path):
     (tmp_path / "m.sgdap").write_bytes(changed(packed, change))
     with pytest.raises(ValueError, match=message):
         sgdap.unpack(tmp_path / "m.sgdap")
+
+
+def test_more_memory_than_allowed_is_refused_before_anything_is_made(packed, tmp_path):
+    (tmp_path / "m.sgdap").write_bytes(packed)
+    with pytest.raises(ValueError, match="takes .* bytes of memory once it is unpacked, more than"):
+        sgdap.unpack(tmp_path / "m.sgdap", memory_limit=10_000)
 
 
 @pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`:UserWarning")
@@ -257,8 +303,8 @@ def test_no_code_goes_into_a_file_or_comes_out_of_one(packed, tmp_path):
     with pytest.raises(ValueError, match="A lambda can't be kept"):
         sgdap.pack(model, tmp_path / "m.sgdap")
 
-    def evil(index):
-        end = index["model"]["config"]["layers"][-1]
+    def evil(config):
+        end = config["config"]["layers"][-1]
         end.update(module="antigravity", class_name="Fly", registered_name="Fly")
 
     (tmp_path / "m.sgdap").write_bytes(changed(packed, evil))
@@ -274,24 +320,101 @@ def test_what_keras_can_not_read_back_is_refused_before_it_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@keras.saving.register_keras_serializable("tests")
+class Narrower(layers.Dense):
+    """A layer that comes back with other weights: it forgets how wide it is."""
+
+    def get_config(self):
+        return {**super().get_config(), "units": 2}
+
+
+def test_what_comes_back_with_other_weights_is_refused(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), Narrower(3)])
+    with pytest.raises(ValueError, match="comes back from its config with other weights"):
+        sgdap.pack(model, tmp_path / "m.sgdap")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_that_only_its_build_config_tells_the_shape_of_comes_back(tmp_path):
+    model = keras.Sequential([layers.Dense(3), layers.Dense(2)])
+    model.build((None, 4))
+    sgdap.pack(model, tmp_path / "m.sgdap")
+    assert bits_of_weights(sgdap.unpack(tmp_path / "m.sgdap")) == bits_of_weights(model)
+
+
 def test_a_later_version_says_so(packed, tmp_path):
-    (tmp_path / "m.sgdap").write_bytes(packed[:7] + b"\x02" + packed[8:])
-    with pytest.raises(ValueError, match="it is of version 2, and this sgdap reads 1"):
+    (tmp_path / "m.sgdap").write_bytes(packed[:5] + b"\x03" + packed[6:])
+    with pytest.raises(ValueError, match="it is of version 3, and this sgdap reads 2"):
         sgdap.unpack(tmp_path / "m.sgdap")
 
 
-def test_an_index_that_grows_without_end_is_not_read(packed, tmp_path):
-    bomb = zlib.compress(bytes(1 << 24))
-    head = struct.pack("<8sQII", packing.MAGIC, 100, 50, len(bomb))
-    (tmp_path / "m.sgdap").write_bytes(signed(head + bomb + bytes(32)))
-    with pytest.raises(ValueError, match="its index"):
+def test_an_architecture_that_grows_without_end_is_not_read(packed, tmp_path):
+    deflating = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = deflating.compress(bytes(1 << 24)) + deflating.flush()
+    (tmp_path / "m.sgdap").write_bytes(whole(50, bomb, b""))
+    with pytest.raises(ValueError, match="its architecture"):
+        sgdap.unpack(tmp_path / "m.sgdap")
+
+
+def test_bytes_that_are_left_over_are_refused(packed, tmp_path):
+    length, architecture, content = parts(packed)
+    (tmp_path / "m.sgdap").write_bytes(whole(length, architecture, content + b"\x01" * 20))
+    with pytest.raises(ValueError, match="something is left over"):
         sgdap.unpack(tmp_path / "m.sgdap")
 
 
 def test_symbols_that_no_encoder_wrote_are_refused():
-    for wrong in (b"", b"\x07" + bytes(20), coded(np.arange(40, dtype=np.uint16))[:-1]):
+    far = Writer()
+    far.choice(1, 3)
+    far.number(0)
+    far.number(1 << 30)
+    never = Writer()
+    never.choice(2, 3)
+    never.number(0)
+    never.number(0)
+    never.choice(26 * 8, 26 * 8 + 1)
+    never.choice(26 * 8, 26 * 8 + 1)
+    for wrong in (far, never):
         with pytest.raises(DamagedError):
-            Reader(wrong).symbols(40)
+            Reader(wrong.content()).symbols(40)
+
+
+DICTS = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.just(1.0) | st.sampled_from(["Dense", "x"]),
+    lambda own: (
+        st.lists(own, max_size=3)
+        | st.dictionaries(st.sampled_from(["Dense", "Zeros", "class_name", "config", "x"]), own)
+    ),
+)
+
+
+@given(DICTS)
+def test_any_config_comes_back(config):
+    length, packed = deflated(config)
+    assert json.dumps(inflated(packed, length)) == json.dumps(config)
+
+
+def test_a_small_network_takes_little_more_than_its_codes(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Conv2D(5, 5, name="first"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(9, 5, name="second", kernel_initializer="he_normal"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(20, "relu", name="hidden"),
+            layers.Dense(10, "softmax", name="digit"),
+        ]
+    )
+    model = sgdap.quantize(model, None, Ternary(per="tensor"), compensate=False)
+    kernels = [np.asarray(layer.kernel).ravel() for layer in model.layers if layer.weights]
+    counts = [np.unique(np.sign(own), return_counts=True)[1] for own in kernels]
+    entropy = sum(-(own * np.log2(own / own.sum())).sum() for own in counts) / 8
+    assert sgdap.pack(model, tmp_path / "m.sgdap") < entropy + 150
+    again = sgdap.unpack(tmp_path / "m.sgdap")
+    assert bits_of_weights(again) == bits_of_weights(model)
+    assert again.to_json() == model.to_json()
 
 
 def test_what_can_not_be_packed_is_refused(tmp_path):
