@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ import numpy as np
 from sgdap import _keras
 from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
+from sgdap.model.own_training import called_in_training
 from sgdap.model.program import Call, Program, Ref, fill, leaves_of
 
 OPEN = 3
@@ -68,17 +69,17 @@ def removable_units(graph: ChannelGraph) -> tuple[RemovableUnit, ...]:
             continue
         layers = search.leaving(source, target)
         heavy = frozenset(path for path in layers if path in search.heavy)
-        if heavy and heavy not in found:
+        if heavy and heavy not in found and search.called_by_training.isdisjoint(layers):
             unit = RemovableUnit("", kind, layers, source, target, readers)
             found[heavy] = unit
-    units = sorted(found.items(), key=lambda item: item[1].target)
-    return tuple(_named(heavy, unit) for heavy, unit in units)
-
-
-def _named(heavy: frozenset[str], unit: RemovableUnit) -> RemovableUnit:
-    first, *rest = [path for path in unit.layers if path in heavy]
-    name = f"{first} … {rest[-1]}" if rest else first
-    return RemovableUnit(name, unit.kind, unit.layers, unit.source, unit.target, unit.readers)
+    units: dict[str, RemovableUnit] = {}
+    for heavy, unit in sorted(found.items(), key=lambda item: item[1].target):
+        first, *rest = [path for path in unit.layers if path in heavy]
+        name = f"{first} … {rest[-1]}" if rest else first
+        while name in units:
+            name += " (another)"
+        units[name] = replace(unit, name=name)
+    return tuple(units.values())
 
 
 def live_calls(program: Program, reads: Mapping[int, int]) -> list[int]:
@@ -111,11 +112,15 @@ class _Search:
     Attributes:
         heavy: Paths of the layers with a kernel: a variable of more than one axis.
         read_outside: Numbers of the tensors that are outputs or losses.
+        called_by_training: Paths of the layers that training code of the user's own may call.
     """
 
     def __init__(self, graph: ChannelGraph) -> None:
         self._graph, self._program = graph, graph.program
         self.heavy = {path for path, x in self._program.layers().items() if has_kernel(x)}
+        called = {id(layer) for layer in called_in_training(self._program.model)}
+        layers = self._program.layers().items()
+        self.called_by_training = {path for path, layer in layers if id(layer) in called}
         self._needed = live_calls(self._program, {})
         self._readers: dict[int, list[int]] = {}
         for number in self._needed:

@@ -84,6 +84,24 @@ def test_a_shared_layer_that_is_needed_elsewhere_stays():
     assert "shared" not in found
 
 
+class Trained(keras.Model):
+    """Trains by code of its own, which calls a layer by itself."""
+
+    def train_step(self, data):
+        self.get_layer("apart")(data[0])
+        self.inner(data[0])
+        return super().train_step(data)
+
+
+def test_what_training_code_calls_is_no_unit():
+    inputs = keras.Input((4,))
+    inner = layers.Dense(4, name="apart")
+    x = layers.Activation("relu")(inputs + inner(inputs))
+    model = Trained(inputs, layers.Dense(2)(x))
+    model.inner = inner
+    assert units_of(model) == {}
+
+
 def test_open_sizes():
     x = inputs = keras.Input((None, 6))
     x = layers.Add()([x, layers.Dense(6, name="branch")(layers.Activation("relu")(x))])
