@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 import traceback
 
 import keras
@@ -54,6 +55,13 @@ def run(path: str) -> None:
     np.savez(path, **merged, **own_arrays)
 
 
+def wait_for(paths: list[str]) -> None:
+    """Waits until all have written: one that ends closes the connection that others still read."""
+    until = time.monotonic() + 60
+    while not all(map(os.path.exists, paths)) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
 def main(folder: str, *ports: str) -> None:
     """Runs a process for each port; it ends with an error if one of them does."""
     workers = [f"127.0.0.1:{port}" for port in ports]
@@ -65,6 +73,7 @@ def main(folder: str, *ports: str) -> None:
             os.environ["TF_CONFIG"] = json.dumps(task)
             try:
                 run(f"{folder}/{index}.npz")
+                wait_for([f"{folder}/{other}.npz" for other in range(len(workers))])
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()
