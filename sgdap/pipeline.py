@@ -256,14 +256,13 @@ def _shallower_plan(
         _whole_of(graph, units, made.paths),
     )
     bypassed = tuple(BypassedUnit.of(own.bypass, own.error) for own in chosen)
-    before = cost_model(graph).whole
     return (
         replace(
             plan,
             bypassed=bypassed,
             whole=model_fingerprint(graph),
-            params=(round(before[0]), plan.params[1]),
-            flops=(round(before[1]), plan.flops[1]),
+            params=(round(full[0]), plan.params[1]),
+            flops=(round(full[1]), plan.flops[1]),
         ),
         found,
     )

@@ -11,6 +11,7 @@ from keras import layers
 
 import sgdap
 from sgdap import _keras
+from sgdap._keras.graphs import graph_entries
 from sgdap._keras.logs import expected_logs
 from sgdap._keras.optimizers import (
     adopt_inner_optimizers,
@@ -636,3 +637,28 @@ def test_variables_can_be_made_without_memory():
         assert tuple(layer.kernel.shape) == (1 << 20, 1 << 40)
     with keras.StatelessScope():  # it gives memory to what waits for it when it ends
         pass
+
+
+def test_all_that_a_functional_model_knows_of_its_graph_is_taken_over():
+    """A new attribute of Keras' that holds nodes, operations or tensors would be left behind."""
+
+    def small():
+        inputs = keras.Input((3,), name="inputs")
+        x = inputs + layers.Dense(3, name="branch")(inputs)
+        return keras.Model(inputs, layers.Dense(2, name="end")(x))
+
+    model, copy = small(), small()
+    own, new = ({x.name: x for x in m.operations} for m in (model, copy))
+    pairs = zip(sorted(own), sorted(new), strict=True)
+    entries = graph_entries(model, copy, {id(new[b]): own[a] for a, b in pairs})
+    of_graph = {name for x, taken in entries if x is model for name in taken}
+    kinds = (layers.Layer, keras.Operation, keras.KerasTensor)
+    holding = {
+        name
+        for name, value in vars(model).items()
+        if any(isinstance(leaf, kinds) for leaf in keras.tree.flatten(value))
+    }
+    assert holding <= {*of_graph, "_tracker"}
+    assert {"_nodes", "_nodes_by_depth", "output_names"} <= of_graph & vars(model).keys()
+    held = {name for x, taken in entries if x is own["end"] for name in taken}
+    assert held == {name for name in vars(own["end"]) if name.endswith("bound_nodes")}

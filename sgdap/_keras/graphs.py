@@ -54,13 +54,17 @@ def graph_entries(model: Any, copy: Any, same: Mapping[int, Any]) -> Entries:
         for number in range(len(operation._inbound_nodes))
         if make_node_key(operation, number) in new._nodes
     }
-    attributes["_operations"] = [own(operation) for operation in operations]
+    listed = type(new._operations)
+    attributes["_operations"] = listed([own(operation) for operation in operations])
     attributes["_operations_by_depth"] = {
         depth: [own(operation) for operation in several]
         for depth, several in new._operations_by_depth.items()
     }
     entries.append((graph, attributes))
     entries += _held(model, graph, attributes["_operations"])
+    for holder in {id(part): part for part in (model, graph)}.values():
+        changed = {n: x for one, taken in entries if one is holder for n, x in taken.items()}
+        entries.append((holder, _tracked_by_tensorflow(holder, changed)))
     return entries
 
 
@@ -82,8 +86,26 @@ def _held(model: Any, graph: Any, operations: list[Any]) -> Entries:
     state = vars(model).get("_compiled_trainable_state")
     if state is not None:
         known = {layer: kept for layer, kept in state.items() if stays(layer)}
-        found.append((model, {"_compiled_trainable_state": known}))
+        found.append((model, {"_compiled_trainable_state": type(state)(known)}))
     return found
+
+
+def _tracked_by_tensorflow(holder: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes by which TensorFlow's checkpoints know a model's attributes.
+
+    They would hold on to the layers that left, whose variables are empty.
+    """
+    names = vars(holder).get("_self_unconditional_dependency_names")
+    if names is None:
+        return {}
+    changed = {name: value for name, value in attributes.items() if name in names}
+    references = holder._self_unconditional_checkpoint_dependencies
+    return {
+        "_self_unconditional_dependency_names": {**names, **changed},
+        "_self_unconditional_checkpoint_dependencies": [
+            type(own)(own.name, changed.get(own.name, own.ref)) for own in references
+        ],
+    }
 
 
 def _with_layers(holder: Any, layers: list[Any]) -> Entries:

@@ -73,6 +73,10 @@ def unit_costs(
 
     Returns:
         The cost of each unit, in their order.
+
+    References:
+        Γ is the Fisher factor of K-FAC (Martens & Grosse 2015, arXiv 1503.05671 section 2), as for
+        channels. Least-squares maps in the place of blocks: ReplaceMe (2025, arXiv 2505.02819).
     """
     if not units:
         return ()

@@ -111,7 +111,7 @@ class _Search:
 
     Attributes:
         heavy: Paths of the layers with a kernel: a variable of more than one axis.
-        read_outside: Numbers of the tensors that are outputs or losses.
+        read_outside: Numbers of the tensors that are outputs, or that losses are made of.
         called_by_training: Paths of the layers that training code of the user's own may call.
     """
 
@@ -127,6 +127,10 @@ class _Search:
             for ref in self._program.calls[number].inputs:
                 self._readers.setdefault(ref.index, []).append(number)
         self.read_outside = {r.index for r in (*self._program.outputs, *self._program.losses)}
+        for (
+            number
+        ) in self._program.operations_of_losses():  # what an error counts there is not seen
+            self.read_outside.update(r.index for r in self._program.calls[number].outputs)
         counts: dict[str, int] = {}
         for call in self._program.calls:
             counts[call.path] = counts.get(call.path, 0) + 1

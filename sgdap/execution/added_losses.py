@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from sgdap import _keras
-from sgdap.execution.curvature import STEP, drawn_squared, secant_curvature
+from sgdap.execution.curvature import STEP, drawn_loss, drawn_squared, secant_curvature
+from sgdap.execution.losses import KnownLoss
 from sgdap.model.program import Call, Program, Ref, fill, inference_arguments, leaves_of
+
+
+class DrawnLoss:
+    """Draws what errors of a model count while it runs: its outputs' losses, and those it adds.
+
+    Args:
+        program: The model's calls.
+        losses: What errors of its outputs count.
+        seed: Two integers (int32 tensor). Each term draws for itself, so that their products cancel
+            out.
+    """
+
+    def __init__(self, program: Program, losses: Sequence[KnownLoss], seed: Any) -> None:
+        self._program, self._losses, self._seed = program, losses, seed
+        self._of_losses = [program.calls[number] for number in program.operations_of_losses()]
+        self._read: dict[Ref, Any] = {}
+        self._added: list[Any] = []
+
+    def see(self, call: Call, inputs: list[Any]) -> None:
+        """Takes note of a call that was just made, and of the tensors that it took, flattened."""
+        if call in self._of_losses:
+            self._read.update(zip(call.inputs, inputs, strict=True))
+        else:
+            self._add(drawn_added_loss, call, inputs)
+
+    def total(self, predictions: Sequence[Any]) -> Any:
+        """A scalar whose gradient has the curvature of all terms, when all calls were seen.
+
+        Args:
+            predictions: The model's outputs, flattened.
+        """
+        self._add(drawn_losses_of_operations, self._program, self._read)
+        drawn = [
+            drawn_loss(loss, predictions[loss.output], self._seed_of(number))
+            for number, loss in enumerate(self._losses)
+        ]
+        return tf.add_n([*drawn, *self._added])
+
+    def _add(self, draw: Callable[..., Any], *what: Any) -> None:
+        own = draw(*what, self._seed_of(len(self._losses) + len(self._added)))
+        self._added.extend([] if own is None else [own])
+
+    def _seed_of(self, number: int) -> Any:
+        fold = tf.random.experimental.stateless_fold_in
+        return fold(self._seed, number) if number else self._seed
 
 
 def drawn_added_loss(call: Call, inputs: list[Any], seed: Any) -> Any | None:

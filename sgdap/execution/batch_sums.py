@@ -13,14 +13,13 @@ import tensorflow as tf
 
 from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
-from sgdap.execution.added_losses import drawn_added_loss, drawn_losses_of_operations
+from sgdap.execution.added_losses import DrawnLoss
 from sgdap.execution.compiled import traced_for_any_batch
-from sgdap.execution.curvature import drawn_loss
 from sgdap.execution.losses import KnownLoss
 from sgdap.execution.memory import Storage
 from sgdap.execution.rows import Rows, input_rows, rows_looked_at
 from sgdap.execution.taps import at_features, linear_outputs, tensors_inside
-from sgdap.model.program import Call, Ref, leaves_of
+from sgdap.model.program import Call, leaves_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +77,12 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
     for place in (place for places in gathering.places.values() for place in places):
         by_call.setdefault(place.call, []).append(place)
     sensitivity, positions = gathering.gradients, gathering.positions
-    of_losses = [program.calls[number] for number in program.operations_of_losses()]
 
     def step(x: list[Any], seed: Any) -> Any:
         rows: dict[str, list[Rows]] = {}
         given: dict[str, list[Any]] = {}
         outputs: dict[str, list[Any]] = {}
-        added: list[Any] = []
-        read_by_losses: dict[Ref, Any] = {}
+        drawn = DrawnLoss(program, gathering.losses, seed)
         tape = tf.GradientTape(watch_accessed_variables=False)
 
         def watched(seen: dict[str, list[Any]], path: str, tensor: Any) -> None:
@@ -107,15 +104,9 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
 
         def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
             made = tapped(call, compute, inputs)
-            if call in of_losses:
-                read_by_losses.update(zip(call.inputs, inputs, strict=True))
-            elif sensitivity:
-                add(drawn_added_loss, call, inputs)
+            if sensitivity:
+                drawn.see(call, inputs)
             return made
-
-        def add(draw: Callable[..., Any], *what: Any) -> None:
-            own = draw(*what, _seed_of(seed, len(gathering.losses) + len(added)))
-            added.extend([] if own is None else [own])
 
         def tapped(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
             here = by_call.get(program.calls.index(call), [])
@@ -140,13 +131,7 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
         taps = dict.fromkeys(range(len(program.calls)), tap)
         if sensitivity:
             with tape:
-                predictions = program.run_flat(x, taps)
-                add(drawn_losses_of_operations, program, read_by_losses)
-                losses = [
-                    drawn_loss(loss, predictions[loss.output], _seed_of(seed, number))
-                    for number, loss in enumerate(gathering.losses)
-                ]
-                total = tf.add_n([*losses, *added])
+                total = drawn.total(program.run_flat(x, taps))
             gradients = tape.gradient(
                 total, [given, outputs], unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
@@ -169,11 +154,6 @@ def make_step(graph: ChannelGraph, gathering: Gathering) -> Any:
         return results
 
     return traced_for_any_batch([program.shapes[ref.index] for ref in program.inputs], step)
-
-
-def _seed_of(seed: Any, number: int) -> Any:
-    """The seed of a term of the loss: each draws for itself, so that their products cancel out."""
-    return tf.random.experimental.stateless_fold_in(seed, number) if number else seed
 
 
 def _channels_of(place: Place, tensor: Any) -> Any:

@@ -12,9 +12,8 @@ import tensorflow as tf
 
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.patches import Patches
-from sgdap.execution.added_losses import drawn_added_loss
+from sgdap.execution.added_losses import DrawnLoss
 from sgdap.execution.compiled import traced_for_any_batch
-from sgdap.execution.curvature import drawn_loss
 from sgdap.execution.inputs import input_batches
 from sgdap.execution.losses import KnownLoss
 from sgdap.execution.rows import input_rows
@@ -125,7 +124,7 @@ def _step(
 
     def step(x: list[Any], seed: Any) -> Any:
         seen = {index: tensor for index, tensor in zip(given, x, strict=True) if index in wanted}
-        added: list[Any] = []
+        drawn = DrawnLoss(program, losses, seed)
         tape = tf.GradientTape(watch_accessed_variables=False)
 
         def tap(call: Call, compute: Callable[[], Any], inputs: list[Any]) -> Any:
@@ -135,17 +134,12 @@ def _step(
                     seen[ref.index] = tensor
                 if ref.index in targets:
                     tape.watch(tensor)
-            own = drawn_added_loss(call, inputs, _seed_of(seed, len(losses) + len(added)))
-            added.extend([] if own is None else [own])
+            drawn.see(call, inputs)
             return made
 
         with tape:
-            predictions = program.run_flat(x, dict.fromkeys(range(len(program.calls)), tap))
-            drawn = [
-                drawn_loss(loss, predictions[loss.output], _seed_of(seed, number))
-                for number, loss in enumerate(losses)
-            ]
-            total = tf.add_n([*drawn, *added])
+            taps = dict.fromkeys(range(len(program.calls)), tap)
+            total = drawn.total(program.run_flat(x, taps))
         gradients = tape.gradient(
             total,
             {index: seen[index] for index in targets},
@@ -154,10 +148,6 @@ def _step(
         return [_of_pair(pair, seen, gradients[pair.target], positions, seed) for pair in pairs]
 
     return traced_for_any_batch([program.shapes[ref.index] for ref in program.inputs], step)
-
-
-def _seed_of(seed: Any, number: int) -> Any:
-    return tf.random.experimental.stateless_fold_in(seed, number) if number else seed
 
 
 def _of_pair(

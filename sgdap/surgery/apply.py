@@ -25,7 +25,7 @@ from sgdap.planning.plan import Plan, check_is_whole, kept_mask
 from sgdap.planning.removal import mask_without, plan_from_mask
 from sgdap.surgery.optimizer import copied_optimizer
 from sgdap.surgery.prune import prune_in_place, pruned
-from sgdap.surgery.rewire import WayBack, bypass_in_place, check_in_place
+from sgdap.surgery.rewire import WayBack, check_in_place, take_over
 from sgdap.surgery.snapshot import Snapshot, take_snapshot
 
 Key = tuple[str, int]
@@ -203,10 +203,10 @@ def prune_by_plan(
         _prune(graph, plan, optimizers)
         return None
     check_in_place(graph)
-    _, trial = _without_units(graph, plan)
+    made, trial = _without_units(graph, plan)
     kept = kept_mask(trial, plan)
     pruned(trial, kept, _refitted(trial, kept, plan))  # what can't be done shows before anything
-    back = bypass_in_place(graph, bypasses(graph, plan.bypassed), optimizers)
+    back = take_over(graph, made, optimizers)
     after = channel_graph(graph.program.model)
     before = take_snapshot(graph.program.model, after.program)
     _prune(after, plan, optimizers)

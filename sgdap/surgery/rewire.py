@@ -119,7 +119,12 @@ def bypass_in_place(
             config.
     """
     check_in_place(graph)
-    change = bypassed(graph, shallower(graph, bypasses), optimizers)
+    return take_over(graph, shallower(graph, bypasses), optimizers)
+
+
+def take_over(graph: ChannelGraph, made: Shallower, optimizers: Sequence[Any] = ()) -> WayBack:
+    """Gives a model the graph of its shallower copy; see `bypass_in_place` and `bypassed`."""
+    change = bypassed(graph, made, optimizers)
     back = WayBack.of(graph, change)
     adopt(graph.program.model, change)
     return back

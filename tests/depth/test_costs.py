@@ -68,3 +68,40 @@ def test_the_same_numbers_in_batches_of_any_size():
     _, several = costs_of(model, x, memory=8_000)
     for name, own in one.items():
         np.testing.assert_allclose(several[name].bypass.matrix, own.bypass.matrix, atol=1e-4)
+
+
+class WithLoss(keras.Model):
+    """Its code adds a loss of what a branch makes, on which no output depends."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = layers.Dense(4, name="hidden")
+        self.branch = layers.Dense(4, name="branch")
+        self.sum = layers.Add()
+        self.end = layers.Dense(2, name="end")
+
+    def call(self, x):
+        h = self.hidden(x)
+        self.add_loss(keras.ops.mean(keras.ops.square(self.read(h))))
+        return self.end(h)
+
+    def read(self, h):
+        return self.sum([h, self.branch(h)])
+
+
+class InOperations(WithLoss):
+    """The same, by operations."""
+
+    def read(self, h):
+        return h + self.branch(h)
+
+
+@pytest.mark.filterwarnings("ignore:.*was called on layer:UserWarning")
+@pytest.mark.parametrize("make", [WithLoss, InOperations])
+def test_losses_that_code_adds_count(make):
+    model = make()
+    x = np.random.default_rng(0).normal(size=(64, 5)).astype("float32")
+    model(x)
+    model.compile(loss="mse")
+    _, costs = costs_of(model, x)
+    assert costs["branch"].error > 1e-3

@@ -117,6 +117,28 @@ def test_an_adoption_that_is_interrupted_at_any_line_is_whole(tmp_path):
     assert line > 50
 
 
+@pytest.mark.parametrize("make", [chain, residual])
+def test_checkpoints_of_tensorflow_know_what_stays_alone(make, tmp_path):
+    import tensorflow as tf
+
+    model, x, _ = compiled(make)
+    graph, bypasses = some_units(model)
+    bypass_in_place(graph, bypasses)
+    gone = {path for own in bypasses for path in own.unit.layers}
+    expected = model.predict(x, verbose=0)
+    kept = [layer for layer in model.layers if layer.weights]
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / "kept"))
+    names = {name for name, _ in tf.train.list_variables(path)}
+    assert len(names) > len(model.variables)
+    for layer in kept:
+        for variable in layer.trainable_variables:
+            variable.assign(0 * variable)
+    tf.train.Checkpoint(model=model).read(path).expect_partial()
+    np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
+    held = graph.program.functional._self_unconditional_dependency_names["_operations"]
+    assert gone.isdisjoint(operation.name for operation in held)
+
+
 def test_a_layer_set_later_is_tracked():
     model, *_ = compiled(residual)
     graph, bypasses = some_units(model)
