@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
-from sgdap.execution import batch_sums
+from sgdap.execution import added_losses
 from sgdap.guidance import GroupData, get_guidance, register_guidance
 from sgdap.guidance.score import group_data, score_groups
 from tests.models import convnet, digits_like, outputs, randomise, samples
@@ -225,7 +225,7 @@ def test_batch_norm_scale_is_the_magnitude_of_gamma_where_there_is_one():
 @pytest.mark.parametrize("name", ["conv_1", "conv_2", "hidden"])
 def test_taylor_is_the_mean_magnitude_of_activation_times_gradient(name, monkeypatch):
     model, (x, _) = convnet(), digits_like(24)
-    monkeypatch.setattr(batch_sums, "drawn_loss", lambda loss, y, seed: -loss_of(y))
+    monkeypatch.setattr(added_losses, "drawn_loss", lambda loss, y, seed: -loss_of(y))
     read = {"conv_1": "pool", "conv_2": "conv_2", "hidden": "hidden"}[name]
     first = keras.Model(model.inputs[0], model.get_layer(read).output)
     rest = keras.Sequential(model.layers[model.layers.index(model.get_layer(read)) + 1 :])
