@@ -26,9 +26,10 @@ import sgdap
 from sgdap.demo import lenet5
 from sgdap.guidance import score_groups
 from sgdap.guidance.score import group_data
-from sgdap.pipeline import plan_from_curves, pruning_scope
+from sgdap.pipeline import plan_from_curves
 from sgdap.planning.allocation import check_budget_can_be_met
 from sgdap.planning.options import PruningOptions
+from sgdap.planning.scope import pruning_scope
 
 CRITERIA = {
     "lasso": sgdap.LassoGuidance(),

@@ -16,8 +16,9 @@ import numpy as np
 
 import sgdap
 from sgdap.guidance.score import score_groups
-from sgdap.pipeline import plan_from_curves, pruning_scope
+from sgdap.pipeline import plan_from_curves
 from sgdap.planning.options import PruningOptions
+from sgdap.planning.scope import pruning_scope
 
 
 def images(count, size=224, seed=0):

@@ -14,15 +14,16 @@ from sgdap.execution.backend import check_backend
 from sgdap.execution.data import joined, reusable
 from sgdap.execution.inputs import check_calibration_data, counted_on_data
 from sgdap.guidance.base import Guidance, check_chooses_widths
-from sgdap.pipeline import Curves, make_plan, pruning_scope
+from sgdap.pipeline import make_plan
 from sgdap.planning.budget import Budget, check_budget
 from sgdap.planning.depth import Depth
 from sgdap.planning.options import PruningOptions
 from sgdap.planning.plan import Plan
+from sgdap.planning.scope import pruning_scope
 from sgdap.report.progress import Progress
 from sgdap.surgery.apply import apply as apply_plan
 from sgdap.surgery.apply import copied
-from sgdap.training.goal import make_goal
+from sgdap.training.goal import GoalSpending, make_goal
 from sgdap.training.schedule import OneShot
 
 
@@ -141,16 +142,12 @@ def plan(
     scope = pruning_scope(graph, options)
     data = reusable(data, samples)
     scope = replace(scope, graph=counted_on_data(graph, data))
-    goal = make_goal(budget, OneShot(), scope, rounds=1, chosen=budget is None)
+    goal = make_goal(budget, OneShot(), scope, rounds=1, chosen=budget is None, depth=depth)
 
-    def limits(curves: Curves) -> Budget:
-        nonlocal goal
-        goal = goal.measured(scope, curves, allocation)
-        return goal.target(1.0) if goal.timed else goal.final
-
+    spending = GoalSpending(goal, allocation)
     with Progress(verbose) as progress:
-        made = make_plan(scope, data, options, None if goal.chosen else limits, progress)[0]
-    return replace(made, notes=(*made.notes, *goal.notes))
+        made = make_plan(scope, data, options, None if goal.chosen else spending, progress)[0]
+    return replace(made, notes=(*made.notes, *spending.goal.notes))
 
 
 def apply(

@@ -6,13 +6,16 @@ It only calls the steps in their order; the steps themselves are in other module
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from sgdap.channels.counting import counted_on
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
-from sgdap.depth import shallower
+from sgdap.depth import Bypass, Shallower, shallower
 from sgdap.depth.costs import UnitCost, unit_costs
 from sgdap.depth.units import RemovableUnit, live_calls
 from sgdap.execution.inputs import check_calibration_data
@@ -20,7 +23,7 @@ from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.precision import computing_in_float32
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.guidance.score import score_groups, scoring_notes
-from sgdap.planning.allocation import allocate, narrowest
+from sgdap.planning.allocation import allocate, flat_curves, narrowest
 from sgdap.planning.budget import Budget
 from sgdap.planning.bypassed import BypassedUnit
 from sgdap.planning.carried import (
@@ -30,12 +33,12 @@ from sgdap.planning.carried import (
     statistics_carried,
 )
 from sgdap.planning.cost import MEASURES, cost_model
-from sgdap.planning.depth import allowed_units, cheapest_units, choose_units
+from sgdap.planning.depth import Depth, allowed_units, cheapest_units, choose_units, most_units
 from sgdap.planning.exchange import exchange
 from sgdap.planning.options import PruningOptions
 from sgdap.planning.plan import Plan, model_fingerprint
 from sgdap.planning.removal import plan_from_mask
-from sgdap.planning.widths import WidthRules, prunable_groups, width_rules
+from sgdap.planning.scope import Scope
 from sgdap.reconstruction import Weights, reconstructed_weights, refitted_weights
 from sgdap.reconstruction.refit import Deeper
 from sgdap.reconstruction.trial import Trials
@@ -48,6 +51,31 @@ GRADIENTS = 6e11
 
 FEWEST_GRADIENTS = 64
 """Samples whose gradients are taken whatever the work."""
+
+
+class Spending(Protocol):
+    """Says what a model may cost."""
+
+    @property
+    def timed(self) -> bool:
+        """Whether models are timed to know it."""
+
+    def budget(self, scope: Scope, curves: Curves) -> Budget:
+        """Returns what a model may cost whose layers all stay.
+
+        Args:
+            scope: The groups that may shrink.
+            curves: Their error curves, which lead to the widths of the models that are timed.
+        """
+
+    def without_units(self, scope: Scope, curves: Curves, *, roughly: bool) -> Budget:
+        """Returns what the same model may cost without some units; asked where models are timed.
+
+        Args:
+            scope: The groups of the shallower model that may shrink.
+            curves: Their error curves.
+            roughly: Whether an estimate will do.
+        """
 
 
 class PlanProgress(Protocol):
@@ -63,61 +91,11 @@ class PlanProgress(Protocol):
         """Returns a function to call with the pass, the number of passes and the samples seen."""
 
 
-@dataclass(frozen=True, eq=False)
-class Scope:
-    """The part of a model that may shrink.
-
-    Attributes:
-        graph: The model's channels.
-        groups: The groups that may shrink.
-        rules: The widths that these groups may have.
-    """
-
-    graph: ChannelGraph
-    groups: Sequence[ChannelGroup]
-    rules: WidthRules
-
-    def moved_to(self, graph: ChannelGraph) -> Scope:
-        """The scope with the same groups, after the model's widths changed.
-
-        Args:
-            graph: The model's channels as they are now.
-        """
-        owners = {path: group.name for group in self.groups for path in group.producers}
-        groups: list[ChannelGroup] = []
-        fixed: dict[str, int] = {}
-        for group in graph.groups:
-            known = [owners[path] for path in group.producers if path in owners]
-            if group.prunable and known:
-                groups.append(group)
-                if known[0] in self.rules.fixed:
-                    fixed[group.name] = self.rules.fixed[known[0]]
-        rules = replace(self.rules, fixed=fixed)
-        return replace(self, graph=graph, groups=groups, rules=rules)
-
-
-def pruning_scope(graph: ChannelGraph, options: PruningOptions) -> Scope:
-    """Finds the groups of a model that may shrink, and the widths they may have.
-
-    Args:
-        graph: The model's channels.
-        options: The layers and widths that are allowed, and the criterion.
-
-    Raises:
-        ValueError: A name matches no layer, no group can shrink, or the model lacks what the
-            criterion needs.
-    """
-    groups = prunable_groups(graph, options.layers)
-    options.criterion.check(graph, groups)
-    rules = width_rules(groups, options.min_channels, options.round_to, options.overrides)
-    return Scope(graph, groups, rules)
-
-
 def make_plan(
     scope: Scope,
     data: Any,
     options: PruningOptions,
-    budget: Callable[[Curves], Budget] | None,
+    spending: Spending | None,
     progress: PlanProgress | None = None,
 ) -> tuple[Plan, Curves]:
     """Makes a plan: collects statistics, scores the groups, spends the budget, refits consumers.
@@ -126,9 +104,8 @@ def make_plan(
         scope: The groups that may shrink.
         data: Calibration inputs that can be read repeatedly, as `reusable` returns them.
         options: The options of calibration, scoring and planning.
-        budget: Returns the budget for given error curves of the groups. A latency limit needs the
-            curves, to measure models of the widths that they lead to. None: the criterion chooses
-            the widths, by cross-validation.
+        spending: Says what the model may cost. None: the criterion chooses the widths, by
+            cross-validation.
         progress: Receives the progress; None: nothing is shown.
 
     Returns:
@@ -143,7 +120,7 @@ def make_plan(
         statistics = collect_statistics(
             scope.graph,
             data,
-            folds=options.folds if budget is None else 1,
+            folds=options.folds if spending is None else 1,
             samples=options.samples,
             positions=options.positions,
             gradient_samples=_gradient_samples(scope.graph),
@@ -160,25 +137,28 @@ def make_plan(
         options.criterion,
         groups=scope.groups,
         reconstruction=options.reconstruction,
-        choose=budget is None,
+        choose=spending is None,
         memory_limit=options.memory_limit,
         progress=progress.groups(len(scope.groups)) if progress else None,
     )
-    if budget is None:
-        spent = Budget(params=1.0)
+    if spending is None:
+        budget = Budget(params=1.0)
         scope = replace(scope, rules=scope.rules.chosen(scope.groups, curves))
     else:
-        spent = budget(curves)
+        budget = spending.budget(scope, curves)
+    timing = spending if spending is not None and spending.timed else None
     chosen: tuple[UnitCost, ...] = ()
     if options.depth is not False:
-        chosen = _chosen_units(scope, curves, spent, options, data, progress)
+        chosen = _chosen_units(scope, curves, budget, timing, options, data, progress)
     handed_over = [statistics]
     del statistics  # so that plan_from_curves can free its matrices before the refit
     if chosen:
-        made = _shallower_plan(scope, handed_over, curves, spent, options, data, progress, chosen)
+        made = _shallower_plan(
+            scope, handed_over, curves, budget, timing, options, data, progress, chosen
+        )
         if made is not None:
             return made
-    plan = plan_from_curves(scope, handed_over.pop(), curves, spent, options, data, progress)
+    plan = plan_from_curves(scope, handed_over.pop(), curves, budget, options, data, progress)
     return plan, curves
 
 
@@ -186,12 +166,20 @@ def _chosen_units(
     scope: Scope,
     curves: Curves,
     budget: Budget,
+    timing: Spending | None,
     options: PruningOptions,
     data: Any,
     progress: PlanProgress | None,
 ) -> tuple[UnitCost, ...]:
     """The units that leave for a budget."""
     graph = scope.graph
+
+    def budget_without(units: Sequence[UnitCost]) -> Budget:
+        if timing is None or not units:
+            return budget
+        _, scope_left, found = _without(scope, curves, [own.bypass for own in units])
+        return timing.without_units(scope_left, found, roughly=True)
+
     costs = unit_costs(
         graph,
         allowed_units(graph, options.depth),
@@ -209,11 +197,25 @@ def _chosen_units(
         costs,
         scope.groups,
         curves,
-        budget,
+        budget_without,
         full=cost_model(graph).whole,
         allocation=options.allocation,
         rules=scope.rules,
     )
+
+
+def _without(
+    scope: Scope, curves: Curves, bypasses: Sequence[Bypass]
+) -> tuple[Shallower, Scope, Curves]:
+    """A model without some units, its groups that may shrink, and their curves."""
+    graph = scope.graph
+    made = shallower(graph, bypasses)
+    after = counted_on(channel_graph(made.model), graph.counted_shapes)
+    pairs = groups_carried(scope.groups, graph, after, made.paths)
+    found = curves_carried(curves, pairs, graph, after)
+    pairs = [pair for pair in pairs if pair[1].name in found]
+    groups = [own for _, own, *_ in pairs]
+    return made, Scope(after, groups, rules_carried(scope.rules, pairs)), found
 
 
 def _shallower_plan(
@@ -221,6 +223,7 @@ def _shallower_plan(
     statistics: list[CalibrationStatistics],
     curves: Curves,
     budget: Budget,
+    timing: Spending | None,
     options: PruningOptions,
     data: Any,
     progress: PlanProgress | None,
@@ -232,21 +235,17 @@ def _shallower_plan(
     nobody asked for these units.
     """
     graph, units = scope.graph, [own.unit for own in chosen]
-    made = shallower(graph, [own.bypass for own in chosen])
-    after = counted_on(channel_graph(made.model), graph.counted_shapes)
-    pairs = groups_carried(scope.groups, graph, after, made.paths)
-    found = curves_carried(curves, pairs, graph, after)
-    pairs = [pair for pair in pairs if pair[1].name in found]
-    groups = [own for _, own, *_ in pairs]
-    full = cost_model(graph).whole
+    made, scope_left, found = _without(scope, curves, [own.bypass for own in chosen])
+    after, full = scope_left.graph, cost_model(graph).whole
+    if timing is not None:
+        budget = timing.without_units(scope_left, found, roughly=False)
     # What is left of an absolute budget, and shares are of the whole model.
     limits = {name: budget.targets(full)[MEASURES.index(name)] for name in budget.limits()}
     left = Budget(**{name: max(limit, 1.5) for name, limit in limits.items()})
-    rules = rules_carried(scope.rules, pairs)
-    if not isinstance(options.depth, float) and not _can_be_met(after, groups, left, rules):
+    if not isinstance(options.depth, float) and not _can_be_met(scope_left, left.targets(full)):
         return None
     plan = plan_from_curves(
-        Scope(after, groups, rules),
+        scope_left,
         statistics_carried(statistics.pop(), graph, after, made.paths),
         found,
         left,
@@ -367,12 +366,27 @@ def plan_from_curves(
     )
 
 
-def _can_be_met(
-    graph: ChannelGraph, groups: Sequence[ChannelGroup], budget: Budget, rules: WidthRules
-) -> bool:
-    model = cost_model(graph)
-    least = model.cost(model.lengths(narrowest(groups, model, rules)))
-    return bool((least <= budget.targets(model.whole) * (1 + 1e-9)).all())
+def can_be_met_without_units(scope: Scope, budget: Budget, depth: Depth) -> bool:
+    """Whether the narrowest model that lacks all units that may leave together meets a budget.
+
+    Args:
+        scope: The groups that may shrink.
+        budget: What the model may cost; its latency is not looked at.
+        depth: The units that may leave.
+    """
+    shapes, full = scope.graph.program.shapes, cost_model(scope.graph).whole
+    bypasses = []
+    for unit in most_units(scope.graph, allowed_units(scope.graph, depth)):
+        sizes = [int(shapes[tensor][-1] or 1) for tensor in (unit.source, unit.target)]
+        bypasses.append(Bypass(unit, np.zeros(sizes) if unit.readers else None))
+    _, left, _ = _without(scope, flat_curves(scope.groups), bypasses)
+    return _can_be_met(left, budget.targets(full))
+
+
+def _can_be_met(scope: Scope, targets: npt.NDArray[np.float64]) -> bool:
+    model = cost_model(scope.graph)
+    least = model.cost(model.lengths(narrowest(scope.groups, model, scope.rules)))
+    return bool((least <= targets * (1 + 1e-9)).all())
 
 
 def _whole_of(

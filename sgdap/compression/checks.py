@@ -17,9 +17,9 @@ from sgdap.distillation.teaching import checked_terms
 from sgdap.exporting.file import check_format
 from sgdap.layers import to_dra
 from sgdap.model.generators import global_state_kept
-from sgdap.pipeline import pruning_scope
 from sgdap.planning.depth import allowed_units
 from sgdap.planning.options import PruningOptions
+from sgdap.planning.scope import pruning_scope
 from sgdap.quantization.kernels import quantized_kernels
 from sgdap.sparsity.kernels import chosen_kernels
 from sgdap.sparsity.patterns import get_pattern

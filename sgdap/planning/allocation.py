@@ -32,6 +32,10 @@ FREE = 1e-9
 """Channels that cost at most this part of the dearest group may all leave."""
 
 
+class UnmetBudgetError(ValueError):
+    """Even the narrowest model costs more than a budget allows."""
+
+
 def allocate(
     groups: Sequence[ChannelGroup],
     curves: Mapping[str, ErrorCurve],
@@ -61,7 +65,8 @@ def allocate(
         A mask of the model's channels, True for those that stay, `(channels,)`.
 
     Raises:
-        ValueError: The budget cannot be met, or `allocation` is unknown.
+        UnmetBudgetError: The budget cannot be met.
+        ValueError: `allocation` is unknown.
     """
     check_choice("allocation", allocation, ALLOCATIONS)
     rules = rules or WidthRules()
@@ -94,7 +99,7 @@ def allocate(
             least += f", rounded by round_to={rules.round_to!r},"
         if rules.fixed:
             least += " and the widths that overrides sets"
-        raise ValueError(
+        raise UnmetBudgetError(
             f"{budget} cannot be met: with {least} the model still needs {share}. Raise the "
             "budget, lower min_channels or round_to, or let more layers shrink; "
             "sgdap.inspect(model) shows which channels stay, and why."
@@ -133,9 +138,9 @@ def check_budget_can_be_met(
         rules: Which widths the groups may have.
 
     Raises:
-        ValueError: Even the narrowest model costs more, a limit must be meant as a percentage, or
-            the budget limits FLOPs or the latency, an input shape has an open (None) size, and no
-            data told it.
+        UnmetBudgetError: Even the narrowest model costs more.
+        ValueError: A limit must be meant as a percentage, or the budget limits FLOPs or the
+            latency, an input shape has an open (None) size, and no data told it.
     """
     open_shapes = graph.open_inputs
     timed = budget.latency is not None and not callable(budget.runtime)

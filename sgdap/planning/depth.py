@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -74,7 +74,7 @@ def choose_units(
     costs: Sequence[UnitCost],
     groups: Sequence[ChannelGroup],
     curves: Mapping[str, ErrorCurve],
-    budget: Budget,
+    budget_without: Callable[[Sequence[UnitCost]], Budget],
     *,
     full: Array,
     allocation: str,
@@ -91,7 +91,8 @@ def choose_units(
         costs: What each unit costs.
         groups: The groups that may shrink.
         curves: The error curve of each group, by name.
-        budget: What the model may cost.
+        budget_without: Returns what the model may cost without some units, or raises a `ValueError`
+            where that can't be met. FLOPs for the same time are more with fewer layers.
         full: The cost of the whole model, to which fractions in the budget refer, `(measures,)`.
         allocation: As for `allocate`.
         rules: The widths that the groups may have.
@@ -99,8 +100,7 @@ def choose_units(
     Returns:
         The units that leave, none of them inside another one.
     """
-    targets = budget.targets(full)
-    limited = np.isfinite(targets)
+    limited = np.isfinite(budget_without(()).targets(full))
     paths = graph.program.layers().keys()
     layers_of = {own: [layer_of(path, paths) for path in own.producers] for own in groups}
 
@@ -109,6 +109,7 @@ def choose_units(
         model, alive = thinned(graph, [own.unit for own in units])
         open_groups = [group for group in groups if any(map(alive.__contains__, layers_of[group]))]
         try:
+            budget = budget_without(units)
             kept = allocate(
                 open_groups, curves, model, budget, full=full, allocation=allocation, rules=rules
             )
@@ -139,7 +140,7 @@ def choose_units(
     while number <= len(sets) and (failed < TRIES or not np.isfinite(found[most])):
         failed = 0 if better(number, most) else failed + 1
         most = number if not failed else most
-        number *= 2
+        number = min(2 * number, len(sets)) if number < len(sets) else len(sets) + 1
     step = most // 2
     while step:
         for number in (most - step, most + step):
@@ -212,6 +213,16 @@ def cheapest_units(
         if not rates:
             break
         chosen = min(rates)[2]
+    return chosen
+
+
+def most_units(graph: ChannelGraph, units: Sequence[RemovableUnit]) -> tuple[RemovableUnit, ...]:
+    """Units that can leave together, the largest first, so that as little as possible stays."""
+    chosen: tuple[RemovableUnit, ...] = ()
+    for unit in sorted(units, key=lambda own: -len(own.layers)):
+        gone = {path for own in chosen for path in own.layers}
+        if not gone.issuperset(unit.layers) and not incompatible(graph, (*chosen, unit)):
+            chosen = (*chosen, unit)
     return chosen
 
 

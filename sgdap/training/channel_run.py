@@ -12,21 +12,20 @@ import numpy as np
 from sgdap.channels.counting import counted_on
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph
-from sgdap.execution.latency import NoisyClockError
 from sgdap.model.program import Program
 from sgdap.model.tracing import trace
-from sgdap.pipeline import Curves, Scope, make_plan
-from sgdap.planning.budget import Budget
+from sgdap.pipeline import Curves, make_plan
+from sgdap.planning.allocation import UnmetBudgetError
 from sgdap.planning.cost import cost_model
 from sgdap.planning.options import PruningOptions
+from sgdap.planning.scope import Scope
 from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.apply import prune_by_plan
 from sgdap.surgery.rewire import WayBack
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot
 from sgdap.training.cut import Cut
-from sgdap.training.goal import Goal
+from sgdap.training.goal import Goal, GoalSpending
 from sgdap.training.guard import Round, costliest_groups
-from sgdap.training.latency import TooSlowError
 from sgdap.training.log import round_line
 from sgdap.training.options import TrainingOptions
 from sgdap.training.run import Run
@@ -96,18 +95,16 @@ class ChannelRun(Run):
         state, scope = self.state, self.scope
         held = replace(scope.rules, fixed={**state.guard.widths, **scope.rules.fixed})
 
-        def limits(curves: Curves) -> Budget:
-            try:
-                self.goal = self.goal.measured(scope, curves, self.pruning.allocation)
-            except (TooSlowError, NoisyClockError) as error:  # when the run began it was possible
-                warnings.warn(f"Going by the latency measured before. {error}", stacklevel=2)
-                self.goal = replace(self.goal, latency=None)
-            return self.goal.target(progress)
-
+        spending = GoalSpending(self.goal, self.pruning.allocation, progress)
         options = replace(self.pruning, seed=self.pruning.seed + max(epoch, 0))
-        spend = None if self.goal.chosen else limits
         data = self.calibration_inputs()
-        plan, self._curves = make_plan(replace(scope, rules=held), data, options, spend)
+        spent = None if self.goal.chosen else spending
+        try:
+            plan, self._curves = make_plan(replace(scope, rules=held), data, options, spent)
+        except UnmetBudgetError as error:  # units can't leave together that could each alone
+            warnings.warn(f"Nothing leaves in this round. {error}", stacklevel=2)
+            return False
+        self.goal = spending.goal
         state.plan = plan = replace(plan, notes=(*plan.notes, *self.goal.notes))
         if not plan.bypassed and all(len(group.kept) == group.size for group in plan.groups):
             return False

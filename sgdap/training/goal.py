@@ -9,12 +9,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from sgdap.execution.latency import Stopwatch
-from sgdap.pipeline import Curves, Scope
-from sgdap.planning.allocation import check_budget_can_be_met, flat_curves, narrowest
+from sgdap.execution.latency import NoisyClockError, Stopwatch
+from sgdap.pipeline import Curves, can_be_met_without_units
+from sgdap.planning.allocation import (
+    UnmetBudgetError,
+    check_budget_can_be_met,
+    flat_curves,
+    narrowest,
+)
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import MEASURES, cost_model
-from sgdap.training.latency import Latency, flops_within_latency
+from sgdap.planning.depth import Depth
+from sgdap.planning.scope import Scope
+from sgdap.training.latency import (
+    Latency,
+    TooSlowError,
+    estimated_flops,
+    flops_within_latency,
+)
 from sgdap.training.schedule import Adaptive, OneShot, Schedule, StepSchedule
 
 Array = npt.NDArray[np.float64]
@@ -91,7 +103,23 @@ class Goal:
         }
         return Budget(**limits) if limits else Budget(flops=1.0)
 
-    def measured(self, scope: Scope, curves: Curves, allocation: str) -> Goal:
+    def stopwatch(self, scope: Scope) -> Stopwatch | None:
+        """Times copies of a model against it as it is now; None without a limit of latency.
+
+        Args:
+            scope: The groups of the model.
+
+        Raises:
+            NoisyClockError: The times differ too much from run to run.
+        """
+        if not self.timed:
+            return None
+        graph, final = scope.graph, self.final
+        return Stopwatch(graph.program.model, final.batch_size, final.runtime, graph.counted_shapes)
+
+    def measured(
+        self, scope: Scope, curves: Curves, allocation: str, watch: Stopwatch | None = None
+    ) -> Goal:
         """The same goal, with a limit of FLOPs at which the model meets the latency limit.
 
         Slim copies of the model are timed to find it.
@@ -100,6 +128,7 @@ class Goal:
             scope: The groups that may shrink, of the model as it is now.
             curves: The error curve of each group, by name.
             allocation: `"global"` or `"layerwise"`.
+            watch: A stopwatch of the model; None: a new one.
 
         Raises:
             TooSlowError: Even the narrowest copy takes longer.
@@ -107,9 +136,8 @@ class Goal:
         """
         if not self.timed:
             return self
-        model = scope.graph.program.model
-        shapes = scope.graph.counted_shapes
-        watch = Stopwatch(model, self.final.batch_size, self.final.runtime, shapes)
+        watch = watch or self.stopwatch(scope)
+        assert watch is not None
         cost = cost_model(scope.graph)
         flops = cost.cost(cost.lengths(np.ones(scope.graph.count, bool)))[_FLOPS]
         goal = self
@@ -117,6 +145,37 @@ class Goal:
             # A share of the whole model's time is of its time now: the machine's pace changes.
             goal = replace(self, seconds=self.final.latency_target(watch.seconds))
         return _timed(goal, scope, curves, allocation, watch)
+
+    def without_units(
+        self, scope: Scope, curves: Curves, allocation: str, watch: Stopwatch, *, roughly: bool
+    ) -> Goal:
+        """The same goal, with the limit of FLOPs of a model that some layers left.
+
+        Args:
+            scope: The groups of the shallower model that may shrink.
+            curves: The error curve of each group, by name.
+            allocation: `"global"` or `"layerwise"`.
+            watch: A stopwatch of the model before.
+            roughly: Whether an estimate will do.
+
+        Raises:
+            TooSlowError: Even the narrowest copy takes longer.
+            NoisyClockError: The times differ too much from run to run.
+        """
+        graph, how = scope.graph, (scope.groups, curves, scope.rules, allocation)
+        if not roughly:
+            own = watch.seconds_of(graph.program.model, self.seconds)
+            found = flops_within_latency(graph, *how, self.final, self.seconds, watch, own=own)
+            return self.within(found.flops, found)
+        near = float(self.shares[_FLOPS] * self.full[_FLOPS])
+        return self.within(estimated_flops(graph, *how, self.seconds, watch, near), self.latency)
+
+    def within(self, flops: float, found: Latency | None) -> Goal:
+        """The goal with a limit of FLOPs beside its own."""
+        counted = self.final.targets(self.full)[_FLOPS]
+        shares = self.shares.copy()
+        shares[_FLOPS] = min(min(flops, counted) / self.full[_FLOPS], 1.0)
+        return replace(self, shares=shares, latency=found)
 
     def missed(self, costs: Array, progress: float) -> list[str]:
         """Describes the costs of a model that are above the budget, in words.
@@ -139,12 +198,78 @@ class Goal:
         return words
 
 
+@dataclass(eq=False)
+class GoalSpending:
+    """What a model may cost in one round on the way to a goal.
+
+    Attributes:
+        goal: The goal, as it was measured last.
+        allocation: `"global"` or `"layerwise"`.
+        progress: How far on the way to the budget the model should be, from 0 to 1; in a run, a
+            failed measurement is warned of, and the one before holds. None: the budget itself.
+    """
+
+    goal: Goal
+    allocation: str
+    progress: float | None = None
+    _watch: Stopwatch | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether models are timed to know it."""
+        return self._watch is not None
+
+    def budget(self, scope: Scope, curves: Curves) -> Budget:
+        """Returns what a model may cost whose layers all stay; models are timed for a latency.
+
+        Args:
+            scope: The groups that may shrink.
+            curves: The error curve of each group, by name.
+
+        Raises:
+            TooSlowError: Even the narrowest copy takes longer.
+            NoisyClockError: The times differ too much from run to run.
+        """
+        try:
+            self._watch = self.goal.stopwatch(scope)
+            self.goal = self.goal.measured(scope, curves, self.allocation, self._watch)
+        except (TooSlowError, NoisyClockError) as error:
+            if self.progress is None:
+                raise
+            warnings.warn(f"Going by the latency measured before. {error}", stacklevel=2)
+            self.goal, self._watch = replace(self.goal, latency=None), None
+        return self._target(self.goal)
+
+    def without_units(self, scope: Scope, curves: Curves, *, roughly: bool) -> Budget:
+        """Returns what the same model may cost without some units.
+
+        Args:
+            scope: The groups of the shallower model that may shrink.
+            curves: The error curve of each group, by name.
+            roughly: Whether an estimate will do.
+
+        Raises:
+            TooSlowError: Even the narrowest copy takes longer.
+            NoisyClockError: The times differ too much from run to run.
+        """
+        assert self._watch is not None
+        goal = self.goal.without_units(scope, curves, self.allocation, self._watch, roughly=roughly)
+        self.goal = self.goal if roughly else goal
+        return self._target(goal)
+
+    def _target(self, goal: Goal) -> Budget:
+        if self.progress is None and not goal.timed:
+            return goal.final
+        return goal.target(1.0 if self.progress is None else self.progress)
+
+
 def make_goal(
     budget: Budget | None,
     schedule: Schedule | StepSchedule,
     scope: Scope,
     rounds: int,
     chosen: bool = False,
+    depth: Depth = False,
 ) -> Goal:
     """Makes the goal of a run. If the budget limits the latency, models are timed.
 
@@ -155,6 +280,7 @@ def make_goal(
         scope: The groups of the whole model that may shrink.
         rounds: How many rounds there are epochs for.
         chosen: Whether the criterion chooses the widths; there is no budget then.
+        depth: The units that may leave.
 
     Raises:
         ValueError: The budget cannot be met, or not in so few rounds.
@@ -174,7 +300,11 @@ def make_goal(
         budget = budget or Budget(flops=1 - schedule.final)
     assert budget is not None
     if not is_open:
-        check_budget_can_be_met(scope.graph, scope.groups, budget, scope.rules)
+        try:
+            check_budget_can_be_met(scope.graph, scope.groups, budget, scope.rules)
+        except UnmetBudgetError:
+            if depth is False or not can_be_met_without_units(scope, budget, depth):
+                raise
     shares = np.minimum(budget.targets(full) / full, 1.0)
     fixed = by_rounds is schedule and not is_open
     goal = Goal(budget, by_rounds, full, shares, open=is_open, fixed=fixed)
@@ -207,10 +337,7 @@ def _timed(goal: Goal, scope: Scope, curves: Curves, allocation: str, watch: Sto
         # The whole model's time differs between measurements, and the limit is a share of it.
         shrink=isinstance(share, (int, float)) and share < 1 and flops_now >= goal.full[_FLOPS],
     )
-    counted = goal.final.targets(goal.full)[_FLOPS]
-    shares = goal.shares.copy()
-    shares[_FLOPS] = min(min(found.flops, counted) / goal.full[_FLOPS], 1.0)
-    return replace(goal, shares=shares, latency=found)
+    return goal.within(found.flops, found)
 
 
 def _warn_if_near_the_floor(goal: Goal) -> None:

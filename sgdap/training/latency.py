@@ -87,6 +87,7 @@ def flops_within_latency(
     seconds: float,
     watch: Stopwatch,
     *,
+    own: float | None = None,
     shrink: bool = False,
 ) -> Latency:
     """The most FLOPs that a slim model may have to meet a latency limit.
@@ -103,7 +104,8 @@ def flops_within_latency(
         allocation: `"global"` or `"layerwise"`.
         budget: The budget, for messages.
         seconds: The most seconds that a batch may take.
-        watch: Times copies against the model.
+        watch: Times copies against the model, or against the one that it is a shallower copy of.
+        own: Seconds that the model takes; None: those of the watch.
         shrink: Whether to take the whole model as too slow though it is fast enough.
 
     Raises:
@@ -116,8 +118,9 @@ def flops_within_latency(
         return model.cost(model.lengths(kept))
 
     full = cost(np.ones(graph.count, bool))
-    if not shrink and watch.seconds <= seconds:
-        return Latency(float(full[_FLOPS]), watch.seconds, None, watch.seconds)
+    own = watch.seconds if own is None else own
+    if not shrink and own <= seconds:
+        return Latency(float(full[_FLOPS]), own, None, watch.seconds)
     timed: dict[bytes, float] = {}
 
     def seconds_with(kept: Mask) -> float:
@@ -132,7 +135,7 @@ def flops_within_latency(
     if least > seconds:
         raise TooSlowError(
             f"{budget} cannot be met: the narrowest model still takes {_ms(least)} for a batch of "
-            f"{budget.batch_size} on this machine (the whole one {_ms(watch.seconds)}), and "
+            f"{budget.batch_size} on this machine (the whole one {_ms(own)}), and "
             f"{_ms(seconds)} are allowed. The rest is the cost of calling it and of layers that "
             "can't shrink. Raise the budget or batch_size, lower min_channels or round_to, or let "
             "more layers shrink."
@@ -157,3 +160,53 @@ def flops_within_latency(
         else:
             high = middle
     return Latency(float(met), found, least, watch.seconds)
+
+
+def estimated_flops(
+    graph: ChannelGraph,
+    groups: Sequence[ChannelGroup],
+    curves: Mapping[str, ErrorCurve],
+    rules: WidthRules,
+    allocation: str,
+    seconds: float,
+    watch: Stopwatch,
+    near: float,
+) -> float:
+    """About the most FLOPs that a slim model may have to meet a latency limit, from two times.
+
+    Between the model and a slim copy of it, the time is taken to be linear in FLOPs.
+
+    Args:
+        graph: The model's channels. The model is not changed.
+        groups: The groups that may shrink.
+        curves: The error curve of each group, by name.
+        rules: The widths that the groups may have.
+        allocation: `"global"` or `"layerwise"`.
+        seconds: The most seconds that a batch may take.
+        watch: Times models.
+        near: The FLOPs of the slim copy, near those that will be found.
+
+    Raises:
+        NoisyClockError: The times differ too much from run to run.
+    """
+    model = cost_model(graph)
+    full = model.whole
+    most, slowest = float(full[_FLOPS]), watch.seconds_of(graph.program.model, seconds)
+    if slowest <= seconds:
+        return most
+    least = narrowest(groups, model, rules)
+    kept = least
+    if model.cost(model.lengths(least))[_FLOPS] < near < most:
+        kept = allocate(
+            groups,
+            curves,
+            model,
+            Budget(flops=max(near, 1.5)),
+            full=full,
+            allocation=allocation,
+            rules=rules,
+        )
+    fewest = float(model.cost(model.lengths(kept))[_FLOPS])
+    fastest = watch.seconds_of(slim_model(graph, kept), seconds)
+    part = min(max((seconds - fastest) / max(slowest - fastest, 1e-12), 0.0), 1.0)
+    return fewest + part * (most - fewest)

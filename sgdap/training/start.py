@@ -19,8 +19,8 @@ from sgdap.execution.backend import check_backend
 from sgdap.execution.data import can_be_read_again, comes_in_batches, reusable
 from sgdap.execution.inputs import check_calibration_data, counted_on_data
 from sgdap.execution.losses import model_loss, symbolic_outputs
-from sgdap.pipeline import pruning_scope
 from sgdap.planning.options import PruningOptions
+from sgdap.planning.scope import pruning_scope
 from sgdap.surgery.apply import copied
 from sgdap.surgery.prune import check_can_be_rebuilt
 from sgdap.surgery.rewire import check_in_place
@@ -94,6 +94,7 @@ def start_run(
         scope,
         len(calendar.rounds()),
         training.chosen,
+        pruning.depth,
     )
     course = begun.course(goal.schedule, float(goal.shares.min()))
     state = RunState(guard_of(training, goal.step))

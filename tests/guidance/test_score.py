@@ -13,8 +13,9 @@ import sgdap
 from sgdap.execution.curvature import TEMPERATURE
 from sgdap.execution.memory import Storage
 from sgdap.guidance import score_groups
-from sgdap.pipeline import Scope, plan_from_curves
+from sgdap.pipeline import plan_from_curves
 from sgdap.planning.options import PruningOptions
+from sgdap.planning.scope import Scope
 from sgdap.planning.widths import WidthRules
 from tests.models import convnet, digits_like, outputs, randomise, samples
 

@@ -182,3 +182,37 @@ def test_subclassed_models_and_models_in_models_get_a_functional_copy():
     assert sgdap.apply(model, plan).count_params() == plan.params[1] < model.count_params()
     with pytest.raises(ValueError, match=r"'inner' inside it.*sgdap.functional"):
         sgdap.apply(model, plan, in_place=True)
+
+
+def two_microseconds_a_layer(model) -> float:
+    profile = sgdap.profile(model, latency=False)
+    return 1e-9 * profile.flops + 2e-6 * sum(bool(layer.weights) for layer in model.layers)
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves 8.7% of the FLOPs:UserWarning")
+@pytest.mark.parametrize("depth", [0.3, True])
+def test_fewer_layers_leave_more_flops_for_the_same_time(depth):
+    model = residual()
+    model.compile(loss="mse")
+    x = samples(model, 64)
+    limit = 0.36 * two_microseconds_a_layer(model)
+    budget = sgdap.Budget(latency=0.36, runtime=two_microseconds_a_layer)
+    narrow = sgdap.plan(model, x, budget, round_to=1)
+    made = sgdap.plan(model, x, budget, round_to=1, depth=depth)
+    assert made.bypassed and made.flops[1] > narrow.flops[1]
+    assert 0.9 * limit < two_microseconds_a_layer(sgdap.apply(model, made)) <= limit
+    (told,) = [note for note in made.notes if note.startswith("Latency")]
+    assert f"({two_microseconds_a_layer(model) * 1e3:.3g} ms before" in told
+
+
+def test_a_budget_that_only_units_can_meet():
+    model = residual()
+    x = samples(model, 64)
+    budget = sgdap.Budget(flops=0.5)
+    held = {"overrides": {"*": 1.0}}
+    with pytest.raises(ValueError, match="cannot be met"):
+        sgdap.plan(model, x, budget, **held)
+    made = sgdap.plan(model, x, budget, depth=True, **held)
+    assert made.bypassed and made.flops[1] <= 0.5 * made.flops[0]
+    with pytest.raises(ValueError, match="cannot be met"):
+        sgdap.plan(model, x, sgdap.Budget(flops=0.001), depth=True, **held)

@@ -6,9 +6,9 @@ from tensorflow_model_optimization.sparsity.keras import ConstantSparsity
 
 import sgdap
 from sgdap.guidance.elimination import ErrorCurve
-from sgdap.pipeline import pruning_scope
 from sgdap.planning.allocation import flat_curves
 from sgdap.planning.options import PruningOptions
+from sgdap.planning.scope import pruning_scope
 from sgdap.training.goal import make_goal
 from sgdap.training.schedule import StepSchedule
 from tests.models import convnet
