@@ -26,7 +26,7 @@ from sgdap.compression.report import (
 )
 from sgdap.compression.search import Tried, searched
 from sgdap.compression.stages import Export, Grow, Pack, Prune, Stage
-from sgdap.compression.steps import Limit, Made, carried_out, folded
+from sgdap.compression.steps import Limit, Made, NoFileError, carried_out, folded
 from sgdap.compression.work import Work, has_targets, make_judge, separated
 from sgdap.compression.workdir import Workdir
 from sgdap.execution.backend import check_backend
@@ -79,9 +79,9 @@ def compress(
     """Makes a model smaller by several methods, one after another.
 
     The stages run in the order that they are given in. After each, the model is scored on the
-    validation data. A stage that lets the score fall too far is undone and tried milder, three
-    times at most, and then left out; the report tells. With a budget alone, the stages are
-    searched for.
+    validation data. A stage that lets the score fall too far, or whose file can't be made, is
+    undone and tried milder, three times at most, and then left out; the report tells. With a
+    budget alone, the stages are searched for.
 
     Stages that train take the optimizer, the loss and the metrics that the model was compiled with.
 
@@ -265,30 +265,39 @@ class _Run:
     def _stage(
         self, number: int, stage: Stage, model: Any, last: Measures, limit: Limit | None
     ) -> tuple[Any, StageReport]:
-        """Carries out a stage, milder if it costs too much."""
+        """Carries out a stage, milder if it costs too much or its file can't be made."""
         work, own = self._work, stage
         tried: list[tuple[dict[str, Any], float | None]] = []
+        reasons: list[str] = []
         began = time.perf_counter()
         for attempt in range(_MILDER + 1):
-            with work.seeded(number, model):
-                made = carried_out(own, model, work, limit)
-                score = self._score(made, last, model)
-            judged = score if made.score is None else made.score
-            if self._allowed(judged, limit):
-                return made.model, self._report(stage, own, made, score, last, tried, began)
+            judged = None
+            try:
+                with work.seeded(number, model):
+                    made = carried_out(own, model, work, limit)
+                    score = self._score(made, last, model)
+            except NoFileError as error:
+                reasons.append(str(error))
+            else:
+                judged = score if made.score is None else made.score
+                if self._allowed(judged, limit):
+                    made = replace(made, notes=(*made.notes, *reasons))
+                    return made.model, self._report(stage, own, made, score, last, tried, began)
             tried.append((_config(own), judged))
             milder = own.milder() if attempt < _MILDER else None
             if milder is None:
                 break
             own = milder
         model = folded(model) if work.folds else model
-        assert limit is not None
-        note = f"{limit.drop:g} is the most that the score may fall below {limit.score:.4f}."
+        notes = tuple(reasons)
+        if limit is not None and len(reasons) < len(tried):
+            most = f"{limit.drop:g} is the most that the score may fall below {limit.score:.4f}."
+            notes = (*notes, most)
         whole, layers = measures(model, work.inputs, last.score)
         seconds = time.perf_counter() - began
         asked = _config(stage)
         report = StageReport(
-            asked, None, whole, layers, tried=tuple(tried), notes=(note,), seconds=seconds
+            asked, None, whole, layers, tried=tuple(tried), notes=notes, seconds=seconds
         )
         return model, report
 

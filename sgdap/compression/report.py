@@ -69,7 +69,8 @@ class StageReport:
             of the kind was computed.
         ranges: The least and the largest number of each tensor that training rounded, by name, as
             `sgdap.export` takes them; empty where activations stayed float.
-        tried: What was tried before and cost too much: the stage and its score.
+        tried: What was tried before and cost too much: the stage and its score, None where its file
+            could not be made.
         path: The file that was written; None: none.
         file_bytes: Its size.
         file_score: The watched metric of a file with numbers of its own, in its runtime.
@@ -271,7 +272,8 @@ class CompressionReport:
     def _lines(self) -> Any:
         for stage in self.stages:
             for asked, score in stage.tried:
-                yield f"{_words(asked)} was tried: {self.metric} {_number(score)}."
+                told = "no file" if score is None else f"{self.metric} {_number(score)}"
+                yield f"{_words(asked)} was tried: {told}."
             if stage.done is None:
                 yield f"{_words(stage.asked)} was undone."
             if stage.path is not None:

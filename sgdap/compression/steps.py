@@ -199,17 +199,24 @@ def _quantized(stage: Quantize, model: Any, work: Work, limit: Limit | None) -> 
     return Made(small, ranges=rounding.ranges)
 
 
+class NoFileError(Exception):
+    """A file can't be made, or its runtime can't run it."""
+
+
 def _exported(stage: Export, model: Any, work: Work, limit: Limit | None) -> Made:
-    report = export(
-        model,
-        work.place(stage.path),
-        format=stage.format,
-        quantize=stage.quantize,
-        data=work.inputs,
-        batch_size=stage.batch_size,
-        ranges=work.ranges if work.ranges and stage.quantize == "int8" else None,
-        verbose=0,
-    )
+    try:
+        report = export(
+            model,
+            work.place(stage.path),
+            format=stage.format,
+            quantize=stage.quantize,
+            data=work.inputs,
+            batch_size=stage.batch_size,
+            ranges=work.ranges if work.ranges and stage.quantize == "int8" else None,
+            verbose=0,
+        )
+    except RuntimeError as error:
+        raise NoFileError(str(error)) from error
     score = None
     if work.judge is not None and stage.quantize is not None:
         score = _score_of_file(report, model, work)
@@ -240,6 +247,9 @@ def carried_out(stage: Stage, model: Any, work: Work, limit: Limit | None) -> Ma
         model: The model that it is given, which is not changed.
         work: What all stages share.
         limit: How far the score may get worse; None: as far as it likes.
+
+    Raises:
+        NoFileError: A file can't be made.
     """
     made = _WAYS[type(stage)](stage, model, work, limit)
     return replace(made, model=folded(made.model)) if work.folds else made

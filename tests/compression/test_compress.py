@@ -160,6 +160,35 @@ def test_a_stage_that_always_costs_too_much_is_undone(trained):
     assert "sparsify (undone)" in str(made.report)
 
 
+@pytest.mark.parametrize("made_of", [("dynamic", "float16", None), ()])
+def test_a_file_that_cant_be_made_is_tried_of_larger_numbers(
+    trained, made_of, tmp_path, monkeypatch
+):
+    def export(model, path, *, quantize=None, **options):
+        if quantize not in made_of:
+            raise RuntimeError(f"There is no file of {quantize} numbers.")
+        return sgdap.export(model, path, quantize=quantize, **options)
+
+    monkeypatch.setattr(steps, "export", export)
+    monkeypatch.chdir(tmp_path)
+    stages = [
+        sgdap.Sparsify(0.5, guidance="magnitude"),
+        sgdap.Export("a.tflite", quantize="int8"),
+    ]
+    made = sgdap.compress(trained, stages, DATA, epochs=0, verbose=0)
+    before, stage = made.report.stages
+    assert made.report.after.nonzero == before.after.nonzero  # what was done before is not lost
+    told = str(made.report)
+    if made_of:
+        assert stage.done["export"]["quantize"] == "dynamic" and Path("a.tflite").exists()
+        assert [score for _, score in stage.tried] == [None]
+        assert "quantize: int8} was tried: no file." in told
+        assert "There is no file of int8 numbers." in told
+    else:
+        assert stage.done is None and len(stage.tried) == 4
+        assert "There is no file of float16 numbers." in told and "export (undone)" in told
+
+
 @pytest.mark.parametrize("size", ["auto", 6])
 def test_a_file_is_judged_in_its_own_runtime(trained, size, tmp_path):
     stages = [sgdap.Export(str(tmp_path / "a.tflite"), quantize="int8", batch_size=size)]
