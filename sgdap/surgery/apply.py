@@ -206,7 +206,7 @@ def prune_by_plan(
     made, trial = _without_units(graph, plan)
     kept = kept_mask(trial, plan)
     pruned(trial, kept, _refitted(trial, kept, plan))  # what can't be done shows before anything
-    back = take_over(graph, made, optimizers)
+    back = take_over(graph.program, made, optimizers)
     after = channel_graph(graph.program.model)
     before = take_snapshot(graph.program.model, after.program)
     _prune(after, plan, optimizers)

@@ -79,11 +79,9 @@ def test_an_undone_round_brings_layers_back(make):
     assert np.isfinite(model.predict(x, verbose=0)).all()
 
 
-def test_what_it_can_not_work_with_is_refused_before_anything(tmp_path):
+def test_what_it_can_not_work_with_is_refused_before_anything():
     with pytest.raises(TypeError, match="a share of the units that leaves is for sgdap.plan"):
         sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), depth=0.3)
-    with pytest.raises(ValueError, match="A backup does not hold layers that left"):
-        sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), depth=True, backup_dir=tmp_path)
     model, x, y = trained(chain)
     weights = model.get_weights()
     callbacks = [
