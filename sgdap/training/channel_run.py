@@ -23,7 +23,7 @@ from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.apply import prune_by_plan
 from sgdap.surgery.snapshot import restore_snapshot
 from sgdap.surgery.wiring import Wiring
-from sgdap.training.cut import Cut
+from sgdap.training.cut import Cut, layers_with_maps
 from sgdap.training.goal import Goal
 from sgdap.training.guard import Round, costliest_groups
 from sgdap.training.latency import TooSlowError
@@ -115,12 +115,18 @@ class ChannelRun(Run):
         reading = Calibration(
             options.samples, options.positions, options.seed, options.memory_limit
         )
-        cut = Cut.by_plan(scope.graph, plan, data, reading) if self.beside else None
+        mapped = layers_with_maps(scope.graph, plan) if plan.bypassed else ()
+        cuts: list[Cut] = []
+
+        def note(graph: ChannelGraph) -> None:
+            if self.beside:
+                cuts.append(Cut.by_plan(graph, plan, data, reading, mapped))
+
         state.wiring_before = self._wiring
-        state.way_back = prune_by_plan(scope.graph, plan)
+        state.way_back = prune_by_plan(scope.graph, plan, between=note)
         self._read_anew()
         for run in self.beside:
-            run.follow(self.graph, cut)
+            run.follow(self.graph, cuts[0])
         return True
 
     def record(self, epoch: int, progress: float, before: float | None) -> Round:

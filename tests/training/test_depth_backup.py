@@ -57,7 +57,7 @@ def mixed():
         keras.config.set_dtype_policy(policy)
 
 
-def run(make, folder, scores, kill=None, optimizer="adam", **arguments):
+def run(make, folder, scores, kill=None, optimizer="adam", zeros=False, **arguments):
     """One script: the model that `fit` leaves, its callback and its history."""
     with _keras.name_counters_kept():
         keras.utils.set_random_seed(3)
@@ -65,20 +65,24 @@ def run(make, folder, scores, kill=None, optimizer="adam", **arguments):
         model.compile(optimizer, "mse")
     x = samples(model, 64)
     y = np.random.default_rng(1).normal(size=(64, 3)).astype("float32")
+    judged = {"max_accuracy_drop": 0.1, "monitor": "score", "mode": "max", "patience": 1}
+    common = {} if scores is None else judged
     callback = sgdap.SGDAPCallback(
         sgdap.Budget(flops=0.2),
-        max_accuracy_drop=None if scores is None else 0.1,
-        monitor="auto" if scores is None else "score",
-        mode="auto" if scores is None else "max",
-        patience=1,
         round_to=1,
         jit_compile=None,
         verbose=0,
         backup_dir=folder,
         schedule="geometric" if scores in (None, KEPT) else "one_shot",
-        **{"depth": True, "begin_epoch": 1, "final_finetune_epochs": 1, **arguments},
+        depth=True,
+        begin_epoch=1,
+        final_finetune_epochs=1,
+        **common,
+        **arguments,
     )
     before = [] if scores is None else [Score(scores)]
+    if zeros:
+        before.append(sgdap.SparsityCallback(0.5, begin_epoch=0, verbose=0, **common))
     after = [] if kill is None else [Killed(kill)]
     history = model.fit(x, y, epochs=6, verbose=0, callbacks=[*before, callback, *after])
     return model, callback, history
@@ -121,6 +125,20 @@ def test_a_killed_run_ends_as_one_that_was_not(make, scores, kills, tmp_path):
     assert callback.summary == expected.summary
     assert_same_end(model, whole)
     assert not (tmp_path / "backup").exists()
+
+
+@pytest.mark.filterwarnings("ignore:SGDAPCallback stopped short")
+@pytest.mark.filterwarnings("ignore:SparsityCallback stopped short")
+@pytest.mark.parametrize(("make", "scores"), [(idle, None), (chain, LAST_UNDONE)])
+def test_masks_of_layers_that_left_are_taken_up_too(make, scores, tmp_path):
+    whole, expected, _ = run(make, None, scores, zeros=True)
+    assert any(own.bypassed for own in expected.rounds)
+    with pytest.raises(KilledError):
+        run(make, tmp_path, scores, 3, zeros=True)
+    model, callback, _ = run(make, tmp_path, scores, zeros=True)
+    assert callback.rounds == expected.rounds
+    assert_same_end(model, whole)
+    assert any((value == 0).any() for value in model.get_weights())
 
 
 def test_a_layer_that_came_back_loses_channels_again(tmp_path):
