@@ -108,7 +108,7 @@ class SGDAPCallback(RoundsCallback[ChannelRun]):
             `sgdap.plan`. The sample of the training inputs is held to this limit too.
         depth: Whether layers may leave as a whole, as in `sgdap.plan`: True, or a list of names or
             patterns. The model must be a sequential or functional one without models inside it.
-            Not with `backup_dir` or beside another callback of sgdap that changes weights.
+            Not beside a teacher of inner layers, `DistillationCallback(features=...)`.
         seed: Seed for every random choice.
         backup_dir: A folder for a backup of the run, written at each epoch. If the process is
             killed and the same script is run again, `fit` goes on after the last whole epoch, up
@@ -209,11 +209,6 @@ class SGDAPCallback(RoundsCallback[ChannelRun]):
             raise TypeError(
                 "depth must be True, False or a list of names or patterns of layers: a share of "
                 f"the units that leaves is for sgdap.plan. Received: depth={depth}"
-            )
-        if self.pruning.depth is not False and backup_dir is not None:
-            raise ValueError(
-                "A backup does not hold layers that left as a whole. Received: "
-                f"depth={depth}, backup_dir={str(backup_dir)!r}. Leave one of them out."
             )
         if self.training.chosen:
             check_chooses_widths(self.pruning.criterion)

@@ -40,7 +40,8 @@ class QuantizationCallback(keras.callbacks.Callback):
     them multiplies the scales.
 
     A good start is the model that `sgdap.quantize` makes. Beside an `SGDAPCallback` channels leave
-    when an epoch begins, and the lattices are fitted to what is left.
+    when an epoch begins, and the lattices are fitted to what is left; those of layers that leave as
+    a whole (`depth`) leave with them.
 
     With `activations="int8"` what layers make is rounded to 256 steps too, as a full-integer
     runtime does: in train steps, and in `evaluate` and `predict` as long as `fit` runs. The ranges
@@ -125,6 +126,8 @@ class QuantizationCallback(keras.callbacks.Callback):
         self.schemes: dict[str, Scheme] = {}
         self.ranges: dict[str, tuple[float, float]] = {}
         self._kernels: tuple[QuantizedKernel, ...] = ()
+        self._whole: tuple[QuantizedKernel, ...] = ()
+        self._variables: list[Any] = []
         self._quantizing: Quantizing | None = None
         self._rounding: QuantizedActivations | None = None
         self._begun = False
@@ -147,9 +150,10 @@ class QuantizationCallback(keras.callbacks.Callback):
                     "Let two fits follow each other: zeros first, then few bits, which keep them."
                 )
         graph = channel_graph(self.model)
-        self._kernels = quantized_kernels(
+        self._kernels = self._whole = quantized_kernels(
             graph.program.layers(), self.scheme, self.layers, self.overrides
         )
+        self._variables = list(self.model.weights)
         if self.learned_scales:
             check_can_be_learned(self._kernels)
         self.schemes = {kernel.path: kernel.scheme for kernel in self._kernels}
@@ -169,10 +173,10 @@ class QuantizationCallback(keras.callbacks.Callback):
         if self._begun:
             return
         self._begun = True
-        model_layers = channel_graph(self.model).program.layers() if self._changed() else None
-        if model_layers is not None:
+        changed = self._changed()
+        if changed:
             self._stop()
-            self._kernels = kernels_now(self._kernels, model_layers)
+            self._follow()
         if self._quantizing is None:
             self._quantizing = Quantizing(
                 self.model, self._kernels, self.noise, self.seed, self.learned_scales
@@ -181,7 +185,7 @@ class QuantizationCallback(keras.callbacks.Callback):
             if self.activations is not None:
                 self._rounding = QuantizedActivations(self.model)
                 self._rounding.install()
-            if self.verbose and model_layers is None:
+            if self.verbose and not changed:
                 print(self._line())
         else:
             self._quantizing.refit()
@@ -199,10 +203,8 @@ class QuantizationCallback(keras.callbacks.Callback):
         if self._quantizing is not None:
             if self._changed():
                 self._stop()
-                layers = channel_graph(self.model).program.layers()
-                self._quantizing = Quantizing(
-                    self.model, kernels_now(self._kernels, layers), self.noise
-                )
+                self._follow()
+                self._quantizing = Quantizing(self.model, self._kernels, self.noise)
             self._quantizing.finish()
         if self._rounding is not None:
             self.ranges = self._rounding.ranges
@@ -217,9 +219,15 @@ class QuantizationCallback(keras.callbacks.Callback):
             self._rounding = None
 
     def _changed(self) -> bool:
-        """Whether the model has other variables than it had, as after channels left."""
-        own = {id(variable) for variable in self.model.variables}
-        return any(id(kernel.variable) not in own for kernel in self._kernels)
+        """Whether the model has other variables than it had, as after channels or layers left."""
+        now = {id(variable) for variable in self.model.weights}
+        return now != {id(variable) for variable in self._variables}
+
+    def _follow(self) -> None:
+        """Finds the kernels in the model as it is now; layers that left may have come back."""
+        self._kernels = kernels_now(self._whole, channel_graph(self.model).program.layers())
+        self._variables = list(self.model.weights)
+        self.schemes = {kernel.path: kernel.scheme for kernel in self._kernels}
 
     def _line(self) -> str:
         counts = [(math.prod(k.shape), k.bits) for k in self._kernels]
@@ -230,4 +238,5 @@ class QuantizationCallback(keras.callbacks.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle holds: all but a `fit` that was interrupted."""
-        return {**vars(self), "_kernels": (), "_quantizing": None, "_rounding": None}
+        gone: dict[str, Any] = {"_kernels": (), "_whole": (), "_variables": []}
+        return {**vars(self), **gone, "_quantizing": None, "_rounding": None}

@@ -44,10 +44,13 @@ class Shallower:
         model: An ordinary functional model of new layers, compiled if the whole one is.
         paths: The path that each layer and operation that stays has there, by its path in the
             whole model.
+        rebuilt: The paths of the layers and operations that are made otherwise there, whatever
+            their weights are.
     """
 
     model: Any
     paths: Mapping[str, str]
+    rebuilt: frozenset[str] = frozenset()
 
 
 def incompatible(graph: ChannelGraph, units: Sequence[RemovableUnit]) -> str:

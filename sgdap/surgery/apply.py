@@ -183,7 +183,10 @@ def _optimizer_of_copy(
 
 
 def prune_by_plan(
-    graph: ChannelGraph, plan: Plan, optimizers: Sequence[Any] = ()
+    graph: ChannelGraph,
+    plan: Plan,
+    optimizers: Sequence[Any] = (),
+    between: Callable[[ChannelGraph], None] = lambda graph: None,
 ) -> tuple[WayBack, Snapshot] | None:
     """Removes channels of a model by a plan, in place, after the units that leave as a whole.
 
@@ -191,6 +194,7 @@ def prune_by_plan(
         graph: The model's channels.
         plan: A plan for this model.
         optimizers: Optimizers that follow besides those that the model holds.
+        between: Called with the model's channels when units have left, before channels do.
 
     Returns:
         Where units left, the way back, and the model without them before channels left.
@@ -200,15 +204,17 @@ def prune_by_plan(
             rebuilt. Nothing was changed.
     """
     if not plan.bypassed:
+        between(graph)
         _prune(graph, plan, optimizers)
         return None
     check_in_place(graph)
     made, trial = _without_units(graph, plan)
     kept = kept_mask(trial, plan)
     pruned(trial, kept, _refitted(trial, kept, plan))  # what can't be done shows before anything
-    back = take_over(graph, made, optimizers)
+    back = take_over(graph.program, made, optimizers)
     after = channel_graph(graph.program.model)
     before = take_snapshot(graph.program.model, after.program)
+    between(after)
     _prune(after, plan, optimizers)
     return back, before
 

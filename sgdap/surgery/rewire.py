@@ -14,6 +14,7 @@ from sgdap._keras.graphs import graph_entries
 from sgdap._keras.optimizers import optimizers_of
 from sgdap.channels.groups import ChannelGraph
 from sgdap.depth.shallower import Bypass, Shallower, shallower
+from sgdap.model.program import Program
 from sgdap.surgery.adopt import Change, adopt
 from sgdap.surgery.optimizer import Replaced, optimizer_as_it_was, rebuild_optimizer
 
@@ -60,9 +61,9 @@ class WayBack:
     entries: tuple[tuple[Any, dict[str, Any]], ...]
 
     @classmethod
-    def of(cls, graph: ChannelGraph, change: Change) -> WayBack:
-        """The way back from a change that is not adopted yet."""
-        found = graph.program.layers().values()
+    def of(cls, program: Program, change: Change) -> WayBack:
+        """The way back from a change of the model that has these calls; it is not adopted yet."""
+        found = program.layers().values()
         layers = tuple(x for x in found if isinstance(x, keras.Layer))
         variables = tuple(tuple(_keras.layer_variables(layer)) for layer in layers)
         insides = tuple((old, dict(vars(old))) for old, _ in change.insides)
@@ -119,29 +120,28 @@ def bypass_in_place(
             config.
     """
     check_in_place(graph)
-    return take_over(graph, shallower(graph, bypasses), optimizers)
+    return take_over(graph.program, shallower(graph, bypasses), optimizers)
 
 
-def take_over(graph: ChannelGraph, made: Shallower, optimizers: Sequence[Any] = ()) -> WayBack:
+def take_over(program: Program, made: Shallower, optimizers: Sequence[Any] = ()) -> WayBack:
     """Gives a model the graph of its shallower copy; see `bypass_in_place` and `bypassed`."""
-    change = bypassed(graph, made, optimizers)
-    back = WayBack.of(graph, change)
-    adopt(graph.program.model, change)
+    change = bypassed(program, made, optimizers)
+    back = WayBack.of(program, change)
+    adopt(program.model, change)
     return back
 
 
-def bypassed(graph: ChannelGraph, made: Shallower, optimizers: Sequence[Any] = ()) -> Change:
+def bypassed(program: Program, made: Shallower, optimizers: Sequence[Any] = ()) -> Change:
     """Prepares that a model takes over the graph of its shallower copy, without touching the model.
 
     Args:
-        graph: The model's channels.
+        program: The model's calls.
         made: The copy, which is of no use afterwards.
         optimizers: Optimizers that follow besides those that the model holds.
 
     Returns:
         The prepared change.
     """
-    program = graph.program
     model, layers = program.model, program.layers()
     copies = {operation.name: operation for operation in made.model.operations}
     same = {id(copies[name]): layers[path] for path, name in made.paths.items()}
@@ -152,9 +152,11 @@ def bypassed(graph: ChannelGraph, made: Shallower, optimizers: Sequence[Any] = (
     for path, name in made.paths.items():
         old, new = layers[path], copies[name]
         if not isinstance(old, keras.Layer):
+            insides += [(old, new)] if path in made.rebuilt else []
             continue
         pairs = list(zip(*map(_keras.layer_variables, (old, new)), strict=True))
-        if all(np.array_equal(before.numpy(), after.numpy()) for before, after in pairs):
+        same_weights = all(np.array_equal(before.numpy(), after.numpy()) for before, after in pairs)
+        if same_weights and path not in made.rebuilt:
             continue
         _keras.copy_trainable(old, new)
         for before, after in pairs:

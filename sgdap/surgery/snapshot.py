@@ -149,11 +149,19 @@ def _check_fits(program: Program, snapshot: Snapshot) -> None:
             f"The snapshot is not of model '{program.model.name}'"
             + (f": they differ in {', '.join(differing[:5])}." if differing else ".")
         )
-    optimizer = getattr(program.model, "optimizer", None)
+    check_optimizer(program.model, getattr(program.model, "optimizer", None), snapshot)
+
+
+def check_optimizer(model: Any, optimizer: Any, snapshot: Snapshot) -> None:
+    """Raises if a model's optimizer has not the variables that it had in a snapshot.
+
+    Raises:
+        ValueError: It has others.
+    """
     slots = 0 if optimizer is None else len(optimizer.variables)
     if snapshot.optimizer is not None and len(snapshot.optimizer) != slots:
         raise ValueError(
-            f"The snapshot was taken with another optimizer than model '{program.model.name}' has: "
+            f"The snapshot was taken with another optimizer than model '{model.name}' has: "
             f"that one had {len(snapshot.optimizer)} variables, this one has {slots}."
         )
 

@@ -14,16 +14,22 @@ from sgdap._arguments import shown
 from sgdap.channels.groups import ChannelGraph
 from sgdap.model.generators import random_state, set_random_state
 from sgdap.model.program import OperationCall, Program, Ref
+from sgdap.model.tracing import trace
 from sgdap.model.trusted import NO_LAMBDA, is_lambda
+from sgdap.planning.bypassed import BypassedUnit
 from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint
 from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
+from sgdap.surgery.wiring import Wiring, restore_wired
 from sgdap.training.guard import Guard, Round, SparsityRound
 from sgdap.training.state import RunState
 from sgdap.training.state_file import read_state_file, write_state_file
 
 _NAME = "run.sgdap"
-_CLASSES = (RunState, Guard, Round, SparsityRound, Snapshot, OperationCall, Ref, Plan, GroupPlan)
+_CLASSES = (
+    *(RunState, Guard, Round, SparsityRound, Snapshot, OperationCall, Ref, Plan, GroupPlan),
+    *(BypassedUnit, Wiring),
+)
 
 
 class Backup:
@@ -105,7 +111,7 @@ class Backup:
                 "epochs to go on, or delete the file to begin anew."
             )
         try:
-            restore_snapshot(self._model, content["model"], counters=True, program=graph.program)
+            self._restore(content["model"], content["states"], graph.program)
         except ValueError as error:
             raise ValueError(f"{other} {error}") from error
         if content["jit_compile"] != self._model.jit_compile:
@@ -116,6 +122,20 @@ class Backup:
         _keras.begin_at_epoch(self._model, content["epoch"])
         taken_up: Sequence[RunState] = content["states"]
         return taken_up
+
+    def _restore(self, wanted: Snapshot, states: Sequence[RunState], program: Program) -> None:
+        """Restores the model, of which layers may have left as a whole."""
+        state = next((own for own in states if own.wiring is not None), None)
+        if state is None or state.wiring is None:
+            restore_snapshot(self._model, wanted, counters=True, program=program)
+            return
+        good, before = state.good, state.wiring_before
+        if not state.pending or good is None or before is None:
+            restore_wired(program, state.wiring, wanted, counters=True)
+            return
+        restore_wired(program, before, good)  # the last round may bring layers back
+        back = restore_wired(trace(self._model), state.wiring, wanted, counters=True)
+        state.way_back = None if back is None else (back, wanted)
 
     def write(self, epoch: int, states: Sequence[RunState], program: Program) -> None:
         """Writes a backup. If that fails, a warning says whether there is one from before.

@@ -21,9 +21,9 @@ from sgdap.planning.options import PruningOptions
 from sgdap.planning.scope import Scope
 from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.apply import prune_by_plan
-from sgdap.surgery.rewire import WayBack
-from sgdap.surgery.snapshot import Snapshot, restore_snapshot
-from sgdap.training.cut import Cut
+from sgdap.surgery.snapshot import restore_snapshot
+from sgdap.surgery.wiring import Wiring
+from sgdap.training.cut import Cut, layers_with_maps
 from sgdap.training.goal import Goal, GoalSpending
 from sgdap.training.guard import Round, costliest_groups
 from sgdap.training.log import round_line
@@ -62,10 +62,11 @@ class ChannelRun(Run):
     widths: dict[str, int] = field(init=False)
     whole: dict[str, int] = field(init=False)
     _curves: Curves = field(init=False, default_factory=dict)
-    _way_back: tuple[WayBack, Snapshot] | None = field(init=False, default=None)
+    _whole_scope: Scope = field(init=False)
     _producers: dict[str, tuple[str, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._whole_scope = self.scope
         self._note_widths(self.scope.graph)
         self.whole = self.widths
         groups = self.scope.graph.groups
@@ -111,11 +112,18 @@ class ChannelRun(Run):
         reading = Calibration(
             options.samples, options.positions, options.seed, options.memory_limit
         )
-        cut = Cut.by_plan(scope.graph, plan, data, reading) if self.beside else None
-        self._way_back = prune_by_plan(scope.graph, plan)
+        mapped = layers_with_maps(scope.graph, plan) if plan.bypassed else ()
+        cuts: list[Cut] = []
+
+        def note(graph: ChannelGraph) -> None:
+            if self.beside:
+                cuts.append(Cut.by_plan(graph, plan, data, reading, mapped))
+
+        state.wiring_before = self._wiring
+        state.way_back = prune_by_plan(scope.graph, plan, between=note)
         self._read_anew()
         for run in self.beside:
-            run.follow(self.graph, cut)
+            run.follow(self.graph, cuts[0])
         return True
 
     def record(self, epoch: int, progress: float, before: float | None) -> Round:
@@ -140,12 +148,12 @@ class ChannelRun(Run):
 
     def go_back(self) -> Program:
         """Brings back the units that left in the last round."""
-        if self._way_back is None:
+        if self.state.way_back is None:
             return self.graph.program
-        back, before = self._way_back
+        back, before = self.state.way_back
         restore_snapshot(self.model, before, program=self.graph.program)
         back.go(self.model)
-        self._way_back = None
+        self.state.way_back = None
         return trace(self.model)
 
     def undone(self) -> tuple[Sequence[str], str]:
@@ -204,13 +212,19 @@ class ChannelRun(Run):
 
     def kept(self) -> RunState:
         """The state of the run, including that of its goal."""
-        return replace(super().kept(), seconds=self.goal.seconds)
+        kept, seconds = super().kept(), self.goal.seconds
+        return replace(kept, seconds=seconds, wiring=self._wiring, way_back=None)
 
     def take_up(self, state: RunState) -> None:
         """Goes on from the state of an interrupted run; the model is restored already."""
         super().take_up(state)
         self.goal = replace(self.goal, seconds=state.seconds)
         self._read_anew()
+
+    @property
+    def _wiring(self) -> Wiring | None:
+        """The calls of the model as it is now, if layers may leave as a whole."""
+        return None if self.pruning.depth is False else Wiring.of(self.graph.program)
 
     def _choose_jit(self, epoch: int) -> None:
         """Decides whether XLA compiles the train step for the new shapes."""
@@ -237,7 +251,7 @@ class ChannelRun(Run):
 
     def _note_widths(self, graph: ChannelGraph) -> None:
         """Updates the scope, costs and widths to the model as it is now."""
-        self.scope = self.scope.moved_to(graph)
+        self.scope = self._whole_scope.moved_to(graph)  # layers that left may come back
         model = cost_model(graph)
         self.costs = model.whole
         self.widths = {g.name: g.size for g in graph.groups if g.prunable}

@@ -120,14 +120,13 @@ def start_run(
 
 
 def _check_alone(neighbours: Neighbours) -> None:
-    """Raises if a callback beside it knows layers that may leave."""
-    for other in neighbours.of_class(keras.callbacks.Callback):
-        by_layers = isinstance(other, DistillationCallback) and other.options.features is not None
-        if hasattr(other, "rounds") or by_layers:
-            kind = type(other).__name__ + ("(features=...)" if by_layers else "")
+    """Raises if a teacher of inner layers is beside it, which may leave."""
+    for other in neighbours.of_class(DistillationCallback):
+        if other.options.features is not None:
             raise ValueError(
-                f"{ChannelRun.callback}(depth=...) can't work beside {kind} in one fit: that one "
-                "knows layers which may leave. Leave depth out, or train once with each."
+                f"{ChannelRun.callback}(depth=...) can't work beside {type(other).__name__}"
+                "(features=...) in one fit: that one knows layers which may leave. Leave depth "
+                "out, or train once with each."
             )
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap.planning.plan import Plan
+from sgdap.surgery.rewire import WayBack
 from sgdap.surgery.snapshot import Snapshot
+from sgdap.surgery.wiring import Wiring
 from sgdap.training.guard import AnyRound, Guard
 
 
@@ -45,6 +47,10 @@ class RunState:
         masks_before: The masks before the last round, also one in which channels left.
         watched: The sums over train steps of what is watched of each weight, and their number.
         watched_before: The same before the last round.
+        wiring: The calls of the model as it is now; None: no layer may leave as a whole.
+        wiring_before: The same before the last round.
+        way_back: Where layers left as a whole in the last round: the way back, and the model
+            without them. No backup holds it.
     """
 
     guard: Guard
@@ -70,6 +76,9 @@ class RunState:
     masks_before: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     watched: Mapping[str, Any] | None = None
     watched_before: Mapping[str, Any] | None = None
+    wiring: Wiring | None = None
+    wiring_before: Wiring | None = None
+    way_back: tuple[WayBack, Snapshot] | None = None
 
     @property
     def pending(self) -> bool:

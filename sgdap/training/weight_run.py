@@ -61,9 +61,11 @@ class WeightRun(Run):
     masking: Masking
     _scores: Mapping[str, Array] = field(init=False, default_factory=dict)
     _cut: Cut | None = field(init=False, default=None)
+    _whole: Sequence[SparseKernel] = field(init=False)
     _before: Mapping[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._whole = self.kernels
         self.masking.hold_zeros()
         self.state.masks = self.masking.masks
         self._before = self.sizes
@@ -75,8 +77,8 @@ class WeightRun(Run):
 
     @property
     def exhausted(self) -> bool:
-        """Never: there are kernels, or the run was refused."""
-        return False
+        """Whether no kernel is left; there are some when the run begins."""
+        return not self.kernels
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -86,7 +88,8 @@ class WeightRun(Run):
     @property
     def sparsity(self) -> float:
         """The share of zeros in all kernels together."""
-        return 1 - sum(self.sizes.values()) / sum(m.size for m in self.state.masks.values())
+        weights = sum(mask.size for mask in self.state.masks.values())
+        return 1 - sum(self.sizes.values()) / max(weights, 1)
 
     def check(self, rounds: int) -> None:
         """Checks that so many rounds can lead to the end."""
@@ -114,7 +117,11 @@ class WeightRun(Run):
         return True
 
     def follow(self, graph: ChannelGraph, cut: Cut | None) -> None:
-        """Slices the masks, and what is watched, as their variables were; or takes them back."""
+        """Slices the masks, and what is watched, as their variables were; or takes them back.
+
+        Those of layers that left as a whole leave. A kernel that took a linear map has no zeros,
+        and gets others when the run catches up.
+        """
         if cut is None:
             self._cut = None
             self._move_to(graph)
@@ -122,17 +129,18 @@ class WeightRun(Run):
             return
         state, watched = self.state, self.masking.state()
         self._cut = None if all(mask.all() for mask in state.masks.values()) else cut
-        keys = {kernel.path: kernel.key for kernel in self.kernels}
+        keys = {kernel.path: kernel.key for kernel in self.kernels if cut.keeps(kernel.key)}
         state.masks_before, state.watched_before = state.masks, watched
-        state.masks = {path: cut.of(mask, keys[path]) for path, mask in state.masks.items()}
+        masks = {path: cut.of(state.masks[path], key) for path, key in keys.items()}
         self._move_to(graph)
+        state.masks = {**self.masking.masks, **masks}
         if watched is not None:
-            sums = {path: cut.of(own, keys[path]) for path, own in watched["sums"].items()}
+            sums = {path: cut.of(watched["sums"][path], key) for path, key in keys.items()}
             self.masking.set_state({**watched, "sums": sums})
 
     def catch_up(self, epoch: int) -> None:
         """Makes so many weights zero again as the last round did, of those that channels left."""
-        if self._cut is not None:
+        if self._cut is not None and not self.exhausted:
             self._zero(epoch, self.state.guard.progress)
 
     def record(self, epoch: int, progress: float, before: float | None) -> SparsityRound:
@@ -204,12 +212,12 @@ class WeightRun(Run):
         return 1 - self.schedule.fraction(progress, 1 - share)
 
     def _move_to(self, graph: ChannelGraph) -> None:
-        """Finds the kernels in the model as it is now."""
+        """Finds the kernels in the model as it is now; layers that left may have come back."""
         self.model_graph = graph
-        self.kernels = kernels_now(self.kernels, graph.program.layers())
+        self.kernels = kernels_now(self._whole, graph.program.layers())
         sizes = [math.prod(kernel.shape) for kernel in self.kernels]
         shares = [self.common if k.share is None else k.share for k in self.kernels]
-        self.share = sum(map(operator.mul, shares, sizes)) / sum(sizes)
+        self.share = sum(map(operator.mul, shares, sizes)) / max(sum(sizes), 1)
         self.masking.follow(self.kernels)
 
     def _zero(self, epoch: int, progress: float) -> bool:

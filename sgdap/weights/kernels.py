@@ -183,14 +183,17 @@ def moving_layers(
 
 
 def kernels_now(kernels: Sequence[K], model_layers: Mapping[str, Any]) -> tuple[K, ...]:
-    """The same kernels after the model's channels changed: the variables that they are now.
+    """The same kernels after channels or layers left: the variables that they are now.
 
     Args:
         kernels: The kernels as they were.
-        model_layers: The model's layers by path.
+        model_layers: The model's layers by path. Kernels of layers that left as a whole are left
+            out.
     """
     found = []
     for kernel in kernels:
+        if kernel.layer not in model_layers:
+            continue
         layer = model_layers[kernel.layer]
         variable = _keras.layer_variables(layer)[kernel.number]
         layout = layout_of(_owners(layer)[id(variable)], variable)

@@ -98,7 +98,7 @@ def test_an_adoption_that_is_interrupted_at_any_line_is_whole(tmp_path):
             keras.utils.set_random_seed(0)
             model, x, y = compiled(chain)
         graph, bypasses = some_units(model)
-        return model, x, y, bypassed(graph, shallower(graph, bypasses))
+        return model, x, y, bypassed(graph.program, shallower(graph, bypasses))
 
     model, x, y, change = prepared()
     adopt(model, change)

@@ -79,25 +79,100 @@ def test_an_undone_round_brings_layers_back(make):
     assert np.isfinite(model.predict(x, verbose=0)).all()
 
 
-def test_what_it_can_not_work_with_is_refused_before_anything(tmp_path):
+def test_what_it_can_not_work_with_is_refused_before_anything():
     with pytest.raises(TypeError, match="a share of the units that leaves is for sgdap.plan"):
         sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), depth=0.3)
-    with pytest.raises(ValueError, match="A backup does not hold layers that left"):
-        sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), depth=True, backup_dir=tmp_path)
     model, x, y = trained(chain)
     weights = model.get_weights()
-    callbacks = [
-        sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), depth=True, verbose=0),
-        sgdap.SparsityCallback(0.5, verbose=0),
-    ]
-    with pytest.raises(ValueError, match="can't work beside SparsityCallback"):
-        model.fit(x, y, epochs=3, verbose=0, callbacks=callbacks)
+    callbacks = [sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), depth=True, verbose=0)]
     teacher = sgdap.DistillationCallback(chain(), features=["narrow"])
     with pytest.raises(ValueError, match=r"can't work beside DistillationCallback\(features"):
-        model.fit(x, y, epochs=3, verbose=0, callbacks=[callbacks[0], teacher])
+        model.fit(x, y, epochs=3, verbose=0, callbacks=[*callbacks, teacher])
     inner = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4)], name="inner")
     nested = keras.Sequential([keras.Input((5,)), inner, keras.layers.Dense(3)])
     nested.compile("sgd", "mse")
     with pytest.raises(ValueError, match="'inner' inside it has layers of its own"):
-        nested.fit(x, y, epochs=3, verbose=0, callbacks=callbacks[:1])
+        nested.fit(x, y, epochs=3, verbose=0, callbacks=callbacks)
     assert all(np.array_equal(a, b) for a, b in zip(weights, model.get_weights(), strict=True))
+
+
+def shares_of_zeros(model):
+    return {
+        layer.name: float((layer.kernel.numpy() == 0).mean())
+        for layer in model.layers
+        if hasattr(layer, "kernel")
+    }
+
+
+@pytest.mark.parametrize("make", [chain, residual])
+def test_masks_leave_with_their_layers_and_kernels_that_took_a_map_get_others(make):
+    model, x, y = trained(make)
+    channels = sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.3), depth=True, round_to=1, jit_compile=None, verbose=0, begin_epoch=1
+    )
+    zeros = sgdap.SparsityCallback(0.5, begin_epoch=0, final_finetune_epochs=3, verbose=0)
+    model.fit(x, y, epochs=6, verbose=0, callbacks=[zeros, channels])
+    assert any(own.bypassed for own in channels.rounds)
+    shares = shares_of_zeros(model)
+    assert {path.split("/")[0] for path in zeros.summary.weights} == shares.keys()
+    whole, left = map(sum, zip(*zeros.summary.weights.values(), strict=True))
+    assert left == sum(int((x.kernel.numpy() != 0).sum()) for x in model.layers if x.name in shares)
+    assert zeros.summary.sparsity == pytest.approx(0.5, abs=1 / whole + 0.01)
+
+
+class Score(keras.callbacks.Callback):
+    """Lets a metric be good or bad in each epoch."""
+
+    def __init__(self, *scores):
+        super().__init__()
+        self.scores = scores
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["score"] = self.scores[epoch]
+
+
+JUDGED = {"max_accuracy_drop": 0.1, "monitor": "score", "mode": "max", "patience": 1}
+
+
+@pytest.mark.filterwarnings("ignore:SGDAPCallback stopped short")
+def test_masks_come_back_with_their_layers():
+    model, x, y = trained(chain)
+    budget = sgdap.Budget(flops=0.3)
+    options = {"begin_epoch": 1, "depth": True, "round_to": 1, "jit_compile": None, "verbose": 0}
+    channels = sgdap.SGDAPCallback(
+        budget, schedule="one_shot", final_finetune_epochs=2, **options, **JUDGED
+    )
+    zeros = sgdap.SparsityCallback(
+        0.5, schedule="one_shot", begin_epoch=0, final_finetune_epochs=3, verbose=0, **JUDGED
+    )
+    model.fit(x, y, epochs=4, verbose=0, callbacks=[Score(1, 1, 0, 0), zeros, channels])
+    assert channels.rounds[0].bypassed and channels.rounds[0].decision == "undone"
+    assert zeros.rounds[0].decision == "kept"
+    assert zeros.summary.sparsity == pytest.approx(0.5, abs=0.01)
+    left = sum(int((layer.kernel.numpy() != 0).sum()) for layer in model.layers)
+    assert left == sum(own for _, own in zeros.summary.weights.values())
+
+
+@pytest.mark.filterwarnings("ignore:SGDAPCallback stopped short")
+@pytest.mark.parametrize("scores", [(1, 1, 1, 1), (1, 0, 0, 1)])
+def test_lattices_leave_with_their_layers_and_come_back(scores):
+    model, x, y = trained(chain)
+    channels = sgdap.SGDAPCallback(
+        sgdap.Budget(flops=0.3),
+        schedule="one_shot",
+        begin_epoch=0,
+        depth=True,
+        round_to=1,
+        jit_compile=None,
+        verbose=0,
+        **JUDGED,
+    )
+    few_bits = sgdap.QuantizationCallback("ternary", verbose=0)
+    names = [layer.name for layer in model.layers]
+    model.fit(x, y, epochs=4, verbose=0, callbacks=[Score(*scores), channels, few_bits])
+    assert channels.rounds[0].bypassed
+    left = [layer.name for layer in model.layers]
+    assert (left == names) == (channels.rounds[-1].decision == "undone" or not all(scores))
+    assert [path.split("/")[0] for path in few_bits.schemes] == left
+    for layer in model.layers:
+        assert all(len(np.unique(column)) <= 3 for column in layer.kernel.numpy().T)
