@@ -108,7 +108,8 @@ class SGDAPCallback(RoundsCallback[ChannelRun]):
             `sgdap.plan`. The sample of the training inputs is held to this limit too.
         depth: Whether layers may leave as a whole, as in `sgdap.plan`: True, or a list of names or
             patterns. The model must be a sequential or functional one without models inside it.
-            Not beside a teacher of inner layers, `DistillationCallback(features=...)`.
+            Not beside `DistillationCallback(features=...)` or a `SparsityCallback` that goes by
+            gradients.
         seed: Seed for every random choice.
         backup_dir: A folder for a backup of the run, written at each epoch. If the process is
             killed and the same script is run again, `fit` goes on after the last whole epoch, up

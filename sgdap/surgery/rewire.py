@@ -178,11 +178,12 @@ def bypassed(program: Program, made: Shallower, optimizers: Sequence[Any] = ()) 
     gone = [variable for variable in gone if id(variable) not in stay]
     ids = {id(variable) for variable in gone}
     following = {id(x): x for x in (*optimizers, *optimizers_of(model))}
-    rebuilt = [
-        pair
-        for optimizer in following.values()
-        for pair in rebuild_optimizer(optimizer, replaced, None, ids)
-    ]
+    with _keras.scope_of(model):
+        rebuilt = [
+            pair
+            for optimizer in following.values()
+            for pair in rebuild_optimizer(optimizer, replaced, None, ids)
+        ]
     leaving = [variable.value for variable in gone]
     leaving += [own.old.value for own in replaced.values()]
     for old, _ in rebuilt:

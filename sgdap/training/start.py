@@ -37,6 +37,7 @@ from sgdap.training.options import RoundOptions, TrainingOptions
 from sgdap.training.reservoir import LIMIT, Reservoir
 from sgdap.training.sampler import TrainStepSampler
 from sgdap.training.schedule import Schedule, StepSchedule
+from sgdap.training.sparsity_options import SparsityOptions
 from sgdap.training.state import RunState
 
 
@@ -120,13 +121,18 @@ def start_run(
 
 
 def _check_alone(neighbours: Neighbours) -> None:
-    """Raises if a teacher of inner layers is beside it, which may leave."""
-    for other in neighbours.of_class(DistillationCallback):
-        if other.options.features is not None:
+    """Raises if a callback beside it can't do without what may leave."""
+    for other in neighbours.of_class(keras.callbacks.Callback):
+        options, which, why = getattr(other, "options", None), "", ""
+        if isinstance(other, DistillationCallback) and other.options.features is not None:
+            which, why = "features=...", "knows layers which may leave"
+        elif isinstance(options, SparsityOptions) and options.watches:
+            which = f"guidance={options.guidance!r}"
+            why = "watches weights, and none were watched of a kernel that takes a linear map"
+        if why:
             raise ValueError(
                 f"{ChannelRun.callback}(depth=...) can't work beside {type(other).__name__}"
-                "(features=...) in one fit: that one knows layers which may leave. Leave depth "
-                "out, or train once with each."
+                f"({which}) in one fit: that one {why}. Leave depth out, or train once with each."
             )
 
 

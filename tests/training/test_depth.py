@@ -88,6 +88,9 @@ def test_what_it_can_not_work_with_is_refused_before_anything():
     teacher = sgdap.DistillationCallback(chain(), features=["narrow"])
     with pytest.raises(ValueError, match=r"can't work beside DistillationCallback\(features"):
         model.fit(x, y, epochs=3, verbose=0, callbacks=[*callbacks, teacher])
+    watching = sgdap.SparsityCallback(0.5, guidance="gradient")
+    with pytest.raises(ValueError, match=r"beside SparsityCallback\(guidance='gradient'\)"):
+        model.fit(x, y, epochs=3, verbose=0, callbacks=[*callbacks, watching])
     inner = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4)], name="inner")
     nested = keras.Sequential([keras.Input((5,)), inner, keras.layers.Dense(3)])
     nested.compile("sgd", "mse")
