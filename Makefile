@@ -5,8 +5,8 @@ INSTALLED := .venv/.installed
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test test-properties test-architectures architectures-table compatibility-table docs notebooks \
-	clean
+.PHONY: help demo test types tests test-properties test-architectures architectures-table \
+	compatibility-table docs notebooks clean
 
 help:
 	@echo "make demo                train LeNet-5 on MNIST, prune it, compare (options: DEMO_ARGS='--help')"
@@ -35,10 +35,16 @@ $(INSTALLED): setup.cfg pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/sgdap demo $(DEMO_ARGS)
 
+# The types are checked while the tests run. Where one of them fails, the other goes on to its end.
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory --jobs=2 --keep-going types tests
+
+types: $(INSTALLED)
 	$(BIN)/mypy sgdap
+
+tests: $(INSTALLED)
 	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-properties: $(INSTALLED)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from tests.devices import Devices
+from tests.untuned import untuned_datasets
 
 # Keras and TensorFlow read these when they are first imported, which is after this file.
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -94,6 +95,13 @@ def arrays_are_batched_simply() -> Iterator[None]:
     of_many_parts = array_data_adapter.ArrayDataAdapter.get_tf_dataset
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(array_data_adapter.ArrayDataAdapter, "get_tf_dataset", get_tf_dataset)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def datasets_are_not_tuned() -> Iterator[None]:
+    """Spares each epoch, evaluation and prediction a wait that is longer than their work."""
+    with untuned_datasets():
         yield
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.untuned import untuned_datasets
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -91,9 +93,10 @@ def on_both(run: Callable[[Any], Any]) -> dict[str, Any]:
 def main() -> None:
     """Runs the modules that standard input names and prints a line for each."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what is printed by others
-    for line in sys.stdin:
-        found = importlib.import_module(line.strip()).found()
-        print(json.dumps(found), file=answers, flush=True)
+    with untuned_datasets():
+        for line in sys.stdin:
+            found = importlib.import_module(line.strip()).found()
+            print(json.dumps(found), file=answers, flush=True)
 
 
 if __name__ == "__main__":

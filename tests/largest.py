@@ -21,6 +21,6 @@ def network(optimizer=None, *, second=8, **arguments) -> keras.Model:
     )
     arguments = {"metrics": ["accuracy"], "jit_compile": False} | arguments
     model.compile(
-        optimizer or keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", **arguments
+        optimizer or keras.optimizers.Adagrad(0.1), "sparse_categorical_crossentropy", **arguments
     )
     return model

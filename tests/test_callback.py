@@ -41,7 +41,7 @@ def network(**compile_arguments) -> keras.Model:
             layers.Dense(3, "softmax", name="end"),
         ]
     )
-    arguments = {"optimizer": keras.optimizers.Adam(0.01), "metrics": ["accuracy"]}
+    arguments = {"optimizer": keras.optimizers.Adagrad(0.1), "metrics": ["accuracy"]}
     model.compile(loss="sparse_categorical_crossentropy", **(arguments | compile_arguments))
     return model
 

@@ -44,7 +44,7 @@ def run(folder: str | None, drop: float | None, calibrate: bool, report=print) -
             layers.Dense(3, "softmax"),
         ]
     )
-    model.compile(keras.optimizers.Adam(0.03), "sparse_categorical_crossentropy")
+    model.compile(keras.optimizers.Adagrad(0.3), "sparse_categorical_crossentropy")
     callback = SGDAPCallback(
         Budget(flops=0.15),
         "activation",

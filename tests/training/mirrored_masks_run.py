@@ -68,7 +68,7 @@ def run(strategy, optimizer: str, guidance: str, folder=None, interrupt_at=None)
         verbose=0,
     )
     look = Look(callback, strategy, interrupt_at)
-    arguments = {"batch_size": 8, "epochs": 4, "shuffle": False, "verbose": 0}
+    arguments = {"batch_size": 16, "epochs": 3, "shuffle": False, "verbose": 0}
     model.fit(x, y, callbacks=[callback, look], **arguments)
     copies = [strategy.experimental_local_results(w.value) for w in model.trainable_weights]
     return {
@@ -82,7 +82,7 @@ def run(strategy, optimizer: str, guidance: str, folder=None, interrupt_at=None)
 
 
 def resumed(strategy) -> dict:
-    """The run by gradients, broken off when its second epoch begins and taken up again."""
+    """The run by gradients, broken off when its third epoch begins and taken up again."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             run(strategy, "adam", "gradient", folder, interrupt_at=2)

@@ -46,7 +46,7 @@ def network(strategy, kind: type, *arguments, rate: float) -> keras.Model:
             ]
         )
         loss = "sparse_categorical_crossentropy"
-        model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+        model.compile(keras.optimizers.Adagrad(rate), loss, metrics=["accuracy"])
     return model
 
 
@@ -64,7 +64,7 @@ def replicas(strategy, model: keras.Model) -> dict:
 
 def run(strategy, calibrate: bool) -> dict:
     x, y = data()
-    model = network(strategy, layers.Dense, 6, "relu", rate=0.01)
+    model = network(strategy, layers.Dense, 6, "relu", rate=0.1)
     statistics = sgdap.collect_statistics(sgdap.channel_graph(model), x)
     callback = sgdap.SGDAPCallback(
         sgdap.Budget(flops=0.5),
@@ -96,8 +96,8 @@ class InterruptionError(Exception):
 @functools.cache
 def learnt() -> list[np.ndarray]:
     """The weights of a network that was trained on one device."""
-    model = network(tf.distribute.get_strategy(), layers.BatchNormalization, rate=0.05)
-    model.fit(*data(), batch_size=16, epochs=10, verbose=0)
+    model = network(tf.distribute.get_strategy(), layers.BatchNormalization, rate=0.5)
+    model.fit(*data(), batch_size=SAMPLES, epochs=10, verbose=0)
     return model.get_weights()
 
 
@@ -122,7 +122,7 @@ def guarded(strategy, folder: str | None = None, interrupt_at: int | None = None
         if epoch == interrupt_at:
             raise InterruptionError
 
-    arguments = {"batch_size": 16, "epochs": 3, "verbose": 0, "validation_data": (x, y)}
+    arguments = {"batch_size": SAMPLES, "epochs": 3, "verbose": 0, "validation_data": (x, y)}
     others = [keras.callbacks.LambdaCallback(on_epoch_begin=interrupt)]
     history = model.fit(x, y, callbacks=[callback, *others], **arguments)
     return {
@@ -146,7 +146,7 @@ def resumed(strategy) -> dict:
 def copies(strategy) -> list[dict]:
     """What copies hold that are made, and trained, outside of the strategy's scope."""
     x, y = data()
-    model = network(strategy, layers.Dense, 6, "relu", rate=0.01)
+    model = network(strategy, layers.Dense, 6, "relu", rate=0.1)
     slim = sgdap.apply(model, sgdap.plan(model, x, sgdap.Budget(flops=0.5)))
     grown = sgdap.layers.to_dra(model)
     found = []

@@ -34,7 +34,7 @@ def interrupt_at(epoch: int) -> keras.callbacks.Callback:
     return keras.callbacks.LambdaCallback(on_epoch_begin=maybe)
 
 
-def net(width: int = 8, optimizer: str = "adam") -> keras.Model:
+def net(width: int = 8, optimizer: str = "adagrad") -> keras.Model:
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [

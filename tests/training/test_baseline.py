@@ -43,7 +43,7 @@ def network() -> keras.Model:
         ]
     )
     loss = "sparse_categorical_crossentropy"
-    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.Adagrad(0.1), loss, metrics=["accuracy"])
     return model
 
 

@@ -21,7 +21,7 @@ def network(optimizer=None, kind: type = keras.Model, **arguments) -> keras.Mode
     x = layers.Dense(10, "relu", name="hidden_2")(x)
     model = kind(inputs, layers.Dense(3, "softmax", name="end")(x))
     arguments = {"metrics": ["accuracy"], "loss": "sparse_categorical_crossentropy"} | arguments
-    model.compile(optimizer or keras.optimizers.Adam(0.01), **arguments)
+    model.compile(optimizer or keras.optimizers.Adagrad(0.1), **arguments)
     return model
 
 

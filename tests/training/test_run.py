@@ -29,7 +29,7 @@ def network() -> keras.Model:
         ]
     )
     model.compile(
-        keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"]
+        keras.optimizers.Adagrad(0.1), "sparse_categorical_crossentropy", metrics=["accuracy"]
     )
     return model
 

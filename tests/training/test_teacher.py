@@ -18,7 +18,7 @@ def network(seed=0, width=12) -> keras.Model:
     hidden = layers.Dense(width, "relu", name="one")
     parts = [keras.Input((6,)), hidden, layers.Dense(3, "softmax", name="two")]
     model = keras.Sequential(parts)
-    optimizer = keras.optimizers.Adam(0.01)
+    optimizer = keras.optimizers.Adagrad(0.1)
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
