@@ -74,8 +74,8 @@ def plan(
             and with `allocation="layerwise"` and a criterion that looks at weights only
             (`"magnitude"`), nothing depends on what the data do: they are not run, and the plan
             knows no expected losses.
-        layers: Names or patterns (`"conv*"`) of the layers whose channels may be removed; None:
-            all.
+        layers: Names or patterns (`"conv*"`) of the layers whose channels may be removed, or of
+            what they stand in (a wrapper, a model in the model); None: all.
         min_channels: The least number of channels of every group.
         round_to: Groups that shrink keep a multiple of this many channels, which runtimes reward.
             `"auto"`: a multiple of 8 from 16 channels on, of 4 from 8 on, except for widths that

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,8 @@ def plan_removal(model: Any, channels: Mapping[str, Iterable[int]]) -> Plan:
     Args:
         model: A built `keras.Sequential` or functional `keras.Model`; it is not changed.
         channels: The numbers of the channels to remove, from 0, by the layer that makes them:
-            `{"conv1": [3, 7]}`. Names as in `layers` of `sgdap.plan`: patterns and ends of paths.
+            `{"conv1": [3, 7]}`. Names as in `layers` of `sgdap.plan`: patterns, ends of paths, and
+            a wrapper's name for the layer in it, of a `Bidirectional` for both directions.
             Channels of other layers that are tied to these leave with them.
 
     Returns:
@@ -148,12 +149,20 @@ def _producers(graph: ChannelGraph, name: str) -> list[str]:
         raise ValueError(
             f"No layer that makes channels is called '{name}'. {choices_for(name, graph.made)}"
         )
-    if len(found) > 1 and not set(name) & set("*?["):
+    if not set(name) & set("*?[") and not _are_the_same([graph.made[path] for path in found]):
+        patterns = (f"{name}*", f"*{name}", f"*{name}*")
+        all_of_them = [p for p in patterns if paths_called(p, list(graph.made)) == found]
+        all_meant = f", or mean all with '{all_of_them[0]}'" if all_of_them else ""
         raise ValueError(
-            f"Several layers are called '{name}': {', '.join(found)}. Give the path of one of "
-            f"them, or mean all with '*{name}'."
+            f"Several layers are called '{name}' or stand in it: {', '.join(found)}. Give the path "
+            f"of one of them{all_meant}."
         )
     return found
+
+
+def _are_the_same(lines: Sequence[npt.NDArray[np.int64]]) -> bool:
+    """Whether layers make the same channels, as both directions of a Bidirectional do."""
+    return all(np.array_equal(line, lines[0]) for line in lines)
 
 
 def _numbers(path: str, given: Any, size: int) -> list[int]:

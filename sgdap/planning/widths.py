@@ -136,21 +136,32 @@ def _called(pattern: str, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
 
 
 def paths_called(pattern: str, paths: Sequence[str]) -> list[str]:
-    """The paths that match a name or pattern; if none does, those of which the end does.
+    """The paths that a name or pattern means.
 
-    So `"block5*"` finds layers of a model inside the model, `"backbone/block5a_conv"`.
+    Those that match it; if none does, those of which the end does, so that `"block5*"` finds
+    `"backbone/block5a_conv"`; else those that stand in a layer or model that it means: `"both"`
+    finds `"both/forward_lstm"` and `"both/backward_lstm"`, `"rnn"` the cells `"rnn:0"`, `"rnn:1"`.
     """
-
-    def matches(path: str, inside: bool) -> bool:
-        parts = path.split("/")
-        ends = ["/".join(parts[i:]) for i in range(len(parts) if inside else 1)]
-        return any(end == pattern or fnmatch.fnmatchcase(end, pattern) for end in ends)
-
-    for inside in (False, True):
-        fitting = [path for path in paths if matches(path, inside)]
+    for names in (lambda path: [path], _ends, _ends_of_holders):
+        fitting = [
+            path
+            for path in paths
+            if any(own == pattern or fnmatch.fnmatchcase(own, pattern) for own in names(path))
+        ]
         if fitting:
             return fitting
     return []
+
+
+def _ends(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[i:]) for i in range(len(parts))]
+
+
+def _ends_of_holders(path: str) -> list[str]:
+    """The ends of the paths of all layers and models in which a layer stands."""
+    places = [i for i, letter in enumerate(path) if letter in "/:"]
+    return [end for place in places for end in _ends(path[:place])]
 
 
 def _producers(groups: Sequence[ChannelGroup]) -> list[str]:

@@ -56,7 +56,8 @@ def remove(
     Args:
         model: A built `keras.Sequential` or functional `keras.Model`.
         channels: The numbers of the channels to remove, from 0, by the layer that makes them:
-            `{"conv1": [3, 7]}`. Names as in `layers` of `sgdap.plan`: patterns and ends of paths.
+            `{"conv1": [3, 7]}`. Names as in `layers` of `sgdap.plan`: patterns, ends of paths, and
+            a wrapper's name for the layer in it, of a `Bidirectional` for both directions.
         in_place: Whether to make `model` itself slim, as in `sgdap.apply`.
         optimizer: An optimizer of your own training loop, as in `sgdap.apply`.
 

@@ -72,8 +72,63 @@ def test_a_name_that_several_layers_have_is_refused():
     ]
     x = layers.Concatenate()([block(inputs) for block in blocks])
     model = keras.Model(inputs, layers.Dense(2)(x))
-    with pytest.raises(ValueError, match=r"Several layers are called 'one': left/one, right/one"):
+    with pytest.raises(ValueError, match=r"'one' or stand in it: left/one, right/one.*'one\*'"):
         sgdap.plan_removal(model, {"one": [0]})
+
+
+def after_steps(layer: keras.layers.Layer) -> keras.Model:
+    inputs = keras.Input((6, 5))
+    x = layers.Flatten()(layer(inputs))
+    return keras.Model(inputs, layers.Dense(2, name="end")(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "widths"),
+    [
+        (layers.Bidirectional(layers.LSTM(4), name="held"), [3, 3]),
+        (layers.Bidirectional(layers.GRU(4), merge_mode="sum", name="held"), [3, 3]),
+        (layers.TimeDistributed(layers.Dense(4), name="held"), [3]),
+        (layers.TimeDistributed(layers.Bidirectional(layers.LSTM(4)), name="held"), [3, 3]),
+        (layers.RNN(layers.LSTMCell(4), name="held"), [3]),
+        (layers.RNN([layers.GRUCell(4)], name="held"), [3]),
+        (layers.SpectralNormalization(layers.Dense(4), name="held"), [3]),
+        (keras.Sequential([layers.Dense(4)], name="held"), [3]),
+    ],
+)
+def test_a_layer_inside_another_is_called_by_that_ones_name(layer, widths):
+    nested = isinstance(getattr(layer, "layer", None), layers.Bidirectional)
+    inputs = keras.Input((6, 7, 5) if nested else (6, 5))
+    x = layers.Flatten()(layer(inputs))
+    model = keras.Model(inputs, layers.Dense(2, name="end")(x))
+    plan = sgdap.plan_removal(model, {"held": [1]})
+    graph = sgdap.channel_graph(sgdap.apply(model, plan))
+    assert [len(own) for path, own in graph.made.items() if path != "end"] == widths
+    assert plan == sgdap.plan_removal(model, {next(iter(graph.made)): [1]})
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (
+            layers.RNN([layers.LSTMCell(4), layers.GRUCell(3)], name="held"),
+            r"Several layers are called 'held' or stand in it: held:0, held:1\. Give .*'held\*'",
+        ),
+        (
+            layers.TimeDistributed(
+                keras.Sequential(
+                    [layers.Dense(4, name="one"), layers.Dense(3, name="two")], name="inner"
+                ),
+                name="held",
+            ),
+            r"stand in it: held/inner/one, held/inner/two\. Give .*'held\*'",
+        ),
+    ],
+)
+def test_a_name_of_what_holds_several_layers_is_refused_with_their_names(layer, words):
+    model = after_steps(layer)
+    with pytest.raises(ValueError, match=words):
+        sgdap.plan_removal(model, {"held": [0]})
+    assert sgdap.plan_removal(model, {"held*": [0]}).params[1] < model.count_params()
 
 
 @pytest.mark.parametrize(
