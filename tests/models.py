@@ -457,12 +457,12 @@ class OwnModel(keras.Model):
             layers.Dense(6, "relu", name="after"),
             layers.Dense(3, name="last"),
         ]
+        self.drop = layers.Dropout(0.0, name="drop")
 
     def call(self, x, training=False):
         for part in self.parts:
             x = part(x)
-        if training:
-            x = x + 0.0
+        x = self.drop(x, training=training)
         return x / ops.sqrt(float(x.shape[-1]))
 
     def get_config(self):

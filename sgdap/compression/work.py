@@ -210,10 +210,19 @@ class _Shuffled(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         rows = np.sort(self._order[index * self._size : (index + 1) * self._size])
-        return given(rows_of(self._data, rows))
+        return _without_lists(given(rows_of(self._data, rows)))
 
     def on_epoch_end(self) -> None:
         self._order = self._random.permutation(self._count)
+
+
+def _without_lists(structure: Any) -> Any:
+    """Tuples in the place of lists, which Keras refuses in a batch of a PyDataset."""
+    if isinstance(structure, Mapping):
+        return {name: _without_lists(own) for name, own in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        return tuple(map(_without_lists, structure))
+    return structure
 
 
 def given(data: Any) -> Any:

@@ -14,7 +14,7 @@ from sgdap import _keras
 from sgdap.channels.groups import ChannelGraph
 from sgdap.depth.units import RemovableUnit, live_calls, reading_place, resolved
 from sgdap.model.copying import compile_alike, copied_operation, copy_state
-from sgdap.model.functional import connected, layer_names, warn_of_losses
+from sgdap.model.functional import connected, layer_names, warn_of_what_is_lost
 from sgdap.model.program import Call, Program, Ref
 
 Array = npt.NDArray[np.float64]
@@ -94,7 +94,7 @@ def shallower(graph: ChannelGraph, bypasses: Sequence[Bypass]) -> Shallower:
     if why:
         listed = ", ".join(f"'{unit.name}'" for unit in units)
         raise ValueError(f"{listed} can't leave '{graph.program.model.name}' together: {why}.")
-    warn_of_losses(graph.program)
+    warn_of_what_is_lost(graph.program)
     program = without_units(graph.program, units)
     maps = _maps_of_readers(graph, bypasses)
     names = layer_names(program)

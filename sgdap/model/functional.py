@@ -49,12 +49,23 @@ def functional(model: Any) -> Any:
         ['hidden', 'end']
     """
     program = trace(model)
-    warn_of_losses(program)
+    warn_of_what_is_lost(program)
     return functional_program(program).model
 
 
-def warn_of_losses(program: Program) -> None:
-    """Warns where a functional copy would leave out what a `call` adds to the losses."""
+def warn_of_what_is_lost(program: Program) -> None:
+    """Warns where a functional copy would leave out what a `call` does in training."""
+    otherwise = [part for part in program.unrolled if part.trains_otherwise]
+    if otherwise:
+        what = f"'{otherwise[0].path or program.model.name}'"
+        warnings.warn(
+            f"The functional copy of '{program.model.name}' does in training what it does "
+            f"otherwise, and the `call` of {what} (of class {type(otherwise[0].layer).__name__}) "
+            "does something else then. Put that into a layer of its own without weights, or make "
+            "the model itself slim: with SGDAPCallback, or sgdap.apply(model, plan, "
+            "in_place=True).",
+            stacklevel=3,
+        )
     if program.losses:
         warnings.warn(
             f"The functional copy of '{program.model.name}' does not have the losses that its "
@@ -106,7 +117,7 @@ def functional_with(program: Program, replacements: Mapping[str, Sequence[Any]])
     Raises:
         ValueError: As `functional_program`.
     """
-    warn_of_losses(program)
+    warn_of_what_is_lost(program)
     return _copied(program, replacements)[0]
 
 

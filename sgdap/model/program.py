@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,30 @@ def _equal(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
+def same_calls(first: Sequence[Call], second: Sequence[Call]) -> bool:
+    """Whether the same layers and operations are called on the same tensors, one after another.
+
+    What they are told of training may differ.
+    """
+
+    def of(call: Call) -> OperationCall:
+        kwargs = {name: value for name, value in call.kwargs.items() if name != "training"}
+        try:
+            config = {} if isinstance(call.operation, keras.Layer) else call.operation.get_config()
+        except NotImplementedError:
+            config = {}
+        return OperationCall(config, call.args, kwargs)
+
+    def alike(one: Call, other: Call) -> bool:
+        if isinstance(one.operation, keras.Layer) or isinstance(other.operation, keras.Layer):
+            same = one.operation is other.operation
+        else:
+            same = type(one.operation) is type(other.operation)
+        return same and one.outputs == other.outputs and of(one).same_as(of(other))
+
+    return len(first) == len(second) and all(map(alike, first, second))
+
+
 Taps = Mapping[int, Callable[[Call, Callable[[], Any], list[Any]], Any]]
 """For calls by their number, a function `(call, compute, flat inputs)` that returns the call's
 output; `compute()` calls the layer."""
@@ -113,6 +137,7 @@ class Unrolled:
         inputs: What the input tensors of its graph are; empty where it has a `call` of its own.
         start: Number of the first of its calls.
         stop: Number after the last one.
+        trains_otherwise: Whether it has a `call` that makes other calls in training.
     """
 
     path: str
@@ -123,6 +148,7 @@ class Unrolled:
     inputs: tuple[Any, ...]
     start: int
     stop: int
+    trains_otherwise: bool = False
 
 
 @dataclass(frozen=True, eq=False)

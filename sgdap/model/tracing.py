@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,10 +13,18 @@ import keras
 from sgdap import _keras
 from sgdap._arguments import shown
 from sgdap.model.arguments import symbolic_arguments, symbolic_like
+from sgdap.model.generators import global_state_kept
 from sgdap.model.interception import originals, replaced
 from sgdap.model.open_sizes import output_spec, size_functions, sizes_asked
-from sgdap.model.program import Call, Program, Ref, Shape, Unrolled, leaves_of, refs_of
-from sgdap.model.user_code import has_code, untraceable, untraced, user_line
+from sgdap.model.program import Call, Program, Ref, Shape, Unrolled, leaves_of, refs_of, same_calls
+from sgdap.model.user_code import (
+    ONLY_IN_TRAINING,
+    has_code,
+    takes_training,
+    untraceable,
+    untraced,
+    user_line,
+)
 
 
 def check_is_no_tf_keras(model: Any) -> None:
@@ -57,7 +65,8 @@ def trace(model: Any, shapes: Sequence[Shape] | None = None) -> Program:
     args, kwargs = symbolic_arguments(model, shapes)
     recorder = _Recorder(of_shapes=shapes is not None)
     inputs = tuple(map(recorder.numbered, leaves_of((args, kwargs))))
-    outputs = recorder.run(model, "", args, kwargs)
+    with global_state_kept():
+        outputs = recorder.run(model, "", args, kwargs)
     leaves = leaves_of(outputs)
     made = [leaf for leaf in leaves if _is_symbolic(leaf)]
     if len(made) < len(leaves) and _keras.functional_of(model) is not None:
@@ -157,6 +166,8 @@ class _Recorder:
         self._masked: set[Ref] = set()
         self._paths: dict[int, str] = {}
         self._counts: Counter[str] = Counter()
+        self._whole: set[int] = set()
+        self._in_training = False
 
     def run(self, layer: Any, path: str, args: tuple[Any, ...], kwargs: Any) -> Any:
         """Runs a model or layer and takes down what it calls; returns what it makes."""
@@ -216,6 +227,7 @@ class _Recorder:
     def _entered(self, layer: Any, path: str, args: tuple[Any, ...], kwargs: Any) -> Any:
         """Runs the `call` of a model or layer."""
         start, graph = len(self.calls), _keras.functional_of(layer)
+        twin = self._twin(layer, graph, kwargs)
         is_code = graph is None or any(place.is_code for place in self._places)
         given, named = self._numbers((args, dict(kwargs)))
         self._places.append(_Place(f"{path}/" if path else "", graph, is_code))
@@ -234,25 +246,62 @@ class _Recorder:
             self._places.pop()
         begun, result = self._numbers((tuple(inputs), made))
         stop = len(self.calls)
-        self.unrolled.append(Unrolled(path, layer, given, named, result, begun, start, stop))
+        otherwise = twin is not None and not twin.makes_in_training(
+            layer, path, args, kwargs, self.calls[start:], result
+        )
+        self.unrolled.append(
+            Unrolled(path, layer, given, named, result, begun, start, stop, otherwise)
+        )
         return made
+
+    def _twin(self, layer: Any, graph: Any, kwargs: Any) -> _Recorder | None:
+        """A recorder that stands where this one does, to run a `call` in training.
+
+        None where the `call` is of Keras, is not told of training, or told by what is around it.
+        """
+        told = kwargs.get("training") is not None or not takes_training(layer)
+        if graph is not None or told or self._program or self._in_training:
+            return None
+        twin = copy.copy(self)
+        for name, value in vars(self).items():
+            if name != "_whole":
+                setattr(twin, name, copy.copy(value))
+        return twin
+
+    def makes_in_training(
+        self, layer: Any, path: str, args: Any, kwargs: Any, calls: Sequence[Call], result: Any
+    ) -> bool:
+        """Whether a `call` in training makes some calls, and the same of them."""
+        start, self._in_training = len(self.calls), True
+        try:
+            with keras.StatelessScope():
+                made = self.run(layer, path, args, {**kwargs, "training": True})
+            found = self._numbers(made)
+        except Exception:  # it draws random numbers of a size that is not known, say
+            return False
+        return same_calls(self.calls[start:], calls) and found == result
 
     def _is_unrolled(self, layer: Any, args: Any, kwargs: Any) -> bool:
         """Whether the calls inside a layer stand in for its own.
 
         A layer behind one that makes masks is not unrolled: its `call` may read a mask that Keras
-        hands on.
+        hands on. Nor is one without weights that does something else in training: a copy of its
+        calls would not.
         """
         if self._program and self._program.calls[len(self.calls)].operation is layer:
             return False
         if _keras.functional_of(layer) is not None:
             return not any(map(_is_symbolic, leaves_of(kwargs.get("mask"))))
-        if not has_code(layer):
+        if not has_code(layer) or id(layer) in self._whole:
             return False
         given = filter(_is_symbolic, leaves_of((args, kwargs)))
         return self._masked.isdisjoint(map(self.ref, given))
 
     # Calls
+
+    def _taken_down(self) -> tuple[list[Any], ...]:
+        """The lists that grow with each call."""
+        return self.calls, self.shapes, self.dtypes, self.unrolled, self.losses
 
     def _layer_called(self, original: Any, layer: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Takes down a layer's call without making it, or the calls that it makes inside."""
@@ -264,24 +313,27 @@ class _Recorder:
         path = self._paths.setdefault(id(layer), place.prefix + layer.name)
         error: Exception | None = None
         if self._is_unrolled(layer, args, kwargs):
-            calls, tensors, unrolled = len(self.calls), len(self.shapes), len(self.unrolled)
-            losses = len(self.losses)
+            before = [len(part) for part in self._taken_down()]
             try:
-                return self._entered(layer, path, args, kwargs)
+                made = self._entered(layer, path, args, kwargs)
             except Exception as stopped:
                 # A second run stops where it differs from the first.
                 if self._program or _keras.functional_of(layer) is not None:
                     raise
                 error = stopped  # what can't be traced is one layer without a rule
-                del self.calls[calls:], self.unrolled[unrolled:], self.losses[losses:]
-                del self.shapes[tensors:], self.dtypes[tensors:]
-                self._masked = {ref for ref in self._masked if ref.index < tensors}
+            else:
+                if layer.weights or not self.unrolled[-1].trains_otherwise:
+                    return made
+                self._whole.add(id(layer))
+            for part, length in zip(self._taken_down(), before, strict=True):
+                del part[length:]
+            self._masked = {ref for ref in self._masked if ref.index < len(self.shapes)}
         if not layer.built and not _has_nothing_to_build(layer):
             raise ValueError(
                 f"Layer '{path}' is not built. Make layers in `__init__`, and call the model "
                 "once on a batch of data."
             )
-        why = untraced(layer, error)
+        why = ONLY_IN_TRAINING if id(layer) in self._whole else untraced(layer, error)
         return self._take_down(layer, path, args, kwargs, node, why=why)
 
     def _loss_added(self, _: Any, layer: Any, /, loss: Any) -> None:
@@ -390,6 +442,6 @@ def _is_symbolic(leaf: Any) -> bool:
 def _without_training(layer: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for a `call` that decides on training itself: whoever runs it later says."""
     given = {k: v for k, v in kwargs.items() if k != "training"}
-    if "training" in inspect.signature(layer.call).parameters:
+    if takes_training(layer):
         given["training"] = kwargs.get("training")
     return given

@@ -32,6 +32,18 @@ def has_code(layer: Any) -> bool:
     return not own and leaf_class(layer) is None
 
 
+ONLY_IN_TRAINING = (
+    "its `call` does something else in training, so it is not looked into; put what is for "
+    "training alone into a layer of its own"
+)
+"""Why a layer without weights is one call."""
+
+
+def takes_training(layer: Any) -> bool:
+    """Whether the `call` of a layer or model is told whether it trains."""
+    return "training" in inspect.signature(layer.call).parameters
+
+
 def user_line(stopped: TracebackType | None) -> str:
     """The innermost line of the user's own code: of a traceback, or of the current stack."""
     place = _user_place(stopped)

@@ -29,14 +29,17 @@ def check_in_place(graph: ChannelGraph) -> None:
         ValueError: They can't; the error says why, and what to do.
     """
     program = graph.program
-    inside = [part.path for part in program.unrolled if part.path]
+    inside = {part.path: part.layer for part in program.unrolled if part.path}
     held = [x for x in _keras.flatten_layers(program.model) if isinstance(x, keras.Model)]
-    nested = [x.name for x in held if x is not program.model and x is not program.functional]
+    inside |= {x.name: x for x in held if x is not program.model and x is not program.functional}
     why = ""
     if program.functional is None:
         why = "its class has a `call` of its own"
-    elif inside or nested:
-        why = f"'{[*inside, *nested][0]}' inside it has layers of its own"
+    elif inside:
+        path, layer = next(iter(inside.items()))
+        is_model = isinstance(layer, keras.Model)
+        what = "is a model" if is_model else "has a `call` of your own, which is looked into"
+        why = f"'{path}' inside it {what}"
     if why:
         raise ValueError(
             f"Layers of '{program.model.name}' can't leave it as a whole in place: {why}. Use the "

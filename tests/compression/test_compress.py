@@ -757,3 +757,21 @@ def test_stages_are_plain_values():
 def test_stages_check_what_they_are_asked_for(make, words):
     with pytest.raises((ValueError, TypeError), match=words):
         make()
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_models_of_several_inputs_and_outputs_train_in_stages(kind):
+    inputs = [keras.Input((4,), name="a"), keras.Input((3,), name="b")]
+    x = layers.Dense(8, "relu", name="hidden")(layers.Concatenate()(inputs))
+    outputs = [layers.Dense(2, name="c")(x), layers.Dense(1, name="d")(x)]
+    random_numbers = np.random.default_rng(0)
+    x = [random_numbers.normal(size=(40, n)).astype("float32") for n in (4, 3)]
+    y = [random_numbers.normal(size=(40, n)).astype("float32") for n in (2, 1)]
+    losses = ["mse", "mae"]
+    if kind is dict:
+        inputs, x = (dict(zip("ab", own, strict=True)) for own in (inputs, x))
+        outputs, y, losses = (dict(zip("cd", own, strict=True)) for own in (outputs, y, losses))
+    model = keras.Model(inputs, outputs)
+    model.compile("adam", losses)
+    made = sgdap.compress(model, [sgdap.Prune(flops=0.5)], (x, y), epochs=2, verbose=0)
+    assert made.report.after.flops <= 0.5 * made.report.before.flops

@@ -287,3 +287,87 @@ def test_a_weight_outside_of_layers_is_named_where_a_functional_model_is_wanted(
     graph = sgdap.channel_graph(model)
     prune_in_place(graph, random_removal(graph))
     assert model.hidden.units in (2, 4)
+
+
+@keras.saving.register_keras_serializable("tests")
+class DropPath(layers.Layer):
+    """Stochastic depth: drops whole samples in training."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seed_generator = keras.random.SeedGenerator(0)
+
+    def call(self, x, training=None):
+        if training:
+            noise = keras.random.uniform((ops.shape(x)[0], 1), seed=self.seed_generator)
+            return ops.where(noise < 0.5, 0.0, 2 * x)
+        return x
+
+
+def with_stochastic_depth() -> keras.Model:
+    x = inputs = keras.Input((6,))
+    for n in range(2):
+        y = layers.Dense(8, "relu", name=f"hidden_{n}")(x)
+        x = layers.Add()([x, DropPath(name=f"drop_{n}")(layers.Dense(6)(y))])
+    return randomise(keras.Model(inputs, layers.Dense(3)(x)))
+
+
+def differs_in_training(model: keras.Model) -> bool:
+    x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
+    return not np.array_equal(model(x, training=True), model(x, training=False))
+
+
+@pytest.mark.parametrize("depth", [False, 0.25])
+def test_what_a_layer_without_weights_does_in_training_alone_is_in_every_copy(depth):
+    model = with_stochastic_depth()
+    assert differs_in_training(sgdap.functional(model))
+    assert sgdap.channel_graph(model).group("hidden_0").prunable
+    x = samples(model, 32)
+    slim = sgdap.apply(model, sgdap.plan(model, x, sgdap.Budget(params=0.7), depth=depth))
+    assert differs_in_training(slim)
+    assert not differs_in_training(layers_without_drops(slim))
+
+
+def layers_without_drops(model: keras.Model) -> keras.Model:
+    """The control: the same model where nothing is dropped."""
+    return keras.models.clone_model(
+        model,
+        clone_function=lambda layer: (
+            layers.Identity(name=layer.name)
+            if isinstance(layer, DropPath)
+            else type(layer).from_config(layer.get_config())
+        ),
+    )
+
+
+class TrainsOtherwise(keras.Model):
+    """Counts its steps and drops, in training alone; `usual`: as Keras' layers do."""
+
+    def __init__(self, usual: bool):
+        super().__init__(name="own")
+        self.usual, self.drop = usual, layers.Dropout(0.5)
+        self.hidden, self.end = layers.Dense(8), layers.Dense(2)
+        self.steps = self.add_weight(shape=(), name="steps", initializer="zeros", trainable=False)
+
+    def call(self, x, training=None):
+        x = self.hidden(x)
+        if training and not self.usual:
+            self.steps.assign_add(1)
+            x = self.drop(x, training=True)
+        if self.usual:
+            x = self.drop(x, training=training)
+        return self.end(x)
+
+
+def test_a_functional_copy_says_that_it_lacks_what_a_call_does_in_training_alone():
+    model = TrainsOtherwise(usual=False)
+    model(np.ones((2, 6), "float32"))
+    with pytest.warns(UserWarning, match="`call` of 'own'.*something else then.*in_place=True"):
+        sgdap.functional(model)
+    assert float(model.steps) == 0
+
+
+def test_layers_that_are_told_of_training_are_copied_without_a_warning():
+    model = TrainsOtherwise(usual=True)
+    model(np.ones((2, 6), "float32"))
+    assert differs_in_training(sgdap.functional(model))

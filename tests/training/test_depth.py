@@ -94,7 +94,7 @@ def test_what_it_can_not_work_with_is_refused_before_anything():
     inner = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4)], name="inner")
     nested = keras.Sequential([keras.Input((5,)), inner, keras.layers.Dense(3)])
     nested.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="'inner' inside it has layers of its own"):
+    with pytest.raises(ValueError, match="'inner' inside it is a model"):
         nested.fit(x, y, epochs=3, verbose=0, callbacks=callbacks)
     assert all(np.array_equal(a, b) for a, b in zip(weights, model.get_weights(), strict=True))
 
