@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap.channels.facts import Axis, Resize, Scale
 from sgdap.channels.labels import Channels, TensorChannels
-from sgdap.channels.probing import Array, agree, fits, halves, taken
+from sgdap.channels.probing import Array, agree, fits, halves, random_weights, taken
 from sgdap.channels.remembering import key_of, key_of_arguments
 from sgdap.channels.resizing import called, check_variables, new_entries, resized
 from sgdap.channels.rewriting import Masks, rewritten
@@ -357,9 +357,7 @@ class Likeness:
                 masks = [None if c is None else self.present[c] for c in self._lines_of(number)]
                 drawn.append(taken(_numpy(variable), masks))
                 continue
-            values = random.uniform(0.5, 1.5, shape)
-            if signed and len(shape) > 1:
-                values *= random.choice([-1, 1], shape) / math.sqrt(math.prod(shape[:-1]))
+            values = random_weights(shape, random, signed=signed)
             drawn.append(_numpy(keras.ops.cast(values, variable.dtype)))
         return drawn
 
