@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse import csgraph
+
+from sgdap.channels.probing import Numbers, line_of
 
 Labels = npt.NDArray[np.uint32]
 """For each index of an axis the label that rules know it by; tied labels become one channel.
@@ -201,95 +203,52 @@ def merge(symbols: Sequence[Symbol], shape: Sequence[int | None], ledger: Ledger
     return Symbol(tuple(shape), tuple(axes))
 
 
-def reshape(symbol: Symbol, shape: Sequence[int | None], ledger: Ledger) -> Symbol:
-    """The labels of a tensor after a row-major reshape.
+def moved(
+    symbol: Symbol,
+    shape: Sequence[int | None],
+    move: Callable[[Numbers], Numbers],
+    ledger: Ledger,
+) -> Symbol:
+    """The labels of a tensor whose values are only moved or repeated, as by a reshape.
 
-    Merged axes repeat the channels of the one among them that has any. Of an axis that is split,
-    the last part along which channels vary has them. Indices of the other parts tie what lies
-    there, so that whole blocks leave.
+    The numbers of the labels are moved, so the result shows where they lie. Where they vary along
+    several axes the last one has them, and what lies along the others is tied: whole blocks leave.
 
     Args:
         symbol: The tensor.
-        shape: Its new shape, without -1.
+        shape: The shape of the result.
+        move: Makes the result of an array of one sample.
         ledger: Receives ties and protections.
 
     Returns:
-        The reshaped tensor.
+        The moved tensor.
     """
-    axes: list[Labels | None] = [None] * len(shape)
-    for source, target in _matching_axes(symbol.shape, shape):
-        labelled = [(axis, own) for axis in source if (own := symbol.axes[axis]) is not None]
-        if not labelled:
+    output = plain(shape)
+    given, wanted = (math.prod(n for n in sizes[1:] if n) for sizes in (symbol.shape, shape))
+    repeated = wanted // math.gcd(given, wanted)  # the smallest open size that fits the shape
+    sizes = [symbol.shape[0] or 1, *(size or repeated for size in symbol.shape[1:])]
+    for axis, channels in enumerate(symbol.axes):
+        if channels is None:
             continue
-        axis, channels = labelled[0]
-        sizes = [symbol.shape[axis] for axis in source]
-        wanted = [shape[axis] for axis in target]
-        if len(source) == 1 and len([s for s in wanted if s != 1]) == 1:
-            kept = next(axis for axis, size in zip(target, wanted, strict=True) if size != 1)
-            axes[kept] = channels
+        found, numbers = np.unique(channels, return_inverse=True)
+        along = [1] * len(sizes)
+        along[axis] = -1
+        source = move(np.broadcast_to(numbers.reshape(along), sizes))
+        place, line, tied = line_of(source) or _line_of_one(source.shape, shape)
+        if shape[place] is None or output.axes[place] is not None:
+            for own in (channels, output.axes[place]):
+                if own is not None:
+                    ledger.protect(own, "a reshape mixes them with another axis")
             continue
-        if len(labelled) > 1 or _size(sizes) is None or _size(sizes) != _size(wanted):
-            for _, own in labelled:
-                ledger.protect(own, "a reshape mixes them with another axis")
-            continue
-        view = [1] * len(source)
-        view[source.index(axis)] = len(channels)
-        full = np.broadcast_to(channels.reshape(view), [int(s or 1) for s in sizes])
-        block = full.reshape([int(s or 1) for s in wanted])
-        position = _varying_axis(block)
-        lines = np.moveaxis(block, position, -1).reshape(-1, block.shape[position])
-        if (lines != lines[:1]).any():
-            ledger.tie(lines[1:], lines[:1])
-        axes[target[position]] = np.array(lines[0])
-    return Symbol(tuple(shape), tuple(axes))
+        ledger.tie(found[tied[:, 0]], found[tied[:, 1]])
+        output = output.with_axis(place, found[line])
+    return output
 
 
-def _varying_axis(block: Labels) -> int:
-    varying = [
-        axis
-        for axis in range(block.ndim)
-        if (np.take(block, [0], axis) != block).any() and block.shape[axis] > 1
-    ]
-    return varying[-1] if varying else block.ndim - 1
-
-
-def _matching_axes(
-    old: Sequence[int | None], new: Sequence[int | None]
-) -> list[tuple[list[int], list[int]]]:
-    """Pairs the axes of two shapes of the same size in the shortest runs of equal size."""
-    runs: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(old) or j < len(new):
-        source, target = [], []
-        if i < len(old):
-            source, i = [i], i + 1
-        if j < len(new):
-            target, j = [j], j + 1
-        while True:
-            left = _size([old[a] for a in source])
-            right = _size([new[a] for a in target])
-            if left == right:
-                break
-            if left is None or right is None:
-                source, target = [*source, *range(i, len(old))], [*target, *range(j, len(new))]
-                i, j = len(old), len(new)
-                break
-            if left < right and i < len(old):
-                source, i = [*source, i], i + 1
-            elif left > right and j < len(new):
-                target, j = [*target, j], j + 1
-            else:
-                break
-        if target:
-            runs.append((source, target))
-        else:  # axes of size 1 at the end
-            runs[-1][0].extend(source)
-    return runs
-
-
-def _size(sizes: Sequence[int | None]) -> int | None:
-    known = [size for size in sizes if size is not None]
-    return None if len(known) < len(sizes) else math.prod(known)
+def _line_of_one(made: Sequence[int], shape: Sequence[int | None]) -> tuple[int, Numbers, Numbers]:
+    """As `line_of`, of one label: it is taken to lie along an axis of size 1 if there is any."""
+    place = max((axis for axis, size in enumerate(shape) if size == 1), default=len(shape) - 1)
+    return place, np.zeros(made[place], np.int64), np.zeros((0, 2), np.int64)
 
 
 def concatenate(
