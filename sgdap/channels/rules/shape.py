@@ -72,7 +72,13 @@ def image(layer: Any, call: RuleCall) -> list[Symbol]:
     return spatial(layer, call)
 
 
-@register_rule(layers.Flatten, layers.Permute, layers.RepeatVector)
+@register_rule(layers.Permute)
+def permute(layer: Any, call: RuleCall) -> Symbol:
+    """Axes change places, the channels along them too."""
+    return Symbol(call.output_shape, tuple(call.input.axes[axis] for axis in (0, *layer.dims)))
+
+
+@register_rule(layers.Flatten, layers.RepeatVector)
 def moving(layer: Any, call: RuleCall) -> Symbol:
     """Moves and repeats values only, so numbers of labels show where these go."""
 
