@@ -86,13 +86,33 @@ def plain(shape: Sequence[int | None]) -> Symbol:
     return Symbol(tuple(shape), (None,) * len(shape))
 
 
+def connected(
+    size: int, first: npt.NDArray[np.integer], second: npt.NDArray[np.integer]
+) -> Channels:
+    """Numbers the components of a graph in order of their first nodes.
+
+    Args:
+        size: The number of nodes.
+        first: One end of each edge, `(edges,)`.
+        second: The other ends.
+
+    Returns:
+        The component of each node, `(size,)`.
+    """
+    edges = (np.ones(len(first), np.int8), (first, second))
+    _, found = csgraph.connected_components(sparse.coo_matrix(edges, (size, size)), directed=False)
+    _, starts = np.unique(found, return_index=True)
+    numbers: Channels = np.argsort(np.argsort(starts))[found]
+    return numbers
+
+
 class Ledger:
     """Hands out labels and remembers which are tied and which are protected."""
 
     def __init__(self) -> None:
         self.origins: list[tuple[str, int]] = []
         self._size = 0
-        self._ties: list[tuple[Labels, Labels]] = []
+        self._ties: list[Labels] = []
         self._protected: list[tuple[Labels, str]] = []
 
     def new(self, origin: str, count: int) -> Labels:
@@ -102,32 +122,27 @@ class Ledger:
         self._size += count
         return made
 
+    def fixed(self, count: int, reason: str) -> Labels:
+        """Makes labels of indices that stay."""
+        made = self.new("", count)
+        self.protect(made, reason)
+        return made
+
     def tie(self, first: Labels, second: Labels) -> None:
         """Makes channels leave together, index by index; one of the two may be a single one."""
-        first, second = np.broadcast_arrays(first, second)
-        self._ties.append((first.ravel(), second.ravel()))
+        self._ties.append(np.stack(np.broadcast_arrays(first, second)).reshape(2, -1))
 
-    def protect(self, channels: Labels, reason: str) -> None:
-        """Makes channels stay; the reason is for people."""
-        if channels.size:
-            self._protected.append((np.unique(channels), reason))
+    def protect(self, what: Symbol | Labels, reason: str) -> None:
+        """Makes channels, or all channels of a tensor, stay; the reason is for people."""
+        for channels in what.all_channels() if isinstance(what, Symbol) else [what]:
+            if channels.size:
+                self._protected.append((np.unique(channels), reason))
 
     def settle(self) -> Settled:
         """Makes one channel of all labels that are tied, directly or through others."""
-        size = self._size
-        if self._ties:
-            rows = np.concatenate([a for a, _ in self._ties])
-            columns = np.concatenate([b for _, b in self._ties])
-        else:
-            rows = columns = np.zeros(0, np.uint32)
-        matrix = sparse.coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), (size, size))
-        count, found = csgraph.connected_components(matrix, directed=False)
-        first = np.full(count, size, np.int64)
-        np.minimum.at(first, found, np.arange(size))
-        rank = np.empty(count, np.int64)
-        rank[np.argsort(first)] = np.arange(count)
-        classes = rank[found]
-        removable = np.ones(count, bool)
+        ties = np.concatenate([np.zeros((2, 0), np.uint32), *self._ties], axis=1)
+        classes = connected(self._size, *ties)
+        removable = np.ones(classes.max(initial=-1) + 1, bool)
         reasons: dict[int, list[str]] = {}
         for channels, reason in self._protected:
             for number in np.unique(classes[channels]):
@@ -264,8 +279,8 @@ def concatenate(
     for symbol in symbols:
         channels = symbol.axes[axis]
         if channels is None:
-            channels = ledger.new("", int(symbol.shape[axis] or 0))
-            ledger.protect(channels, "concatenated from a tensor whose channels can't be removed")
+            reason = "concatenated from a tensor whose channels can't be removed"
+            channels = ledger.fixed(int(symbol.shape[axis] or 0), reason)
         parts.append(channels)
     return others.with_axis(axis, np.concatenate(parts))
 
