@@ -13,6 +13,7 @@ from sgdap import _keras
 from sgdap.channels.labels import MEETS_FIXED, Labels, Symbol, positions
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall
+from sgdap.model.leaves import is_of_keras
 
 
 @register_rule(layers.MultiHeadAttention)
@@ -118,15 +119,9 @@ def dot_product_attention(operation: Any, call: RuleCall) -> Symbol:
 
 def _own_attention(layer: Any) -> str | None:
     """The reason to leave a subclass of Keras' attention as it is: it may override any step."""
-    known = (
-        layers.MultiHeadAttention,
-        layers.GroupQueryAttention,
-        layers.Attention,
-        layers.AdditiveAttention,
-    )
-    name = type(layer).__name__
-    if type(layer) in known:
+    if is_of_keras(layer):
         return None
+    name = type(layer).__name__
     return f"no rule for {name}, an attention of its own; register one with sgdap.register_rule"
 
 

@@ -13,36 +13,20 @@ from sgdap.channels.probing import Numbers
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall
 
-
-@register_rule(
-    layers.MaxPooling1D,
-    layers.MaxPooling2D,
-    layers.MaxPooling3D,
-    layers.AveragePooling1D,
-    layers.AveragePooling2D,
-    layers.AveragePooling3D,
-    layers.AdaptiveMaxPooling1D,
-    layers.AdaptiveMaxPooling2D,
-    layers.AdaptiveMaxPooling3D,
-    layers.AdaptiveAveragePooling1D,
-    layers.AdaptiveAveragePooling2D,
-    layers.AdaptiveAveragePooling3D,
-    layers.GlobalMaxPooling1D,
-    layers.GlobalMaxPooling2D,
-    layers.GlobalMaxPooling3D,
-    layers.GlobalAveragePooling1D,
-    layers.GlobalAveragePooling2D,
-    layers.GlobalAveragePooling3D,
-    layers.ZeroPadding1D,
-    layers.ZeroPadding2D,
-    layers.ZeroPadding3D,
-    layers.Cropping1D,
-    layers.Cropping2D,
-    layers.Cropping3D,
-    layers.UpSampling1D,
-    layers.UpSampling2D,
-    layers.UpSampling3D,
+_KINDS = (
+    "MaxPooling",
+    "AveragePooling",
+    "AdaptiveMaxPooling",
+    "AdaptiveAveragePooling",
+    "GlobalMaxPooling",
+    "GlobalAveragePooling",
+    "ZeroPadding",
+    "Cropping",
+    "UpSampling",
 )
+
+
+@register_rule(*(getattr(layers, f"{kind}{rank}D") for kind in _KINDS for rank in (1, 2, 3)))
 def spatial(layer: Any, call: RuleCall) -> list[Symbol]:
     """Works along the spatial axes; the channel axis passes."""
     if len(call.output_shape) > call.input.rank:  # adaptive pooling takes anything
