@@ -23,8 +23,8 @@ from sgdap.channels.resizing import called, check_variables, new_entries, resize
 from sgdap.channels.rewriting import Masks, rewritten
 from sgdap.model.building import only_built, weights_not_drawn
 from sgdap.model.generators import global_state_kept
-from sgdap.model.leaves import leaf_class
-from sgdap.model.program import Call, OperationCall, Shape, fill, leaves_of
+from sgdap.model.leaves import is_of_keras, leaf_class
+from sgdap.model.program import Call, OperationCall, Shape, fill, leaves_of, symbolic_fill
 from sgdap.model.user_code import first_sentence
 
 Mask = npt.NDArray[np.bool_]
@@ -177,8 +177,8 @@ class Likeness:
                     values = self._drawn_values(signed=False)
                 why = self._difference(whole, inputs, values)
             except Exception as error:  # whatever the layer or its device raises
-                has_rule = leaf_class(self.part.call.operation) is not None
-                why = str(error) if has_rule else self._stopped(error)
+                stops = f"it stops with {type(error).__name__}: {first_sentence(error)}"
+                why = str(error) if self._has_rule else self._fails("can't be computed", stops)
         return None if why is None else Fault(why, can_run)
 
     def _difference(
@@ -201,27 +201,29 @@ class Likeness:
             given = list(map(taken, inputs, of_inputs))
             found = self._run(slim, kept, given, scaled)
             if not self._knows_shapes(slim, given, found):
-                return self._differs("makes another shape than Keras knows")
+                return self._fails("makes another shape than Keras knows")
             of_outputs = [self._stays(tensor, kept) for tensor in self.part.outputs]
             if not agree(found, list(map(taken, expected, of_outputs))):
                 again = self._run(whole, self.present, zeroed, None)
-                return self._differs() if agree(again, expected) else self._draws()
+                if agree(again, expected):
+                    return self._fails("computes something else")
+                return f"{self._title} draws random numbers in inference, so it can't be tried"
         return None
 
-    def _differs(self, what: str = "computes something else") -> str:
+    def _fails(self, how: str, why: str = "") -> str:
+        """What goes wrong without some channels, and why, in words."""
         call = self.part.call
-        if leaf_class(call.operation) is not None:
-            return f"{self._title} {what} without some of them, {_BY_ITS_RULE}"
-        instead = f"; {call.untraced}" if call.untraced else ""
-        return f"'{call.operation.name}' {what} without some of them{instead}"
+        if self._has_rule:
+            return (
+                f"{self._title} {how} without some of them, as trying it on random numbers showed, "
+                "so its rule (see sgdap.register_rule) is wrong"
+            )
+        why = call.untraced or why
+        return f"'{call.operation.name}' {how} without some of them{'; ' if why else ''}{why}"
 
-    def _stopped(self, error: Exception) -> str:
-        call = self.part.call
-        why = call.untraced or f"it stops with {type(error).__name__}: {first_sentence(error)}"
-        return f"'{call.operation.name}' can't be computed without some of them; {why}"
-
-    def _draws(self) -> str:
-        return f"{self._title} draws random numbers in inference, so it can't be tried"
+    @property
+    def _has_rule(self) -> bool:
+        return leaf_class(self.part.call.operation) is not None
 
     @property
     def _title(self) -> str:
@@ -322,12 +324,10 @@ class Likeness:
         """Whether Keras knows the shapes of what a slim layer of the user's own made."""
         if self.part.is_of_keras or not self.part.is_layer:
             return True
-        call, dtypes = self.part.call, self.part.dtypes
-        tensors = {
-            ref.index: keras.KerasTensor(array.shape, dtype=dtype)
-            for ref, array, dtype in zip(call.inputs, given, dtypes, strict=True)
-        }
-        args, kwargs = fill(call, tensors)
+        numbers = [ref.index for ref in self.part.call.inputs]
+        shapes = dict(zip(numbers, (array.shape for array in given), strict=True))
+        dtypes = dict(zip(numbers, self.part.dtypes, strict=True))
+        args, kwargs = symbolic_fill(self.part.call, shapes, dtypes)
         specs = leaves_of(slim.compute_output_spec(*args, **kwargs))
         return fits([array.shape for array in found], [spec.shape for spec in specs])
 
@@ -382,11 +382,6 @@ class Likeness:
         return values
 
 
-_BY_ITS_RULE = (
-    "as trying it on random numbers showed, so its rule (see sgdap.register_rule) is wrong"
-)
-
-
 def _zeroed(array: Array, masks: Masks) -> Array:
     """An array with zeros at the indices that are not kept."""
     array = array.copy()
@@ -408,26 +403,21 @@ def _config_of(operation: Any) -> dict[str, Any]:
 
 
 def _makers_of(operation: Any) -> list[Any]:
-    """What makes a layer or operation what it is, beside its config: classes and functions.
-
-    Attributes that the config of a class of the user's own may not tell count too.
-    """
+    """What makes a layer or operation what it is, beside its config."""
     parts = _keras.flatten_layers(operation) if isinstance(operation, keras.Layer) else [operation]
-    return [[type(part), {**_told_outside_of_configs(part), "name": None}] for part in parts]
+    return [(type(part), _untold(part)) for part in parts]
 
 
-def _told_outside_of_configs(part: Any) -> dict[str, Any]:
-    """The attributes of a layer or operation that its config may not tell."""
-    of_keras = type(part).__module__.split(".")[0] == "keras"
-    kinds = (FunctionType,) if of_keras else (FunctionType, bool, int, float, str, list, tuple)
+def _untold(part: Any) -> dict[str, Any]:
+    """Attributes that a config may not tell: functions, of the user's own classes others too."""
+    plain = () if is_of_keras(part) else (bool, int, float, str, list, tuple)
+
+    def counts(value: Any) -> bool:
+        is_array = hasattr(value, "__array__") and not isinstance(value, keras.Variable)
+        return isinstance(value, (FunctionType, *plain)) or (bool(plain) and is_array)
+
     return {
         name: value
         for name, value in vars(part).items()
-        if name[0] != "_"
-        and not hasattr(type(part), name)
-        and (isinstance(value, kinds) or (not of_keras and _is_array(value)))
+        if name[0] != "_" and name != "name" and not hasattr(type(part), name) and counts(value)
     }
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array__") and not isinstance(value, keras.Variable)

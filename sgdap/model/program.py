@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ import numpy as np
 from sgdap import _keras
 
 Shape = tuple[int | None, ...]
+
+ByNumber = Mapping[int, Any] | Sequence[Any]
+"""Something of each tensor, by its number."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,11 @@ class Unrolled:
     inputs: tuple[Any, ...]
     start: int
     stop: int
+
+    @property
+    def taken(self) -> tuple[Ref, ...]:
+        """All tensors it takes, flattened."""
+        return refs_of((self.args, dict(self.kwargs)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,6 +275,15 @@ def fill(
 
     args, kwargs = keras.tree.map_structure(value, (call.args, dict(call.kwargs)))
     return args, kwargs
+
+
+def symbolic_fill(
+    call: Call | Unrolled, shapes: ByNumber, dtypes: ByNumber
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns a call's arguments with new symbolic tensors in the place of `Ref`s."""
+    refs = refs_of((call.args, dict(call.kwargs)))
+    numbers = [ref.index for ref in refs]
+    return fill(call, {n: keras.KerasTensor(shapes[n], dtype=dtypes[n]) for n in numbers})
 
 
 def inference_arguments(
