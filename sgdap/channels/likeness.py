@@ -24,7 +24,15 @@ from sgdap.channels.rewriting import Masks, rewritten
 from sgdap.model.building import only_built, weights_not_drawn
 from sgdap.model.generators import global_state_kept
 from sgdap.model.leaves import is_of_keras, leaf_class
-from sgdap.model.program import Call, OperationCall, Shape, fill, leaves_of, symbolic_fill
+from sgdap.model.program import (
+    Call,
+    OperationCall,
+    Shape,
+    arrays_of,
+    fill,
+    leaves_of,
+    symbolic_fill,
+)
 from sgdap.model.user_code import first_sentence
 
 Mask = npt.NDArray[np.bool_]
@@ -298,7 +306,7 @@ class Likeness:
         tensors = dict(enumerate(map(keras.ops.convert_to_tensor, inputs)))
         args, kwargs = fill(self._written(kept), tensors)
         if not self.part.is_layer:
-            return list(map(_numpy, leaves_of(operation(*args, **kwargs))))
+            return arrays_of(operation(*args, **kwargs))
         if "training" not in kwargs and "training" in operation.call_signature_parameters:
             kwargs["training"] = False
         if values is not None:
@@ -308,7 +316,7 @@ class Likeness:
             check_variables(path, call.operation, operation, shapes)
             for variable, value in zip(_keras.layer_variables(operation), values, strict=True):
                 variable.assign(value)
-        return list(map(_numpy, leaves_of(called(operation, path, args, kwargs))))
+        return arrays_of(called(operation, path, args, kwargs))
 
     def _build(self, layer: Any, args: Any, kwargs: Any, count: int) -> None:
         """Makes a layer's variables, as its first call does."""
@@ -338,28 +346,29 @@ class Likeness:
         """
         random = np.random.default_rng(0)
         part = self.part
-        drawn: dict[int, Array] = {}
+        drawn: dict[int, Any] = {}
         for ref, tensor, shape, dtype in zip(
             part.call.inputs, part.inputs, self.shapes, part.dtypes, strict=True
         ):
             whole = "float" not in dtype or all(channels is None for channels in tensor)
             values = random.integers(2, size=shape) if whole else random.normal(0, 2, shape)
-            drawn.setdefault(ref.index, _numpy(keras.ops.cast(values, dtype)))
-        return [drawn[ref.index] for ref in part.call.inputs]
+            drawn.setdefault(ref.index, keras.ops.cast(values, dtype))
+        return arrays_of([drawn[ref.index] for ref in part.call.inputs])
 
     def _drawn_values(self, *, signed: bool) -> list[Array]:
         """Random numbers for the variables; those that are no floats keep their values."""
         random = np.random.default_rng(1)
-        drawn: list[Array] = []
+        drawn: list[Any] = []
         for number, variable in enumerate(self._variables):
             shape = self._shape(number)
             if not keras.backend.is_float_dtype(variable.dtype):
                 masks = [None if c is None else self.present[c] for c in self._lines_of(number)]
-                drawn.append(taken(_numpy(variable), masks))
+                (value,) = arrays_of(variable)
+                drawn.append(taken(value, masks))
                 continue
             values = random_weights(shape, random, signed=signed)
-            drawn.append(_numpy(keras.ops.cast(values, variable.dtype)))
-        return drawn
+            drawn.append(keras.ops.cast(values, variable.dtype))
+        return arrays_of(drawn)
 
     def _kept(self, gone: Channels) -> Mask:
         """The channels without some of them, but at least one along each axis."""
@@ -389,10 +398,6 @@ def _zeroed(array: Array, masks: Masks) -> Array:
         if mask is not None:
             np.moveaxis(array, axis, 0)[~mask] = 0
     return array
-
-
-def _numpy(tensor: Any) -> Array:
-    return np.asarray(keras.ops.convert_to_numpy(tensor))
 
 
 def _config_of(operation: Any) -> dict[str, Any]:

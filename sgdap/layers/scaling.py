@@ -18,7 +18,7 @@ from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.labels import Channels
 from sgdap.channels.probing import Array, random_inputs, random_weights
 from sgdap.model.generators import global_state_kept
-from sgdap.model.program import inference_arguments, leaves_of
+from sgdap.model.program import arrays_of, inference_arguments
 
 Node = tuple[int | str, int]
 """A tensor (or a layer, of what lies inside) and the group of the channels that are meant."""
@@ -375,8 +375,7 @@ class _Probe:
         args, kwargs = inference_arguments(call, tensors, in_code=in_code)
         mapping = list(zip(self.variables, map(keras.ops.convert_to_tensor, values), strict=True))
         with keras.StatelessScope(state_mapping=mapping):
-            made = leaves_of(call.operation(*args, **kwargs))
-        return [np.asarray(keras.ops.convert_to_numpy(x)) for x in made]
+            return arrays_of(call.operation(*args, **kwargs))
 
 
 def _inputs(graph: ChannelGraph, number: int) -> Iterator[list[Array]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from sgdap import _keras
 
@@ -312,3 +313,8 @@ def refs_of(structure: Any) -> tuple[Ref, ...]:
 def leaves_of(structure: Any) -> list[Any]:
     """Returns what a nested structure holds, flattened."""
     return list(keras.tree.flatten(structure))
+
+
+def arrays_of(structure: Any) -> list[npt.NDArray[Any]]:
+    """Returns the tensors that a nested structure holds as arrays, flattened."""
+    return [np.asarray(keras.ops.convert_to_numpy(x)) for x in leaves_of(structure)]

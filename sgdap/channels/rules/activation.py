@@ -13,6 +13,7 @@ from sgdap.channels.probing import Array, treats_each_alone
 from sgdap.channels.registry import register_rule
 from sgdap.channels.remembering import Remembered, key_of
 from sgdap.channels.rule_call import RuleCall
+from sgdap.model.program import arrays_of
 
 _known: Remembered[bool] = Remembered(1024)
 _, _STOCHASTIC_DEPTH, _ = _keras.application_layers()
@@ -79,9 +80,8 @@ def _is_elementwise(function: Any, width: int) -> bool:
             function = function.from_config(function.get_config())  # to call is to build it
 
         def run(values: Array) -> Array:
-            made = function(keras.ops.convert_to_tensor(values))
-            found: Array = keras.ops.convert_to_numpy(made)
-            return found
+            (made,) = arrays_of(function(keras.ops.convert_to_tensor(values)))
+            return made
 
         alone = treats_each_alone(run, width)
     except Exception:  # a function of the user's that takes no array of two axes

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 from keras import layers
 
 from sgdap.channels.labels import Symbol, moved
 from sgdap.channels.probing import Numbers
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall
+from sgdap.model.program import arrays_of
 
 _KINDS = (
     "MaxPooling",
@@ -67,8 +67,8 @@ def moving(layer: Any, call: RuleCall) -> Symbol:
     """Moves and repeats values only, so numbers of labels show where these go."""
 
     def move(numbers: Numbers) -> Numbers:
-        made = layer.call(keras.ops.convert_to_tensor(numbers))
-        return np.asarray(keras.ops.convert_to_numpy(made))
+        (made,) = arrays_of(layer.call(keras.ops.convert_to_tensor(numbers)))
+        return made
 
     return moved(call.input, call.output_shape, move, call.ledger)
 

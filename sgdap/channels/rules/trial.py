@@ -20,7 +20,7 @@ from sgdap.channels.remembering import Remembered, key_of, key_of_arguments
 from sgdap.channels.resizing import resized
 from sgdap.channels.rule_call import RuleCall
 from sgdap.model.generators import global_state_kept
-from sgdap.model.program import Ref
+from sgdap.model.program import Ref, arrays_of
 
 MIXES = "mixes them"
 _FIXED = "takes some of them by their numbers: a constant or a size in the code counts them all"
@@ -242,5 +242,4 @@ def _run(
         return keras.ops.convert_to_tensor(rest.pop(0)) if isinstance(leaf, Ref) else leaf
 
     args, kwargs = keras.tree.map_structure(value, (call.args, dict(call.kwargs)))
-    made = keras.tree.flatten(operation(*args, **{**more, **kwargs}))
-    return [np.asarray(keras.ops.convert_to_numpy(part)) for part in made]
+    return arrays_of(operation(*args, **{**more, **kwargs}))
