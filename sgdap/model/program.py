@@ -160,6 +160,11 @@ class Program:
     losses: tuple[Ref, ...] = ()
 
     @property
+    def input_shapes(self) -> tuple[Shape, ...]:
+        """The symbolic shapes of the model's inputs."""
+        return tuple(self.shapes[ref.index] for ref in self.inputs)
+
+    @property
     def functional(self) -> Any:
         """The model's graph; None where the model has a `call` of its own."""
         return _keras.functional_of(self.model)
