@@ -415,11 +415,13 @@ def _makers_of(operation: Any) -> list[Any]:
 
 def _untold(part: Any) -> dict[str, Any]:
     """Attributes that a config may not tell: functions, of the user's own classes others too."""
-    plain = () if is_of_keras(part) else (bool, int, float, str, list, tuple)
+    own = not is_of_keras(part)
+    kinds = (FunctionType, bool, int, float, str, list, tuple) if own else (FunctionType,)
 
     def counts(value: Any) -> bool:
-        is_array = hasattr(value, "__array__") and not isinstance(value, keras.Variable)
-        return isinstance(value, (FunctionType, *plain)) or (bool(plain) and is_array)
+        if isinstance(value, kinds):
+            return True
+        return own and hasattr(value, "__array__") and not isinstance(value, keras.Variable)
 
     return {
         name: value
