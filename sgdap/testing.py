@@ -16,7 +16,7 @@ from sgdap._arguments import check_integer, shown
 from sgdap.channels.grouping import channel_graph, untried_channel_graph
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.labels import Channels, TensorChannels
-from sgdap.channels.probing import agree
+from sgdap.channels.probing import agree, random_weights
 from sgdap.model.copying import made_like
 from sgdap.model.generators import global_state_kept
 from sgdap.model.leaves import leaf_class
@@ -125,7 +125,7 @@ def _model_around(layer: Any, shapes: Sequence[Any], axis: int, several: bool) -
     random = np.random.default_rng(0)
     for variable in model.variables:
         if keras.backend.is_float_dtype(variable.dtype):
-            variable.assign(_drawn(tuple(variable.shape), random))
+            variable.assign(random_weights(tuple(variable.shape), random))
     before, after = keras.Model(inputs, made), keras.Model(heads, read(heads))
     return _Around(model, new, before, after, several)
 
@@ -141,14 +141,6 @@ def _made(x: Any, axis: int, number: int) -> Any:
     order = list(range(1, rank))
     order[axis % rank - 1], order[-1] = order[-1], order[axis % rank - 1]
     return keras.layers.Permute(order)(dense(keras.layers.Permute(order)(x)))
-
-
-def _drawn(shape: tuple[int, ...], random: np.random.Generator) -> Array:
-    """Random numbers for a weight: those of several axes of both signs, others near 1."""
-    values = random.uniform(0.5, 1.5, shape)
-    if len(shape) > 1:
-        values *= random.choice([-1, 1], shape) / math.sqrt(math.prod(shape[:-1]))
-    return values
 
 
 def _check(around: _Around) -> None:

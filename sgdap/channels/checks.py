@@ -1,4 +1,7 @@
-"""Checks of what rules say, with errors in words; it knows no rule."""
+"""Checks of what rules say, with errors in words; it knows no rule.
+
+Everywhere `title` is the name of the rule in messages.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,7 @@ from sgdap.channels.labels import Symbol, is_labels
 
 
 def check_channels(title: str, method: str, *given: Any) -> None:
-    """Raises if a rule gives a method of its call something else than channels.
-
-    Args:
-        title: Name of the rule in messages.
-        method: Name of the method.
-        *given: Values that should be channels.
-
-    Raises:
-        TypeError: A value is something else.
-    """
+    """Raises a TypeError if a rule gives a method of its call something else than channels."""
     if not all(map(is_labels, given)):
         raise TypeError(
             f"{title} must give call.{method} channels, such as those of "
@@ -29,17 +23,7 @@ def check_channels(title: str, method: str, *given: Any) -> None:
 
 
 def check_axes(title: str, variable: Any, axes: Sequence[Any]) -> None:
-    """Raises if channels do not fit the axes of a variable.
-
-    Args:
-        title: Name of the rule in messages.
-        variable: The variable.
-        axes: For each of its axes the channels, `(size,)`, or None.
-
-    Raises:
-        TypeError: Something else than channels is given for an axis.
-        ValueError: The variable has other axes.
-    """
+    """Raises if channels, `(size,)` or None for each axis, do not fit the axes of a variable."""
     check_channels(title, "weight", *(axis for axis in axes if axis is not None))
     shape = tuple(variable.shape)
     sizes = zip(axes, shape, strict=False)
@@ -51,21 +35,13 @@ def check_axes(title: str, variable: Any, axes: Sequence[Any]) -> None:
 
 
 def check_number(title: str, name: str, value: Any) -> None:
-    """Raises if a rule gives something else than a number.
-
-    Raises:
-        TypeError: `value` is no number.
-    """
+    """Raises a TypeError if a rule gives something else than a number."""
     if not is_number(value):
         raise TypeError(f"{title} must give {name} as a number. Received: {shown(value)}")
 
 
 def checked_key(title: str, key: Any) -> Key:
-    """Returns the key of a config's entry, or raises if it is none.
-
-    Raises:
-        TypeError: `key` is neither a name nor a sequence of names and positions.
-    """
+    """Returns the key of a config's entry; raises a TypeError if it is none."""
     if isinstance(key, str):
         return key
     if not isinstance(key, Sequence) or not all(isinstance(part, (str, int)) for part in key):
@@ -76,19 +52,11 @@ def checked_key(title: str, key: Any) -> Key:
 def checked_outputs(
     title: str, result: Any, shapes: Sequence[Sequence[int | None]]
 ) -> list[Symbol]:
-    """Returns the channels of a layer's outputs as a list, or raises if they are none.
-
-    Args:
-        title: Name of the rule in messages.
-        result: The value that the rule returned.
-        shapes: The shapes of its layer's outputs.
-
-    Returns:
-        A `Symbol` for each output.
+    """Returns what a rule returned, as a `Symbol` for each output of its layer.
 
     Raises:
         TypeError: `result` is something else than channels.
-        ValueError: `result` has channels for other outputs.
+        ValueError: It has channels for outputs of other shapes.
     """
     symbols = [result] if isinstance(result, Symbol) else result
     if not isinstance(symbols, Sequence) or not all(isinstance(s, Symbol) for s in symbols):

@@ -26,7 +26,9 @@ def counted_on(graph: ChannelGraph, shapes: Sequence[Shape]) -> ChannelGraph:
         The same channels with their work on such inputs. `graph` itself where no size is open, and
         where the model can't be followed on these sizes as it was on open ones.
     """
-    sized = [(own[0], *shape[1:]) for own, shape in zip(_as_built(graph), shapes, strict=True)]
+    sized = [
+        (own[0], *shape[1:]) for own, shape in zip(graph.program.input_shapes, shapes, strict=True)
+    ]
     if sized == [*graph.counted_shapes]:
         return graph
     try:
@@ -40,10 +42,6 @@ def counted_on(graph: ChannelGraph, shapes: Sequence[Shape]) -> ChannelGraph:
     pairs = zip(graph.work, work, strict=True)
     told = tuple(replace(old, factor=new.factor) for old, new in pairs)
     return replace(graph, counted=program, work=told)
-
-
-def _as_built(graph: ChannelGraph) -> list[Shape]:
-    return [graph.program.shapes[ref.index] for ref in graph.program.inputs]
 
 
 def _kind(work: Work) -> tuple[str, list[int]]:

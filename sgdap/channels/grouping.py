@@ -7,13 +7,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from scipy import sparse
-from scipy.sparse import csgraph
 
 from sgdap.channels import rules as _rules  # noqa: F401  (registers the rules)
 from sgdap.channels.facts import Axis, Statements, settled_facts
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
-from sgdap.channels.labels import Channels, Settled, Symbol, plain
+from sgdap.channels.labels import Channels, Settled, Symbol, connected, plain
 from sgdap.channels.places import observed_places
 from sgdap.channels.registry import apply_rule
 from sgdap.channels.regularizers import keep_what_regularizers_need
@@ -71,8 +69,7 @@ def _told(model: Any) -> tuple[Program, Statements, dict[int, Symbol]]:
     program = trace(model)
     statements, symbols = stated(program)
     for ref in program.outputs:
-        for labels in symbols[ref.index].all_channels():
-            statements.ledger.protect(labels, "model output")
+        statements.ledger.protect(symbols[ref.index], "model output")
     _keep_inside_configs(program, statements)
     _keep_what_training_calls(program, statements, symbols)
     keep_what_regularizers_need(program, statements, symbols)
@@ -107,8 +104,8 @@ def stated(program: Program) -> tuple[Statements, dict[int, Symbol]]:
             made = apply_rule(call.operation, rule_call)
         symbols.update({ref.index: symbol for ref, symbol in zip(call.outputs, made, strict=True)})
         if number in only_for_losses and in_layer:
-            for labels in (own for symbol in made for own in symbol.all_channels()):
-                statements.ledger.protect(labels, f"'{call.path}' makes them for a loss alone")
+            for symbol in made:
+                statements.ledger.protect(symbol, f"'{call.path}' makes them for a loss alone")
     return statements, symbols
 
 
@@ -153,7 +150,7 @@ def _keep_what_training_calls(
     `call` does not show.
     """
     called = {id(layer) for layer in called_in_training(program.model)}
-    whole = [(u.path, u.layer, refs_of((u.args, dict(u.kwargs), u.made))) for u in program.unrolled]
+    whole = [(u.path, u.layer, (*u.taken, *refs_of(u.made))) for u in program.unrolled]
     single = [(c.path, c.operation, (*c.inputs, *c.outputs)) for c in program.calls]
     for path, layer, crossing in (*whole, *single):
         if id(layer) in called:
@@ -163,8 +160,7 @@ def _keep_what_training_calls(
                 "itself"
             )
             for ref in crossing:
-                for labels in symbols[ref.index].all_channels():
-                    statements.ledger.protect(labels, reason)
+                statements.ledger.protect(symbols[ref.index], reason)
 
 
 def _assemble(
@@ -210,11 +206,7 @@ def _groups(
     """The channels that are tied, made by one call, or both, in order of their makers."""
     count = len(settled.removable)
     owner = np.repeat(np.arange(len(origins)), [size for _, size in origins])
-    bipartite = sparse.coo_matrix(
-        (np.ones(len(owner), np.int8), (owner, len(origins) + settled.classes)),
-        (len(origins) + count, len(origins) + count),
-    )
-    _, component = csgraph.connected_components(bipartite, directed=False)
+    component = connected(len(origins) + count, owner, len(origins) + settled.classes)
     component_of = component[len(origins) :]
     makers: dict[int, list[str]] = {}
     for number, (name, size) in enumerate(origins):

@@ -98,7 +98,7 @@ class ChannelGraph:
     @property
     def counted_shapes(self) -> tuple[Shape, ...]:
         """The shapes of the model's inputs that `work` was counted on."""
-        return tuple(self.counted.shapes[ref.index] for ref in self.counted.inputs)
+        return self.counted.input_shapes
 
     @property
     def open_inputs(self) -> tuple[Shape, ...]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse import csgraph
+
+from sgdap.channels.probing import Numbers, line_of
 
 Labels = npt.NDArray[np.uint32]
 """For each index of an axis the label that rules know it by; tied labels become one channel.
@@ -84,13 +86,33 @@ def plain(shape: Sequence[int | None]) -> Symbol:
     return Symbol(tuple(shape), (None,) * len(shape))
 
 
+def connected(
+    size: int, first: npt.NDArray[np.integer], second: npt.NDArray[np.integer]
+) -> Channels:
+    """Numbers the components of a graph in order of their first nodes.
+
+    Args:
+        size: The number of nodes.
+        first: One end of each edge, `(edges,)`.
+        second: The other ends.
+
+    Returns:
+        The component of each node, `(size,)`.
+    """
+    edges = (np.ones(len(first), np.int8), (first, second))
+    _, found = csgraph.connected_components(sparse.coo_matrix(edges, (size, size)), directed=False)
+    _, starts = np.unique(found, return_index=True)
+    numbers: Channels = np.argsort(np.argsort(starts))[found]
+    return numbers
+
+
 class Ledger:
     """Hands out labels and remembers which are tied and which are protected."""
 
     def __init__(self) -> None:
         self.origins: list[tuple[str, int]] = []
         self._size = 0
-        self._ties: list[tuple[Labels, Labels]] = []
+        self._ties: list[Labels] = []
         self._protected: list[tuple[Labels, str]] = []
 
     def new(self, origin: str, count: int) -> Labels:
@@ -100,32 +122,27 @@ class Ledger:
         self._size += count
         return made
 
+    def fixed(self, count: int, reason: str) -> Labels:
+        """Makes labels of indices that stay."""
+        made = self.new("", count)
+        self.protect(made, reason)
+        return made
+
     def tie(self, first: Labels, second: Labels) -> None:
         """Makes channels leave together, index by index; one of the two may be a single one."""
-        first, second = np.broadcast_arrays(first, second)
-        self._ties.append((first.ravel(), second.ravel()))
+        self._ties.append(np.stack(np.broadcast_arrays(first, second)).reshape(2, -1))
 
-    def protect(self, channels: Labels, reason: str) -> None:
-        """Makes channels stay; the reason is for people."""
-        if channels.size:
-            self._protected.append((np.unique(channels), reason))
+    def protect(self, what: Symbol | Labels, reason: str) -> None:
+        """Makes channels, or all channels of a tensor, stay; the reason is for people."""
+        for channels in what.all_channels() if isinstance(what, Symbol) else [what]:
+            if channels.size:
+                self._protected.append((np.unique(channels), reason))
 
     def settle(self) -> Settled:
         """Makes one channel of all labels that are tied, directly or through others."""
-        size = self._size
-        if self._ties:
-            rows = np.concatenate([a for a, _ in self._ties])
-            columns = np.concatenate([b for _, b in self._ties])
-        else:
-            rows = columns = np.zeros(0, np.uint32)
-        matrix = sparse.coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), (size, size))
-        count, found = csgraph.connected_components(matrix, directed=False)
-        first = np.full(count, size, np.int64)
-        np.minimum.at(first, found, np.arange(size))
-        rank = np.empty(count, np.int64)
-        rank[np.argsort(first)] = np.arange(count)
-        classes = rank[found]
-        removable = np.ones(count, bool)
+        ties = np.concatenate([np.zeros((2, 0), np.uint32), *self._ties], axis=1)
+        classes = connected(self._size, *ties)
+        removable = np.ones(classes.max(initial=-1) + 1, bool)
         reasons: dict[int, list[str]] = {}
         for channels, reason in self._protected:
             for number in np.unique(classes[channels]):
@@ -201,95 +218,52 @@ def merge(symbols: Sequence[Symbol], shape: Sequence[int | None], ledger: Ledger
     return Symbol(tuple(shape), tuple(axes))
 
 
-def reshape(symbol: Symbol, shape: Sequence[int | None], ledger: Ledger) -> Symbol:
-    """The labels of a tensor after a row-major reshape.
+def moved(
+    symbol: Symbol,
+    shape: Sequence[int | None],
+    move: Callable[[Numbers], Numbers],
+    ledger: Ledger,
+) -> Symbol:
+    """The labels of a tensor whose values are only moved or repeated, as by a reshape.
 
-    Merged axes repeat the channels of the one among them that has any. Of an axis that is split,
-    the last part along which channels vary has them. Indices of the other parts tie what lies
-    there, so that whole blocks leave.
+    The numbers of the labels are moved, so the result shows where they lie. Where they vary along
+    several axes the last one has them, and what lies along the others is tied: whole blocks leave.
 
     Args:
         symbol: The tensor.
-        shape: Its new shape, without -1.
+        shape: The shape of the result.
+        move: Makes the result of an array of one sample.
         ledger: Receives ties and protections.
 
     Returns:
-        The reshaped tensor.
+        The moved tensor.
     """
-    axes: list[Labels | None] = [None] * len(shape)
-    for source, target in _matching_axes(symbol.shape, shape):
-        labelled = [(axis, own) for axis in source if (own := symbol.axes[axis]) is not None]
-        if not labelled:
+    output = plain(shape)
+    given, wanted = (math.prod(n for n in sizes[1:] if n) for sizes in (symbol.shape, shape))
+    repeated = wanted // math.gcd(given, wanted)  # the smallest open size that fits the shape
+    sizes = [symbol.shape[0] or 1, *(size or repeated for size in symbol.shape[1:])]
+    for axis, channels in enumerate(symbol.axes):
+        if channels is None:
             continue
-        axis, channels = labelled[0]
-        sizes = [symbol.shape[axis] for axis in source]
-        wanted = [shape[axis] for axis in target]
-        if len(source) == 1 and len([s for s in wanted if s != 1]) == 1:
-            kept = next(axis for axis, size in zip(target, wanted, strict=True) if size != 1)
-            axes[kept] = channels
+        found, numbers = np.unique(channels, return_inverse=True)
+        along = [1] * len(sizes)
+        along[axis] = -1
+        source = move(np.broadcast_to(numbers.reshape(along), sizes))
+        place, line, tied = line_of(source) or _line_of_one(source.shape, shape)
+        if shape[place] is None or output.axes[place] is not None:
+            for own in (channels, output.axes[place]):
+                if own is not None:
+                    ledger.protect(own, "a reshape mixes them with another axis")
             continue
-        if len(labelled) > 1 or _size(sizes) is None or _size(sizes) != _size(wanted):
-            for _, own in labelled:
-                ledger.protect(own, "a reshape mixes them with another axis")
-            continue
-        view = [1] * len(source)
-        view[source.index(axis)] = len(channels)
-        full = np.broadcast_to(channels.reshape(view), [int(s or 1) for s in sizes])
-        block = full.reshape([int(s or 1) for s in wanted])
-        position = _varying_axis(block)
-        lines = np.moveaxis(block, position, -1).reshape(-1, block.shape[position])
-        if (lines != lines[:1]).any():
-            ledger.tie(lines[1:], lines[:1])
-        axes[target[position]] = np.array(lines[0])
-    return Symbol(tuple(shape), tuple(axes))
+        ledger.tie(found[tied[:, 0]], found[tied[:, 1]])
+        output = output.with_axis(place, found[line])
+    return output
 
 
-def _varying_axis(block: Labels) -> int:
-    varying = [
-        axis
-        for axis in range(block.ndim)
-        if (np.take(block, [0], axis) != block).any() and block.shape[axis] > 1
-    ]
-    return varying[-1] if varying else block.ndim - 1
-
-
-def _matching_axes(
-    old: Sequence[int | None], new: Sequence[int | None]
-) -> list[tuple[list[int], list[int]]]:
-    """Pairs the axes of two shapes of the same size in the shortest runs of equal size."""
-    runs: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(old) or j < len(new):
-        source, target = [], []
-        if i < len(old):
-            source, i = [i], i + 1
-        if j < len(new):
-            target, j = [j], j + 1
-        while True:
-            left = _size([old[a] for a in source])
-            right = _size([new[a] for a in target])
-            if left == right:
-                break
-            if left is None or right is None:
-                source, target = [*source, *range(i, len(old))], [*target, *range(j, len(new))]
-                i, j = len(old), len(new)
-                break
-            if left < right and i < len(old):
-                source, i = [*source, i], i + 1
-            elif left > right and j < len(new):
-                target, j = [*target, j], j + 1
-            else:
-                break
-        if target:
-            runs.append((source, target))
-        else:  # axes of size 1 at the end
-            runs[-1][0].extend(source)
-    return runs
-
-
-def _size(sizes: Sequence[int | None]) -> int | None:
-    known = [size for size in sizes if size is not None]
-    return None if len(known) < len(sizes) else math.prod(known)
+def _line_of_one(made: Sequence[int], shape: Sequence[int | None]) -> tuple[int, Numbers, Numbers]:
+    """As `line_of`, of one label: it is taken to lie along an axis of size 1 if there is any."""
+    place = max((axis for axis, size in enumerate(shape) if size == 1), default=len(shape) - 1)
+    return place, np.zeros(made[place], np.int64), np.zeros((0, 2), np.int64)
 
 
 def concatenate(
@@ -305,8 +279,8 @@ def concatenate(
     for symbol in symbols:
         channels = symbol.axes[axis]
         if channels is None:
-            channels = ledger.new("", int(symbol.shape[axis] or 0))
-            ledger.protect(channels, "concatenated from a tensor whose channels can't be removed")
+            reason = "concatenated from a tensor whose channels can't be removed"
+            channels = ledger.fixed(int(symbol.shape[axis] or 0), reason)
         parts.append(channels)
     return others.with_axis(axis, np.concatenate(parts))
 

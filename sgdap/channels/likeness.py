@@ -17,14 +17,22 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap.channels.facts import Axis, Resize, Scale
 from sgdap.channels.labels import Channels, TensorChannels
-from sgdap.channels.probing import Array, agree, fits, halves, taken
+from sgdap.channels.probing import Array, agree, fits, halves, random_weights, taken
 from sgdap.channels.remembering import key_of, key_of_arguments
 from sgdap.channels.resizing import called, check_variables, new_entries, resized
 from sgdap.channels.rewriting import Masks, rewritten
 from sgdap.model.building import only_built, weights_not_drawn
 from sgdap.model.generators import global_state_kept
-from sgdap.model.leaves import leaf_class
-from sgdap.model.program import Call, OperationCall, Shape, fill, leaves_of
+from sgdap.model.leaves import is_of_keras, leaf_class
+from sgdap.model.program import (
+    Call,
+    OperationCall,
+    Shape,
+    arrays_of,
+    fill,
+    leaves_of,
+    symbolic_fill,
+)
 from sgdap.model.user_code import first_sentence
 
 Mask = npt.NDArray[np.bool_]
@@ -177,8 +185,8 @@ class Likeness:
                     values = self._drawn_values(signed=False)
                 why = self._difference(whole, inputs, values)
             except Exception as error:  # whatever the layer or its device raises
-                has_rule = leaf_class(self.part.call.operation) is not None
-                why = str(error) if has_rule else self._stopped(error)
+                stops = f"it stops with {type(error).__name__}: {first_sentence(error)}"
+                why = str(error) if self._has_rule else self._fails("can't be computed", stops)
         return None if why is None else Fault(why, can_run)
 
     def _difference(
@@ -201,27 +209,29 @@ class Likeness:
             given = list(map(taken, inputs, of_inputs))
             found = self._run(slim, kept, given, scaled)
             if not self._knows_shapes(slim, given, found):
-                return self._differs("makes another shape than Keras knows")
+                return self._fails("makes another shape than Keras knows")
             of_outputs = [self._stays(tensor, kept) for tensor in self.part.outputs]
             if not agree(found, list(map(taken, expected, of_outputs))):
                 again = self._run(whole, self.present, zeroed, None)
-                return self._differs() if agree(again, expected) else self._draws()
+                if agree(again, expected):
+                    return self._fails("computes something else")
+                return f"{self._title} draws random numbers in inference, so it can't be tried"
         return None
 
-    def _differs(self, what: str = "computes something else") -> str:
+    def _fails(self, how: str, why: str = "") -> str:
+        """What goes wrong without some channels, and why, in words."""
         call = self.part.call
-        if leaf_class(call.operation) is not None:
-            return f"{self._title} {what} without some of them, {_BY_ITS_RULE}"
-        instead = f"; {call.untraced}" if call.untraced else ""
-        return f"'{call.operation.name}' {what} without some of them{instead}"
+        if self._has_rule:
+            return (
+                f"{self._title} {how} without some of them, as trying it on random numbers showed, "
+                "so its rule (see sgdap.register_rule) is wrong"
+            )
+        why = call.untraced or why
+        return f"'{call.operation.name}' {how} without some of them{'; ' if why else ''}{why}"
 
-    def _stopped(self, error: Exception) -> str:
-        call = self.part.call
-        why = call.untraced or f"it stops with {type(error).__name__}: {first_sentence(error)}"
-        return f"'{call.operation.name}' can't be computed without some of them; {why}"
-
-    def _draws(self) -> str:
-        return f"{self._title} draws random numbers in inference, so it can't be tried"
+    @property
+    def _has_rule(self) -> bool:
+        return leaf_class(self.part.call.operation) is not None
 
     @property
     def _title(self) -> str:
@@ -296,7 +306,7 @@ class Likeness:
         tensors = dict(enumerate(map(keras.ops.convert_to_tensor, inputs)))
         args, kwargs = fill(self._written(kept), tensors)
         if not self.part.is_layer:
-            return list(map(_numpy, leaves_of(operation(*args, **kwargs))))
+            return arrays_of(operation(*args, **kwargs))
         if "training" not in kwargs and "training" in operation.call_signature_parameters:
             kwargs["training"] = False
         if values is not None:
@@ -306,7 +316,7 @@ class Likeness:
             check_variables(path, call.operation, operation, shapes)
             for variable, value in zip(_keras.layer_variables(operation), values, strict=True):
                 variable.assign(value)
-        return list(map(_numpy, leaves_of(called(operation, path, args, kwargs))))
+        return arrays_of(called(operation, path, args, kwargs))
 
     def _build(self, layer: Any, args: Any, kwargs: Any, count: int) -> None:
         """Makes a layer's variables, as its first call does."""
@@ -322,12 +332,10 @@ class Likeness:
         """Whether Keras knows the shapes of what a slim layer of the user's own made."""
         if self.part.is_of_keras or not self.part.is_layer:
             return True
-        call, dtypes = self.part.call, self.part.dtypes
-        tensors = {
-            ref.index: keras.KerasTensor(array.shape, dtype=dtype)
-            for ref, array, dtype in zip(call.inputs, given, dtypes, strict=True)
-        }
-        args, kwargs = fill(call, tensors)
+        numbers = [ref.index for ref in self.part.call.inputs]
+        shapes = dict(zip(numbers, (array.shape for array in given), strict=True))
+        dtypes = dict(zip(numbers, self.part.dtypes, strict=True))
+        args, kwargs = symbolic_fill(self.part.call, shapes, dtypes)
         specs = leaves_of(slim.compute_output_spec(*args, **kwargs))
         return fits([array.shape for array in found], [spec.shape for spec in specs])
 
@@ -338,30 +346,29 @@ class Likeness:
         """
         random = np.random.default_rng(0)
         part = self.part
-        drawn: dict[int, Array] = {}
+        drawn: dict[int, Any] = {}
         for ref, tensor, shape, dtype in zip(
             part.call.inputs, part.inputs, self.shapes, part.dtypes, strict=True
         ):
             whole = "float" not in dtype or all(channels is None for channels in tensor)
             values = random.integers(2, size=shape) if whole else random.normal(0, 2, shape)
-            drawn.setdefault(ref.index, _numpy(keras.ops.cast(values, dtype)))
-        return [drawn[ref.index] for ref in part.call.inputs]
+            drawn.setdefault(ref.index, keras.ops.cast(values, dtype))
+        return arrays_of([drawn[ref.index] for ref in part.call.inputs])
 
     def _drawn_values(self, *, signed: bool) -> list[Array]:
         """Random numbers for the variables; those that are no floats keep their values."""
         random = np.random.default_rng(1)
-        drawn: list[Array] = []
+        drawn: list[Any] = []
         for number, variable in enumerate(self._variables):
             shape = self._shape(number)
             if not keras.backend.is_float_dtype(variable.dtype):
                 masks = [None if c is None else self.present[c] for c in self._lines_of(number)]
-                drawn.append(taken(_numpy(variable), masks))
+                (value,) = arrays_of(variable)
+                drawn.append(taken(value, masks))
                 continue
-            values = random.uniform(0.5, 1.5, shape)
-            if signed and len(shape) > 1:
-                values *= random.choice([-1, 1], shape) / math.sqrt(math.prod(shape[:-1]))
-            drawn.append(_numpy(keras.ops.cast(values, variable.dtype)))
-        return drawn
+            values = random_weights(shape, random, signed=signed)
+            drawn.append(keras.ops.cast(values, variable.dtype))
+        return arrays_of(drawn)
 
     def _kept(self, gone: Channels) -> Mask:
         """The channels without some of them, but at least one along each axis."""
@@ -384,11 +391,6 @@ class Likeness:
         return values
 
 
-_BY_ITS_RULE = (
-    "as trying it on random numbers showed, so its rule (see sgdap.register_rule) is wrong"
-)
-
-
 def _zeroed(array: Array, masks: Masks) -> Array:
     """An array with zeros at the indices that are not kept."""
     array = array.copy()
@@ -396,10 +398,6 @@ def _zeroed(array: Array, masks: Masks) -> Array:
         if mask is not None:
             np.moveaxis(array, axis, 0)[~mask] = 0
     return array
-
-
-def _numpy(tensor: Any) -> Array:
-    return np.asarray(keras.ops.convert_to_numpy(tensor))
 
 
 def _config_of(operation: Any) -> dict[str, Any]:
@@ -410,26 +408,23 @@ def _config_of(operation: Any) -> dict[str, Any]:
 
 
 def _makers_of(operation: Any) -> list[Any]:
-    """What makes a layer or operation what it is, beside its config: classes and functions.
-
-    Attributes that the config of a class of the user's own may not tell count too.
-    """
+    """What makes a layer or operation what it is, beside its config."""
     parts = _keras.flatten_layers(operation) if isinstance(operation, keras.Layer) else [operation]
-    return [[type(part), {**_told_outside_of_configs(part), "name": None}] for part in parts]
+    return [(type(part), _untold(part)) for part in parts]
 
 
-def _told_outside_of_configs(part: Any) -> dict[str, Any]:
-    """The attributes of a layer or operation that its config may not tell."""
-    of_keras = type(part).__module__.split(".")[0] == "keras"
-    kinds = (FunctionType,) if of_keras else (FunctionType, bool, int, float, str, list, tuple)
+def _untold(part: Any) -> dict[str, Any]:
+    """Attributes that a config may not tell: functions, of the user's own classes others too."""
+    own = not is_of_keras(part)
+    kinds = (FunctionType, bool, int, float, str, list, tuple) if own else (FunctionType,)
+
+    def counts(value: Any) -> bool:
+        if isinstance(value, kinds):
+            return True
+        return own and hasattr(value, "__array__") and not isinstance(value, keras.Variable)
+
     return {
         name: value
         for name, value in vars(part).items()
-        if name[0] != "_"
-        and not hasattr(type(part), name)
-        and (isinstance(value, kinds) or (not of_keras and _is_array(value)))
+        if name[0] != "_" and name != "name" and not hasattr(type(part), name) and counts(value)
     }
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array__") and not isinstance(value, keras.Variable)

@@ -35,6 +35,22 @@ def random_inputs(
     return values
 
 
+def random_weights(
+    shape: Sequence[int], random: np.random.Generator, *, signed: bool = True
+) -> npt.NDArray[np.float64]:
+    """Random numbers for a weight: near 1, but those of several axes small and of both signs.
+
+    Args:
+        shape: The weight's shape; its last axis is what it makes.
+        random: Draws them.
+        signed: Whether those of several axes are; otherwise they are near 1 too.
+    """
+    values = random.uniform(0.5, 1.5, shape)
+    if signed and len(shape) > 1:
+        values *= random.choice([-1, 1], shape) / math.sqrt(math.prod(shape[:-1]))
+    return values
+
+
 def halves(sizes: Sequence[int]) -> npt.NDArray[np.bool_]:
     """Halves of some labels; of any two labels, some half holds the first without the second.
 
@@ -185,8 +201,7 @@ def line_of(source: Numbers) -> tuple[int, Numbers, Numbers] | None:
     rows = np.moveaxis(source, axis, 0).reshape(source.shape[axis], -1)
     line = rows.max(1)
     pairs = np.stack([rows, np.broadcast_to(line[:, None], rows.shape)], -1)[rows >= 0]
-    pairs = np.unique(pairs, axis=0)
-    return axis, line, pairs[pairs[:, 0] != pairs[:, 1]]
+    return axis, line, np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
 
 
 def taken(values: Array, masks: Sequence[npt.NDArray[np.bool_] | None]) -> Array:

@@ -130,12 +130,8 @@ def find_rule(operation: Any) -> Rule | None:
     if isinstance(operation, keras.Layer):
         holds = operation.built and not _keras.layer_variables(operation)
     else:
-        holds = not _registered_base(operation)
+        holds = not any(base in _RULES for base in type(operation).__mro__)
     return _DEFAULT[0] if holds else None
-
-
-def _registered_base(operation: Any) -> bool:
-    return any(base in _RULES for base in type(operation).__mro__)
 
 
 def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
@@ -144,36 +140,28 @@ def apply_rule(operation: Any, call: RuleCall) -> list[Symbol]:
     Where there is no rule, or the layer's variables are not what its rule speaks of (LoRA,
     quantization), the channels of the inputs stay, and the reason is noted.
     """
-    rule = find_rule(operation)
-    reason = _unlike_its_config(operation)
+    rule, changed = find_rule(operation), _unlike_its_config(operation)
     if rule is None:
-        reason = without_rule(operation, call.untraced)
-    if reason is None:
-        assert rule is not None
-        try:
-            return checked_outputs(call.title, rule(operation, call), call.output_shapes)
-        except Exception as error:
-            of_ours = getattr(rule, "__module__", "").startswith("sgdap.")
-            if call.title in str(error):
-                raise
-            if of_ours:
-                error.add_note(call.title)
-                raise
-            raise ValueError(
-                f"{call.title}, {getattr(rule, '__qualname__', rule)}, stopped at "
-                f"{user_line(error.__traceback__)} with {type(error).__name__}: "
-                f"{str(error).rstrip('.')}. Correct it, or let it return call.keep_all(reason)."
-            ) from error
-    return call.keep_all(reason)
+        return call.keep_all(without_rule(operation, call.untraced))
+    if changed is not None:
+        return call.keep_all(changed)
+    try:
+        return checked_outputs(call.title, rule(operation, call), call.output_shapes)
+    except Exception as error:
+        if call.title in str(error):
+            raise
+        if getattr(rule, "__module__", "").startswith("sgdap."):
+            error.add_note(call.title)
+            raise
+        raise ValueError(
+            f"{call.title}, {getattr(rule, '__qualname__', rule)}, stopped at "
+            f"{user_line(error.__traceback__)} with {type(error).__name__}: "
+            f"{str(error).rstrip('.')}. Correct it, or let it return call.keep_all(reason)."
+        ) from error
 
 
 def without_rule(operation: Any, untraced: str) -> str:
-    """The reason why channels stay that meet a layer without a rule.
-
-    Args:
-        operation: The layer or operation.
-        untraced: Why its code was not followed, if it has any.
-    """
+    """The reason why channels stay that meet a layer without a rule."""
     why = f" ({untraced})" if untraced else ""
     return (
         f"no rule for {type(operation).__name__}{why}; it keeps all that it reads and makes, "

@@ -26,27 +26,30 @@ def keep_what_regularizers_need(
     """Protects channels without some of which a regularizer of the user's own can't be computed.
 
     What it is computed of are zeros, so only how many are left out counts: one, and half.
-
-    Args:
-        program: The model's calls.
-        statements: What the rules said; receives the protections.
-        symbols: The labels of each tensor, by its number.
     """
     layers = program.layers()
+    penalised = []
     for (path, number, axis), fact in statements.axes.items():
         variable = _keras.layer_variables(layers[path])[number]
         regularizer = getattr(variable, "regularizer", None)
-        error = _failure(regularizer, tuple(variable.shape), axis)
-        if error is not None:
-            statements.ledger.protect(fact.labels[0], _reason(path, regularizer, error))
+        penalised.append((path, regularizer, tuple(variable.shape), axis, fact.labels[0]))
     for call in program.calls:
         regularizer = getattr(call.operation, "activity_regularizer", None)
         for symbol in (symbols[ref.index] for ref in call.outputs):
+            shape = tuple(size or 2 for size in symbol.shape)
             for axis, labels in enumerate(symbol.axes):
-                shape = tuple(size or 2 for size in symbol.shape)
-                error = None if labels is None else _failure(regularizer, shape, axis)
-                if labels is not None and error is not None:
-                    statements.ledger.protect(labels, _reason(call.path, regularizer, error))
+                if labels is not None:
+                    penalised.append((call.path, regularizer, shape, axis, labels))
+    for path, regularizer, shape, axis, labels in penalised:
+        error = _failure(regularizer, shape, axis)
+        if error is not None:
+            name = getattr(regularizer, "__name__", type(regularizer).__name__)
+            reason = (
+                f"{name}, a regularizer of '{path}', can't be computed without some of them; it "
+                f"stops with {type(error).__name__}: {first_sentence(error)}. Let it take sizes "
+                "from the shape of what it is given"
+            )
+            statements.ledger.protect(labels, reason)
 
 
 def _failure(regularizer: Any, shape: tuple[int, ...], axis: int) -> Exception | None:
@@ -59,12 +62,3 @@ def _failure(regularizer: Any, shape: tuple[int, ...], axis: int) -> Exception |
         except Exception as error:  # whatever it raises, it can't be computed for that width
             return error
     return None
-
-
-def _reason(path: str, regularizer: Any, error: Exception) -> str:
-    name = getattr(regularizer, "__name__", type(regularizer).__name__)
-    return (
-        f"{name}, a regularizer of '{path}', can't be computed without some of them; it stops "
-        f"with {type(error).__name__}: {first_sentence(error)}. Let it take sizes from the shape "
-        "of what it is given"
-    )

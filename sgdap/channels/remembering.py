@@ -73,7 +73,7 @@ def key_of(value: Any) -> Hashable:
         if array.dtype != object:
             numbers = hashlib.sha256(array.tobytes()).hexdigest()
             return array.shape, str(array.dtype), numbers
-    return _Unlike()
+    return object()
 
 
 def key_of_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
@@ -89,7 +89,3 @@ def key_of_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable
 
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
-
-
-class _Unlike:
-    """Equals nothing but itself."""

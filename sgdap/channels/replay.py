@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ from sgdap.channels.labels import Channels, TensorChannels
 from sgdap.channels.probing import halves
 from sgdap.channels.rewriting import rewritten_operations
 from sgdap.model.functional import saves_by_its_graph
-from sgdap.model.program import OperationCall, Program, Unrolled, fill, refs_of
+from sgdap.model.program import Call, OperationCall, Program, Ref, Unrolled, symbolic_fill
 from sgdap.model.tracing import replayed
 
 Mask = npt.NDArray[np.bool_]
@@ -44,11 +45,9 @@ def what_code_does_not_follow(graph: ChannelGraph, removable: Mask) -> list[tupl
     tried: set[tuple[int, bytes]] = set()
     for kept in _removals(removable, tensors):
         slim = [
-            shape
-            if number not in tensors
-            else tuple(
-                size if c is None else int(kept[c].sum())
-                for size, c in zip(shape, tensors[number], strict=True)
+            tuple(
+                size if own is None else int(kept[own].sum())
+                for size, own in zip(shape, tensors[number], strict=True)
             )
             for number, shape in enumerate(program.shapes)
         ]
@@ -67,29 +66,26 @@ def what_code_does_not_follow(graph: ChannelGraph, removable: Mask) -> list[tupl
             if found is None:
                 continue
             place, reason = found
-            arguments = (code.args, dict(code.kwargs))
-            refs = program.calls[place].inputs if place >= 0 else refs_of(arguments)
-            concerned = _removable(refs, tensors, removable)
-            if not concerned:
-                calls = program.calls[code.start : code.stop]
-                refs = tuple(ref for call in calls for ref in call.inputs)
-                concerned = _removable(refs, tensors, removable)
-            return [(channels, reason) for channels in concerned]
+            refs = program.calls[place].inputs if place >= 0 else code.taken
+            inside_code = (call.inputs for call in program.calls[code.start : code.stop])
+            for some in (refs, itertools.chain.from_iterable(inside_code)):
+                concerned = [own for own in _along(some, graph) if removable[own].any()]
+                if concerned:
+                    return [(channels, reason) for channels in concerned]
+            return []
     return []
 
 
 def _channels_in(code: Unrolled, graph: ChannelGraph) -> Channels:
     """The channels of all tensors that a `call` takes and makes."""
     calls = graph.program.calls[code.start : code.stop]
-    refs = {*refs_of((code.args, dict(code.kwargs)))}
-    refs.update(ref for call in calls for ref in (*call.inputs, *call.outputs))
-    axes = [own for ref in refs for own in graph.tensors[ref.index] if own is not None]
-    return np.unique(np.concatenate(axes)) if axes else np.zeros(0, np.int64)
+    refs = {*code.taken, *(ref for call in calls for ref in (*call.inputs, *call.outputs))}
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *_along(refs, graph)]))
 
 
-def _removable(refs: Any, tensors: Mapping[int, TensorChannels], removable: Mask) -> list[Channels]:
-    found = [own for ref in refs for own in tensors[ref.index] if own is not None]
-    return [channels for channels in found if removable[channels].any()]
+def _along(refs: Iterable[Ref], graph: ChannelGraph) -> list[Channels]:
+    """The channels along each axis of some tensors."""
+    return [own for ref in refs for own in graph.tensors[ref.index] if own is not None]
 
 
 def _removals(removable: Mask, tensors: Mapping[int, TensorChannels]) -> Iterator[Mask]:
@@ -157,37 +153,38 @@ def _first_difference(
     """The number of the first call that a second run makes otherwise, and a reason for people."""
     calls, shapes = replayed(program, code, slim)
     name = code.path or program.model.name
-    for number in range(code.start, code.stop):
-        call = program.calls[number]
-        again = calls[number - code.start] if number - code.start < len(calls) else None
-        same = again is not None and type(again.operation) is type(call.operation)
-        computed = not call.in_graph and not isinstance(call.operation, keras.Layer)
-        if again is not None and same and computed:
-            now = OperationCall.of(again)
-            before = OperationCall.of(call)
-            same = now.same_as(operations.get(call.path, before))
-        if again is not None and same:
-            same = again.inputs == call.inputs and all(
-                shapes[ref.index] == slim[ref.index] for ref in call.outputs
-            )
-        if not same:
-            return number, (
+    made = itertools.zip_longest(program.calls[code.start : code.stop], calls)
+    for number, (call, again) in enumerate(itertools.islice(made, code.stop - code.start)):
+        if again is None or not _follows(call, again, operations, shapes, slim):
+            return code.start + number, (
                 f"the `call` of '{name}' does not follow their number at {call.line}; compute "
                 "sizes from the shapes of tensors, or prune sgdap.functional(model)"
             )
     return None
 
 
+def _follows(
+    call: Call,
+    again: Call,
+    operations: Mapping[str, OperationCall],
+    shapes: Sequence[Any],
+    slim: Sequence[Any],
+) -> bool:
+    """Whether a second run makes a call that surgery expects, of tensors of slim shapes."""
+    if type(again.operation) is not type(call.operation) or again.inputs != call.inputs:
+        return False
+    if not call.in_graph and not isinstance(call.operation, keras.Layer):
+        expected = operations.get(call.path, OperationCall.of(call))
+        if not OperationCall.of(again).same_as(expected):
+            return False
+    return all(shapes[ref.index] == slim[ref.index] for ref in call.outputs)
+
+
 def _is_rebuilt(
     program: Program, code: Unrolled, slim: Sequence[Any], axes: Sequence[Axis], kept: Mask
 ) -> bool:
     """Whether a layer's config makes one for slim inputs, with weights of the right shapes."""
-    refs = refs_of((code.args, dict(code.kwargs)))
-    tensors = {
-        ref.index: keras.KerasTensor(slim[ref.index], dtype=program.dtypes[ref.index])
-        for ref in refs
-    }
-    args, kwargs = fill(code, tensors)
+    args, kwargs = symbolic_fill(code, slim, program.dtypes)
     try:
         new = type(code.layer).from_config(code.layer.get_config())
         new(*args, **kwargs)

@@ -189,15 +189,8 @@ class RuleCall(Observing):
         """Channels that can't be removed, to stand for an axis that has none."""
         made, key = self._statements.made, ("", str(count))
         if key not in made:
-            made[key] = self.ledger.new("", count)
-            self.ledger.protect(made[key], "not made by a layer of the model")
+            made[key] = self.ledger.fixed(count, "not made by a layer of the model")
         return made[key]
-
-    def constants(self, count: int) -> Labels:
-        """New channels that can't be removed, for indices where an operation puts constants."""
-        made = self.ledger.new("", count)
-        self.ledger.protect(made, "constants lie beside them")
-        return made
 
     def along(self, symbol: Symbol, axis: int) -> Labels:
         """The channels along an axis; where it has none, channels that can't be removed.
@@ -345,8 +338,7 @@ class RuleCall(Observing):
         check_channels(self.title, "keep", *kept)
         if not isinstance(reason, str):
             raise TypeError(f"{self.title} must give a reason in words. Received: {shown(reason)}")
-        for channels in kept:
-            self.ledger.protect(channels, reason)
+        self.ledger.protect(what, reason)
 
     def keep_along(self, symbol: Symbol, axis: int, reason: str) -> None:
         """Protects the channels along one axis of a tensor, where there are any."""

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap.channels.grouping import channel_graph
-from sgdap.channels.scaling import Scalable, ScaledAxis, scalable_channels
 from sgdap.channels.slices import variable_of
+from sgdap.layers.scaling import Scalable, ScaledAxis, scalable_channels
 from sgdap.model.kernels import is_kernel
 
 Array = npt.NDArray[np.float64]

@@ -12,6 +12,7 @@ import keras
 
 from sgdap import _keras
 from sgdap.model.copying import copied_operation, copy_state
+from sgdap.model.leaves import is_of_keras
 from sgdap.model.program import Call, Program, Ref, Unrolled, fill
 from sgdap.model.tracing import trace
 
@@ -77,9 +78,8 @@ def warn_of_what_is_lost(program: Program) -> None:
 
 def saves_by_its_graph(model: Any) -> bool:
     """Whether the class of a functional model leaves its config to Keras."""
-    return type(model).get_config in (keras.Model.get_config, keras.Sequential.get_config) or (
-        type(model).__module__.split(".")[0] == "keras"
-    )
+    of_keras = (keras.Model.get_config, keras.Sequential.get_config)
+    return is_of_keras(model) or type(model).get_config in of_keras
 
 
 def functional_program(program: Program) -> Program:

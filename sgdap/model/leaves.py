@@ -7,6 +7,11 @@ from typing import Any
 _CLASSES: set[type] = set()
 
 
+def is_of_keras(operation: Any) -> bool:
+    """Whether a layer, model or operation is of one of Keras' own classes."""
+    return type(operation).__module__.split(".")[0] == "keras"
+
+
 def add_leaves(*layer_classes: type) -> None:
     """Makes layers of some classes single calls of a program, whatever their `call` does."""
     _CLASSES.update(layer_classes)

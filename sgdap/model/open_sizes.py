@@ -88,12 +88,10 @@ def size_functions(reshaped: Reshaped) -> dict[tuple[Any, str], Any]:
         return spread(x, shape) if _has_unknown(shape) else original(x, shape)
 
     def spread(x: Any, shape: Any) -> Any:
-        missing = len(shape) - len(x.shape)
-        sizes = (None,) * missing + tuple(x.shape)
-        given = (False,) * missing + tuple(size != 1 for size in x.shape)
+        sizes = (1,) * (len(shape) - len(x.shape)) + tuple(x.shape)
         zeros = ops.zeros(_with_ones(shape), "int32")
         for axis, size in enumerate(shape):
-            if _is_unknown(size) and not (given[axis] and sizes[axis] is None):
+            if _is_unknown(size) and sizes[axis] is not None:
                 along = [-1 if other == axis else 1 for other in range(len(shape))]
                 zeros = zeros + ops.reshape(_counted(size), along)
         dtype = keras.backend.standardize_dtype(x.dtype)

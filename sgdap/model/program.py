@@ -9,10 +9,14 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from sgdap import _keras
 
 Shape = tuple[int | None, ...]
+
+ByNumber = Mapping[int, Any] | Sequence[Any]
+"""Something of each tensor, by its number."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,11 @@ class Unrolled:
     stop: int
     trains_otherwise: bool = False
 
+    @property
+    def taken(self) -> tuple[Ref, ...]:
+        """All tensors it takes, flattened."""
+        return refs_of((self.args, dict(self.kwargs)))
+
 
 @dataclass(frozen=True, eq=False)
 class Program:
@@ -175,6 +184,11 @@ class Program:
     dtypes: tuple[str, ...]
     unrolled: tuple[Unrolled, ...]
     losses: tuple[Ref, ...] = ()
+
+    @property
+    def input_shapes(self) -> tuple[Shape, ...]:
+        """The symbolic shapes of the model's inputs."""
+        return tuple(self.shapes[ref.index] for ref in self.inputs)
 
     @property
     def functional(self) -> Any:
@@ -295,6 +309,15 @@ def fill(
     return args, kwargs
 
 
+def symbolic_fill(
+    call: Call | Unrolled, shapes: ByNumber, dtypes: ByNumber
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns a call's arguments with new symbolic tensors in the place of `Ref`s."""
+    refs = refs_of((call.args, dict(call.kwargs)))
+    numbers = [ref.index for ref in refs]
+    return fill(call, {n: keras.KerasTensor(shapes[n], dtype=dtypes[n]) for n in numbers})
+
+
 def inference_arguments(
     call: Call, values: Mapping[int, Any], *, in_code: bool = False
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -321,3 +344,8 @@ def refs_of(structure: Any) -> tuple[Ref, ...]:
 def leaves_of(structure: Any) -> list[Any]:
     """Returns what a nested structure holds, flattened."""
     return list(keras.tree.flatten(structure))
+
+
+def arrays_of(structure: Any) -> list[npt.NDArray[Any]]:
+    """Returns the tensors that a nested structure holds as arrays, flattened."""
+    return [np.asarray(keras.ops.convert_to_numpy(x)) for x in leaves_of(structure)]

@@ -9,7 +9,7 @@ import keras
 
 from sgdap.model.leaves import leaf_class
 from sgdap.model.open_sizes import output_spec
-from sgdap.model.program import Call, Program, Shape, fill, leaves_of
+from sgdap.model.program import Call, Program, Shape, leaves_of, symbolic_fill
 
 Sizes = tuple[float, ...]
 """The size of each axis of a tensor."""
@@ -78,12 +78,9 @@ def _known(shape: Shape) -> tuple[int, ...]:
 def _of_outputs(call: Call, program: Program, sizes: Sequence[Sizes]) -> list[Sizes]:
     """The sizes of a call's outputs for those of its inputs."""
     if leaf_class(call.operation) is None or not isinstance(call.operation, keras.Layer):
-        tensors = {
-            ref.index: keras.KerasTensor(sizes[ref.index], dtype=program.dtypes[ref.index])
-            for ref in call.inputs
-        }
+        arguments = symbolic_fill(call, sizes, program.dtypes)
         try:
-            specs = leaves_of(output_spec(call.operation, *fill(call, tensors)))
+            specs = leaves_of(output_spec(call.operation, *arguments))
             made = [tuple(spec.shape) for spec in specs]
             if [len(s) for s in made] == [len(program.shapes[r.index]) for r in call.outputs]:
                 return [_known(shape) for shape in made]

@@ -29,8 +29,7 @@ def symbolic_graph(program: Program) -> Pairs:
     for call in program.calls:
         parts.setdefault((id(call.operation), call.inputs), []).append(call)
     for model in program.unrolled:
-        taken = refs_of((model.args, dict(model.kwargs)))
-        parts.setdefault((id(model.layer), taken), []).append(model)
+        parts.setdefault((id(model.layer), model.taken), []).append(model)
     tensors: list[tuple[keras.KerasTensor, Ref]] = []
     nodes: list[tuple[Any, Call]] = []
     for model in program.unrolled:

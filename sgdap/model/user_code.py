@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from sgdap import _keras
-from sgdap.model.leaves import leaf_class
+from sgdap.model.leaves import is_of_keras, leaf_class
 
 
 def has_code(layer: Any) -> bool:
@@ -24,7 +24,7 @@ def has_code(layer: Any) -> bool:
 
     One that has weights beside those of its layers is not: they would be lost on the way.
     """
-    if not isinstance(layer, keras.Layer) or type(layer).__module__.split(".")[0] == "keras":
+    if not isinstance(layer, keras.Layer) or is_of_keras(layer):
         return False
     inside = [part for part in _keras.flatten_layers(layer) if part is not layer]
     theirs = {id(v) for part in inside for v in part.weights}

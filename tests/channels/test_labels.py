@@ -7,13 +7,18 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sgdap.channels.labels import Ledger, Symbol, concatenate, merge, plain, reshape
+from sgdap.channels.labels import Ledger, Symbol, concatenate, merge, moved, plain
 
 
 def tensor(ledger: Ledger, *shape: int, axis: int = -1, name: str = "layer") -> Symbol:
     """A tensor of a batch with new channels along one axis."""
     whole = (None, *shape)
     return plain(whole).with_axis(axis % len(whole), ledger.new(name, whole[axis]))
+
+
+def reshape(symbol: Symbol, shape: tuple, ledger: Ledger) -> Symbol:
+    target = [-1 if size is None else size for size in shape[1:]]
+    return moved(symbol, shape, lambda numbers: numbers.reshape(1, *target), ledger)
 
 
 def tied(ledger: Ledger, first, second) -> bool:
@@ -188,3 +193,22 @@ def test_axes_of_unknown_size_protect_what_is_mixed_with_them():
     symbol = Symbol((None, None, 3), (None, None, ledger.new("layer", 3)))
     reshape(symbol, (None, None), ledger)
     assert not ledger.settle().removable.any()
+
+
+@pytest.mark.parametrize("width", [2, 3, 6])
+def test_rows_of_another_width_of_an_open_number_of_steps_leave_whole_blocks(width):
+    ledger = Ledger()
+    channels = ledger.new("layer", 4)
+    result = reshape(Symbol((None, None, 4), (None, None, channels)), (None, None, width), ledger)
+    settled = ledger.settle()
+    assert settled.removable.all()
+    for steps in (3, 6, 12):
+        expected = settled.classes[np.tile(channels, steps)].reshape(-1, width)
+        assert (expected == settled.classes[result.axes[-1]]).all()
+
+
+def test_one_channel_stays_on_an_axis_of_its_own():
+    ledger = Ledger()
+    one = tensor(ledger, 4, 1)
+    swapped = moved(one, (None, 1, 4), lambda numbers: numbers.swapaxes(1, 2), ledger)
+    assert swapped.axes[1].tolist() == [0] and swapped.axes[2] is None

@@ -180,6 +180,20 @@ def test_random_models_can_hold_every_layer_that_has_a_rule():
     assert ruled <= made, {layer.__name__ for layer in ruled - made}
 
 
+def test_rows_of_an_open_number_of_steps_that_a_reshape_splits_lose_whole_blocks():
+    first, end = layers.Dense(4, name="first"), layers.Dense(3)
+    model = randomise(
+        keras.Sequential([keras.Input((None, 3)), first, layers.Reshape((-1, 2)), end])
+    )
+    assert "2 of 2 channels removable" in str(sgdap.channel_graph(model).group("first"))
+    slim = pruned(model)
+    (gone,) = np.flatnonzero(lost_filters(first, slim.layers[0]))[:1]
+    x = np.random.default_rng(0).normal(size=(2, 5, 3)).astype("float32")
+    rows = first(x).numpy().reshape(2, 10, 2)
+    rows[..., gone % 2] = 0
+    np.testing.assert_allclose(slim(x), end(rows), atol=1e-5)
+
+
 def plain_network(order: dict, axis: int, shape: tuple[int, ...]) -> keras.Model:
     return keras.Sequential(
         [

@@ -13,8 +13,10 @@ from sgdap.channels.probing import Array, treats_each_alone
 from sgdap.channels.registry import register_rule
 from sgdap.channels.remembering import Remembered, key_of
 from sgdap.channels.rule_call import RuleCall
+from sgdap.model.program import arrays_of
 
 _known: Remembered[bool] = Remembered(1024)
+_, _STOCHASTIC_DEPTH, _ = _keras.application_layers()
 
 
 @register_rule(
@@ -30,6 +32,7 @@ _known: Remembered[bool] = Remembered(1024)
     layers.AlphaDropout,
     layers.ActivityRegularization,
     layers.Identity,
+    _STOCHASTIC_DEPTH,
     _keras.operation_class(keras.ops.zeros_like, keras.KerasTensor((1,))),
 )
 def pass_through(layer: Any, call: RuleCall) -> Symbol:
@@ -43,17 +46,6 @@ def activation(layer: Any, call: RuleCall) -> Symbol:
     widths = {len(channels) for channels in call.input.all_channels()}
     if not all(is_elementwise(layer.activation, width) for width in widths):
         call.keep(call.input, f"'{layer.name}' mixes the channels")
-    return call.input
-
-
-@register_rule(layers.Softmax)
-def softmax(layer: Any, call: RuleCall) -> Symbol:
-    """A softmax along an axis mixes what lies on that axis; the others pass."""
-    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
-    for axis in axes:
-        channels = call.input.axes[axis]
-        if channels is not None:
-            call.keep(channels, f"'{layer.name}' mixes the channels")
     return call.input
 
 
@@ -88,9 +80,8 @@ def _is_elementwise(function: Any, width: int) -> bool:
             function = function.from_config(function.get_config())  # to call is to build it
 
         def run(values: Array) -> Array:
-            made = function(keras.ops.convert_to_tensor(values))
-            found: Array = keras.ops.convert_to_numpy(made)
-            return found
+            (made,) = arrays_of(function(keras.ops.convert_to_tensor(values)))
+            return made
 
         alone = treats_each_alone(run, width)
     except Exception:  # a function of the user's that takes no array of two axes

@@ -10,9 +10,10 @@ import numpy as np
 from keras import layers
 
 from sgdap import _keras
-from sgdap.channels.labels import Labels, Symbol, positions
+from sgdap.channels.labels import MEETS_FIXED, Labels, Symbol, positions
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall
+from sgdap.model.leaves import is_of_keras
 
 
 @register_rule(layers.MultiHeadAttention)
@@ -66,7 +67,13 @@ def attention(layer: Any, call: RuleCall) -> list[Symbol]:
     query, value, *rest = given = call.argument("inputs", 0)
     key = rest[0] if rest else value
     _keep_all_but_last(call, given)
-    channels = _met(call, query, -1, key, -1)
+    channels = query.axes[-1]
+    if channels is not None and key.axes[-1] is not None:
+        call.tie(channels, key.axes[-1])
+    else:
+        for symbol in (query, key):
+            call.keep_along(symbol, -1, MEETS_FIXED)
+        channels = None
     if isinstance(layer, layers.AdditiveAttention):
         call.weight(layer.scale, channels)
     places = positions(query.shape[1:-1]) * positions(key.shape[1:-1])
@@ -74,26 +81,6 @@ def attention(layer: Any, call: RuleCall) -> list[Symbol]:
     call.work(2 * places, call.along(value, -1))
     first, *others = call.outputs()
     return [first.with_axis(-1, value.axes[-1]), *others]
-
-
-@register_rule(layers.Dot)
-def dot(layer: Any, call: RuleCall) -> Symbol:
-    """The channels along the axes that are summed over leave together, all others pass."""
-    first, second = call.inputs
-    axes = [layer.axes] * 2 if isinstance(layer.axes, int) else list(layer.axes)
-    a, b = axes[0] % first.rank, axes[1] % second.rank
-    channels = _met(call, first, a, second, b)
-    if channels is not None and layer.normalize:
-        call.keep(channels, f"'{layer.name}' normalises over them")
-    made = [c for axis, c in enumerate(first.axes) if axis != a]
-    made += [c for axis, c in enumerate(second.axes) if axis not in (0, b)]
-    rest = [size for axis, size in enumerate(first.shape) if axis not in (0, a)]
-    rest += [size for axis, size in enumerate(second.shape) if axis not in (0, b)]
-    call.work(2 * positions(rest), call.along(first, a))
-    output = call.output()
-    for axis, own in enumerate(made):
-        output = output if own is None else output.with_axis(axis, own)
-    return output
 
 
 _FOUR = keras.KerasTensor((2, 2, 2, 2))
@@ -132,15 +119,9 @@ def dot_product_attention(operation: Any, call: RuleCall) -> Symbol:
 
 def _own_attention(layer: Any) -> str | None:
     """The reason to leave a subclass of Keras' attention as it is: it may override any step."""
-    known = (
-        layers.MultiHeadAttention,
-        layers.GroupQueryAttention,
-        layers.Attention,
-        layers.AdditiveAttention,
-    )
-    name = type(layer).__name__
-    if type(layer) in known:
+    if is_of_keras(layer):
         return None
+    name = type(layer).__name__
     return f"no rule for {name}, an attention of its own; register one with sgdap.register_rule"
 
 
@@ -214,14 +195,3 @@ def _project(call: RuleCall, part: Any, x: Symbol, heads: Labels, dims: Labels) 
     outputs = np.stack([np.repeat(heads, len(dims)), np.tile(dims, len(heads))])
     call.projection(part, x, part.kernel, part.bias, features, outputs)
     call.work(2 * positions(x.shape[1:-1]), features, heads, dims)
-
-
-def _met(call: RuleCall, first: Symbol, a: int, second: Symbol, b: int) -> Labels | None:
-    """Ties the channels of two axes that are multiplied and summed over."""
-    one, other = first.axes[a], second.axes[b]
-    if one is not None and other is not None:
-        call.tie(one, other)
-        return one
-    for symbol, axis in ((first, a), (second, b)):
-        call.keep_along(symbol, axis, "combined with a tensor whose channels can't be removed")
-    return None

@@ -49,7 +49,12 @@ def _follow(layer: Any, call: RuleCall, channels: Labels) -> None:
         call.weight(variable, *(channels if a == place else None for a in range(len(shape))))
 
 
-@register_rule(layers.LayerNormalization, layers.RMSNormalization, layers.UnitNormalization)
+@register_rule(
+    layers.LayerNormalization,
+    layers.RMSNormalization,
+    layers.UnitNormalization,
+    layers.Softmax,
+)
 def over_channels(layer: Any, call: RuleCall) -> Symbol:
     """Each output depends on all channels along the axes that are normalised over, so they stay."""
     for axis in [layer.axis] if isinstance(layer.axis, int) else layer.axis:
@@ -79,7 +84,7 @@ def of_inputs(layer: Any, call: RuleCall) -> Symbol:
     return call.input
 
 
-_LAYER_SCALE, _STOCHASTIC_DEPTH, _ = _keras.application_layers()
+_LAYER_SCALE, _, _ = _keras.application_layers()
 
 
 @register_rule(_LAYER_SCALE)
@@ -88,10 +93,4 @@ def layer_scale(layer: Any, call: RuleCall) -> Symbol:
     channels = call.along(call.input, -1)
     call.weight(layer.gamma, channels)
     call.resize("projection_dim", channels)
-    return call.input
-
-
-@register_rule(_STOCHASTIC_DEPTH)
-def stochastic_depth(layer: Any, call: RuleCall) -> Symbol:
-    """Drops whole samples in training (ConvNeXt)."""
     return call.input

@@ -4,43 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 from keras import layers
 
-from sgdap.channels.labels import Symbol, reshape
+from sgdap.channels.labels import Symbol, moved
+from sgdap.channels.probing import Numbers
 from sgdap.channels.registry import register_rule
 from sgdap.channels.rule_call import RuleCall
-from sgdap.channels.rules.convolution import channel_axis
+from sgdap.model.program import arrays_of
 
-
-@register_rule(
-    layers.MaxPooling1D,
-    layers.MaxPooling2D,
-    layers.MaxPooling3D,
-    layers.AveragePooling1D,
-    layers.AveragePooling2D,
-    layers.AveragePooling3D,
-    layers.AdaptiveMaxPooling1D,
-    layers.AdaptiveMaxPooling2D,
-    layers.AdaptiveMaxPooling3D,
-    layers.AdaptiveAveragePooling1D,
-    layers.AdaptiveAveragePooling2D,
-    layers.AdaptiveAveragePooling3D,
-    layers.GlobalMaxPooling1D,
-    layers.GlobalMaxPooling2D,
-    layers.GlobalMaxPooling3D,
-    layers.GlobalAveragePooling1D,
-    layers.GlobalAveragePooling2D,
-    layers.GlobalAveragePooling3D,
-    layers.ZeroPadding1D,
-    layers.ZeroPadding2D,
-    layers.ZeroPadding3D,
-    layers.Cropping1D,
-    layers.Cropping2D,
-    layers.Cropping3D,
-    layers.UpSampling1D,
-    layers.UpSampling2D,
-    layers.UpSampling3D,
+_KINDS = (
+    "MaxPooling",
+    "AveragePooling",
+    "AdaptiveMaxPooling",
+    "AdaptiveAveragePooling",
+    "GlobalMaxPooling",
+    "GlobalAveragePooling",
+    "ZeroPadding",
+    "Cropping",
+    "UpSampling",
 )
+
+
+@register_rule(*(getattr(layers, f"{kind}{rank}D") for kind in _KINDS for rank in (1, 2, 3)))
 def spatial(layer: Any, call: RuleCall) -> list[Symbol]:
     """Works along the spatial axes; the channel axis passes."""
     if len(call.output_shape) > call.input.rank:  # adaptive pooling takes anything
@@ -70,34 +56,28 @@ def image(layer: Any, call: RuleCall) -> list[Symbol]:
     return spatial(layer, call)
 
 
-@register_rule(layers.Flatten)
-def flatten(layer: Any, call: RuleCall) -> Symbol:
-    """Every channel is spread over all positions, interleaved with the others."""
-    x = call.input
-    if channel_axis(layer) == 1 and x.rank > 2:
-        order = [0, *range(2, x.rank), 1]
-        x = Symbol(tuple(x.shape[i] for i in order), tuple(x.axes[i] for i in order))
-    return reshape(x, call.output_shape, call.ledger)
+@register_rule(layers.Permute)
+def permute(layer: Any, call: RuleCall) -> Symbol:
+    """Axes change places, the channels along them too."""
+    return Symbol(call.output_shape, tuple(call.input.axes[axis] for axis in (0, *layer.dims)))
+
+
+@register_rule(layers.Flatten, layers.RepeatVector)
+def moving(layer: Any, call: RuleCall) -> Symbol:
+    """Moves and repeats values only, so numbers of labels show where these go."""
+
+    def move(numbers: Numbers) -> Numbers:
+        (made,) = arrays_of(layer.call(keras.ops.convert_to_tensor(numbers)))
+        return made
+
+    return moved(call.input, call.output_shape, move, call.ledger)
 
 
 @register_rule(layers.Reshape)
 def reshaping(layer: Any, call: RuleCall) -> Symbol:
-    """Labels follow the row-major order; the target shape shrinks with them."""
-    output = reshape(call.input, call.output_shape, call.ledger)
+    """Values keep their row-major order; the target shape shrinks with the channels."""
+    output = moving(layer, call)
     for axis, channels in enumerate(output.axes[1:]):
         if channels is not None and layer.target_shape[axis] != -1:
             call.resize(("target_shape", axis), channels)
     return output
-
-
-@register_rule(layers.Permute)
-def permute(layer: Any, call: RuleCall) -> Symbol:
-    """Axes change places, the channels along them too."""
-    order = [0, *layer.dims]
-    return Symbol(call.output_shape, tuple(call.input.axes[axis] for axis in order))
-
-
-@register_rule(layers.RepeatVector)
-def repeat_vector(layer: Any, call: RuleCall) -> Symbol:
-    """A new axis of repetitions before the channels."""
-    return call.output().with_axis(-1, call.input.axes[-1])

@@ -20,7 +20,7 @@ from sgdap.channels.remembering import Remembered, key_of, key_of_arguments
 from sgdap.channels.resizing import resized
 from sgdap.channels.rule_call import RuleCall
 from sgdap.model.generators import global_state_kept
-from sgdap.model.program import Ref
+from sgdap.model.program import Ref, arrays_of
 
 MIXES = "mixes them"
 _FIXED = "takes some of them by their numbers: a constant or a size in the code counts them all"
@@ -57,20 +57,16 @@ def tried(operation: Any, call: RuleCall) -> list[Symbol]:
     channels stay. A layer is tried as a whole, whatever code it holds.
     """
     made = [plain(shape) for shape in call.output_shapes]
-    axes = [
-        (number, axis, channels)
+    axes = {
+        (number, axis): own
         for number, symbol in enumerate(call.inputs)
-        for axis, channels in enumerate(symbol.axes)
-        if channels is not None
-    ]
+        for axis, own in enumerate(symbol.axes)
+        if own is not None
+    }
     if not axes:
         return made
-    channels, inverse = np.unique(np.concatenate([c for _, _, c in axes]), return_inverse=True)
-    bounds = np.cumsum([len(c) for _, _, c in axes])[:-1]
-    labels = {
-        (number, axis): own
-        for (number, axis, _), own in zip(axes, np.split(inverse, bounds), strict=True)
-    }
+    channels = np.unique(np.concatenate(list(axes.values())))
+    labels = {place: np.searchsorted(channels, own) for place, own in axes.items()}
     is_layer = isinstance(operation, keras.Layer)
     find = _movement_of_layer if is_layer else _movement
     movement = find(operation, call, labels)
@@ -80,8 +76,7 @@ def tried(operation: Any, call: RuleCall) -> list[Symbol]:
         for symbol in call.inputs:
             call.keep(symbol, _untried(operation))
         return made
-    for first, second in movement.pairs:
-        call.tie(channels[[first]], channels[[second]])
+    call.tie(*channels[movement.pairs.T])
     instead = f"; {call.untraced}" if call.untraced else ""
     for stay, reason in movement.kept:
         if reason == MIXES and call.mixes_for_a_loss:
@@ -94,7 +89,9 @@ def tried(operation: Any, call: RuleCall) -> list[Symbol]:
                 continue
             along = channels[line]
             if (line < 0).any():
-                along[line < 0] = call.constants(int((line < 0).sum()))
+                along[line < 0] = call.ledger.fixed(
+                    int((line < 0).sum()), "constants lie beside them"
+                )
             made[number] = made[number].with_axis(axis, along)
     if not is_layer:
         call.rewrite(made)
@@ -245,5 +242,4 @@ def _run(
         return keras.ops.convert_to_tensor(rest.pop(0)) if isinstance(leaf, Ref) else leaf
 
     args, kwargs = keras.tree.map_structure(value, (call.args, dict(call.kwargs)))
-    made = keras.tree.flatten(operation(*args, **{**more, **kwargs}))
-    return [np.asarray(keras.ops.convert_to_numpy(part)) for part in made]
+    return arrays_of(operation(*args, **{**more, **kwargs}))

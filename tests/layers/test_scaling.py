@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import sgdap
-from sgdap.channels.scaling import scalable_channels
+from sgdap.layers.scaling import scalable_channels
 
 
 def found(model: keras.Model) -> list[set[tuple[str, str, int, int]]]:

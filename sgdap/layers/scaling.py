@@ -16,9 +16,9 @@ from sgdap import _keras
 from sgdap.channels.facts import Axis
 from sgdap.channels.groups import ChannelGraph
 from sgdap.channels.labels import Channels
-from sgdap.channels.probing import Array, random_inputs
+from sgdap.channels.probing import Array, random_inputs, random_weights
 from sgdap.model.generators import global_state_kept
-from sgdap.model.program import inference_arguments, leaves_of
+from sgdap.model.program import arrays_of, inference_arguments
 
 Node = tuple[int | str, int]
 """A tensor (or a layer, of what lies inside) and the group of the channels that are meant."""
@@ -375,8 +375,7 @@ class _Probe:
         args, kwargs = inference_arguments(call, tensors, in_code=in_code)
         mapping = list(zip(self.variables, map(keras.ops.convert_to_tensor, values), strict=True))
         with keras.StatelessScope(state_mapping=mapping):
-            made = leaves_of(call.operation(*args, **kwargs))
-        return [np.asarray(keras.ops.convert_to_numpy(x)) for x in made]
+            return arrays_of(call.operation(*args, **kwargs))
 
 
 def _inputs(graph: ChannelGraph, number: int) -> Iterator[list[Array]]:
@@ -401,11 +400,7 @@ def _drawn(variable: Any, seed: int) -> Array:
     """A random value for a variable; one that holds no floats keeps its own."""
     if not keras.backend.is_float_dtype(variable.dtype):
         return np.asarray(keras.ops.convert_to_numpy(variable.value))
-    random = np.random.default_rng(seed)
-    shape = tuple(int(n) for n in variable.shape)
-    values = random.uniform(0.5, 1.5, shape)
-    if len(shape) > 1:
-        values *= random.choice([-1.0, 1.0], shape) / math.sqrt(math.prod(shape[:-1]))
+    values = random_weights(tuple(variable.shape), np.random.default_rng(seed))
     return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(values, variable.dtype)))
 
 
