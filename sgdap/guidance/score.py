@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
-from joblib import Parallel, cpu_count, delayed
+from joblib import cpu_count
 from threadpoolctl import ThreadpoolController
 
 from sgdap import _keras
@@ -107,9 +108,8 @@ def score_groups(
     with _LIMITED, _linear_algebra().limit(limits=1, user_api="blas"):
         largest_first = sorted(groups, key=lambda group: work[group.name], reverse=True)
         workers = max(1, min(side_by_side, cpu_count()))
-        curves = Parallel(n_jobs=workers, prefer="threads")(
-            delayed(curve)(group) for group in largest_first
-        )
+        with ThreadPoolExecutor(workers) as threads:
+            curves = list(threads.map(curve, largest_first))
     by_name = {g.name: found for g, found in zip(largest_first, curves, strict=True)}
     return {group.name: by_name[group.name] for group in groups}
 

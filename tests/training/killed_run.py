@@ -15,6 +15,7 @@ import numpy as np
 from keras import layers
 
 from sgdap import Budget, SGDAPCallback
+from tests.untuned import untuned_datasets
 
 SCORES = [0.5, 0.6, 0.7, 0.1, 0.7, 0.1]
 """What the guard reads in each epoch: of the rounds some are kept, some undone."""
@@ -105,7 +106,8 @@ def attempt(arguments: tuple, kill_after: float | None = None, kill_in=None) -> 
         try:
             if kill_in:
                 kill_at(*kill_in)
-            run(*arguments, lambda line: os.write(writing, f"{line}\n".encode()))
+            with untuned_datasets():
+                run(*arguments, lambda line: os.write(writing, f"{line}\n".encode()))
         finally:
             os._exit(0)
     os.close(writing)
