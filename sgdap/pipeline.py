@@ -14,7 +14,7 @@ from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.depth import shallower
 from sgdap.depth.costs import UnitCost, unit_costs
-from sgdap.depth.units import RemovableUnit, live_calls
+from sgdap.depth.units import RemovableUnit, live_calls, removable_units
 from sgdap.execution.inputs import check_calibration_data
 from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.precision import computing_in_float32
@@ -107,7 +107,8 @@ def pruning_scope(graph: ChannelGraph, options: PruningOptions) -> Scope:
         ValueError: A name matches no layer, no group can shrink, or the model lacks what the
             criterion needs.
     """
-    groups = prunable_groups(graph, options.layers)
+    shallower_too = isinstance(options.depth, float) and bool(removable_units(graph))
+    groups = prunable_groups(graph, options.layers, depth=shallower_too)
     options.criterion.check(graph, groups)
     rules = width_rules(groups, options.min_channels, options.round_to, options.overrides)
     return Scope(graph, groups, rules)

@@ -182,3 +182,15 @@ def test_subclassed_models_and_models_in_models_get_a_functional_copy():
     assert sgdap.apply(model, plan).count_params() == plan.params[1] < model.count_params()
     with pytest.raises(ValueError, match=r"'inner' inside it.*sgdap.functional"):
         sgdap.apply(model, plan, in_place=True)
+
+
+def test_a_share_of_the_units_leaves_where_no_channel_can():
+    x = inputs = keras.Input((6, 4))
+    for n in range(2):
+        y = keras.layers.LayerNormalization()(keras.layers.Dense(4, name=f"branch_{n}")(x))
+        x = keras.layers.Add()([x, y])
+    model = keras.Model(inputs, keras.layers.LayerNormalization()(x))
+    assert not any(group.prunable for group in sgdap.channel_graph(model).groups)
+    plan = sgdap.plan(model, samples(model, 32), sgdap.Budget(params=1.0), depth=0.5)
+    assert len(plan.bypassed) == 1
+    assert len(sgdap.apply(model, plan).layers) == len(model.layers) - 3
