@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import os
 import reprlib
 from collections.abc import Iterable, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 
@@ -47,6 +49,24 @@ def choices_for(name: str, names: Iterable[str], most: int = 30) -> str:
     near = dict.fromkeys(by_end[part] for part in difflib.get_close_matches(name, by_end))
     meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"There are: {', '.join(known[:most])}{more}.{meant}"
+
+
+def checked_path(name: str, value: Any) -> Path:
+    """Returns an argument that names a file or folder as a `Path`.
+
+    Args:
+        name: The argument's name.
+        value: What was received.
+
+    Raises:
+        TypeError: It is no path.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(
+            f"{name} must be a path, a str or a pathlib.Path. Received: {shown(value)} (of type "
+            f"{type(value).__name__})"
+        )
+    return Path(value)
 
 
 def is_number(value: Any) -> bool:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import sgdap
 from sgdap._arguments import check_integer, check_share, choices_for, shown
+from tests.models import mlp
 
 LARGE = np.zeros((200, 28, 28, 1))
 
@@ -43,3 +45,17 @@ def test_names_that_are_near_are_told_by_their_end_too():
     assert choices_for("conv_11", names).endswith("Did you mean 'net/conv_1' or 'net/conv_2'?")
     assert choices_for("nothing", names) == "There are: net/conv_1, net/conv_2, head."
     assert "… (99 in all)" in choices_for("nothing", map(str, range(99)))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: sgdap.export(3, model),
+        lambda model: sgdap.pack(model, model),
+        lambda model: sgdap.unpack(model),
+        lambda model: sgdap.Plan.load(model),
+    ],
+)
+def test_what_is_no_path_is_refused_by_its_name(call):
+    with pytest.raises(TypeError, match="path must be a path.*Received: <Sequential"):
+        call(mlp())

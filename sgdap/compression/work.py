@@ -253,7 +253,8 @@ def separated(model: Any, data: Any, validation_data: Any, seed: int) -> tuple[A
 
     Raises:
         TypeError: Data are of an unknown kind.
-        ValueError: They can be read only once, arrays differ in length, or they hold strings.
+        ValueError: They can be read only once, arrays differ in length, they hold strings, or
+            there is one sample alone.
     """
     learnt = _read(data, "data")
     judged = None if validation_data is None else _read(validation_data, "validation_data")
@@ -262,6 +263,11 @@ def separated(model: Any, data: Any, validation_data: Any, seed: int) -> tuple[A
         _check_no_strings(learnt[0])
     if judged is None and model.compiled and labelled:
         count = len(keras.tree.flatten(learnt[0])[0])
+        if count == 1:
+            raise ValueError(
+                "One sample is too few to learn from some and to judge by others. Pass some "
+                "hundred, or validation_data=(x, y)."
+            )
         order = np.random.default_rng(seed).permutation(count)
         held = math.ceil(HELD_BACK * count)
         learnt, judged = (rows_of(learnt, np.sort(own)) for own in (order[held:], order[:held]))

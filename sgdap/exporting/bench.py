@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from sgdap._arguments import check_integer
+from sgdap._arguments import check_integer, checked_path
 from sgdap._extras import check_installed
 from sgdap._table import facts_text
 from sgdap.execution.runtimes import in_keras, in_litert, in_onnx, in_openvino, signature_of
@@ -75,7 +75,7 @@ def bench(path: str | Path, batch_size: int = 1) -> Bench:
         ImportError: The runtime's package is missing.
         ValueError: Files of this kind are not known.
     """
-    path = Path(path)
+    path = checked_path("path", path)
     check_integer("batch_size", batch_size, 1)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}.")

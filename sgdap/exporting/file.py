@@ -13,7 +13,7 @@ from typing import Any, cast
 import keras
 import numpy as np
 
-from sgdap._arguments import check_choice, check_integer, shown
+from sgdap._arguments import check_choice, check_integer, checked_path, shown
 from sgdap._extras import check_installed
 from sgdap.execution.backend import check_backend
 from sgdap.execution.data import batches
@@ -131,7 +131,7 @@ def export(
         True
     """
     check_backend("sgdap.export")
-    path = Path(path)
+    path = checked_path("path", path)
     kind = check_format(path, format, quantize)
     check_choice("check", check, (True, False))
     check_choice("verbose", verbose, (0, 1, False, True))

@@ -24,7 +24,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from sgdap._arguments import check_integer, shown
+from sgdap._arguments import check_integer, checked_path, shown
 from sgdap._extras import check_installed
 from sgdap._keras.variables import without_values
 from sgdap.execution.backend import check_backend
@@ -66,7 +66,7 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
     Raises:
         ImportError: `constriction` is missing.
         RuntimeError: Keras uses another backend than TensorFlow.
-        TypeError: `model` is no Keras model.
+        TypeError: `model` is no Keras model, or `path` no path.
         ValueError: It is not built, has a `call` of its own or a lambda, which no config holds, or
             Keras can't make it again from its config.
 
@@ -82,6 +82,7 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
     check_backend("sgdap.pack")
     check_installed(["constriction"], "pack", "sgdap.pack")
     program = trace(model)
+    place = checked_path("path", path)
     if program.functional is None or not saves_by_its_graph(model):
         raise ValueError(
             f"The model '{model.name}' is of a class of its own ({type(model).__name__}), which no "
@@ -115,7 +116,6 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
     length, packed = deflated(config)
     whole = b"".join([MAGIC, _number(length), _number(len(packed)), packed, writer.content()])
     whole += hashlib.sha256(whole).digest()[:_CHECKSUM]
-    place = Path(path)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=TEMPORARY) as folder:
         made = Path(folder, place.name)
         made.write_bytes(whole)
@@ -147,13 +147,15 @@ def unpack(
         FileNotFoundError: There is no file.
         ImportError: `constriction` is missing.
         RuntimeError: Keras uses another backend than TensorFlow.
+        TypeError: `path` is no path.
         ValueError: The file is damaged, cut, foreign or from a later version, it would take more
             than `memory_limit`, or its architecture can't be made.
     """
     check_backend("sgdap.unpack")
     check_installed(["constriction"], "pack", "sgdap.unpack")
     check_integer("memory_limit", memory_limit, 1)
-    whole = Path(path).read_bytes()
+    place = checked_path("path", path)
+    whole = place.read_bytes()
     try:
         plain, config_bytes, reader = _opened(whole, memory_limit)
     except DamagedError as error:

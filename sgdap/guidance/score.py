@@ -80,7 +80,7 @@ def score_groups(
         groups = [group for group in graph.groups if group.prunable]
     work = {group.name: _working_memory(group, statistics, graph.count) for group in groups}
     free = checked_memory_limit(memory_limit) - statistics.nbytes
-    side_by_side = free // max(*work.values(), 1)
+    side_by_side = free // max([*work.values(), 1])
 
     def curve(group: ChannelGroup) -> ErrorCurve:
         if progress is not None:

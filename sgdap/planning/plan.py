@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgdap import _keras
+from sgdap._arguments import checked_path
 from sgdap._table import Row, table_text, terminal_width
 from sgdap.channels.groups import ChannelGraph
 from sgdap.planning.bypassed import BypassedUnit
@@ -333,7 +334,7 @@ class Plan:
 
 def _files(path: str | os.PathLike[str]) -> tuple[Path, Path]:
     """The file of a plan's JSON and that of its weights."""
-    text = Path(path)
+    text = checked_path("path", path)
     if text.suffix != ".json":
         text = text.with_name(f"{text.name}.json")
     return text, text.with_suffix(".npz")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
+from sgdap.depth.units import removable_units
 from sgdap.planning.options import PruningOptions
 from sgdap.planning.widths import WidthRules, prunable_groups, width_rules
 
@@ -54,7 +55,8 @@ def pruning_scope(graph: ChannelGraph, options: PruningOptions) -> Scope:
         ValueError: A name matches no layer, no group can shrink, or the model lacks what the
             criterion needs.
     """
-    groups = prunable_groups(graph, options.layers)
+    shallower_too = isinstance(options.depth, float) and bool(removable_units(graph))
+    groups = prunable_groups(graph, options.layers, depth=shallower_too)
     options.criterion.check(graph, groups)
     rules = width_rules(groups, options.min_channels, options.round_to, options.overrides)
     return Scope(graph, groups, rules)

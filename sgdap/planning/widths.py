@@ -93,12 +93,15 @@ def width_rules(
     return WidthRules(min_channels, round_to, fixed)
 
 
-def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) -> list[ChannelGroup]:
+def prunable_groups(
+    graph: ChannelGraph, layers: Sequence[str] | None = None, *, depth: bool = False
+) -> list[ChannelGroup]:
     """The groups that may shrink.
 
     Args:
         graph: The model's channels.
         layers: Names or patterns of the layers whose channels may be removed; None: all.
+        depth: Whether a share of the units leaves in any case, so that there may be no group.
 
     Raises:
         ValueError: A name matches no layer, or no group can shrink.
@@ -115,7 +118,7 @@ def prunable_groups(graph: ChannelGraph, layers: Sequence[str] | None = None) ->
                 )
             chosen.update(group.name for group in fitting)
         prunable = [group for group in prunable if group.name in chosen]
-    if not prunable:
+    if not prunable and not depth:
         why = [(g.name, ", ".join(g.reasons) or "not among layers") for g in graph.groups]
         reasons = "; ".join(f"'{name}': {reason}" for name, reason in [*why, *graph.kept][:5])
         raise ValueError(

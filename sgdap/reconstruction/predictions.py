@@ -69,8 +69,10 @@ def prediction_fit(
 
     Returns:
         The changes of the kernel, `(features, outputs)`, and of the bias, `(outputs,)`; None where
-        no change at all is within that standard error too.
+        no change at all is within that standard error too, or a half has no rows to tell.
     """
+    if not all(map(len, features)):
+        return None
     rows = np.concatenate(features)
     mean = rows.mean(axis=0) if bias else np.zeros(rows.shape[1])
     centred = rows - mean

@@ -569,6 +569,12 @@ def test_what_makes_no_sense_is_refused(trained, stages, arguments, error, words
     assert not folder.exists()
 
 
+def test_one_sample_alone_is_refused_where_some_are_held_back(trained):
+    x, y = DATA
+    with pytest.raises(ValueError, match="One sample is too few.*validation_data"):
+        sgdap.compress(trained, [sgdap.Prune(flops=0.5)], (x[:1], y[:1]), verbose=0)
+
+
 def test_strings_in_arrays_are_refused_with_what_serves():
     words = layers.TextVectorization(output_sequence_length=4)
     words.adapt(["a b c", "d e"])

@@ -216,3 +216,15 @@ def test_a_budget_that_only_units_can_meet():
     assert made.bypassed and made.flops[1] <= 0.5 * made.flops[0]
     with pytest.raises(ValueError, match="cannot be met"):
         sgdap.plan(model, x, sgdap.Budget(flops=0.001), depth=True, **held)
+
+
+def test_a_share_of_the_units_leaves_where_no_channel_can():
+    x = inputs = keras.Input((6, 4))
+    for n in range(2):
+        y = keras.layers.LayerNormalization()(keras.layers.Dense(4, name=f"branch_{n}")(x))
+        x = keras.layers.Add()([x, y])
+    model = keras.Model(inputs, keras.layers.LayerNormalization()(x))
+    assert not any(group.prunable for group in sgdap.channel_graph(model).groups)
+    plan = sgdap.plan(model, samples(model, 32), sgdap.Budget(params=1.0), depth=0.5)
+    assert len(plan.bypassed) == 1
+    assert len(sgdap.apply(model, plan).layers) == len(model.layers) - 3

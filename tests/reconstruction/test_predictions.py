@@ -17,6 +17,11 @@ def cross_entropy(z, y, kind) -> float:
     return float(-(p * np.log(q) + (1 - p) * np.log(1 - q)).sum(1).mean())
 
 
+def test_one_sample_alone_changes_nothing():
+    x, z = RANDOM.normal(size=(3, 4)), RANDOM.normal(size=(3, 2))
+    assert prediction_fit([x, x[:0]], [z, z[:0]], [z + 1, z[:0]], "categorical") is None
+
+
 def halves(array) -> list[np.ndarray]:
     return [array[::2], array[1::2]]
 
