@@ -65,10 +65,12 @@ def plan(
             `"magnitude"`, `"activation"`, `"taylor"`, `"fpgm"`, `"batch_norm_scale"`,
             `"correlation"`, `"growth"`, `"random"`.
         allocation: `"global"`: channels are removed where the loss rises least for the cost
-            saved; `"layerwise"`: every group keeps the same share; `"measured"`: as global, then
-            widths are exchanged between groups as long as the loss falls that slim models, each
-            refitted, have on samples that were held back (1 000 at most). It tries 64 slim models
-            at most, fewer of a large one, and pays where little is left.
+            saved, or every group keeps its share and a little more, if slim models of both are
+            measured and this one is better; `"layerwise"`: every group keeps the same share;
+            `"measured"`: by the expected losses, then widths are exchanged between groups as long
+            as the loss falls that slim models, each refitted, have on samples that were held back
+            (1 000 at most). It tries 64 slim models at most, fewer of a large one, and pays where
+            little is left.
         reconstruction: Whether to refit the consumers' weights to the channels that stay. Without,
             and with `allocation="layerwise"` and a criterion that looks at weights only
             (`"magnitude"`), nothing depends on what the data do: they are not run, and the plan
@@ -149,7 +151,8 @@ def plan(
         return goal.target(1.0) if goal.timed else goal.final
 
     with Progress(verbose) as progress:
-        made = make_plan(scope, data, options, None if goal.chosen else limits, progress)[0]
+        spend = None if goal.chosen else limits
+        made = make_plan(scope, data, options, spend, progress, timed=goal.timed)[0]
     return replace(made, notes=(*made.notes, *goal.notes))
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from sgdap.channels.counting import counted_on
 from sgdap.channels.grouping import channel_graph
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
@@ -31,20 +33,24 @@ from sgdap.planning.carried import (
 )
 from sgdap.planning.cost import MEASURES, cost_model
 from sgdap.planning.depth import allowed_units, cheapest_units, choose_units
-from sgdap.planning.exchange import exchange
+from sgdap.planning.exchange import better_of, exchange
 from sgdap.planning.options import PruningOptions
 from sgdap.planning.plan import Plan, model_fingerprint
 from sgdap.planning.removal import plan_from_mask
 from sgdap.planning.widths import WidthRules, prunable_groups, width_rules
 from sgdap.reconstruction import Weights, reconstructed_weights, refitted_weights
 from sgdap.reconstruction.refit import Deeper
-from sgdap.reconstruction.trial import Trials
+from sgdap.reconstruction.trial import Trials, affordable_trials
+from sgdap.reconstruction.weights import Mask
 from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
 
 Curves = Mapping[str, ErrorCurve]
 
 GRADIENTS = 6e11
 """FLOPs of the runs of a model whose gradients are taken: a backward pass costs twice as much."""
+
+JUDGED = 600
+"""The most samples on which the widths by the curves are compared with equal shares."""
 
 FEWEST_GRADIENTS = 64
 """Samples whose gradients are taken whatever the work."""
@@ -119,6 +125,8 @@ def make_plan(
     options: PruningOptions,
     budget: Callable[[Curves], Budget] | None,
     progress: PlanProgress | None = None,
+    *,
+    timed: bool = False,
 ) -> tuple[Plan, Curves]:
     """Makes a plan: collects statistics, scores the groups, spends the budget, refits consumers.
 
@@ -130,6 +138,8 @@ def make_plan(
             curves, to measure models of the widths that they lead to. None: the criterion chooses
             the widths, by cross-validation.
         progress: Receives the progress; None: nothing is shown.
+        timed: Whether the budget was found by timing models of the widths that the curves lead to;
+            others of the same cost may take longer.
 
     Returns:
         The `Plan`, and the groups' error curves by name.
@@ -175,10 +185,14 @@ def make_plan(
     handed_over = [statistics]
     del statistics  # so that plan_from_curves can free its matrices before the refit
     if chosen:
-        made = _shallower_plan(scope, handed_over, curves, spent, options, data, progress, chosen)
+        made = _shallower_plan(
+            scope, handed_over, curves, spent, options, data, progress, chosen, timed
+        )
         if made is not None:
             return made
-    plan = plan_from_curves(scope, handed_over.pop(), curves, spent, options, data, progress)
+    plan = plan_from_curves(
+        scope, handed_over.pop(), curves, spent, options, data, progress, timed=timed
+    )
     return plan, curves
 
 
@@ -225,6 +239,7 @@ def _shallower_plan(
     data: Any,
     progress: PlanProgress | None,
     chosen: Sequence[UnitCost],
+    timed: bool,
 ) -> tuple[Plan, Curves] | None:
     """The plan for the model without some units, and the curves of its groups.
 
@@ -254,6 +269,7 @@ def _shallower_plan(
         data,
         progress,
         _whole_of(graph, units, made.paths),
+        timed=timed,
     )
     bypassed = tuple(BypassedUnit.of(own.bypass, own.error) for own in chosen)
     return (
@@ -283,6 +299,8 @@ def plan_from_curves(
     data: Any = None,
     progress: PlanProgress | None = None,
     deeper: Deeper | None = None,
+    *,
+    timed: bool = False,
 ) -> Plan:
     """Makes a plan from a calibration pass and the error curves computed from it.
 
@@ -296,6 +314,7 @@ def plan_from_curves(
             errors of those before it; None: each is fitted by itself only.
         progress: Receives the progress; None: nothing is shown.
         deeper: The whole model, where that of the scope lacks some of its layers.
+        timed: Whether the budget was found by timing models of the widths by the curves.
 
     Raises:
         ValueError: The budget cannot be met.
@@ -315,28 +334,9 @@ def plan_from_curves(
         rules=scope.rules,
     )
     with computing_in_float32(graph.program.model):
-        if options.allocation == "measured" and data is not None:
-            trials = Trials(
-                graph,
-                statistics,
-                data,
-                reconstruction=options.reconstruction,
-                samples=options.samples,
-                positions=options.positions,
-                seed=options.seed,
-                memory_limit=options.memory_limit,
-            )
-            kept = exchange(
-                scope.groups,
-                curves,
-                model,
-                budget,
-                kept,
-                trials.losses_of,
-                full=full,
-                rules=scope.rules,
-                tries=trials.affordable,
-            )
+        by_curves = timed and options.allocation == "global"
+        if data is not None and options.allocation != "layerwise" and not by_curves:
+            kept = _measured(scope, statistics, curves, budget, kept, options, data)
         weights: Weights = {}
         if options.reconstruction:
             weights = reconstructed_weights(graph, statistics, kept)
@@ -364,6 +364,57 @@ def plan_from_curves(
         samples=statistics.samples,
         weights=weights,
         notes=notes,
+    )
+
+
+def _measured(
+    scope: Scope,
+    statistics: CalibrationStatistics,
+    curves: Curves,
+    budget: Budget,
+    kept: Mask,
+    options: PruningOptions,
+    data: Any,
+) -> Mask:
+    """The widths that slim models measure best, `(channels,)`.
+
+    Of the `"global"` allocation either those by the curves or nearly equal shares; the first where
+    measuring them would take long. Of the `"measured"` one those that `exchange` finds.
+    """
+    graph, model = scope.graph, cost_model(scope.graph)
+    groups, rules, full = scope.groups, scope.rules, model.whole
+    samples, other = options.samples, kept
+    if options.allocation == "global":
+        samples = min(samples or JUDGED, JUDGED)
+        fits = options.reconstruction and graph.counted is graph.program
+        if not fits or affordable_trials(graph, samples) < 2:
+            return kept
+        other = allocate(groups, curves, model, budget, full=full, rules=rules, least=1.0)
+        if np.array_equal(kept, other):
+            return kept
+    trials = Trials(
+        graph,
+        statistics,
+        data,
+        reconstruction=options.reconstruction,
+        samples=samples,
+        positions=options.positions,
+        seed=options.seed,
+        memory_limit=options.memory_limit,
+    )
+    judge = trials.losses_of
+    if options.allocation == "global":
+        return better_of(kept, other, judge)
+    return exchange(
+        groups,
+        curves,
+        model,
+        budget,
+        kept,
+        judge,
+        full=full,
+        rules=rules,
+        tries=trials.affordable,
     )
 
 

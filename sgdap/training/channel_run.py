@@ -107,7 +107,9 @@ class ChannelRun(Run):
         options = replace(self.pruning, seed=self.pruning.seed + max(epoch, 0))
         spend = None if self.goal.chosen else limits
         data = self.calibration_inputs()
-        plan, self._curves = make_plan(replace(scope, rules=held), data, options, spend)
+        plan, self._curves = make_plan(
+            replace(scope, rules=held), data, options, spend, timed=self.goal.timed
+        )
         state.plan = plan = replace(plan, notes=(*plan.notes, *self.goal.notes))
         if not plan.bypassed and all(len(group.kept) == group.size for group in plan.groups):
             return False

@@ -7,10 +7,13 @@ from keras import layers
 
 import sgdap
 from sgdap.guidance.elimination import ErrorCurve
+from sgdap.pipeline import make_plan, pruning_scope
 from sgdap.planning.allocation import allocate
 from sgdap.planning.cost import cost_model
-from sgdap.planning.exchange import exchange
+from sgdap.planning.exchange import better_of, exchange
+from sgdap.planning.options import PruningOptions
 from sgdap.planning.widths import WidthRules
+from sgdap.reconstruction.trial import Trials
 from tests.models import digits_like, outputs, randomise
 
 MODEL = keras.Sequential([keras.Input((8, 8, 2)), layers.Flatten()])
@@ -115,3 +118,41 @@ def test_an_improvement_at_every_sample_is_taken_however_the_samples_differ():
     _, found = exchanged(judge)
     start, _ = exchanged(lambda kept: 1.0)
     assert widths(found)[first.name] > widths(start)[first.name]
+
+
+@pytest.mark.parametrize(("fall", "taken"), [(-0.01, False), (0.025, False), (0.04, True)])
+def test_of_two_masks_the_second_is_taken_if_it_is_better_by_more_than_chance(fall, taken):
+    apart = np.tile([-1.0, 1.0], 500)  # a standard error of the difference is 0.032
+    first, second = np.ones(3, bool), np.array([True, False, True])
+    losses = {first.tobytes(): np.full(1000, 2.0), second.tobytes(): 2 + apart - fall}
+    found = better_of(first, second, lambda kept: losses[kept.tobytes()])
+    assert found is (second if taken else first)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_global_plan_takes_the_shares_that_are_measured_to_be_better(equal, monkeypatch):
+    x, _ = digits_like(90)
+    sizes = [int(group.removable.sum()) for group in GROUPS]
+    asked = []
+
+    def losses_of(self, kept):
+        unlike = np.ptp([kept[g.channels].sum() / n for g, n in zip(GROUPS, sizes, strict=True)])
+        asked.append(unlike if equal else -unlike)
+        return 2 + asked[-1]
+
+    monkeypatch.setattr(Trials, "losses_of", losses_of)
+    plan = sgdap.plan(MODEL, x, BUDGET, round_to=1)
+    shares = [plan.widths[g.name] / n for g, n in zip(GROUPS, sizes, strict=True)]
+    assert len(asked) == 2
+    assert abs(np.ptp(shares)) == pytest.approx(abs(min(asked)))
+    assert plan.flops[1] <= 0.4 * plan.flops[0]
+
+
+def test_a_global_plan_measures_nothing_where_its_widths_stand_or_were_timed(monkeypatch):
+    monkeypatch.setattr(Trials, "__init__", lambda self, *args, **options: pytest.fail("measured"))
+    x, _ = digits_like(20)
+    widths = {group.name: 0.5 for group in GROUPS}
+    sgdap.plan(MODEL, x, sgdap.Budget(flops=0.9), overrides=widths)
+    sgdap.plan(MODEL, x, BUDGET, reconstruction=False)
+    scope = pruning_scope(GRAPH, PruningOptions())
+    make_plan(scope, (x,), PruningOptions(), lambda curves: BUDGET, timed=True)
