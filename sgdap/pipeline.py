@@ -49,7 +49,7 @@ Curves = Mapping[str, ErrorCurve]
 GRADIENTS = 6e11
 """FLOPs of the runs of a model whose gradients are taken: a backward pass costs twice as much."""
 
-JUDGED = 600
+JUDGED = 1500
 """The most samples on which the widths by the curves are compared with equal shares."""
 
 FEWEST_GRADIENTS = 64
