@@ -6,8 +6,8 @@ Each network is trained on Fashion-MNIST once, or read from the folder if it was
 Each run trains a copy of it on, with a learning rate that decays to zero, and prunes it on the
 way; its seed decides the order of the images. The way "cubic 3 2" prunes in three rounds of the
 schedule "cubic", before epochs 0, 2 and 4; "before" in one shot before the run, which is then plain
-fine-tuning; "default" with nothing but a budget. An epoch is short, so that the ways differ: it
-draws a few thousand of the 60 000 images.
+fine-tuning; "default" with nothing but a budget; " teacher" behind it adds the whole network as a
+teacher. An epoch is short, so that the ways differ: it draws a few thousand of the 60 000 images.
 Results are written as they come: an interrupted run goes on where it was, and runs with other
 options add to earlier ones. The table (rounds.md) shows all results in the folder.
 """
@@ -33,6 +33,7 @@ COLUMNS = [
     *("arch", "seed", "images", "epochs", "share", "rate", "way"),
     *("accuracy", "dense", "rounds", "flops", "seconds"),
 ]
+TEACHER = " teacher"
 WAYS = (
     *("before", "default", "geometric 1 1"),
     *(
@@ -118,7 +119,7 @@ def trained(arch, folder, x, y):
 
 def rounds_of(way):
     """The number of rounds of a way and the epoch of the last one; none where it has no number."""
-    words = way.split()
+    words = way.removesuffix(TEACHER).split()
     return (int(words[1]), (int(words[1]) - 1) * int(words[2])) if len(words) == 3 else (0, 0)
 
 
@@ -129,10 +130,11 @@ def pruned(model, way, budget, x, y, seed, epochs, images, rate, decays):
     if way == "before":
         model = sgdap.apply(model, sgdap.plan(model, x[:1000], budget, **options))
     else:
-        arguments = {}
-        if way != "default":
-            schedule, rounds, every = way.split()
-            arguments = {
+        arguments = {"teacher": True} if way.endswith(TEACHER) else {}
+        rule = way.removesuffix(TEACHER)
+        if rule != "default":
+            schedule, rounds, every = rule.split()
+            arguments |= {
                 "schedule": SCHEDULES[schedule](rounds=int(rounds)),
                 "frequency": int(every),
                 "final_finetune_epochs": 1,

@@ -3,8 +3,8 @@
 Run it: python benchmarks/unet.py
 
 The network finds the pixels of a digit under noise; it has skips, transposed convolutions up, and
-one of two filters at its end. By hand each layer keeps the same share of its channels, at least as
-many as the budget allows: those that sgdap's criterion takes, refitted as sgdap does; the filters
+one of two filters at its end. By hand each layer keeps the same share of its channels, as many as
+the budget allows: those that sgdap's criterion takes, refitted as sgdap does; the filters
 of largest norm, cut out; or a new network, trained as long as the trained one and its pruned
 copies together.
 """
@@ -66,10 +66,10 @@ def flops(model):
 
 
 def share_by_hand(budget):
-    """The least share of every layer's channels that takes the share of the FLOPs, or more."""
-    least = budget * flops(network())
-    shares = np.arange(0.02, 1, 0.01)
-    return min(share for share in shares if flops(network(share)) >= least)
+    """The largest share of every layer's channels that takes at most the share of the FLOPs."""
+    most = budget * flops(network())
+    shares = np.arange(1, 0.02, -0.01)
+    return next(share for share in shares if flops(network(share)) <= most)
 
 
 def main():

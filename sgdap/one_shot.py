@@ -66,10 +66,13 @@ def plan(
             `"magnitude"`, `"activation"`, `"taylor"`, `"fpgm"`, `"batch_norm_scale"`,
             `"correlation"`, `"growth"`, `"random"`.
         allocation: `"global"`: channels are removed where the loss rises least for the cost
-            saved; `"layerwise"`: every group keeps the same share; `"measured"`: as global, then
-            widths are exchanged between groups as long as the loss falls that slim models, each
-            refitted, have on samples that were held back (1 000 at most). It tries 64 slim models
-            at most, fewer of a large one, and pays where little is left.
+            saved; where a quarter or less is left, slim models of these widths and of nearly equal
+            shares are measured, and the better is taken; `"layerwise"`: every group keeps the same
+            share;
+            `"measured"`: by the expected losses, then widths are exchanged between groups as long
+            as the loss falls that slim models, each refitted, have on samples that were held back
+            (1 000 at most). It tries 64 slim models at most, fewer of a large one, and pays where
+            little is left.
         reconstruction: Whether to refit the consumers' weights to the channels that stay. Without,
             and with `allocation="layerwise"` and a criterion that looks at weights only
             (`"magnitude"`), nothing depends on what the data do: they are not run, and the plan

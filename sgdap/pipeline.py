@@ -34,14 +34,13 @@ from sgdap.planning.carried import (
 )
 from sgdap.planning.cost import MEASURES, cost_model
 from sgdap.planning.depth import Depth, allowed_units, cheapest_units, choose_units, most_units
-from sgdap.planning.exchange import exchange
 from sgdap.planning.options import PruningOptions
 from sgdap.planning.plan import Plan, model_fingerprint
 from sgdap.planning.removal import plan_from_mask
 from sgdap.planning.scope import Scope
 from sgdap.reconstruction import Weights, reconstructed_weights, refitted_weights
+from sgdap.reconstruction.measured import measured_widths
 from sgdap.reconstruction.refit import Deeper
-from sgdap.reconstruction.trial import Trials
 from sgdap.statistics.collect import CalibrationStatistics, collect_statistics
 
 Curves = Mapping[str, ErrorCurve]
@@ -158,7 +157,10 @@ def make_plan(
         )
         if made is not None:
             return made
-    plan = plan_from_curves(scope, handed_over.pop(), curves, budget, options, data, progress)
+    timed = timing is not None
+    plan = plan_from_curves(
+        scope, handed_over.pop(), curves, budget, options, data, progress, timed=timed
+    )
     return plan, curves
 
 
@@ -253,6 +255,7 @@ def _shallower_plan(
         data,
         progress,
         _whole_of(graph, units, made.paths),
+        timed=timing is not None,
     )
     bypassed = tuple(BypassedUnit.of(own.bypass, own.error) for own in chosen)
     return (
@@ -282,6 +285,8 @@ def plan_from_curves(
     data: Any = None,
     progress: PlanProgress | None = None,
     deeper: Deeper | None = None,
+    *,
+    timed: bool = False,
 ) -> Plan:
     """Makes a plan from a calibration pass and the error curves computed from it.
 
@@ -295,6 +300,7 @@ def plan_from_curves(
             errors of those before it; None: each is fitted by itself only.
         progress: Receives the progress; None: nothing is shown.
         deeper: The whole model, where that of the scope lacks some of its layers.
+        timed: Whether the budget was found by timing models of the widths by the curves.
 
     Raises:
         ValueError: The budget cannot be met.
@@ -314,28 +320,9 @@ def plan_from_curves(
         rules=scope.rules,
     )
     with computing_in_float32(graph.program.model):
-        if options.allocation == "measured" and data is not None:
-            trials = Trials(
-                graph,
-                statistics,
-                data,
-                reconstruction=options.reconstruction,
-                samples=options.samples,
-                positions=options.positions,
-                seed=options.seed,
-                memory_limit=options.memory_limit,
-            )
-            kept = exchange(
-                scope.groups,
-                curves,
-                model,
-                budget,
-                kept,
-                trials.losses_of,
-                full=full,
-                rules=scope.rules,
-                tries=trials.affordable,
-            )
+        by_curves = timed and options.allocation == "global"
+        if data is not None and options.allocation != "layerwise" and not by_curves:
+            kept = measured_widths(scope, statistics, curves, budget, kept, options, data)
         weights: Weights = {}
         if options.reconstruction:
             weights = reconstructed_weights(graph, statistics, kept)

@@ -45,6 +45,7 @@ def allocate(
     full: Array,
     allocation: str = "global",
     rules: WidthRules | None = None,
+    least: float = LEAST,
 ) -> Mask:
     """Chooses the channels that stay.
 
@@ -55,11 +56,13 @@ def allocate(
         budget: What the slim model may cost.
         full: The cost of the whole model, to which fractions in the budget refer, `(measures,)`.
         allocation: `"global"`: removes channels where the loss rises least for the cost saved,
-            then gives channels back while the budget still holds. No group gets narrower than
-            three quarters of its layerwise width. `"layerwise"`: every group keeps the same share
+            then gives channels back while the budget still holds. No group gets narrower than a
+            part, `least`, of its layerwise width. `"layerwise"`: every group keeps the same share
             p, `N_new = max(floor(p · N), 1)`, the largest that meets the budget. `"measured"`: as
             `"global"`, of any width; `exchange` begins with it and measures slim models.
         rules: Which widths the groups may have; None: any.
+        least: The least part of its layerwise width that a group keeps globally. With 1 all keep
+            the same share, and the curves spend what rounding leaves of the budget.
 
     Returns:
         A mask of the model's channels, True for those that stay, `(channels,)`.
@@ -79,7 +82,7 @@ def allocate(
     widths.groups = [group for group in groups if group.name not in rules.fixed]
     targets = budget.targets(full)
     if allocation == "global":
-        _leave_room(widths, targets)
+        _leave_room(widths, targets, least)
     if allocation != "layerwise":
         _globally(widths, targets, full)
     else:
@@ -94,13 +97,13 @@ def allocate(
         above = {name: limit for name, limit in budget.limits().items() if limit > 1}
         absolute = [f"{name}={limit}" for name, limit in above.items()]
         percent = [f"{name}={limit / 100:.4g}" for name, limit in above.items() if limit <= 100]
-        least = f"{rules.min_channels} channel{'s' if rules.min_channels > 1 else ''} per group"
+        fewest = f"{rules.min_channels} channel{'s' if rules.min_channels > 1 else ''} per group"
         if rules.round_to not in (1, "auto"):
-            least += f", rounded by round_to={rules.round_to!r},"
+            fewest += f", rounded by round_to={rules.round_to!r},"
         if rules.fixed:
-            least += " and the widths that overrides sets"
+            fewest += " and the widths that overrides sets"
         raise UnmetBudgetError(
-            f"{budget} cannot be met: with {least} the model still needs {share}. Raise the "
+            f"{budget} cannot be met: with {fewest} the model still needs {share}. Raise the "
             "budget, lower min_channels or round_to, or let more layers shrink; "
             "sgdap.inspect(model) shows which channels stay, and why."
             + (f" A limit above 1 is absolute ({', '.join(absolute)})." if absolute else "")
@@ -179,7 +182,7 @@ def _globally(widths: WidthSearch, targets: Array, full: Array) -> None:
     _exchange(widths, targets, full, slopes)
 
 
-def _leave_room(widths: WidthSearch, targets: Array) -> None:
+def _leave_room(widths: WidthSearch, targets: Array, part: float) -> None:
     """Allows no width below a part of the layerwise one; channels that cost nothing may leave."""
     _layerwise(widths, targets)
     if (widths.cost() <= targets).all():
@@ -187,7 +190,7 @@ def _leave_room(widths: WidthSearch, targets: Array) -> None:
         most = max((float(errors[-1]) for errors in curves.values()), default=0.0)
         for group in widths.groups:
             free = int(np.flatnonzero(curves[group.name] <= FREE * most)[-1])
-            least = min(int(LEAST * widths.width(group)), group.size - free)
+            least = min(int(part * widths.width(group)), group.size - free)
             widths.allowed[group.name] = tuple(w for w in widths.allowed[group.name] if w >= least)
     widths.set_removed({group.name: [] for group in widths.groups})
 

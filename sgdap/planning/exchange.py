@@ -83,11 +83,23 @@ def exchange(
     return found
 
 
-def _is_better(measured: Array | float, best: Array | float) -> bool:
-    """Whether the mean falls by a share of it, and by half of its difference's standard error."""
+def better_of(kept: Mask, other: Mask, judge: Callable[[Mask], Array | float]) -> Mask:
+    """The other mask where it is measured to be better, by more than a standard error.
+
+    Args:
+        kept: A mask of the channels that stay, `(channels,)`.
+        other: Another one.
+        judge: Measures slim models, as for `exchange`.
+    """
+    best = judge(kept)
+    return other if _is_better(judge(other), best, errors=1.0) else kept
+
+
+def _is_better(measured: Array | float, best: Array | float, errors: float = 0.5) -> bool:
+    """Whether the mean falls by a share of it, and by so many of its difference's errors."""
     differences = np.atleast_1d(np.asarray(best) - measured)
     error = differences.std() / np.sqrt(max(len(differences) - 1, 1))
-    return bool(differences.mean() > max(WORTH * np.mean(best), error / 2))
+    return bool(differences.mean() > max(WORTH * np.mean(best), errors * error))
 
 
 def _neighbours(

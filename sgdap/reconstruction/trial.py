@@ -120,7 +120,7 @@ class Trials:
         )
         whole = np.ones(graph.count, bool)
         self._best = _Measured(np.inf, whole, {}, self._runs.states())
-        self.affordable = _affordable(graph, count)
+        self.affordable = affordable_trials(graph, count)
         """The number of slim models to try, so that it takes no more than a refit may take."""
 
     def losses_of(self, kept: Mask) -> Array:
@@ -189,7 +189,8 @@ def _drawn(data: Any, samples: int) -> Any:
     return keras.tree.map_structure(lambda *rows: np.concatenate(rows), *parts)
 
 
-def _affordable(graph: ChannelGraph, samples: int) -> int:
+def affordable_trials(graph: ChannelGraph, samples: int) -> int:
+    """The number of slim models of a model that can be tried on so many samples."""
     if graph.open_inputs:
         return TRIALS
     flops = float(cost_model(graph).whole[1])

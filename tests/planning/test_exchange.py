@@ -9,8 +9,9 @@ import sgdap
 from sgdap.guidance.elimination import ErrorCurve
 from sgdap.planning.allocation import allocate
 from sgdap.planning.cost import cost_model
-from sgdap.planning.exchange import exchange
+from sgdap.planning.exchange import better_of, exchange
 from sgdap.planning.widths import WidthRules
+from sgdap.reconstruction.trial import Trials
 from tests.models import digits_like, outputs, randomise
 
 MODEL = keras.Sequential([keras.Input((8, 8, 2)), layers.Flatten()])
@@ -22,7 +23,7 @@ GRAPH = sgdap.channel_graph(MODEL)
 GROUPS = [group for group in GRAPH.groups if group.prunable]
 COST = cost_model(GRAPH)
 FULL = COST.cost(COST.lengths(np.ones(GRAPH.count, bool)))
-BUDGET = sgdap.Budget(flops=0.4)
+BUDGET, LITTLE = sgdap.Budget(flops=0.4), sgdap.Budget(flops=0.25)
 
 
 def curves(cheap: str) -> dict[str, ErrorCurve]:
@@ -115,3 +116,46 @@ def test_an_improvement_at_every_sample_is_taken_however_the_samples_differ():
     _, found = exchanged(judge)
     start, _ = exchanged(lambda kept: 1.0)
     assert widths(found)[first.name] > widths(start)[first.name]
+
+
+@pytest.mark.parametrize(("fall", "taken"), [(-0.01, False), (0.025, False), (0.04, True)])
+def test_of_two_masks_the_second_is_taken_if_it_is_better_by_more_than_chance(fall, taken):
+    apart = np.tile([-1.0, 1.0], 500)  # a standard error of the difference is 0.032
+    first, second = np.ones(3, bool), np.array([True, False, True])
+    losses = {first.tobytes(): np.full(1000, 2.0), second.tobytes(): 2 + apart - fall}
+    found = better_of(first, second, lambda kept: losses[kept.tobytes()])
+    assert found is (second if taken else first)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_global_plan_takes_the_shares_that_are_measured_to_be_better(equal, monkeypatch):
+    x, _ = digits_like(90)
+    sizes = [int(group.removable.sum()) for group in GROUPS]
+    asked = []
+
+    def losses_of(self, kept):
+        unlike = np.ptp([kept[g.channels].sum() / n for g, n in zip(GROUPS, sizes, strict=True)])
+        asked.append(unlike if equal else -unlike)
+        return 2 + asked[-1]
+
+    monkeypatch.setattr(Trials, "losses_of", losses_of)
+    plan = sgdap.plan(MODEL, x, LITTLE, round_to=1)
+    shares = [plan.widths[g.name] / n for g, n in zip(GROUPS, sizes, strict=True)]
+    assert len(asked) == 2
+    assert abs(np.ptp(shares)) == pytest.approx(abs(min(asked)))
+    assert plan.flops[1] <= 0.25 * plan.flops[0]
+
+
+def test_a_global_plan_measures_nothing_where_enough_is_left_or_widths_stand_or_were_timed(
+    monkeypatch,
+):
+    monkeypatch.setattr(Trials, "__init__", lambda self, *args, **options: pytest.fail("measured"))
+    x, _ = digits_like(20)
+    sgdap.plan(MODEL, x, BUDGET)
+    sgdap.plan(MODEL, x, LITTLE, overrides={group.name: 0.2 for group in GROUPS})
+    sgdap.plan(MODEL, x, LITTLE, reconstruction=False)
+    sgdap.plan(MODEL, x, sgdap.Budget(latency=0.25, runtime=a_nanosecond_a_flop))
+
+
+def a_nanosecond_a_flop(model) -> float:
+    return sgdap.profile(model, latency=False).flops * 1e-9
