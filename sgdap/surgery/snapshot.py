@@ -149,16 +149,16 @@ def _check_fits(program: Program, snapshot: Snapshot) -> None:
             f"The snapshot is not of model '{program.model.name}'"
             + (f": they differ in {', '.join(differing[:5])}." if differing else ".")
         )
-    check_optimizer(program.model, getattr(program.model, "optimizer", None), snapshot)
+    optimizer = getattr(program.model, "optimizer", None)
+    check_slots(program.model, 0 if optimizer is None else len(optimizer.variables), snapshot)
 
 
-def check_optimizer(model: Any, optimizer: Any, snapshot: Snapshot) -> None:
-    """Raises if a model's optimizer has not the variables that it had in a snapshot.
+def check_slots(model: Any, slots: int, snapshot: Snapshot) -> None:
+    """Raises if a model's optimizer has not as many variables as it had in a snapshot.
 
     Raises:
-        ValueError: It has others.
+        ValueError: It has more or fewer.
     """
-    slots = 0 if optimizer is None else len(optimizer.variables)
     if snapshot.optimizer is not None and len(snapshot.optimizer) != slots:
         raise ValueError(
             f"The snapshot was taken with another optimizer than model '{model.name}' has: "

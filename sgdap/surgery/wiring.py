@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from sgdap import _keras
+from sgdap._keras.optimizers import inner_optimizers
 from sgdap.depth.shallower import Shallower
 from sgdap.model.building import weights_not_drawn
 from sgdap.model.copying import copied_operation, copy_state, without_build_config
@@ -16,9 +17,9 @@ from sgdap.model.functional import connected, layer_names
 from sgdap.model.generators import global_state_kept
 from sgdap.model.program import Call, Program, refs_of
 from sgdap.model.tracing import trace
-from sgdap.surgery.adopt import adopt
+from sgdap.surgery.adopt import Change, adopt
 from sgdap.surgery.rewire import WayBack, bypassed
-from sgdap.surgery.snapshot import Snapshot, check_optimizer, restore_snapshot
+from sgdap.surgery.snapshot import Snapshot, check_slots, restore_snapshot
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +69,22 @@ def restore_wired(
     if snapshot.optimizer is not None and optimizer is not None and not optimizer.built:
         optimizer.build(model.trainable_variables)
     change = bypassed(program, _copy(program, wiring, snapshot))
-    after = next((new for old, new in change.insides if old is optimizer), optimizer)
-    check_optimizer(model, after, snapshot)
+    check_slots(model, _slots_after(optimizer, change), snapshot)
     back = WayBack.of(program, change)
     adopt(model, change)
     restore_snapshot(model, snapshot, counters=counters, program=trace(model))
     return back
+
+
+def _slots_after(optimizer: Any, change: Change) -> int:
+    """How many variables an optimizer will have, with those that it wraps."""
+    if optimizer is None:
+        return 0
+    after = next((new for old, new in change.insides if old is optimizer), optimizer)
+    # It wraps the optimizers of now, which will take over new insides themselves.
+    return len(after.variables) + sum(
+        _slots_after(inner, change) - len(inner.variables) for inner in inner_optimizers(optimizer)
+    )
 
 
 def _copy(program: Program, wiring: Wiring, snapshot: Snapshot) -> Shallower:
