@@ -117,7 +117,7 @@ def _rule_like(like: type, rule: Rule) -> Rule:
 
 
 def register_default(rule: _Decorated) -> _Decorated:
-    """Registers the rule for operations, and layers without variables, that have no other one."""
+    """Registers the rule for operations, and layers without weights, that have no other one."""
     _DEFAULT[:] = [rule]
     return rule
 
@@ -128,7 +128,7 @@ def find_rule(operation: Any) -> Rule | None:
     if registered is not None:
         return _RULES[registered]
     if isinstance(operation, keras.Layer):
-        holds = operation.built and not _keras.layer_variables(operation)
+        holds = operation.built and not operation.weights
     else:
         holds = not any(base in _RULES for base in type(operation).__mro__)
     return _DEFAULT[0] if holds else None

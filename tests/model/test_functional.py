@@ -305,7 +305,8 @@ class DropPath(layers.Layer):
 
 
 def with_stochastic_depth() -> keras.Model:
-    x = inputs = keras.Input((6,))
+    inputs = keras.Input((6,))
+    x = layers.Dense(6, name="stem")(inputs)
     for n in range(2):
         y = layers.Dense(8, "relu", name=f"hidden_{n}")(x)
         x = layers.Add()([x, DropPath(name=f"drop_{n}")(layers.Dense(6)(y))])
@@ -321,7 +322,8 @@ def differs_in_training(model: keras.Model) -> bool:
 def test_what_a_layer_without_weights_does_in_training_alone_is_in_every_copy(depth):
     model = with_stochastic_depth()
     assert differs_in_training(sgdap.functional(model))
-    assert sgdap.channel_graph(model).group("hidden_0").prunable
+    graph = sgdap.channel_graph(model)
+    assert graph.group("hidden_0").prunable and graph.group("stem").prunable
     x = samples(model, 32)
     slim = sgdap.apply(model, sgdap.plan(model, x, sgdap.Budget(params=0.7), depth=depth))
     assert differs_in_training(slim)

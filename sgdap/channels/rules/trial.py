@@ -1,4 +1,4 @@
-"""What has no rule of its own is tried: operations, and layers without variables as a whole."""
+"""What has no rule of its own is tried: operations, and layers without weights as a whole."""
 
 from __future__ import annotations
 
