@@ -18,7 +18,7 @@ from pathlib import Path
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
-from guidance import Results, accuracy, predictions, scaled
+from guidance import Results, accuracy, predictions, resnet, scaled
 from keras import layers
 from scipy import stats
 
@@ -31,26 +31,6 @@ COLUMNS = [
 ]
 WAYS = ("widths", "depth", "quarter")
 DEPTH = {"widths": False, "depth": True, "quarter": 0.25, "half": 0.5}
-
-
-def resnet():
-    """Three stages of three residual blocks of two 3×3 convolutions, 16 to 64 channels wide."""
-    inputs = keras.Input((28, 28, 1))
-    x = layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False)(inputs)
-    x = layers.ReLU()(layers.BatchNormalization()(x))
-    for stage, width in enumerate((16, 32, 64)):
-        for block in range(3):
-            strides = 2 if stage and not block else 1
-            y = layers.Conv2D(width, 3, strides=strides, padding="same", use_bias=False)(x)
-            y = layers.ReLU()(layers.BatchNormalization()(y))
-            y = layers.Conv2D(width, 3, padding="same", use_bias=False)(y)
-            y = layers.BatchNormalization()(y)
-            if strides > 1:
-                x = layers.Conv2D(width, 1, strides=strides, use_bias=False)(x)
-                x = layers.BatchNormalization()(x)
-            x = layers.ReLU()(layers.Add()([x, y]))
-    x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(10, "softmax")(x), name="deep_resnet")
 
 
 def mobilenet():
@@ -73,7 +53,7 @@ def mobilenet():
     return keras.Model(inputs, layers.Dense(10, "softmax")(x), name="mobilenet")
 
 
-NETWORKS = {"resnet": resnet, "mobilenet": mobilenet}
+NETWORKS = {"resnet": lambda: resnet(blocks=3), "mobilenet": mobilenet}
 
 
 def fit(model, x, y, epochs, rate):

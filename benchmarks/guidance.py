@@ -50,21 +50,22 @@ SAMPLE_COUNTS = (500, 1000, 2000, 4000, 8000, 16000)
 RESULTS, TIMES, STAGES = "accuracy.csv", "time.csv", "stages.csv"
 
 
-def resnet() -> keras.Model:
-    """Three residual blocks of two 3×3 convolutions, 16, 32 and 64 channels wide."""
+def resnet(blocks: int = 1) -> keras.Model:
+    """Three stages of residual blocks of two 3×3 convolutions, 16, 32 and 64 channels wide."""
     inputs = keras.Input((28, 28, 1))
     x = layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False)(inputs)
     x = layers.ReLU()(layers.BatchNormalization()(x))
-    for width, strides in ((16, 1), (32, 2), (64, 2)):
-        shortcut = x
-        x = layers.Conv2D(width, 3, strides=strides, padding="same", use_bias=False)(x)
-        x = layers.ReLU()(layers.BatchNormalization()(x))
-        x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
-        x = layers.BatchNormalization()(x)
-        if strides > 1:
-            shortcut = layers.Conv2D(width, 1, strides=strides, use_bias=False)(shortcut)
-            shortcut = layers.BatchNormalization()(shortcut)
-        x = layers.ReLU()(layers.Add()([x, shortcut]))
+    for stage, width in enumerate((16, 32, 64)):
+        for block in range(blocks):
+            shortcut, strides = x, 2 if stage and not block else 1
+            x = layers.Conv2D(width, 3, strides=strides, padding="same", use_bias=False)(x)
+            x = layers.ReLU()(layers.BatchNormalization()(x))
+            x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
+            x = layers.BatchNormalization()(x)
+            if strides > 1:
+                shortcut = layers.Conv2D(width, 1, strides=strides, use_bias=False)(shortcut)
+                shortcut = layers.BatchNormalization()(shortcut)
+            x = layers.ReLU()(layers.Add()([x, shortcut]))
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, layers.Dense(10, "softmax")(x), name="resnet")
 

@@ -57,7 +57,7 @@ class Spending(Protocol):
 
     @property
     def timed(self) -> bool:
-        """Whether models are timed to know it."""
+        """Whether models were timed when `budget` was asked last."""
 
     def budget(self, scope: Scope, curves: Curves) -> Budget:
         """Returns what a model may cost whose layers all stay.

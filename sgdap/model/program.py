@@ -99,19 +99,25 @@ def _equal(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
+def config_of(operation: Any) -> dict[str, Any] | None:
+    """The config of a layer or operation; None where its class tells none, as Keras allows it."""
+    try:
+        return dict(operation.get_config())
+    except NotImplementedError:
+        return None
+
+
 def same_calls(first: Sequence[Call], second: Sequence[Call]) -> bool:
     """Whether the same layers and operations are called on the same tensors, one after another.
 
-    What they are told of training may differ.
+    What they are told of training may differ. Operations that tell no config are the same if their
+    class and arguments are.
     """
 
     def of(call: Call) -> OperationCall:
         kwargs = {name: value for name, value in call.kwargs.items() if name != "training"}
-        try:
-            config = {} if isinstance(call.operation, keras.Layer) else call.operation.get_config()
-        except NotImplementedError:
-            config = {}
-        return OperationCall(config, call.args, kwargs)
+        config = None if isinstance(call.operation, keras.Layer) else config_of(call.operation)
+        return OperationCall(config or {}, call.args, kwargs)
 
     def alike(one: Call, other: Call) -> bool:
         if isinstance(one.operation, keras.Layer) or isinstance(other.operation, keras.Layer):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sgdap import _keras
 from sgdap._keras.optimizers import optimizers_of
 from sgdap.model.copying import without_build_config
-from sgdap.model.program import OperationCall, Program
+from sgdap.model.program import OperationCall, Program, config_of
 from sgdap.model.tracing import trace
 from sgdap.surgery.adopt import adopt
 from sgdap.surgery.prepare import prepare
@@ -181,15 +181,7 @@ def _written(program: Program) -> dict[str, OperationCall]:
     found: dict[str, OperationCall] = {}
     for call in program.calls:
         operation = call.operation
-        if not isinstance(operation, keras.Layer) and _has_config(operation):
-            found.setdefault(call.path, OperationCall.of(call))
+        config = None if isinstance(operation, keras.Layer) else config_of(operation)
+        if config is not None:  # one without never changes
+            found.setdefault(call.path, OperationCall.of(call, config))
     return found
-
-
-def _has_config(operation: Any) -> bool:
-    """Whether an operation has a config; one without never changes."""
-    try:
-        operation.get_config()
-    except NotImplementedError:
-        return False
-    return True

@@ -216,7 +216,7 @@ class GoalSpending:
 
     @property
     def timed(self) -> bool:
-        """Whether models are timed to know it."""
+        """Whether models were timed when `budget` was asked last."""
         return self._watch is not None
 
     def budget(self, scope: Scope, curves: Curves) -> Budget:

@@ -20,7 +20,7 @@ from sgdap.channels.remembering import Remembered, key_of, key_of_arguments
 from sgdap.channels.resizing import resized
 from sgdap.channels.rule_call import RuleCall
 from sgdap.model.generators import global_state_kept
-from sgdap.model.program import Ref, arrays_of
+from sgdap.model.program import Ref, arrays_of, config_of
 
 MIXES = "mixes them"
 _FIXED = "takes some of them by their numbers: a constant or a size in the code counts them all"
@@ -109,9 +109,8 @@ def _movement(
     operation: Any, call: RuleCall, labels: Mapping[tuple[int, int], Numbers]
 ) -> Movement | None:
     """Tries an operation out, or remembers what came of it."""
-    try:
-        config = operation.get_config()
-    except NotImplementedError:
+    config = config_of(operation)
+    if config is None:
         return None
     key = (
         key_of(type(operation)),
