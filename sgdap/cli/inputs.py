@@ -198,8 +198,7 @@ def _inputs(model: Any) -> list[tuple[tuple[int | None, ...], str]]:
     from sgdap.model.tracing import trace
 
     program = trace(model)
-    return [
-        (tuple(program.shapes[ref.index]), keras.backend.standardize_dtype(dtype))
-        for ref in program.inputs
-        if (dtype := program.dtypes[ref.index])
-    ]
+    dtypes = [program.dtypes[ref.index] for ref in program.inputs]
+    return list(
+        zip(program.input_shapes, map(keras.backend.standardize_dtype, dtypes), strict=True)
+    )
