@@ -127,9 +127,8 @@ class _Search:
             for ref in self._program.calls[number].inputs:
                 self._readers.setdefault(ref.index, []).append(number)
         self.read_outside = {r.index for r in (*self._program.outputs, *self._program.losses)}
-        for (
-            number
-        ) in self._program.operations_of_losses():  # what an error counts there is not seen
+        # What an error counts inside of losses is not seen.
+        for number in self._program.operations_of_losses():
             self.read_outside.update(r.index for r in self._program.calls[number].outputs)
         counts: dict[str, int] = {}
         for call in self._program.calls:
