@@ -145,8 +145,9 @@ def plan(
     scope = pruning_scope(graph, options)
     data = reusable(data, samples)
     scope = replace(scope, graph=counted_on_data(graph, data))
-    goal = make_goal(budget, OneShot(), scope, rounds=1, chosen=budget is None, depth=depth)
-
+    goal = make_goal(
+        budget, OneShot(), scope, rounds=1, chosen=budget is None, depth=depth, searched=False
+    )
     spending = GoalSpending(goal, allocation)
     with Progress(verbose) as progress:
         made = make_plan(scope, data, options, None if goal.chosen else spending, progress)[0]

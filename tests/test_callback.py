@@ -17,7 +17,7 @@ from keras import layers
 from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, PolynomialDecay
 
 import sgdap
-from sgdap import pipeline
+from sgdap.pipeline import making
 from sgdap.training import channel_run as run_module
 from sgdap.training import xla
 from tests.models import convnet, digits_like, outputs
@@ -398,13 +398,13 @@ def test_a_round_has_half_of_the_epochs_left_to_recover_and_others_may_follow(sc
 
 def seen_by_statistics(monkeypatch) -> list:
     seen = []
-    collect = pipeline.collect_statistics
+    collect = making.collect_statistics
 
     def spy(graph, data, **arguments):
         seen.append(data)
         return collect(graph, data, **arguments)
 
-    monkeypatch.setattr(pipeline, "collect_statistics", spy)
+    monkeypatch.setattr(making, "collect_statistics", spy)
     return seen
 
 

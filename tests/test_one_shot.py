@@ -10,8 +10,8 @@ import tensorflow as tf
 from keras import layers
 
 import sgdap
-from sgdap import pipeline
 from sgdap.distillation import finish
+from sgdap.pipeline import making, widths
 from tests.models import convnet, digits_like, mlp, outputs, randomise, samples
 
 HALF = sgdap.Budget(flops=0.5)
@@ -456,7 +456,7 @@ def test_folds_that_memory_has_no_room_for_are_said_where_they_choose_the_widths
 
 def test_the_matrices_of_the_statistics_are_let_go_before_the_refit(monkeypatch):
     held = []
-    collect, fit = pipeline.collect_statistics, pipeline.refitted_weights
+    collect, fit = making.collect_statistics, widths.refitted_weights
 
     def collecting(*arguments, **options):
         statistics = collect(*arguments, **options)
@@ -469,8 +469,8 @@ def test_the_matrices_of_the_statistics_are_let_go_before_the_refit(monkeypatch)
         assert [array() for array in held] == [None, None]
         return fit(graph, statistics, *arguments, **options)
 
-    monkeypatch.setattr(pipeline, "collect_statistics", collecting)
-    monkeypatch.setattr(pipeline, "refitted_weights", fitting)
+    monkeypatch.setattr(making, "collect_statistics", collecting)
+    monkeypatch.setattr(widths, "refitted_weights", fitting)
     model, x = correlated(40)
     sgdap.plan(model, x, HALF)
     assert held
@@ -720,13 +720,13 @@ def test_data_are_not_run_where_nothing_depends_on_them(guidance, monkeypatch):
     model, (x, _) = convnet(), digits_like(40)
     options = {"guidance": guidance, "allocation": "layerwise", "reconstruction": False}
     run = []
-    original = pipeline.collect_statistics
+    original = making.collect_statistics
 
     def collecting(*args, **kwargs):
         run.append(args)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(pipeline, "collect_statistics", collecting)
+    monkeypatch.setattr(making, "collect_statistics", collecting)
     plan = sgdap.plan(model, x, sgdap.Budget(flops=0.5), **options)
     assert bool(run) == (guidance == "lasso")
     assert {group.error is None for group in plan.groups if group.size != len(group.kept)} == {

@@ -77,7 +77,7 @@ def exchange(
                 return found
             seen.add(mask.tobytes())
             measured = judge(mask)
-            if _is_better(measured, best):
+            if is_better(measured, best):
                 best, found, improved = measured, mask, True
                 break
     return found
@@ -92,10 +92,10 @@ def better_of(kept: Mask, other: Mask, judge: Callable[[Mask], Array | float]) -
         judge: Measures slim models, as for `exchange`.
     """
     best = judge(kept)
-    return other if _is_better(judge(other), best, errors=1.0) else kept
+    return other if is_better(judge(other), best, errors=1.0) else kept
 
 
-def _is_better(measured: Array | float, best: Array | float, errors: float = 0.5) -> bool:
+def is_better(measured: Array | float, best: Array | float, errors: float = 0.5) -> bool:
     """Whether the mean falls by a share of it, and by so many of its difference's errors."""
     differences = np.atleast_1d(np.asarray(best) - measured)
     error = differences.std() / np.sqrt(max(len(differences) - 1, 1))

@@ -14,7 +14,8 @@ from sgdap.planning.cost import cost_model
 from sgdap.planning.exchange import better_of, exchange
 from sgdap.planning.options import PruningOptions
 from sgdap.planning.scope import Scope
-from sgdap.reconstruction.trial import Trials, affordable_trials
+from sgdap.reconstruction.held_back import affordable_trials
+from sgdap.reconstruction.trial import Trials
 from sgdap.reconstruction.weights import Mask
 from sgdap.statistics.collect import CalibrationStatistics
 

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 
 from sgdap.channels.facts import Place
 from sgdap.channels.groups import ChannelGraph
-from sgdap.execution.data import batches
 from sgdap.execution.divergence import rises
 from sgdap.execution.heads import heads
 from sgdap.execution.inputs import affordable_batch
@@ -21,7 +19,7 @@ from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.output_scales import settled_losses
 from sgdap.execution.precision import full_precision
 from sgdap.execution.slim_runs import SlimRuns, State, bytes_of_sample
-from sgdap.planning.cost import cost_model
+from sgdap.reconstruction.held_back import ENOUGH, Samples, affordable_trials
 from sgdap.reconstruction.predictions import Rows
 from sgdap.reconstruction.refit import behind_changes, in_full_size, refitted
 from sgdap.reconstruction.residuals import ResidualAccumulator
@@ -29,21 +27,6 @@ from sgdap.reconstruction.weights import Mask, Weights, reconstructed_weights
 from sgdap.statistics.collect import CalibrationStatistics
 
 Array = npt.NDArray[np.float64]
-
-WORK = 5e12
-"""FLOPs that all slim models on trial may take together."""
-
-FITTED = 500
-"""The most samples that the consumers of a slim model on trial are refitted on."""
-
-MEASURED = 1000
-"""The most samples that its loss is measured on; they are others."""
-
-FEWEST = 16
-"""The number of samples that are used even where memory is scarce."""
-
-TRIALS = 64
-"""The most slim models that are tried."""
 
 
 class Trials:
@@ -82,16 +65,9 @@ class Trials:
         needed = {
             keeps: bytes_of_sample(graph, self._places, positions, keeps) for keeps in (False, True)
         }
-        wanted = min(samples or FITTED + MEASURED, FITTED + MEASURED)
+        wanted = min(samples or ENOUGH, ENOUGH)
         keeps = needed[True] * wanted <= room
-        batch = graph.program.shapes[graph.program.inputs[0].index][0] or 1
-        drawn = _drawn(data, max(min(wanted, room // needed[keeps]), FEWEST, 2 * batch))
-        count = len(keras.tree.flatten(drawn)[0])
-        held = min(MEASURED, count // 2) // batch * batch
-        measured_on, fitted_on = (
-            (keras.tree.map_structure(lambda leaf, part=part: leaf[part], drawn),)
-            for part in (slice(held or None), slice(held, None))
-        )
+        drawn = Samples(graph, data, min(wanted, room // needed[keeps]))
         most = affordable_batch(graph, batch_memory(limit))
         self._losses, _ = settled_losses(
             graph, model_loss(graph), data, batch_size=256, samples=samples, most=most, seed=seed
@@ -107,8 +83,8 @@ class Trials:
         self._heads = heads(graph)
         self._runs = SlimRuns(
             graph,
-            fitted_on,
-            measured_on,
+            drawn.fitted_on,
+            drawn.measured_on,
             self._places,
             self._shifts,
             sorted(keys),
@@ -120,7 +96,7 @@ class Trials:
         )
         whole = np.ones(graph.count, bool)
         self._best = _Measured(np.inf, whole, {}, self._runs.states())
-        self.affordable = affordable_trials(graph, count)
+        self.affordable = affordable_trials(graph, drawn.count)
         """The number of slim models to try, so that it takes no more than a refit may take."""
 
     def losses_of(self, kept: Mask) -> Array:
@@ -181,17 +157,3 @@ def _consumers(statistics: CalibrationStatistics, limit: int) -> list[Place]:
     places = [own.place for own in statistics.consumers.values() if own.place.refittable]
     fitting = [own for own in places if 2 * 8 * len(own.features) ** 2 * 2 <= limit]
     return sorted(fitting, key=lambda place: place.call)
-
-
-def _drawn(data: Any, samples: int) -> Any:
-    """Inputs of the first samples, as arrays."""
-    parts = [keras.tree.map_structure(np.asarray, x) for x, _, _ in batches(data, 64, samples)]
-    return keras.tree.map_structure(lambda *rows: np.concatenate(rows), *parts)
-
-
-def affordable_trials(graph: ChannelGraph, samples: int) -> int:
-    """The number of slim models of a model that can be tried on so many samples."""
-    if graph.open_inputs:
-        return TRIALS
-    flops = float(cost_model(graph).whole[1])
-    return int(np.clip(WORK / max(2 * flops * samples, 1.0), 1, TRIALS))

@@ -24,8 +24,10 @@ from sgdap.planning.scope import Scope
 from sgdap.training.latency import (
     Latency,
     TooSlowError,
+    check_fast_enough,
     estimated_flops,
     flops_within_latency,
+    slim_model,
 )
 from sgdap.training.schedule import Adaptive, OneShot, Schedule, StepSchedule
 
@@ -168,7 +170,8 @@ class Goal:
             found = flops_within_latency(graph, *how, self.final, self.seconds, watch, own=own)
             return self.within(found.flops, found)
         near = float(self.shares[_FLOPS] * self.full[_FLOPS])
-        return self.within(estimated_flops(graph, *how, self.seconds, watch, near), self.latency)
+        flops = estimated_flops(graph, *how, self.final, self.seconds, watch, near)
+        return self.within(flops, self.latency)
 
     def within(self, flops: float, found: Latency | None) -> Goal:
         """The goal with a limit of FLOPs beside its own."""
@@ -233,6 +236,8 @@ class GoalSpending:
         try:
             self._watch = self.goal.stopwatch(scope)
             self.goal = self.goal.measured(scope, curves, self.allocation, self._watch)
+            if self.progress is None:
+                _warn_if_near_the_floor(self.goal)
         except (TooSlowError, NoisyClockError) as error:
             if self.progress is None:
                 raise
@@ -270,6 +275,7 @@ def make_goal(
     rounds: int,
     chosen: bool = False,
     depth: Depth = False,
+    searched: bool = True,
 ) -> Goal:
     """Makes the goal of a run. If the budget limits the latency, models are timed.
 
@@ -281,6 +287,8 @@ def make_goal(
         rounds: How many rounds there are epochs for.
         chosen: Whether the criterion chooses the widths; there is no budget then.
         depth: The units that may leave.
+        searched: Whether the FLOPs that meet a latency are found, by which rounds lead to it; else
+            it is only checked that the narrowest model meets it, if no layer may leave.
 
     Raises:
         ValueError: The budget cannot be met, or not in so few rounds.
@@ -314,8 +322,13 @@ def make_goal(
             graph.program.model, budget.batch_size, budget.runtime, graph.counted_shapes
         )
         goal = replace(goal, seconds=budget.latency_target(watch.seconds))
-        goal = _timed(goal, scope, flat_curves(scope.groups), "layerwise", watch)
-        _warn_if_near_the_floor(goal)
+        if searched:
+            goal = _timed(goal, scope, flat_curves(scope.groups), "layerwise", watch)
+            _warn_if_near_the_floor(goal)
+        elif watch.seconds > goal.seconds and depth is False:
+            slim = slim_model(scope.graph, narrowest(scope.groups, model, scope.rules))
+            fastest = watch.seconds_of(slim, goal.seconds)
+            check_fast_enough(fastest, watch.seconds, budget, goal.seconds)
     goal.check(rounds)
     return goal
 

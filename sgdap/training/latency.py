@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sgdap.channels.groups import ChannelGraph, ChannelGroup
 from sgdap.execution.latency import Stopwatch
 from sgdap.guidance.elimination import ErrorCurve
-from sgdap.planning.allocation import allocate, narrowest
+from sgdap.planning.allocation import UnmetBudgetError, allocate, narrowest
 from sgdap.planning.budget import Budget
 from sgdap.planning.cost import MEASURES, cost_model
 from sgdap.planning.widths import WidthRules
@@ -73,7 +73,7 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms"
 
 
-class TooSlowError(ValueError):
+class TooSlowError(UnmetBudgetError):
     """Even the narrowest model takes longer than a budget allows."""
 
 
@@ -132,14 +132,7 @@ def flops_within_latency(
 
     kept = narrowest(groups, model, rules)
     found = least = seconds_with(kept)
-    if least > seconds:
-        raise TooSlowError(
-            f"{budget} cannot be met: the narrowest model still takes {_ms(least)} for a batch of "
-            f"{budget.batch_size} on this machine (the whole one {_ms(own)}), and "
-            f"{_ms(seconds)} are allowed. The rest is the cost of calling it and of layers that "
-            "can't shrink. Raise the budget or batch_size, lower min_channels or round_to, or let "
-            "more layers shrink."
-        )
+    check_fast_enough(least, own, budget, seconds)
     met = cost(kept)[_FLOPS]
     targets = np.geomspace(met, full[_FLOPS], 1 + math.ceil(math.log(full[_FLOPS] / met) / _STEP))
     low, high = 0, len(targets) - 1
@@ -162,19 +155,43 @@ def flops_within_latency(
     return Latency(float(met), found, least, watch.seconds)
 
 
+def check_fast_enough(least: float, own: float, budget: Budget, seconds: float) -> None:
+    """Checks that the narrowest copy of a model is fast enough.
+
+    Args:
+        least: Seconds that it takes.
+        own: Seconds that the model takes.
+        budget: The budget, for messages.
+        seconds: The most seconds that a batch may take.
+
+    Raises:
+        TooSlowError: It takes longer.
+    """
+    if least > seconds:
+        raise TooSlowError(
+            f"{budget} cannot be met: the narrowest model still takes {_ms(least)} for a batch of "
+            f"{budget.batch_size} on this machine (the whole one {_ms(own)}), and "
+            f"{_ms(seconds)} are allowed. The rest is the cost of calling it and of layers that "
+            "can't shrink. Raise the budget or batch_size, lower min_channels or round_to, or let "
+            "more layers shrink."
+        )
+
+
 def estimated_flops(
     graph: ChannelGraph,
     groups: Sequence[ChannelGroup],
     curves: Mapping[str, ErrorCurve],
     rules: WidthRules,
     allocation: str,
+    budget: Budget,
     seconds: float,
     watch: Stopwatch,
     near: float,
 ) -> float:
     """About the most FLOPs that a slim model may have to meet a latency limit, from two times.
 
-    Between the model and a slim copy of it, the time is taken to be linear in FLOPs.
+    Between the model and a slim copy of it, the time is taken to be linear in FLOPs. Where that
+    copy is too slow, it is between this one and the narrowest.
 
     Args:
         graph: The model's channels. The model is not changed.
@@ -182,11 +199,13 @@ def estimated_flops(
         curves: The error curve of each group, by name.
         rules: The widths that the groups may have.
         allocation: `"global"` or `"layerwise"`.
+        budget: The budget, for messages.
         seconds: The most seconds that a batch may take.
         watch: Times models.
         near: The FLOPs of the slim copy, near those that will be found.
 
     Raises:
+        TooSlowError: Even the narrowest copy takes longer.
         NoisyClockError: The times differ too much from run to run.
     """
     model = cost_model(graph)
@@ -194,19 +213,20 @@ def estimated_flops(
     most, slowest = float(full[_FLOPS]), watch.seconds_of(graph.program.model, seconds)
     if slowest <= seconds:
         return most
-    least = narrowest(groups, model, rules)
-    kept = least
+    least = kept = narrowest(groups, model, rules)
     if model.cost(model.lengths(least))[_FLOPS] < near < most:
+        near_it = Budget(flops=max(near, 1.5))
         kept = allocate(
-            groups,
-            curves,
-            model,
-            Budget(flops=max(near, 1.5)),
-            full=full,
-            allocation=allocation,
-            rules=rules,
+            groups, curves, model, near_it, full=full, allocation=allocation, rules=rules
         )
-    fewest = float(model.cost(model.lengths(kept))[_FLOPS])
-    fastest = watch.seconds_of(slim_model(graph, kept), seconds)
-    part = min(max((seconds - fastest) / max(slowest - fastest, 1e-12), 0.0), 1.0)
-    return fewest + part * (most - fewest)
+
+    def timed(mask: Mask) -> tuple[float, float]:
+        flops = float(model.cost(model.lengths(mask))[_FLOPS])
+        return flops, watch.seconds_of(slim_model(graph, mask), seconds)
+
+    fewest, fastest = timed(kept)
+    if fastest > seconds and not np.array_equal(kept, least):
+        most, slowest = fewest, fastest
+        fewest, fastest = timed(least)
+    check_fast_enough(fastest, slowest, budget, seconds)
+    return fewest + (seconds - fastest) / max(slowest - fastest, 1e-12) * (most - fewest)

@@ -9,7 +9,7 @@ from keras import layers
 import sgdap
 from sgdap.execution import segments as module
 from sgdap.execution.segments import Segment, Segments, looked_at
-from sgdap.reconstruction import trial
+from sgdap.reconstruction import held_back
 from tests.models import randomise, samples
 
 
@@ -77,7 +77,7 @@ def test_slim_models_on_trial_share_what_is_compiled(traces, monkeypatch):
     found = []
     for tries in (2, 6):
         traces.clear()
-        monkeypatch.setattr(trial, "TRIALS", tries)
+        monkeypatch.setattr(held_back, "TRIALS", tries)
         sgdap.plan(model, x, sgdap.Budget(params=0.4), allocation="measured")
         found.append(len(traces))
     assert found[0] == found[1]

@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 
 import sgdap
-from sgdap import pipeline
 from sgdap.execution.side_by_side import SideBySide
+from sgdap.pipeline import widths
 from sgdap.planning.plan import kept_mask
 from sgdap.reconstruction import reconstructed_weights, refit, refitted_weights
 from sgdap.reconstruction.refit import in_full_size
@@ -89,7 +89,7 @@ def test_refitted_in_turn_the_slim_model_comes_closer_to_the_whole_one(monkeypat
     expected = outputs(model, fresh)
     budget = sgdap.Budget(flops=0.2)
     in_turn = outputs(sgdap.apply(model, sgdap.plan(model, x, budget)), fresh)
-    monkeypatch.setattr(pipeline, "refitted_weights", lambda g, s, kept, weights, *_, **__: weights)
+    monkeypatch.setattr(widths, "refitted_weights", lambda g, s, kept, weights, *_, **__: weights)
     alone = outputs(sgdap.apply(model, sgdap.plan(model, x, budget)), fresh)
     assert ((in_turn - expected) ** 2).mean() < 0.9 * ((alone - expected) ** 2).mean()
 

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import sgdap
-from sgdap.reconstruction import trial
+from sgdap.reconstruction import held_back
 from sgdap.reconstruction.trial import Trials
 from tests.models import outputs, randomise, samples
 
@@ -77,6 +77,6 @@ def test_no_more_samples_are_used_than_given(monkeypatch):
     graph = sgdap.channel_graph(model)
     statistics = sgdap.collect_statistics(graph, x)
     for most, measured in ((10, 10), (100, 20)):
-        monkeypatch.setattr(trial, "MEASURED", most)
+        monkeypatch.setattr(held_back, "MEASURED", most)
         losses = Trials(graph, statistics, x, samples=40).losses_of(masks(graph)[0])
         assert len(losses) == measured

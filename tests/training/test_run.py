@@ -8,8 +8,8 @@ import pytest
 from keras import layers
 
 import sgdap
-from sgdap import pipeline
 from sgdap.channels import grouping
+from sgdap.pipeline import widths
 from sgdap.surgery import snapshot
 from sgdap.training import start
 from tests.models import functions_compiled
@@ -93,7 +93,7 @@ def test_an_undone_round_traces_the_model_once_more(monkeypatch):
 
 
 def test_consumers_are_refitted_in_turn_on_the_data_of_the_run(monkeypatch):
-    refitted = counted(monkeypatch, (pipeline, "refitted_weights"))
+    refitted = counted(monkeypatch, (widths, "refitted_weights"))
     callback = pruner(samples=40, positions=7, seed=3, memory_limit=10**8)
     fit(callback)
     assert len(refitted) == len(callback.rounds) == 3
@@ -105,7 +105,7 @@ def test_consumers_are_refitted_in_turn_on_the_data_of_the_run(monkeypatch):
 
 
 def test_without_reconstruction_nothing_is_refitted(monkeypatch):
-    refitted = counted(monkeypatch, (pipeline, "refitted_weights"))
+    refitted = counted(monkeypatch, (widths, "refitted_weights"))
     callback = pruner(reconstruction=False)
     fit(callback)
     assert not refitted
