@@ -201,6 +201,34 @@ def _nothing(looked: Looked) -> Looked:
     return Looked(tf.zeros_like(looked.features), tf.zeros_like(looked.outputs), looked.shift)
 
 
+def outputs_of(
+    graph: ChannelGraph, values: Mapping[Key, npt.NDArray[Any]], data: Any, most: int, seed: int
+) -> Iterator[list[Any]]:
+    """Runs a model with other values of some variables.
+
+    Args:
+        graph: The model's channels.
+        values: The variables that differ, in full size: what is removed is 0.
+        data: Inputs, as for `collect_statistics`.
+        most: The most samples of a batch.
+        seed: Seed for sampled positions.
+
+    Yields:
+        The outputs of each batch, flattened.
+    """
+    program = graph.program
+    first, last = (tuple(ref.index for ref in refs) for refs in (program.inputs, program.outputs))
+    count = len(program.calls)
+    everything, segments = Segment(0, first, (), count, last, count, ()), Segments(graph, 1)
+    given = {
+        key: tf.cast(tf.constant(value), variable_of(program, key).dtype)
+        for key, value in values.items()
+    }
+    for number, inputs in input_batches(graph, data, most, None, most):
+        numbers = tf.constant([seed, number], tf.int32)
+        yield segments.run(everything, inputs, given, {}, numbers)[1]
+
+
 def bytes_of_sample(
     graph: ChannelGraph, places: Sequence[Place], positions: int, keeps: bool
 ) -> int:

@@ -7,18 +7,16 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
 from sgdap.channels.groups import ChannelGraph
-from sgdap.channels.slices import variable_of
 from sgdap.execution.data import batches
 from sgdap.execution.divergence import rises
-from sgdap.execution.inputs import affordable_batch, input_batches
+from sgdap.execution.inputs import affordable_batch
 from sgdap.execution.losses import model_loss
 from sgdap.execution.memory import batch_memory, checked_memory_limit
 from sgdap.execution.output_scales import settled_losses
 from sgdap.execution.precision import full_precision
-from sgdap.execution.segments import Segment, Segments
+from sgdap.execution.slim_runs import outputs_of
 from sgdap.planning.cost import cost_model
 from sgdap.planning.options import PruningOptions
 from sgdap.reconstruction.refit import in_full_size
@@ -135,18 +133,5 @@ class HeldBack:
         return rises(self._losses, zip(self._wanted, made, strict=True))
 
     def _outputs(self, graph: ChannelGraph, values: Weights) -> list[list[Any]]:
-        """A model's outputs of each batch, with other values of some variables."""
-        program = graph.program
-        first, last = (
-            tuple(ref.index for ref in refs) for refs in (program.inputs, program.outputs)
-        )
-        count, seed = len(program.calls), tf.constant([self._seed, 0], tf.int32)
-        everything = Segment(0, first, (), count, last, count, ())
-        given = {
-            key: tf.cast(tf.constant(value), variable_of(program, key).dtype)
-            for key, value in values.items()
-        }
-        segments = Segments(graph, 1)
-        found = input_batches(graph, self._measured_on, self._most, None, self._most)
         with full_precision():
-            return [segments.run(everything, inputs, given, {}, seed)[1] for _, inputs in found]
+            return list(outputs_of(graph, values, self._measured_on, self._most, self._seed))
