@@ -152,8 +152,8 @@ class Units:
         if isinstance(options.depth, float):
             return cheapest_units(graph, costs, options.depth)
         if self.timing is not None and costs:
-            held_back = HeldBack(graph, self.data, options)
-            if held_back.affordable > TRIALS:
+            held_back = HeldBack(graph, self.data, options, TRIALS)
+            if held_back.affordable:
                 return self._measured(statistics, costs, held_back)
         return choose_units(
             graph,
@@ -240,7 +240,7 @@ class Units:
         for less, more in ((FIRST, FIRST), (LESS, MORE)):
             units = cheapest_units(graph, costs, more if found or best is None else less)
             losses = losses_without(units)
-            if losses is not None and (best is None or is_better(losses, best, errors=1.0)):
+            if losses is not None and (best is None or is_better(losses, best)):
                 best, found = losses, units
         return found
 

@@ -36,6 +36,9 @@ MEASURED = 1000
 ENOUGH = FITTED + MEASURED
 """No more samples are used."""
 
+ALL = 4096
+"""No more are used where slim models are refitted as the one that is taken in the end."""
+
 FEWEST = 16
 """The number of samples that are used even where memory is scarce."""
 
@@ -47,20 +50,24 @@ def affordable_trials(graph: ChannelGraph, samples: int) -> int:
     """The number of slim models of a model that can be tried on so many samples."""
     if graph.open_inputs:
         return TRIALS
-    flops = float(cost_model(graph).whole[1])
-    return int(np.clip(WORK / max(2 * flops * samples, 1.0), 1, TRIALS))
+    return int(np.clip(_affordable(graph) / samples, 1, TRIALS))
+
+
+def _affordable(graph: ChannelGraph) -> float:
+    """On how many samples slim models may be tried, all of them together."""
+    return WORK / max(2 * float(cost_model(graph).whole[1]), 1.0)
 
 
 class Samples:
     """A few samples to try slim models on, some to refit them on and others to measure their loss.
 
-    Half of those used, 1 000 at most, are held back to be measured on; a single batch serves for
-    both.
+    1 000 at most are held back to be measured on; a single batch serves for both.
 
     Args:
         graph: The model's channels.
         data: Calibration inputs that can be read repeatedly.
         most: Their number at most, as far as a few and two batches are no more.
+        share: The share of them that is held back at most.
 
     Attributes:
         count: Their number.
@@ -68,11 +75,11 @@ class Samples:
         measured_on: Other inputs, in one batch.
     """
 
-    def __init__(self, graph: ChannelGraph, data: Any, most: int) -> None:
+    def __init__(self, graph: ChannelGraph, data: Any, most: int, share: float) -> None:
         batch = graph.program.shapes[graph.program.inputs[0].index][0] or 1
         drawn = _drawn(data, max(most, FEWEST, 2 * batch))
         self.count = len(keras.tree.flatten(drawn)[0])
-        held = min(MEASURED, self.count // 2) // batch * batch
+        held = int(min(MEASURED, share * self.count)) // batch * batch
         self.measured_on, self.fitted_on = (
             (keras.tree.map_structure(lambda leaf, part=part: leaf[part], drawn),)
             for part in (slice(held or None), slice(held, None))
@@ -92,21 +99,26 @@ class HeldBack:
         graph: The whole model's channels.
         data: Calibration inputs that can be read repeatedly.
         options: The options of calibration, scoring and planning.
+        trials: The number of slim models that are measured.
 
     Attributes:
         others: Inputs to refit slim models on; none of those that they are measured on, if there
             are enough.
-        affordable: The number of slim models to measure, so that it does not take too long.
+        affordable: Whether that does not take too long.
     """
 
-    def __init__(self, graph: ChannelGraph, data: Any, options: PruningOptions) -> None:
+    def __init__(
+        self, graph: ChannelGraph, data: Any, options: PruningOptions, trials: int
+    ) -> None:
         memory = batch_memory(checked_memory_limit(options.memory_limit))
         shapes = (graph.counted.shapes[ref.index] for ref in graph.program.inputs)
         each = sum(8 * int(np.prod([size or 1 for size in shape[1:]])) for shape in shapes)
-        most = min(options.samples or ENOUGH, ENOUGH, memory // each)
-        samples = Samples(graph, data, most)
+        enough = max(int(_affordable(graph) / trials), FITTED)
+        samples = Samples(
+            graph, data, min(options.samples or ALL, ALL, memory // each, enough), 0.25
+        )
         self.others = samples.fitted_on
-        self.affordable = affordable_trials(graph, samples.count)
+        self.affordable = affordable_trials(graph, samples.count) >= trials
         self._measured_on = samples.measured_on
         self._most = min(affordable_batch(graph, memory), 256)
         self._seed = options.seed

@@ -67,7 +67,7 @@ class Trials:
         }
         wanted = min(samples or ENOUGH, ENOUGH)
         keeps = needed[True] * wanted <= room
-        drawn = Samples(graph, data, min(wanted, room // needed[keeps]))
+        drawn = Samples(graph, data, min(wanted, room // needed[keeps]), 0.5)
         most = affordable_batch(graph, batch_memory(limit))
         self._losses, _ = settled_losses(
             graph, model_loss(graph), data, batch_size=256, samples=samples, most=most, seed=seed
