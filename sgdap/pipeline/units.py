@@ -38,7 +38,7 @@ from sgdap.planning.exchange import is_better
 from sgdap.planning.options import PruningOptions
 from sgdap.planning.plan import Plan, model_fingerprint
 from sgdap.planning.scope import Scope
-from sgdap.reconstruction.held_back import HeldBack
+from sgdap.reconstruction.held_back import FITTED, HeldBack, affordable_trials
 from sgdap.reconstruction.refit import Deeper
 from sgdap.statistics.collect import CalibrationStatistics
 
@@ -151,10 +151,8 @@ class Units:
         )
         if isinstance(options.depth, float):
             return cheapest_units(graph, costs, options.depth)
-        if self.timing is not None and costs:
-            held_back = HeldBack(graph, self.data, options, TRIALS)
-            if held_back.affordable:
-                return self._measured(statistics, costs, held_back)
+        if self.timing is not None and costs and affordable_trials(graph, FITTED) >= TRIALS:
+            return self._measured(statistics, costs)
         return choose_units(
             graph,
             costs,
@@ -210,10 +208,11 @@ class Units:
         return plan, left.curves
 
     def _measured(
-        self, statistics: CalibrationStatistics, costs: Sequence[UnitCost], held_back: HeldBack
+        self, statistics: CalibrationStatistics, costs: Sequence[UnitCost]
     ) -> tuple[UnitCost, ...]:
         """The units without which a slim model is measured to lose least."""
         graph, options = self.scope.graph, self.options
+        held_back = HeldBack(graph, self.data, options, TRIALS)
         if options.allocation == "measured":
             options = replace(options, allocation="global")
 

@@ -104,7 +104,6 @@ class HeldBack:
     Attributes:
         others: Inputs to refit slim models on; none of those that they are measured on, if there
             are enough.
-        affordable: Whether that does not take too long.
     """
 
     def __init__(
@@ -118,7 +117,6 @@ class HeldBack:
             graph, data, min(options.samples or ALL, ALL, memory // each, enough), 0.25
         )
         self.others = samples.fitted_on
-        self.affordable = affordable_trials(graph, samples.count) >= trials
         self._measured_on = samples.measured_on
         self._most = min(affordable_batch(graph, memory), 256)
         self._seed = options.seed
