@@ -644,6 +644,9 @@ def test_a_plan_says_how_outputs_count_whose_loss_is_not_known():
     y = [np.zeros(100), np.zeros((100, 1))]
     assert "have no targets" in " ".join(sgdap.plan(model, x, HALF).notes)
     assert not sgdap.plan(model, (x, y), HALF).notes
+    model.compile(loss=["sparse_categorical_crossentropy", lambda y, p: abs(y - p)])
+    far = [np.zeros(100), np.full((100, 1), 1e3)]
+    assert "is 0 near all of its targets" in " ".join(sgdap.plan(model, (x, far), HALF).notes)
 
 
 def test_arguments_in_another_order_are_told_without_printing_the_data():
@@ -759,3 +762,61 @@ def test_data_that_do_not_fit_are_refused_before_a_plan_is_applied():
     with pytest.raises(ValueError, match="do not fit"):
         sgdap.apply(model, plan, in_place=True, distill_data=x[:, :5])
     assert model.layers[0].units == 8
+
+
+class Counting(layers.Layer):
+    """Counts its calls."""
+
+    def build(self, shape):
+        self.count = self.add_weight(name="count", trainable=False, initializer="zeros")
+
+    def call(self, x):
+        self.count.assign_add(1.0)
+        return x
+
+
+class Drawing(layers.Layer):
+    """Adds random numbers."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.draws = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + 0.1 * keras.random.normal(keras.ops.shape(x), seed=self.draws)
+
+
+def learner() -> keras.Model:
+    student = keras.Sequential([keras.Input((6,)), layers.Dense(3, "softmax")])
+    student.compile("adam", "sparse_categorical_crossentropy")
+    return student
+
+
+def taught(model, x, y, **options):
+    callback = sgdap.DistillationCallback(model, **options)
+    learner().fit(x, y, verbose=0, callbacks=[callback])
+
+
+NOT_CHANGING = {
+    "inspect": lambda model, x, y: sgdap.inspect(model),
+    "profile": lambda model, x, y: sgdap.profile(model),
+    "plan": lambda model, x, y: sgdap.apply(model, sgdap.plan(model, x, sgdap.Budget(flops=0.7))),
+    "sparsify": lambda model, x, y: sgdap.sparsify(model, (x, y), 0.5),
+    "quantize": lambda model, x, y: sgdap.quantize(model, x, "int4"),
+    "functional": lambda model, x, y: sgdap.functional(model),
+    "distill": lambda model, x, y: sgdap.distill(learner(), model, x, epochs=1),
+    "teacher": taught,
+}
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("function", NOT_CHANGING)
+def test_what_a_layer_writes_when_it_is_called_changes_no_given_model(function):
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
+    hidden = [layers.Dense(8, "relu"), Counting(), Drawing(), layers.Dense(8, "relu")]
+    model = keras.Sequential([keras.Input((6,)), *hidden, layers.Dense(3, "softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy")
+    before = [v.numpy() for v in model.variables]
+    NOT_CHANGING[function](model, x, np.arange(40) % 3)
+    for mine, theirs in zip([v.numpy() for v in model.variables], before, strict=True):
+        np.testing.assert_array_equal(mine, theirs)

@@ -75,7 +75,8 @@ class Features:
 
     def run_teacher(self, x: Any) -> None:
         """Lets the teacher run as in `predict`, so that its features are seen."""
-        self._models[1](x, training=False)
+        with keras.StatelessScope():
+            self._models[1](x, training=False)
 
     def _note(self, number: int, made: Any) -> None:
         seen = getattr(self._here, "seen", None)
@@ -116,7 +117,8 @@ class Features:
                 continue
             with self.seeing(), running():
                 for model in self._models:
-                    model(x, training=False)
+                    with keras.StatelessScope():
+                        model(x, training=False)
                 seen = self._seen()
             pairs = [_rows(m, *own, random) for m, own in zip(self.matches, seen, strict=True)]
             moments = moments or [ResidualAccumulator(np.zeros(s.shape[-1])) for s, _, _ in pairs]

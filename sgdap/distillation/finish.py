@@ -299,7 +299,8 @@ class Answers(keras.Model):
 
     def call(self, x: Any) -> Any:
         """The teacher's answers to a batch."""
-        outputs = keras.tree.flatten(self.teacher(x, training=False))
+        with keras.StatelessScope():  # no variable of the teacher changes
+            outputs = keras.tree.flatten(self.teacher(x, training=False))
         return [answers(t.teacher, y) for t, y in zip(self._terms, outputs, strict=True)]
 
 

@@ -62,7 +62,8 @@ def check_targets(program: Program, x: Any, y: Any, weights: Any, batch: int) ->
     _check_class_numbers(program, y)
     some = rows_of((x, y, weights), slice(None, batch))
     try:
-        made = model(some[0], training=False)
+        with keras.StatelessScope():  # no variable of the model changes
+            made = model(some[0], training=False)
         model.compute_loss(*some[:2], made, some[2])
     except Exception as error:  # the loss may be the user's
         received = ", ".join(_described(leaf) for leaf in keras.tree.flatten(y))

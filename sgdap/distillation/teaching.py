@@ -114,7 +114,8 @@ class Teaching:
                 "self.compute_loss(x, y, y_pred, sample_weight)."
             )
         self._asked = True
-        taught = self._teacher(given["x"], training=False)  # gradients go to the student's weights
+        with keras.StatelessScope():  # no variable of the teacher changes
+            taught = self._teacher(given["x"], training=False)
         pairs = zip(self._terms, keras.tree.flatten(taught), strict=True)
         apart = divergence(
             self._terms,

@@ -55,7 +55,7 @@ def settled_losses(
     for _, predictions, _ in run:
         for number, scale in scales.items():
             scale.add(_entries(predictions[number]))
-    measured = _measured(loss, run, scales, seed)
+    measured, lacking = _measured(loss, run, scales, seed)
     notes = loss.notes
     settled = []
     for own in loss.open:
@@ -64,9 +64,9 @@ def settled_losses(
             weight = own.weight / scales[own.output].power()
             if own.terms and len(graph.program.outputs) > 1:
                 notes += (
-                    f"The curvature of the loss of output '{own.name}' could not be measured"
-                    f"{', as the calibration data have no targets' if own.needs_targets else ''}, "
-                    "so it counts as the squared error relative to its own variance.",
+                    f"The curvature of the loss of output '{own.name}' "
+                    f"{lacking.get(own.output, 'is 0 near all of its targets')}, so it counts as "
+                    "the squared error relative to its own variance.",
                 )
         settled.append(KnownLoss(own.output, "squared", weight, own.activation, axis=own.axis))
     return tuple(sorted((*loss.known, *settled), key=lambda term: term.output)), notes
@@ -126,12 +126,17 @@ def _entries(y: Any) -> Array:
 
 def _measured(
     loss: ModelLoss, run: _Predictions, scales: dict[int, _Scale], seed: int
-) -> dict[int, Array]:
-    """For outputs whose curvature can be measured the weights of the squared error that has it."""
+) -> tuple[dict[int, Array], dict[int, str]]:
+    """For outputs whose curvature can be measured the weights of the squared error that has it.
+
+    Returns:
+        The weights by the outputs' numbers, and why there is nothing to measure for others.
+    """
     sums: dict[int, Any] = {own.output: 0.0 for own in loss.open if own.terms}
     rows = dict.fromkeys(sums, 0)
     if not sums:
-        return {}
+        return {}, {}
+    lacking: dict[int, str] = {}
     for number, predictions, y in run:
         targets = targets_of(loss, y, len(predictions))
         for own in (own for own in loss.open if own.output in sums):
@@ -145,12 +150,16 @@ def _measured(
                 found = _curvature(own, target, predicted, step, [seed + own.output, number])
             if found is None:
                 del sums[own.output]
+                lacking[own.output] = "could not be measured" + (
+                    ", as the calibration data have no targets" * (target is None)
+                )
                 continue
             entries = np.prod(predicted.shape[1:])  # of one sample
             sums[own.output] = sums[own.output] + found.sum(axis=0) * entries / 2
             rows[own.output] += len(found)
     weights = {number: np.maximum(total / rows[number], 0) for number, total in sums.items()}
-    return {n: own for n, own in weights.items() if np.isfinite(own).all() and own.any()}
+    lacking |= {n: "is not finite" for n, own in weights.items() if not np.isfinite(own).all()}
+    return {n: own for n, own in weights.items() if n not in lacking and own.any()}, lacking
 
 
 def _curvature(own: OpenLoss, target: Any, predicted: Any, step: Array, seed: Any) -> Any:

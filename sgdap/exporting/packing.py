@@ -5,7 +5,8 @@ A file has these parts, whole numbers in groups of 7 bits, the least first (LEB1
     magic           6 bytes   b"sgdap\x02", the last one counts versions
     text length               bytes of the architecture's text once it is unpacked
     packed length             bytes of the architecture
-    architecture              the model's config, as `configs` writes it
+    architecture              the model's config, as `configs` writes it, and what its layers
+                              know beside their weights, such as vocabularies
     content                   the arrays, in the order of the model's weights, as one number
     checksum        4 bytes   the first ones of the SHA-256 of all before it
 """
@@ -31,6 +32,7 @@ from sgdap.execution.backend import check_backend
 from sgdap.exporting.coding import DamagedError, Reader, Writer
 from sgdap.exporting.configs import GROWTH, deflated, inflated
 from sgdap.exporting.converting import first_line
+from sgdap.exporting.learned import tell, told
 from sgdap.exporting.place import TEMPORARY
 from sgdap.exporting.tensors import read, write
 from sgdap.model.functional import saves_by_its_graph
@@ -39,6 +41,9 @@ from sgdap.model.trusted import NO_LAMBDA, check_names, own_classes
 from sgdap.weights.kernels import kernels_of
 
 MAGIC = b"sgdap\x02"
+LEARNT = "learnt"
+"""The key of what layers know beside their weights, in the architecture's text."""
+
 _CHECKSUM = 4
 
 MEMORY = 1 << 31
@@ -113,7 +118,8 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
             f"The model '{model.name}' comes back from its config with other weights. Nothing was "
             "written. sgdap.export writes it as another file."
         )
-    length, packed = deflated(config)
+    known = told(model)
+    length, packed = deflated(config if known is None else {**config, LEARNT: known})
     whole = b"".join([MAGIC, _number(length), _number(len(packed)), packed, writer.content()])
     whole += hashlib.sha256(whole).digest()[:_CHECKSUM]
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=TEMPORARY) as folder:
@@ -162,6 +168,7 @@ def unpack(
         raise ValueError(
             f"{path} is no file of sgdap.pack, or it is damaged: {error}. Copy it again."
         ) from error
+    known = plain.pop(LEARNT, None) if isinstance(plain, dict) else None
     weights = _weights(path, plain, custom_objects)
     _check_memory(config_bytes + _memory(weights), memory_limit)
     model = keras.models.model_from_json(json.dumps(plain), custom_objects)
@@ -170,6 +177,7 @@ def unpack(
             variable.assign(read(reader, dtype, shape))
         if not reader.ended:
             raise DamagedError("something is left over")
+        tell(model, known)
     except DamagedError as error:
         raise ValueError(f"{path} is damaged: {error}. Copy it again.") from error
     return model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -14,6 +13,7 @@ import keras
 
 from sgdap import _keras
 from sgdap.model.generators import global_state_kept
+from sgdap.model.learnt import is_learner, learnt, teach
 
 
 def made_like(operation: Any, entries: Mapping[str, Any]) -> Any:
@@ -188,7 +188,8 @@ def copy_state(layer: Any, copy: Any) -> None:
     """Gives a copy of a layer or model its variables, and what it knows besides them.
 
     What a layer learnt from data moves too: the numbers that Normalization computed from its
-    variables, and the vocabulary of StringLookup, by the methods that Keras saves it with.
+    variables, and the vocabulary of StringLookup, by the methods that Keras saves it with; and what
+    a layer of the user's computes where it loads its weights.
 
     Args:
         layer: The layer or model.
@@ -203,13 +204,8 @@ def copy_state(layer: Any, copy: Any) -> None:
             continue
         if isinstance(inner, keras.layers.Normalization):
             inner.mean, inner.variance = other.mean, other.variance
-        elif hasattr(inner, "load_assets"):
-            store: dict[str, Any] = {}
-            other.save_own_variables(store)
-            inner.load_own_variables(store)
-            with tempfile.TemporaryDirectory() as folder:
-                other.save_assets(folder)
-                inner.load_assets(folder)
+        elif is_learner(inner):
+            teach(inner, *learnt(other))
 
 
 def compile_alike(copy: Any, model: Any) -> None:

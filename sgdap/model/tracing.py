@@ -177,7 +177,7 @@ class _Recorder:
             (keras.Operation, "symbolic_call"): self._operation_called,
             **size_functions(self._reshaped),
         }
-        with replaced(functions):
+        with replaced(functions), keras.StatelessScope():  # no variable changes
             try:
                 return self._entered(layer, path, args, kwargs)
             except Exception as error:

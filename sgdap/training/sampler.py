@@ -72,6 +72,7 @@ class TrainStepSampler:
         """What is kept of a batch. The inputs of the first batch are checked to fit the model."""
         try:
             x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+            x = _of_known_sizes(self._graph, x)
             if not self._checked:
                 _check(self._graph, x)
                 self._checked = True
@@ -88,6 +89,25 @@ class TrainStepSampler:
             for leaf in keras.tree.flatten(y)
         )
         return (x, y) if known else (x,)
+
+
+def _of_known_sizes(graph: ChannelGraph, x: Any) -> Any:
+    """Inputs with the sizes that the model takes, where the data leave them open (windows)."""
+    import tensorflow as tf
+
+    def closed(leaf: Any, taken: Any) -> Any:
+        if not isinstance(leaf, tf.Tensor):
+            return leaf
+        known = leaf.shape.rank is not None and None not in leaf.shape[1:]
+        return leaf if known else tf.ensure_shape(leaf, [None, *taken.shape[1:]])
+
+    functional = graph.program.functional
+    if functional is None:
+        return x
+    try:
+        return keras.tree.map_structure(closed, x, functional.input)
+    except (ValueError, TypeError):  # of another structure, or of another rank
+        return x
 
 
 def _check(graph: ChannelGraph, x: Any) -> None:

@@ -198,6 +198,11 @@ def adapted(kind: str) -> tuple[keras.Model, object]:
         batch = np.array([[3], [7], [7], [9]] * 2)
         x, first = keras.Input((1,), dtype="int64"), layers.IntegerLookup(output_mode="one_hot")
         first.adapt(batch)
+    elif kind == "own":
+        batch = np.random.default_rng(0).normal(size=(64, 5)).astype("float32")
+        x, first = keras.Input((5,)), Total()
+        first.build((None, 5))
+        first.load_own_variables({"0": np.arange(5.0)})
     else:
         batch = tf.constant([["a"], ["b"], ["c"]] * 2)
         x, first = keras.Input((1,), dtype="string"), layers.StringLookup(output_mode="one_hot")
@@ -206,7 +211,26 @@ def adapted(kind: str) -> tuple[keras.Model, object]:
     return keras.Model(x, layers.Dense(2)(y)), batch
 
 
-@pytest.mark.parametrize("kind", ["normalization", "discretization", "text", "integers", "strings"])
+@keras.saving.register_keras_serializable("tests")
+class Total(layers.Layer):
+    """Multiplies by the sum of its weights, which it computes when it loads them."""
+
+    def build(self, shape):
+        self.parts = self.add_weight(shape=(shape[-1],), trainable=False)
+        self.total = 0.0
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self.total = float(keras.ops.sum(self.parts))
+
+    def call(self, x):
+        return x * self.total
+
+
+KINDS = ["normalization", "discretization", "text", "integers", "strings", "own"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_a_layer_learnt_from_data_is_copied(kind, tmp_path):
     model, batch = adapted(kind)
     plan = sgdap.plan(model, batch, sgdap.Budget(params=1.0))
@@ -222,6 +246,9 @@ def test_what_a_layer_learnt_from_data_is_copied(kind, tmp_path):
     copies["apply"].save(tmp_path / "copy.keras")
     loaded = keras.models.load_model(tmp_path / "copy.keras")
     np.testing.assert_allclose(np.array(loaded(batch)), expected, atol=1e-5)
+    sgdap.pack(model, tmp_path / "copy.sgdap")
+    unpacked = sgdap.unpack(tmp_path / "copy.sgdap", custom_objects={"Total": Total})
+    np.testing.assert_array_equal(np.array(unpacked(batch)), expected)
 
 
 def test_a_layer_that_nothing_tells_about_is_named_with_the_remedy():

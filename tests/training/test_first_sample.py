@@ -286,3 +286,18 @@ def test_a_run_with_calibration_data_does_not_go_on_sampling_for_an_interrupted_
         pruned(trained, callbacks=[stopping], begin_epoch=1)
     pruned(trained, calibration_data=X)
     assert "train_step" not in vars(trained)
+
+
+@pytest.mark.compiled
+def test_windows_of_open_size_are_sampled_at_the_size_that_the_model_takes():
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, "relu", name="hidden"), layers.Dense(2)]
+    )
+    model.compile("sgd", "mse")
+    series = tf.data.Dataset.from_tensor_slices(np.sin(np.arange(60.0)).astype("float32"))
+    windows = series.window(8, shift=1, drop_remainder=True).flat_map(lambda w: w.batch(8))
+    data = windows.map(lambda window: (window[:6], window[6:])).batch(16)
+    data = data.apply(tf.data.experimental.assert_cardinality(4))
+    callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), begin_epoch=0, verbose=0)
+    model.fit(data, epochs=2, verbose=0, callbacks=[callback])
+    assert model.get_layer("hidden").units < 8
