@@ -52,6 +52,10 @@ def dense():
     return network(keras.optimizers.Adam(0.01))
 
 
+def by_xla():
+    return network(keras.optimizers.Adam(0.01), jit_compile=True)
+
+
 def averaging():
     return network(keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True))
 
@@ -88,10 +92,11 @@ RUNS = {
     "zeros": (dense, {"scheme": "ternary", "learned_scales": True}, (sparse,)),
     "all": (dense, {"activations": "int8"}, (sparse, slim)),
 }
+COMPILED = {"XLA": (by_xla, {"activations": "int8", "learned_scales": True}, (sparse,))}
 
 
 def fit(name, *others, folder=None):
-    make, options, beside = RUNS[name]
+    make, options, beside = (RUNS | COMPILED)[name]
     model = make()
     callback = quantizing(backup_dir=folder, **options)
     callbacks = [callback, *(own() for own in beside), *others]
@@ -115,7 +120,7 @@ def assert_same(found, wanted) -> None:
     assert history.history["loss"] == whole.history["loss"][history.epoch[0] :]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [*RUNS, pytest.param("XLA", marks=pytest.mark.compiled)])
 def test_a_run_that_is_killed_in_its_middle_ends_as_one_that_is_not(tmp_path, name):
     """The backup is of the epoch's beginning; for activations their ranges are frozen by then."""
     with pytest.raises(Killed):
