@@ -99,7 +99,7 @@ def test_gradients_are_those_of_the_levels_and_move_the_full_numbers(name):
     twin.set_weights(levels)
     callback = quantizing()
     found = []
-    look = Watching(lambda _: found.append(callback._quantizing.full["one/kernel"]))
+    look = Watching(lambda _: found.append(callback._run.quantizing.full["one/kernel"]))
     steps = 2 if name == "accumulating" else 1
     x, y = X[: 32 * steps], Y[: 32 * steps]
     model.fit(x, y, batch_size=32, shuffle=False, verbose=0, callbacks=[callback, look])
@@ -254,8 +254,9 @@ def test_options_that_have_no_meaning_are_refused(options, error, message):
     [
         (lambda: quantizing(layers=["nothing"]), [], "No layer with a kernel is called 'nothing'"),
         (lambda: quantizing(begin_epoch=2), [], "begins with epoch 2 .* and fit has 2"),
-        (quantizing, [quantizing], "can't have QuantizationCallback beside it"),
-        (quantizing, [lambda: sgdap.SparsityCallback(0.5)], "can't have SparsityCallback beside"),
+        (quantizing, [quantizing], "more than one of a kind, QuantizationCallback and"),
+        (lambda: quantizing("binary"), [lambda: sgdap.SparsityCallback(0.5)], "has no level 0"),
+        (quantizing, [lambda: keras.callbacks.BackupAndRestore("run")], "pass backup_dir"),
     ],
 )
 def test_a_fit_that_can_not_work_is_refused_before_anything_changes(make, others, message):

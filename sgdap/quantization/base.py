@@ -83,6 +83,12 @@ class Scheme(ABC):
         return True
 
     @property
+    def has_zero(self) -> bool:
+        """Whether 0 is a level, whatever the weights are."""
+        made = self.lattice(np.zeros((1, 1))) if self.together == 1 else None
+        return isinstance(made, Lattice) and made.zeros() is not None
+
+    @property
     def code_bits(self) -> int:
         """The bits of a code."""
         return math.ceil(math.log2(self.levels))

@@ -199,6 +199,20 @@ class QuantizedActivations:
         take_from_step(self._model, "test", self._run)
         take_from_step(self._model, "predict", self._run)
 
+    def state(self) -> dict[str, Any]:
+        """The ranges so far, for a backup."""
+        ends = {
+            own.name: value for own, value in zip(self._stored, self._ranges.numpy(), strict=True)
+        }
+        batches, gathers = float(self._batches.numpy()), bool(self._gathers.numpy())
+        return {"ranges": ends, "batches": batches, "gathers": gathers}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on with the ranges of another one."""
+        self._ranges.assign(np.stack([state["ranges"][own.name] for own in self._stored]))
+        self._batches.assign(state["batches"])
+        self._gathers.assign(float(state["gathers"]))
+
     def freeze(self) -> None:
         """Keeps the ranges as they are from now on."""
         self._gathers.assign(0.0)

@@ -21,14 +21,14 @@ from sgdap.planning.plan import GroupPlan, Plan, model_fingerprint
 from sgdap.surgery.adopt import remake_functions
 from sgdap.surgery.snapshot import Snapshot, restore_snapshot, take_snapshot
 from sgdap.surgery.wiring import Wiring, restore_wired
-from sgdap.training.guard import Guard, Round, SparsityRound
+from sgdap.training.guard import Guard, QuantizationRound, Round, SparsityRound
 from sgdap.training.state import RunState
 from sgdap.training.state_file import read_state_file, write_state_file
 
 _NAME = "run.sgdap"
 _CLASSES = (
-    *(RunState, Guard, Round, SparsityRound, Snapshot, OperationCall, Ref, Plan, GroupPlan),
-    *(BypassedUnit, Wiring),
+    *(RunState, Guard, Round, SparsityRound, QuantizationRound),
+    *(Snapshot, OperationCall, Ref, Plan, GroupPlan, BypassedUnit, Wiring),
 )
 
 

@@ -79,7 +79,27 @@ class SparsityRound(_When):
     decision: Decision = "pending"
 
 
-AnyRound = Round | SparsityRound
+@dataclass(frozen=True)
+class QuantizationRound(_When):
+    """The round in which kernels were put on their lattices, and its result.
+
+    Attributes:
+        epoch: The epoch (from 0) after which quantization began; -1: before the first one.
+        progress: How far on the way to few bits the round went: 1.
+        widths: The bits of each kernel, by its path.
+        before: The monitored metric of the model that the round started from.
+        after: The monitored metric when the round was judged; None until then.
+        decision: `"pending"`, `"kept"` or `"undone"`.
+    """
+
+    progress: float
+    widths: Mapping[str, int]
+    before: float | None
+    after: float | None = None
+    decision: Decision = "pending"
+
+
+AnyRound = Round | SparsityRound | QuantizationRound
 
 
 @dataclass

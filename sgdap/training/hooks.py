@@ -15,6 +15,7 @@ from sgdap import _keras
 from sgdap._arguments import shown
 from sgdap.model.tracing import check_is_no_tf_keras
 from sgdap.training.backup import Backup
+from sgdap.training.bit_run import check_zeros_are_levels
 from sgdap.training.neighbours import Neighbours
 from sgdap.training.run import Run
 from sgdap.training.runs import Runs
@@ -142,9 +143,10 @@ def start_together(callbacks: Sequence[RoundsCallback[Any]]) -> None:
     for one, other in itertools.pairwise(together):
         if one.turn == other.turn:
             raise ValueError(
-                "A fit takes one callback that takes out channels, and one that makes weights "
-                f"zero. Received: more than one of a kind, {type(one).__name__} and "
-                f"{type(other).__name__}. Leave one out, or let two fits follow each other."
+                "A fit takes one callback that takes out channels, one that makes weights zero, "
+                "and one that rounds them. Received: more than one of a kind, "
+                f"{type(one).__name__} and {type(other).__name__}. Leave one out, or let two fits "
+                "follow each other."
             )
     teachers = [callback for callback in together if callback.teacher is not None]
     if any(callback.teacher is not teachers[0].teacher for callback in teachers):
@@ -167,6 +169,7 @@ def start_together(callbacks: Sequence[RoundsCallback[Any]]) -> None:
         neighbours = Neighbours(*beside, name=type(callback).__name__)
         teacher = callback.teacher if callback in teachers[:1] else None
         runs.append(callback.start(neighbours, teacher))
+    check_zeros_are_levels(runs)
     words = {
         f"{type(callback).__name__}.{name}" if len(together) > 1 else name: value
         for callback in together

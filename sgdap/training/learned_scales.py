@@ -115,6 +115,18 @@ class LearnedScales:
         """Takes the scales of a kernel as they are now."""
         self._own[path][0].assign(self._held[path][0])
 
+    def state(self) -> dict[str, Any]:
+        """The scales before rounding, and what Adam remembers of them, for a backup."""
+        own = {path: [held.numpy() for held in variables] for path, variables in self._own.items()}
+        return {"steps": float(self._steps.numpy()), "own": own}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from the state of another one."""
+        self._steps.assign(state["steps"])
+        for path, values in state["own"].items():
+            for variable, value in zip(self._own[path], values, strict=True):
+                variable.assign(value)
+
     @contextmanager
     def seeing(self) -> Iterator[None]:
         """Within, the gradients that optimizers get are kept."""
@@ -147,7 +159,8 @@ class LearnedScales:
         changed, values = [self._steps], [steps]
         for path, (gradient, rate) in found.items():
             variable, base, units, zeros = self._held[path]
-            gradient = tf.where(zeros, tf.zeros_like(gradient), gradient)
+            zero = tf.convert_to_tensor(zeros)
+            gradient = tf.where(zero, tf.zeros_like(gradient), gradient)
             full, free, first, second = map(
                 tf.convert_to_tensor, (self._full[path], *self._own[path])
             )

@@ -82,6 +82,21 @@ def sparsity_line(last: SparsityRound, seconds: float) -> str:
     )
 
 
+def quantization_line(kernels: int, weights: int, bits: int, noise: bool, rounded: bool) -> str:
+    """The message when quantization begins.
+
+    Args:
+        kernels: The number of kernels.
+        weights: The number of their weights.
+        bits: All bits that they take.
+        noise: Whether noise takes the place of rounding.
+        rounded: Whether activations are rounded too.
+    """
+    what = "noise in place of rounding" if noise else f"{bits / weights:.2f} bits a weight"
+    beside = ", and activations of 8 bits" if rounded else ""
+    return f"SGDAP trains {kernels} kernels, {weights:,} weights, with {what}{beside}."
+
+
 def baseline_line(
     metric: str | None, guard: Guard, before: float, option: str | float, unmeasured: str
 ) -> str:

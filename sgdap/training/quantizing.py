@@ -21,6 +21,9 @@ from sgdap.training.replicas import assign, assign_add, on_each_device
 
 Array = npt.NDArray[np.float64]
 
+Zeros = Mapping[str, npt.NDArray[np.bool_]]
+"""By the path of a kernel, True where a weight stays zero."""
+
 
 class Quantizing:
     """Trains a model whose kernels lie on lattices, in each step of its `fit`.
@@ -37,6 +40,9 @@ class Quantizing:
         noise: Whether noise takes the place of rounding.
         seed: Seed of the noise.
         learned: Whether scales are learned, and not fitted to the full numbers.
+        zeros: By path, the weights that stay zero where 0 is a level; None: those that are zero
+            now.
+        state: What `state` gave of one that goes on here; None: it begins now.
     """
 
     def __init__(
@@ -46,24 +52,83 @@ class Quantizing:
         noise: bool = False,
         seed: int = 0,
         learned: bool = False,
+        zeros: Zeros | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         self._model, self._kernels = model, kernels
         self._noise, self._seed = noise, seed
         with _keras.scope_of(model):
             self._full = {k.path: _beside(k.variable) for k in kernels}
             self._steps = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._zeros = {k.path: ~not_zero(k.variable) for k in kernels}
+        self._zeros = zeros or {k.path: ~not_zero(k.variable) for k in kernels}
         self._held: dict[str, _Levels | _Points] = {}
         self._scales: LearnedScales | None = None
-        self.refit()
+        if state is None:
+            self.refit()
+        else:
+            self._take_up(state)
         if learned:
             held = {p: own.learned for p, own in self._held.items() if isinstance(own, _Levels)}
             self._scales = LearnedScales(model, kernels, self._full, held)
+            if state is not None:
+                self._scales.set_state(state["scales"])
 
     @property
     def full(self) -> Mapping[str, npt.NDArray[Any]]:
         """The full numbers behind the kernels, by path."""
         return {path: variable.numpy() for path, variable in self._full.items()}
+
+    def state(self) -> dict[str, Any]:
+        """All that is not in the model, for a backup."""
+        return {
+            "steps": int(self._steps.numpy()),
+            "kernels": {
+                kernel.path: {
+                    "full": self._full[kernel.path].numpy(),
+                    "lattice": [own.numpy() for own in self._held[kernel.path].numbers],
+                    "noted": self._held[kernel.path].holds(kernel.variable.numpy()),
+                }
+                for kernel in self._kernels
+            },
+            "scales": None if self._scales is None else self._scales.state(),
+        }
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
+        """Goes on from the state of another one, whose kernels the model has."""
+        self._steps.assign(state["steps"])
+        for kernel in self._kernels:
+            own = state["kernels"][kernel.path]
+            self._full[kernel.path].assign(own["full"])
+            held = self._held_of(kernel, kernel.scheme.lattice(self._matrix(kernel)))
+            for variable, value in zip(held.numbers, own["lattice"], strict=True):
+                variable.assign(value)
+            held.value = kernel.variable.numpy() if own["noted"] else None
+
+    def hold(self, zeros: Zeros) -> None:
+        """Holds other weights at zero where 0 is a level.
+
+        Args:
+            zeros: By path, the weights that stay zero. They are zero in the kernels already.
+        """
+        for kernel in self._kernels:
+            held, full = self._held[kernel.path], self._full[kernel.path]
+            held.hold(zeros[kernel.path])
+            held_zero = held.zeros.numpy()
+            full.assign(np.where(held_zero, 0, full.numpy()))
+            if held.value is not None:
+                held.value = np.where(held_zero, 0, held.value)
+
+    def _matrix(self, kernel: QuantizedKernel) -> Array:
+        return kernel.matrix(self._full[kernel.path].numpy().astype(np.float64))
+
+    def _held_of(
+        self, kernel: QuantizedKernel, lattice: Lattice | Constellation
+    ) -> _Levels | _Points:
+        """The variables of a kernel's lattice, made when they are first needed."""
+        if kernel.path not in self._held:
+            with _keras.scope_of(self._model):
+                self._held[kernel.path] = _held(kernel, lattice, self._zeros[kernel.path])
+        return self._held[kernel.path]
 
     def refit(self) -> None:
         """Gives each kernel the lattice that suits its full numbers now.
@@ -78,11 +143,8 @@ class Quantizing:
                 continue
             if self._noise or held is None or not held.holds(value):
                 full.assign(value)
-            lattice = kernel.scheme.lattice(kernel.matrix(full.numpy().astype(np.float64)))
-            if held is None:
-                with _keras.scope_of(self._model):
-                    held = _held(kernel, lattice, self._zeros[kernel.path])
-                self._held[kernel.path] = held
+            lattice = kernel.scheme.lattice(self._matrix(kernel))
+            held = self._held_of(kernel, lattice)
             held.set(lattice)
             if self._scales is not None:
                 self._scales.begin(kernel.path)
@@ -94,15 +156,6 @@ class Quantizing:
         """Remembers what the kernels hold after the steps of an epoch."""
         for kernel in self._kernels:
             self._held[kernel.path].value = kernel.variable.numpy()
-
-    def finish(self) -> None:
-        """Puts kernels that somebody else has set on the lattice that suits them."""
-        for kernel in () if self._noise else self._kernels:
-            value = kernel.variable.numpy()
-            if not self._held[kernel.path].holds(value):
-                matrix = kernel.matrix(value.astype(np.float64))
-                made = kernel.whole(kernel.scheme.quantize(matrix).dequantize())
-                kernel.variable.assign(np.where(self._held[kernel.path].zeros, 0, made))
 
     def install(self) -> None:
         """Begins to hold the kernels in the model's train step."""
@@ -141,7 +194,9 @@ class Quantizing:
         seeds = tf.stack([tf.cast(self._seed, tf.int64), tf.convert_to_tensor(self._steps)])
         seeds += tf.constant([0, 1_000_003], tf.int64) * self._kernels.index(kernel)
         drawn = tf.random.stateless_normal(value.shape, seeds, dtype=tf.float64)
-        return value + tf.cast(drawn * self._held[kernel.path].deviation, value.dtype)
+        held = self._held[kernel.path]
+        noise = tf.cast(drawn * held.deviation, value.dtype)
+        return value + tf.where(tf.convert_to_tensor(held.zeros), tf.zeros_like(noise), noise)
 
 
 def _held(
@@ -156,16 +211,25 @@ class _Held:
     """The lattice of a kernel as TensorFlow reads it; its numbers may change without compiling.
 
     Args:
-        zeros: The weights that stay zero.
+        zeros: The weights that stay zero if 0 is a level.
+        has_zero: Whether it is.
 
     Attributes:
         value: What the kernel holds.
-        zeros: The weights that stay zero.
+        zeros: The variable of the weights that stay zero.
+        numbers: The variables of the lattice.
     """
 
-    def __init__(self, zeros: npt.NDArray[np.bool_]) -> None:
-        self.zeros = zeros
+    numbers: tuple[Any, ...]
+
+    def __init__(self, zeros: npt.NDArray[np.bool_], has_zero: bool) -> None:
+        self._has_zero = has_zero
+        self.zeros = tf.Variable(zeros & has_zero, trainable=False)
         self.value: npt.NDArray[Any] | None = None
+
+    def hold(self, zeros: npt.NDArray[np.bool_]) -> None:
+        """Holds other weights at zero, if 0 is a level."""
+        self.zeros.assign(zeros & self._has_zero)
 
     def holds(self, value: npt.NDArray[Any]) -> bool:
         """Whether a kernel's value is the one that was noted."""
@@ -184,7 +248,7 @@ class _Levels(_Held):
     def __init__(
         self, kernel: QuantizedKernel, lattice: Lattice, zeros: npt.NDArray[np.bool_]
     ) -> None:
-        super().__init__(zeros if lattice.zeros() is not None else np.zeros_like(zeros))
+        super().__init__(zeros, kernel.scheme.has_zero)
         self._common = lattice.base.ndim == 1
         self._units = tf.constant(kernel.whole(lattice.units), tf.int32)
         self._base, self._scale, self._zero = (
@@ -192,6 +256,7 @@ class _Levels(_Held):
             for own in (lattice.base, lattice.scale, lattice.zero)
         )
         self._deviation = tf.Variable(np.zeros(len(lattice.scale)), trainable=False)
+        self.numbers = self._base, self._scale, self._zero, self._deviation
 
     @property
     def learned(self) -> tuple[Any, Any, Any, Any]:
@@ -232,7 +297,7 @@ class _Levels(_Held):
                 codes += tf.cast(above, codes.dtype)
             found = tf.gather_nd(base, tf.stack([self._units, codes], axis=-1))
         made = tf.cast(own * (found - zeros), value.dtype)
-        return tf.where(self.zeros, tf.zeros_like(made), made)
+        return tf.where(tf.convert_to_tensor(self.zeros), tf.zeros_like(made), made)
 
 
 class _Points(_Held):
@@ -247,7 +312,7 @@ class _Points(_Held):
     def __init__(
         self, kernel: QuantizedKernel, lattice: Constellation, zeros: npt.NDArray[np.bool_]
     ) -> None:
-        super().__init__(np.zeros_like(zeros))
+        super().__init__(zeros, has_zero=False)
         matrix = np.arange(1.0, zeros.size + 1).reshape(zeros.shape)
         places = paired(kernel.matrix(matrix)).astype(np.int64) - 1  # −1: filled up
         whole = np.zeros(zeros.size, np.int64)
@@ -259,6 +324,7 @@ class _Points(_Held):
         self._unit_of = tf.gather(tf.repeat(tf.reshape(self._units, [-1]), 2), self._whole)
         self._points = tf.Variable(lattice.points, dtype=tf.float64, trainable=False)
         self._deviation = tf.Variable(np.zeros(len(lattice.points)), trainable=False)
+        self.numbers = self._points, self._deviation
 
     def set(self, lattice: Lattice | Constellation) -> None:
         """Takes the points of another lattice of the same scheme."""

@@ -47,6 +47,13 @@ class RunState:
         masks_before: The masks before the last round, also one in which channels left.
         watched: The sums over train steps of what is watched of each weight, and their number.
         watched_before: The same before the last round.
+        zeros: The weights that were zero when quantization began, and stay so, by the path of the
+            kernel.
+        zeros_before: The same before the last round in which channels left.
+        noted: What kernels on lattices held after each epoch, in a few characters each.
+        lattices: The full numbers, lattices and learned scales of quantized kernels; None: they
+            are float.
+        activations: The ranges of rounded activations; None: they are float.
         wiring: The calls of the model as it is now; None: no layer may leave as a whole.
         wiring_before: The same before the last round.
         way_back: Where layers left as a whole in the last round: the way back, and the model
@@ -76,6 +83,11 @@ class RunState:
     masks_before: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     watched: Mapping[str, Any] | None = None
     watched_before: Mapping[str, Any] | None = None
+    zeros: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    zeros_before: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    noted: list[str] = field(default_factory=list)
+    lattices: Mapping[str, Any] | None = None
+    activations: Mapping[str, Any] | None = None
     wiring: Wiring | None = None
     wiring_before: Wiring | None = None
     way_back: tuple[WayBack, Snapshot] | None = None

@@ -108,6 +108,43 @@ class SparsitySummary:
         )
 
 
+@dataclass(frozen=True)
+class QuantizationSummary:
+    """What a run of `QuantizationCallback` brought.
+
+    Attributes:
+        bits: The bits of each kernel as float32 and now, by its path; with noise they are the same.
+        metric: The name of the monitored metric; None if it was never seen.
+        score: The monitored metric before and after, as in `RunSummary`.
+        undone: Whether the kernels are float again, as the metric fell too far.
+    """
+
+    bits: Mapping[str, tuple[int, int]]
+    metric: str | None = None
+    score: tuple[float | None, float | None] = (None, None)
+    undone: bool = False
+
+    @property
+    def line(self) -> str:
+        """All of it in one line."""
+        parts = [_change(self._all, " bits of kernels")]
+        parts += [f"{self.metric} {_scores(*self.score)}"] if self.metric else []
+        return ", ".join(parts)
+
+    @property
+    def _all(self) -> tuple[int, int]:
+        before, now = (sum(numbers[i] for numbers in self.bits.values()) for i in (0, 1))
+        return before, now
+
+    def __str__(self) -> str:
+        lines = {"bits": _change(self._all)}
+        if self.metric:
+            lines[self.metric] = _scores(*self.score)
+        if self.undone:
+            lines["undone"] = "the kernels are float"
+        return _aligned(lines | {f"  {path}": _change(own) for path, own in self.bits.items()})
+
+
 def _aligned(lines: Mapping[str, str]) -> str:
     wide = max(map(len, lines))
     return "\n".join(f"{name:{wide}}  {value}".rstrip() for name, value in lines.items())

@@ -81,6 +81,12 @@ class WeightRun(Run):
         return not self.kernels
 
     @property
+    def may_be_zero(self) -> set[str]:
+        """The paths of the variables that have zeros or may get some."""
+        masks = self.state.masks
+        return {k.path for k in self.kernels if k.share != 0 or not masks[k.path].all()}
+
+    @property
     def sizes(self) -> dict[str, int]:
         """The number of weights that are left in each kernel, by its path."""
         return {path: int(mask.sum()) for path, mask in self.state.masks.items()}
