@@ -15,6 +15,7 @@ from sgdap.depth import removable_units
 from sgdap.distillation.finish import check_can_learn
 from sgdap.distillation.teaching import checked_terms
 from sgdap.exporting.file import check_format
+from sgdap.exporting.place import check_packed_place
 from sgdap.layers import to_dra
 from sgdap.model.generators import global_state_kept
 from sgdap.planning.depth import allowed_units
@@ -99,6 +100,7 @@ def check_stages(work: Work, stages: Sequence[Stage]) -> None:
             check_format(Path(stage.path), stage.format, stage.quantize)
         elif isinstance(stage, Pack):
             check_installed(["constriction"], "pack", "sgdap.Pack")
+            check_packed_place(Path(stage.path))
 
 
 def _check_can_train(work: Work, stages: Sequence[Stage]) -> None:

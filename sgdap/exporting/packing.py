@@ -33,7 +33,7 @@ from sgdap.exporting.coding import DamagedError, Reader, Writer
 from sgdap.exporting.configs import GROWTH, deflated, inflated
 from sgdap.exporting.converting import first_line
 from sgdap.exporting.learned import tell, told
-from sgdap.exporting.place import TEMPORARY
+from sgdap.exporting.place import TEMPORARY, check_packed_place
 from sgdap.exporting.tensors import read, write
 from sgdap.model.functional import saves_by_its_graph
 from sgdap.model.tracing import trace
@@ -73,7 +73,7 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
         RuntimeError: Keras uses another backend than TensorFlow.
         TypeError: `model` is no Keras model, or `path` no path.
         ValueError: It is not built, has a `call` of its own or a lambda, which no config holds, or
-            Keras can't make it again from its config.
+            Keras can't make it again from its config; or `path` ends as files of another format.
 
     Example:
         >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
@@ -88,6 +88,7 @@ def pack(model: Any, path: str | os.PathLike[str]) -> int:
     check_installed(["constriction"], "pack", "sgdap.pack")
     program = trace(model)
     place = checked_path("path", path)
+    check_packed_place(place)
     if program.functional is None or not saves_by_its_graph(model):
         raise ValueError(
             f"The model '{model.name}' is of a class of its own ({type(model).__name__}), which no "

@@ -9,6 +9,10 @@ TEMPORARY = ".sgdap-"
 """How the name of a folder begins in which a file is made, beside its place."""
 
 
+OTHERS = (".keras", ".h5", ".tflite", ".onnx", ".xml")
+"""Ends of names that tell of another format than that of packed files."""
+
+
 def check_place(path: Path, kind: str) -> None:
     """Raises if something stands there that is no earlier file of this kind."""
     if kind == "saved_model":
@@ -24,6 +28,17 @@ def check_place(path: Path, kind: str) -> None:
         raise ValueError(
             f"{weights.name} is there and {path.name} is not, so it belongs to something else. "
             "Name another file."
+        )
+
+
+def check_packed_place(path: Path) -> None:
+    """Raises if a packed file can't stand there, or its name would say that it is another one."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder. Name a file in it.")
+    if path.suffix in OTHERS:
+        raise ValueError(
+            f"Packed files are no {path.suffix} files: end their names in '.sgdap'. sgdap.export "
+            f"writes {path.suffix} files. Received: path={path}"
         )
 
 

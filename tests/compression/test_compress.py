@@ -542,6 +542,7 @@ def test_a_folder_in_which_no_stage_came_to_its_end_may_be_used_again(little, tm
         ([sgdap.Grow(layers=["nix"])], {}, ValueError, "nix"),
         ([sgdap.Prune(flops=0.5, guidance="growth")], {}, ValueError, "DynamicRangeActivation"),
         ([sgdap.Pack("a"), sgdap.Export("a")], {}, ValueError, "Two stages write a"),
+        ([sgdap.Pack("a.keras")], {}, ValueError, r"no .keras files: end their names in '.sgdap'"),
         ([], {}, ValueError, "no stage"),
         (sgdap.Prune(flops=0.5), {}, TypeError, "must be a list"),
         (["prune"], {}, TypeError, "A stage is sgdap.Grow"),

@@ -425,3 +425,10 @@ def test_what_can_not_be_packed_is_refused(tmp_path):
         sgdap.unpack(tmp_path / "m.sgdap")
     with pytest.raises(ValueError, match="memory_limit must be an integer"):
         sgdap.unpack(tmp_path / "m.sgdap", memory_limit=0)
+    small = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    for name in ("m.keras", "m.tflite"):
+        with pytest.raises(ValueError, match="end their names in '.sgdap'"):
+            sgdap.pack(small, tmp_path / name)
+    with pytest.raises(ValueError, match="is a folder"):
+        sgdap.pack(small, tmp_path)
+    assert not list(tmp_path.iterdir())
