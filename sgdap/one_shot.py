@@ -169,8 +169,8 @@ def apply(
         plan: The plan to apply.
         in_place: Whether to make `model` itself slim, with its optimizer's state. Otherwise a
             copy becomes slim and `model` stays as it is. The copy of a compiled model is compiled
-            in the same way, with a new optimizer. The copy of a model with its own `call` or
-            `get_config` is an ordinary functional model.
+            in the same way, with a new optimizer. The copy of a model of your own class is an
+            ordinary functional model, without a `train_step` or `compute_loss` of that class.
         optimizer: An optimizer of your own training loop, to follow the model with its state. That
             of `compile` follows anyway.
         distill_data: Inputs, such as those that the plan was made with. The slim model is then

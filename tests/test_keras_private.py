@@ -26,7 +26,7 @@ from sgdap._keras.optimizers import (
     optimizer_variables,
     spares_weight_decay,
 )
-from sgdap._keras.variables import without_values
+from sgdap._keras.variables import with_value, without_values
 from tests.models import convnet, digits_like
 
 ROOT = Path(sgdap.__file__).parent
@@ -219,7 +219,7 @@ def test_an_uncompiled_stand_in_can_be_cloned_and_leaves_the_model_compiled():
 
 def test_a_variable_like_another_one_has_another_value():
     variable = keras.Variable([1.0, 2.0], name="mine", trainable=False)
-    other = _keras.with_value(variable, np.array([3.0, 4.0], "float32"))
+    other = with_value(variable, np.array([3.0, 4.0], "float32"))
     np.testing.assert_array_equal(other, [3, 4])
     np.testing.assert_array_equal(variable, [1, 2])
     assert (other.name, other.path, other.trainable) == ("mine", variable.path, False)

@@ -230,13 +230,6 @@ def with_attributes(whole: Any, attributes: dict[str, Any], of_class: type | Non
     return other
 
 
-def with_value(variable: Any, value: Any) -> Any:
-    """Returns a variable that is like another one, but for its value."""
-    new = with_attributes(variable, dict(vars(variable)))
-    new._initialize(value)
-    return new
-
-
 def keep_variable_path(old: Any, new: Any) -> None:
     """Gives a variable the path of the one whose place it takes; some optimizers read it."""
     new._path = old.path

@@ -1,9 +1,10 @@
-"""Which layers the training code of the user's own calls itself, beside `call`; calls nothing."""
+"""The training code of the user's own, and which layers it calls itself; calls nothing."""
 
 from __future__ import annotations
 
 import inspect
 import sysconfig
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -49,6 +50,19 @@ def called_in_training(model: Any) -> list[Any]:
     found: dict[int, Any] = {id(model): model}
     _reach(model, names, found)
     return list(found.values())[1:]
+
+
+def warn_of_own_training(model: Any) -> None:
+    """Warns that a copy of a compiled model of Keras' class does not train as its class does."""
+    own = [name for name in _STEPS if any(_methods(type(model), name))]
+    if model.compiled and own:
+        warnings.warn(
+            f"The functional copy of '{model.name}' is trained and judged as Keras does it, "
+            f"without `{own[0]}` of its class ({type(model).__name__}). To go on with that, make "
+            "the model itself small: with a callback of sgdap in its fit, or sgdap.apply(model, "
+            "plan, in_place=True).",
+            stacklevel=4,
+        )
 
 
 def _methods(kind: type, name: str) -> Iterator[FunctionType]:

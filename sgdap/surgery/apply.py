@@ -20,6 +20,7 @@ from sgdap.depth import Shallower, shallower
 from sgdap.model.building import weights_not_drawn
 from sgdap.model.copying import compile_alike, copied_operation, copy_state
 from sgdap.model.functional import functional_program, saves_by_its_graph, warn_of_what_is_lost
+from sgdap.model.own_training import warn_of_own_training
 from sgdap.planning.bypassed import bypasses
 from sgdap.planning.plan import Plan, check_is_whole, kept_mask
 from sgdap.planning.removal import mask_without, plan_from_mask
@@ -275,6 +276,7 @@ def copied(graph: ChannelGraph, *, compiled: bool = True) -> ChannelGraph:
         return channel_graph(copy_model(model, compiled=compiled))
     if compiled:
         warn_of_what_is_lost(graph.program)
+        warn_of_own_training(model)
     program = functional_program(graph.program)
     if model.compiled and compiled:
         compile_alike(program.model, model)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from sgdap import _keras
 from sgdap._keras.optimizers import optimizers_of
+from sgdap._keras.variables import with_value
 from sgdap.channels.resizing import called, check_variables, resized
 from sgdap.model.building import weights_not_drawn
 from sgdap.model.generators import global_state_kept
@@ -114,7 +115,7 @@ def _variables_with_values(
         if path not in rebuilt
     ]
     for variable, value in (*pairs, *others):
-        yield Replaced(variable, _keras.with_value(variable, value), variable)
+        yield Replaced(variable, with_value(variable, value), variable)
 
 
 def _new_arguments(

@@ -182,3 +182,13 @@ def test_a_layer_asked_for_by_name_may_be_any():
     ordinary = keras.Model(inputs, model.output)
     assert sgdap.channel_graph(ordinary).group("hidden").removable.all()
     assert random_removal(sgdap.channel_graph(model)).all()
+
+
+def test_a_copy_that_trains_otherwise_says_so():
+    inputs = keras.Input((4,))
+    hidden = layers.Dense(8, name="hidden")(inputs)
+    model = Student(inputs, layers.Dense(2)(hidden))
+    sgdap.remove(model, {})  # a model that is not compiled is not trained
+    model.compile("sgd", "mse")
+    with pytest.warns(UserWarning, match=r"without `train_step` of its class \(Student\)"):
+        sgdap.quantize(model, None, compensate=False)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 
 import sgdap
@@ -111,6 +112,20 @@ def test_what_a_layer_was_configured_with_stays():
     assert model.layers[0].note == "a user's own attribute"
     assert not model.layers[0].trainable
     assert len(model.trainable_variables) == 4
+
+
+def test_a_frozen_layer_that_keeps_its_width_trains_when_it_is_thawed():
+    model = convnet()
+    model.get_layer("hidden").trainable = False
+    x, _ = digits_like()
+    plan = sgdap.plan(model, x, sgdap.Budget(flops=0.7), layers=["conv_1"])
+    assert "hidden:0" in plan.weights  # refitted
+    slim = sgdap.apply(model, plan)
+    thawed = slim.get_layer("hidden")
+    thawed.trainable = True
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(slim(x) ** 2)
+    assert all(g is not None for g in tape.gradient(loss, thawed.trainable_variables))
 
 
 def test_a_frozen_layer_stays_frozen_through_training():
