@@ -278,11 +278,16 @@ class Likeness:
 
     def _written(self, kept: Mask) -> OperationCall:
         """How the operation is written, and called, when some channels are kept."""
-        call, part = self.part.call, self.part
-        written = OperationCall.of(call, _config_of(call.operation))
+        part = self.part
         if not part.follows:
-            return written
-        return rewritten(call.operation, written, kept, part.inputs, part.outputs)
+            return self._as_written
+        operation = part.call.operation
+        return rewritten(operation, self._as_written, kept, part.inputs, part.outputs)
+
+    @cached_property
+    def _as_written(self) -> OperationCall:
+        """How the operation is written, and called, in the model."""
+        return OperationCall.of(self.part.call, _config_of(self.part.call.operation))
 
     def _made(self, kept: Mask) -> Any:
         """The layer or operation with the channels that are kept; a layer is not built yet."""

@@ -218,6 +218,8 @@ def _in_keras(model: Any, batch_size: int, shapes: Shapes | None) -> Callable[[]
     program = trace(model)
     inputs = _zeros(program, batch_size, shapes)
     compiled = tf.function(lambda *x: program.run_flat(list(x)))
+    if tf.config.functions_run_eagerly():  # a model that is shipped never runs so
+        compiled = compiled.get_concrete_function(*inputs)
     return lambda: [output.numpy() for output in compiled(*inputs)]
 
 

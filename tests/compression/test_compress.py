@@ -16,8 +16,17 @@ import sgdap
 from sgdap.compression import steps
 from sgdap.compression.report import CompressionReport, Measures, StageReport, trained_ranges
 from sgdap.compression.stages import Stage
+from sgdap.distillation import finish
 from sgdap.execution.latency import NoisyClockError
-from tests.models import randomise
+from sgdap.weights import working
+from tests.models import functions_compiled, randomise
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(working, "STEPS", 5)
+    monkeypatch.setattr(working, "LAST", 10)
+    monkeypatch.setattr(finish, "STEPS", 20)
 
 
 def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +59,8 @@ def trained():
     model.compile(
         keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"]
     )
-    model.fit(*images(512, 0), epochs=4, verbose=0)
+    with functions_compiled():
+        model.fit(*images(512, 0), epochs=4, verbose=0)
     return model
 
 

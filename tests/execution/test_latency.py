@@ -5,6 +5,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from sgdap import _extras
 from sgdap.execution import latency
@@ -24,6 +25,18 @@ def test_latency_is_measured_for_each_model():
     both = compare_latency([model, model], batch_size=4, repeats=2)
     assert len(both) == 2
     assert all(0 < seconds < 10 for seconds in (*both, measure_latency(model, repeats=2)))
+
+
+def test_a_model_is_timed_compiled_where_functions_run_eagerly():
+    eager = []
+
+    def noting(x):
+        eager.append(tf.executing_eagerly())
+        return x
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, noting)])
+    assert measure_latency(model, repeats=2) > 0
+    assert eager and not any(eager)
 
 
 def dense(width: int) -> keras.Model:

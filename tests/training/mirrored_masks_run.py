@@ -1,13 +1,16 @@
 """Runs with masks on one device and two, for `test_masking_devices.py`, in `tests/devices.py`."""
 
+import shutil
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import numpy as np
 from keras import layers
 
 import sgdap
-from tests.devices import on_both, strategies
+from tests.devices import on_both
 from tests.training.mirrored_run import data
 
 OPTIMIZERS = {
@@ -32,16 +35,12 @@ def network(strategy, optimizer: str) -> keras.Model:
     return model
 
 
-class InterruptionError(Exception):
-    pass
-
-
 class Look(keras.callbacks.Callback):
     """Counts, after each step and on each device, weights with a mask that are not zero."""
 
-    def __init__(self, callback, strategy, interrupt_at=None):
+    def __init__(self, callback, strategy, third):
         super().__init__()
-        self.callback, self.strategy, self.interrupt_at = callback, strategy, interrupt_at
+        self.callback, self.strategy, self.third = callback, strategy, third
         self.wrong = 0
 
     def on_train_batch_end(self, batch, logs=None):
@@ -51,11 +50,18 @@ class Look(keras.callbacks.Callback):
                 self.wrong += int(np.count_nonzero(copy.numpy()[~mask]))
 
     def on_epoch_begin(self, epoch, logs=None):
-        if epoch == self.interrupt_at:
-            raise InterruptionError
+        if epoch == 2:
+            self.third()
 
 
-def run(strategy, optimizer: str, guidance: str, folder=None, interrupt_at=None) -> dict:
+def run(
+    strategy,
+    optimizer: str,
+    guidance: str,
+    folder: Path | None = None,
+    third: Callable = lambda: None,
+) -> dict:
+    """A run with masks; `third` is called when its third epoch begins."""
     x, y = data()
     model = network(strategy, optimizer)
     callback = sgdap.SparsityCallback(
@@ -67,12 +73,13 @@ def run(strategy, optimizer: str, guidance: str, folder=None, interrupt_at=None)
         calibration_data=x,
         verbose=0,
     )
-    look = Look(callback, strategy, interrupt_at)
+    look = Look(callback, strategy, third)
     arguments = {"batch_size": 16, "epochs": 3, "shuffle": False, "verbose": 0}
-    model.fit(x, y, callbacks=[callback, look], **arguments)
+    history = model.fit(x, y, callbacks=[callback, look], **arguments)
     copies = [strategy.experimental_local_results(w.value) for w in model.trainable_weights]
     return {
         "wrong": look.wrong,
+        "epochs": history.epoch,
         "rounds": [r.epoch for r in callback.rounds],
         "masks": [mask.tolist() for mask in callback.masks.values()],
         "weights": [w.tolist() for w in model.get_weights()],
@@ -81,22 +88,20 @@ def run(strategy, optimizer: str, guidance: str, folder=None, interrupt_at=None)
     }
 
 
-def resumed(strategy) -> dict:
-    """The run by gradients, broken off when its third epoch begins and taken up again."""
+def whole_and_resumed(strategy) -> dict:
+    """The run by gradients, and one from the backup that it had when its third epoch began."""
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            run(strategy, "adam", "gradient", folder, interrupt_at=2)
-        except InterruptionError:
-            return run(strategy, "adam", "gradient", folder)
-    raise AssertionError
+        last, kept = Path(folder) / "last", Path(folder) / "kept"
+        whole = run(strategy, "adam", "gradient", last, lambda: shutil.copytree(last, kept))
+        return {"gradient adam": whole, "resumed": run(strategy, "adam", "gradient", kept)}
 
 
 def found() -> dict:
     """What came out of the runs on one device and on two."""
-    runs = [("gradient", "adam"), ("second_order", "adam")]
-    runs += [("gradient", o) for o in OPTIMIZERS if o != "adam"]
-    made: dict = on_both(
-        lambda strategy: {f"{guidance} {o}": run(strategy, o, guidance) for guidance, o in runs}
+    runs = [("second_order", "adam"), ("gradient", "averaged"), ("gradient", "scaled")]
+    return on_both(
+        lambda strategy: (
+            {f"{guidance} {o}": run(strategy, o, guidance) for guidance, o in runs}
+            | whole_and_resumed(strategy)
+        )
     )
-    made["resumed"] = resumed(strategies()["two"])
-    return made

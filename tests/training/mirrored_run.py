@@ -1,8 +1,11 @@
 """A run on one device and one on two, for `test_devices.py`, in `tests/devices.py`."""
 
 import functools
+import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -89,10 +92,6 @@ def run(strategy, calibrate: bool) -> dict:
     }
 
 
-class InterruptionError(Exception):
-    pass
-
-
 @functools.cache
 def learnt() -> list[np.ndarray]:
     """The weights of a network that was trained on one device."""
@@ -101,8 +100,14 @@ def learnt() -> list[np.ndarray]:
     return model.get_weights()
 
 
-def guarded(strategy, folder: str | None = None, interrupt_at: int | None = None) -> dict:
-    """A run whose first round is undone; no training makes up for it."""
+def guarded(strategy, folder: Path | None = None, third: Callable | None = None) -> dict:
+    """A run whose first round is undone; no training makes up for it.
+
+    Args:
+        strategy: Where it runs.
+        folder: Of its backup.
+        third: What is called when the third epoch begins.
+    """
     x, y = data()
     weights, model = learnt(), network(strategy, layers.BatchNormalization, rate=0.0)
     model.set_weights(weights)
@@ -118,12 +123,12 @@ def guarded(strategy, folder: str | None = None, interrupt_at: int | None = None
         verbose=0,
     )
 
-    def interrupt(epoch, logs):
-        if epoch == interrupt_at:
-            raise InterruptionError
+    def begin(epoch, logs):
+        if third is not None and epoch == 2:
+            third()
 
     arguments = {"batch_size": SAMPLES, "epochs": 3, "verbose": 0, "validation_data": (x, y)}
-    others = [keras.callbacks.LambdaCallback(on_epoch_begin=interrupt)]
+    others = [keras.callbacks.LambdaCallback(on_epoch_begin=begin)]
     history = model.fit(x, y, callbacks=[callback, *others], **arguments)
     return {
         **replicas(strategy, model),
@@ -133,14 +138,12 @@ def guarded(strategy, folder: str | None = None, interrupt_at: int | None = None
     }
 
 
-def resumed(strategy) -> dict:
-    """The same, broken off when its third epoch begins and taken up again."""
+def whole_and_resumed(strategy) -> dict:
+    """That run, and one from the backup that it had when its third epoch began."""
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            guarded(strategy, folder, interrupt_at=2)
-        except InterruptionError:
-            return guarded(strategy, folder)
-    raise AssertionError
+        last, kept = Path(folder) / "last", Path(folder) / "kept"
+        whole = guarded(strategy, last, lambda: shutil.copytree(last, kept))
+        return {"guarded": whole, "resumed": guarded(strategy, kept)}
 
 
 def copies(strategy) -> list[dict]:
@@ -162,10 +165,9 @@ def found() -> dict:
     # Both are compiled here: statistics are compared to the last digits.
     data = {name: run(strategy, True) for name, strategy in strategies().items()}
     made = on_both(
-        lambda strategy: {"reservoir": run(strategy, False), "guarded": guarded(strategy)}
+        lambda strategy: {"reservoir": run(strategy, False), **whole_and_resumed(strategy)}
     )
     for name, others in made.items():
         others["data"] = data[name]
-    two = strategies()["two"]
-    made["two"] |= {"copies": copies(two), "resumed": resumed(two)}
+    made["two"]["copies"] = copies(strategies()["two"])
     return made

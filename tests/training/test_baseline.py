@@ -241,7 +241,7 @@ def trained(baseline, **arguments) -> tuple[sgdap.SGDAPCallback, list[np.ndarray
     model = network()
     options = {"max_accuracy_drop": 0.99, "schedule": "one_shot", "jit_compile": None}
     callback = sgdap.SGDAPCallback(sgdap.Budget(flops=0.5), baseline=baseline, verbose=0, **options)
-    arguments = {"validation_data": VALIDATION, "epochs": 3, "batch_size": 32} | arguments
+    arguments = {"validation_data": VALIDATION, "epochs": 3, "batch_size": 48} | arguments
     model.fit(X, Y, verbose=0, callbacks=[callback], **arguments)
     drawn = [np.random.random(), random.random()]  # noqa: NPY002
     variables = [v.numpy() for v in [*model.variables, *model.optimizer.variables]]

@@ -35,7 +35,8 @@ def test_both_devices_choose_and_train_as_one(runs, name):
 
 
 def test_a_run_on_both_devices_that_was_interrupted_goes_on(runs):
-    whole = runs["two"]["gradient adam"]
-    assert runs["resumed"]["masks"] == whole["masks"]
-    for mine, other in zip(runs["resumed"]["weights"], whole["weights"], strict=True):
+    whole, resumed = (runs["two"][name] for name in ("gradient adam", "resumed"))
+    assert resumed["masks"] == whole["masks"]
+    assert (whole["epochs"], resumed["epochs"]) == ([0, 1, 2], [2])
+    for mine, other in zip(resumed["weights"], whole["weights"], strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
