@@ -122,6 +122,7 @@ def _applied_without_units(
         prune_by_plan(graph, plan, optimizers)
         return model if optimizer is None else (model, optimizer)
     made, after = _without_units(graph, plan)
+    warn_of_own_training(model)
     if optimizer is not None:
         optimizer = _optimizer_of_copy(optimizer, graph, after, made.paths)
         optimizers = [optimizer]

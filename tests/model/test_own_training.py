@@ -192,3 +192,7 @@ def test_a_copy_that_trains_otherwise_says_so():
     model.compile("sgd", "mse")
     with pytest.warns(UserWarning, match=r"without `train_step` of its class \(Student\)"):
         sgdap.quantize(model, None, compensate=False)
+    plan = sgdap.plan(model, np.ones((8, 4)), sgdap.Budget(params=1.0), depth=0.9)
+    assert plan.bypassed
+    with pytest.warns(UserWarning, match="without `train_step`"):
+        sgdap.apply(model, plan)
