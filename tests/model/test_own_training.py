@@ -187,7 +187,7 @@ def test_a_layer_asked_for_by_name_may_be_any():
 def test_a_copy_that_trains_otherwise_says_so():
     inputs = keras.Input((4,))
     hidden = layers.Dense(8, name="hidden")(inputs)
-    model = Student(inputs, layers.Dense(2)(hidden))
+    model = Student(inputs, layers.Dense(2)(layers.Dense(6)(layers.Dense(6)(hidden))))
     sgdap.remove(model, {})  # a model that is not compiled is not trained
     model.compile("sgd", "mse")
     with pytest.warns(UserWarning, match=r"without `train_step` of its class \(Student\)"):
