@@ -1,6 +1,7 @@
 """The folders are the steps of the journey, and imports point to the left only."""
 
 import ast
+import functools
 from pathlib import Path
 
 import sgdap
@@ -43,6 +44,7 @@ ENTRANCES = {
 ON_TOP = {*ENTRANCES, "layers", "report", "exporting", "compression", "demo", "datasets", "testing"}
 
 
+@functools.cache
 def names_imported_by(path: Path) -> set[str]:
     """Everything that a module imports, in the bodies of functions too."""
     found = set()
