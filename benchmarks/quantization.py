@@ -13,7 +13,13 @@ each network as a LiteRT file, and the images beside it:
     python benchmarks/quantization.py --peer --seeds 0 1 2 3 4
 
 quantizes these files, weights only, 8 and 4 bits for each weight and a scale for each output, by
-each of its algorithms, and runs them in LiteRT.
+each of its algorithms (and by GPTQ for dense layers with OCTAV for convolutions), and runs them in
+LiteRT.
+
+With `--files` each network is also exported to LiteRT as it is then, kernels as integers of 8 or 4
+bits, and this file is run there as the peer's are ("…, file", with the bytes of the file):
+
+    python benchmarks/quantization.py --files --methods layerwise --schemes int8 int4
 
 Schemes that have no name are called as in OTHERS: those of one range for a whole kernel,
 
@@ -48,7 +54,7 @@ OTHERS = {
     "25 qam": lambda q: q.QAM(size=25),
 }
 METHODS = {"rounded": False, "layerwise": "layerwise", "together": True}
-PEERS = ("min_max_uniform_quantize", "MSE", "OCTAV", "GPTQ")
+PEERS = ("min_max_uniform_quantize", "MSE", "OCTAV", "GPTQ", "GPTQ and OCTAV")
 COLUMNS = ("arch", "seed", "scheme", "method", "accuracy", "error", "bytes", "seconds")
 
 
@@ -71,6 +77,18 @@ class Rows:
                 writer.writeheader()
             writer.writerow(self.rows[-1])
         print(*values, flush=True)
+
+
+def answers(content, images):
+    """What a LiteRT file answers to images, one at a time, on one thread."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(model_content=content, num_threads=1)
+    (name, signature), *_ = runner.get_signature_list().items()
+    runner.resize_tensor_input(runner.get_input_details()[0]["index"], (1, *images.shape[1:]))
+    run = runner.get_signature_runner(name)
+    inputs = signature["inputs"][0]
+    return np.concatenate([next(iter(run(**{inputs: i[None]}).values())) for i in images])
 
 
 def ours(options, rows):
@@ -103,7 +121,7 @@ def ours(options, rows):
                 ways = [(m, even) for m in options.methods for even in (False, True)]
                 for method, even in ways if options.fold else [(m, None) for m in options.methods]:
                     state = {None: "", False: ", folded", True: ", even"}
-                    title = method + state[even]
+                    title = method + state[even] + (", file" if options.files else "")
                     if rows.has(arch, seed, scheme, title):
                         continue
                     given = model
@@ -114,9 +132,15 @@ def ours(options, rows):
                         given, x[: options.images], own, compensate=METHODS[method]
                     )
                     seconds = f"{time.perf_counter() - began:.0f}"
-                    found = predictions(made, x_test)
-                    kernels = [w.numpy() for w in model.weights if w.name == "kernel"]
-                    size = sum(own.quantize(kernel).bits for kernel in kernels) // 8
+                    if options.files:
+                        written = options.out / "ours.tflite"
+                        sgdap.export(made, written, check=False, verbose=0)
+                        content = written.read_bytes()
+                        found, size = answers(content, x_test), len(content)
+                    else:
+                        found = predictions(made, x_test)
+                        kernels = [w.numpy() for w in model.weights if w.name == "kernel"]
+                        size = sum(own.quantize(kernel).bits for kernel in kernels) // 8
                     error = f"{((found - dense) ** 2).mean():.3e}"
                     hit = accuracy(found, y_test)
                     rows.add(arch, seed, scheme, title, hit, error, size, seconds)
@@ -132,20 +156,17 @@ def peer(options, rows):
     with np.load(options.out / "images.npz") as file:
         x, x_test, y_test = file["x"], file["x_test"], file["y_test"]
 
-    def outputs(content, images):
-        runner = Interpreter(model_content=content, num_threads=1)
-        (name, signature), *_ = runner.get_signature_list().items()
-        runner.resize_tensor_input(runner.get_input_details()[0]["index"], (1, *images.shape[1:]))
-        run = runner.get_signature_runner(name)
-        inputs = signature["inputs"][0]
-        return np.concatenate([next(iter(run(**{inputs: i[None]}).values())) for i in images])
-
     def quantized(path, bits, algorithm):
         made = quantizer.Quantizer(str(path))
         recipe = recipe_manager.RecipeManager()
-        recipe.add_weight_only_config(
-            ".*", TFLOperationName.ALL_SUPPORTED, bits, algorithm_key=algorithm
-        )
+        own = [(TFLOperationName.ALL_SUPPORTED, algorithm)]
+        if algorithm == "GPTQ and OCTAV":  # GPTQ takes dense layers only
+            own = [
+                (TFLOperationName.ALL_SUPPORTED, "OCTAV"),
+                (TFLOperationName.FULLY_CONNECTED, "GPTQ"),
+            ]
+        for operation, key in own:
+            recipe.add_weight_only_config(".*", operation, bits, algorithm_key=key)
         made.load_quantization_recipe(recipe.get_quantization_recipe())
         known = None
         if made.need_calibration:
@@ -159,7 +180,7 @@ def peer(options, rows):
         for arch in options.archs:
             path = options.out / f"{arch}-{seed}.tflite"
             dense = np.load(path.with_suffix(".npy"))
-            for bits in (8, 4):
+            for bits in options.bits:
                 for algorithm in PEERS:
                     if rows.has(arch, seed, f"int{bits}", algorithm):
                         continue
@@ -167,7 +188,7 @@ def peer(options, rows):
                     try:
                         content = quantized(path, bits, algorithm)
                         seconds = f"{time.perf_counter() - began:.0f}"
-                        found = outputs(content, x_test)
+                        found = answers(content, x_test)
                     except Exception as error:  # what it can't do stands in the table
                         print(arch, seed, bits, algorithm, type(error).__name__, error)
                         continue
@@ -209,8 +230,10 @@ def main():
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
     parser.add_argument("--fold", action="store_true", help="normalisations, and ranges")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--files", action="store_true", help="run as LiteRT files")
     parser.add_argument("--images", type=int, default=4000, help="calibration images")
     parser.add_argument("--peer", action="store_true", help="AI Edge Quantizer, on the files there")
+    parser.add_argument("--bits", nargs="+", type=int, default=[8, 4], help="of the peer")
     parser.add_argument("--data", help="an .npz in Keras' format; default: MNIST of Keras")
     parser.add_argument("--out", type=Path, default=Path("runs/guidance"))
     options = parser.parse_args()
