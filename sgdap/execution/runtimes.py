@@ -44,11 +44,11 @@ def exported(model: Any, kind: str, closed: bool = True) -> bytes:
 
     Args:
         model: The model.
-        kind: `"litert"` or `"onnx"`.
+        kind: `"litert"`, `"onnx"`, or `"openvino"` for the file of the graph alone.
         closed: Whether inputs keep their shapes with the batch, for which the model must be
             functional; else Keras leaves the batch open.
     """
-    name = {"litert": "model.tflite", "onnx": "model.onnx"}[kind]
+    name = {"litert": "model.tflite", "onnx": "model.onnx", "openvino": "model.xml"}[kind]
     signature = None
     if closed:
         specs = [keras.InputSpec(dtype=x.dtype, shape=x.shape, name=x.name) for x in model.inputs]
@@ -56,7 +56,7 @@ def exported(model: Any, kind: str, closed: bool = True) -> bytes:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Keras uses an old name of NumPy's
         path = Path(folder, name)
-        model.export(path, format=kind, verbose=False, input_signature=signature)
+        model.export(str(path), format=kind, verbose=False, input_signature=signature)
         return path.read_bytes()
 
 

@@ -72,17 +72,24 @@ def converted(model: Any, kind: str, runtime: Callable[..., Run], start: list[Ar
         made = _tried(model, kind, runtime, start)
     if isinstance(made, bytes):
         return made
-    name = {"litert": "LiteRT", "onnx": "ONNX"}[kind]
+    raise refusal(model, kind, runtime, start, made) from made
+
+
+def refusal(
+    model: Any, kind: str, runtime: Callable[..., Run], start: list[Array], error: Exception
+) -> ValueError:
+    """Says why the file of a model can't be made, with the layer; the arguments of `converted`."""
+    name = {"litert": "LiteRT", "onnx": "ONNX", "openvino": "OpenVINO"}[kind]
     open_sizes = [list(x.shape) for x in model.inputs if None in x.shape[1:]]
     advice = [
         f"Close the sizes that inputs leave open: {open_sizes}" * bool(open_sizes),
         "Put another layer in the place of one that the runtime does not have, or export it to "
         "another format",
     ]
-    raise ValueError(
+    return ValueError(
         f"{name} can't hold the model '{model.name}': {_culprit(model, kind, runtime, start)}"
-        f"{first_line(made)}. {'. '.join(filter(None, advice))}."
-    ) from made
+        f"{first_line(error)}. {'. '.join(filter(None, advice))}."
+    )
 
 
 def _tried(
@@ -139,6 +146,7 @@ def _culprit(model: Any, kind: str, runtime: Callable[..., Run], start: list[Arr
 
 
 def first_line(error: Exception) -> str:
-    """The class of an error and the first line of its words."""
+    """The class of an error and the first line of its words, or of its list of what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {(lines or ['no words'])[0][:200]}".rstrip(".")
+    listed = [line.removeprefix("-- ") for line in lines if line.startswith("-- ")]
+    return f"{type(error).__name__}: {(listed or lines or ['no words'])[0][:200]}".rstrip(".")

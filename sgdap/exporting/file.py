@@ -29,7 +29,7 @@ from sgdap.execution.runtimes import (
     in_openvino,
     in_saved_model,
 )
-from sgdap.exporting.converting import converted, first_line, plain
+from sgdap.exporting.converting import converted, first_line, plain, refusal
 from sgdap.exporting.litert import KINDS, quantized_file, stored_numbers
 from sgdap.exporting.place import TEMPORARY, check_place, move, nearest, size_of
 from sgdap.exporting.ranges import Ranges, check_ranges, ranges_in_file
@@ -293,10 +293,13 @@ def _made(
         return {"load": lambda: in_saved_model(path, program)}
     shapes = [(size, *program.shapes[ref.index][1:]) for ref in program.inputs]
     closed = closed_model(program, shapes)
-    if kind == "openvino":
-        closed.export(str(path), format="openvino", verbose=False)
-        return {"load": lambda: in_openvino(path, closed)}
     start = [array[: size or 1] for array in inputs]
+    if kind == "openvino":
+        try:
+            closed.export(str(path), format="openvino", verbose=False)
+        except Exception as error:  # a converter raises anything
+            raise refusal(closed, kind, _not_run, start, error) from error
+        return {"load": lambda: in_openvino(path, closed)}
     if kind == "onnx":
         closed(keras.tree.pack_sequence_as(closed.input, start))  # Keras asks for a call before
     runtime: Callable[[bytes, Any], Run] = {"litert": in_litert, "onnx": in_onnx}[kind]
@@ -321,6 +324,11 @@ def _made(
             numbers = stored_numbers(content)
     path.write_bytes(content)
     return {"load": lambda: runtime(content, closed), "numbers": numbers}
+
+
+def _not_run(content: bytes, model: Any) -> Run:
+    """In the place of a runtime, for files that are only made."""
+    return lambda inputs: []
 
 
 def _compared(

@@ -272,6 +272,14 @@ def test_a_layer_that_a_format_does_not_have_is_named(kinds_of_kernels, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_layer_that_openvino_does_not_have_is_named(tmp_path):
+    inputs = keras.Input((6, 3))
+    end = layers.Dense(2, name="end")(layers.GRU(4, name="steps")(inputs))
+    with pytest.raises(ValueError, match=r"OpenVINO can't hold .*: layer 'steps' \(GRU\) can't"):
+        sgdap.export(keras.Model(inputs, end), tmp_path / "m.xml", verbose=0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_of_something_else_is_not_replaced(chain, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
