@@ -158,7 +158,8 @@ def _measured(
             sums[own.output] = sums[own.output] + found.sum(axis=0) * entries / 2
             rows[own.output] += len(found)
     weights = {number: np.maximum(total / rows[number], 0) for number, total in sums.items()}
-    lacking |= {n: "is not finite" for n, own in weights.items() if not np.isfinite(own).all()}
+    infinite = [n for n, own in weights.items() if not np.isfinite(own).all()]
+    lacking |= dict.fromkeys(infinite, "could not be measured, as it is not finite")
     return {n: own for n, own in weights.items() if n not in lacking and own.any()}, lacking
 
 
