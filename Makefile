@@ -5,13 +5,14 @@ INSTALLED := .venv/.installed
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test types tests test-properties test-architectures architectures-table \
-	compatibility-table docs notebooks clean
+.PHONY: help demo test types tests test-properties test-devices test-architectures \
+	architectures-table compatibility-table docs notebooks clean
 
 help:
 	@echo "make demo                train LeNet-5 on MNIST, prune it, compare (options: DEMO_ARGS='--help')"
 	@echo "make test                linter, types and tests"
 	@echo "make test-properties     the property tests on more random examples"
+	@echo "make test-devices        training on two devices"
 	@echo "make test-architectures  the slow tests on whole published architectures"
 	@echo "make architectures-table the same, and writes docs/architectures.md"
 	@echo "make compatibility-table runs beside other callbacks, and writes docs/compatibility.md"
@@ -50,6 +51,9 @@ tests: $(INSTALLED)
 test-properties: $(INSTALLED)
 	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder \
 		-m hypothesis --hypothesis-profile=thorough
+
+test-devices: $(INSTALLED)
+	$(BIN)/pytest -m devices tests
 
 test-architectures: $(INSTALLED)
 	$(BIN)/pytest -n 2 -m architectures tests/architectures

@@ -16,8 +16,9 @@ from tests.untuned import untuned_datasets
 # Keras and TensorFlow read these when they are first imported, which is after this file.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Threads that wait for a share of a small matrix cost more than they bring. NumPy reads this.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Threads that wait for a share of a small matrix cost more than they bring.
+for threads in ("OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+    os.environ.setdefault(threads, "1")
 os.environ["COLUMNS"] = "200"  # tables are as wide as the terminal
 
 # No test needs a network. To run them on the whole of MNIST, name its file in SGDAP_MNIST.
@@ -26,7 +27,7 @@ os.environ.setdefault("SGDAP_MNIST", str(SUBSET))
 
 # The same examples on every run, and more of them in `make test-properties`;
 # `pytest --hypothesis-profile=explore` looks for new ones.
-for name, examples in (("repeatable", 20), ("thorough", 100)):
+for name, examples in (("repeatable", 10), ("thorough", 100)):
     settings.register_profile(
         name, deadline=None, derandomize=True, print_blob=True, max_examples=examples
     )
@@ -128,7 +129,7 @@ def kernels_are_kept() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def devices() -> Iterator[Devices]:
-    """Runs modules of the tests on several devices; who uses it is of the xdist group "devices"."""
+    """Runs modules of the tests on several devices; who uses it is marked `devices`."""
     with Devices() as process:
         yield process
 

@@ -354,7 +354,7 @@ def test_a_model_with_it_shrinks_inside_fit(growth):
     assert model.layers[1].growth_rate.shape == (model.layers[0].units,)
 
 
-@pytest.mark.xdist_group("devices")
+@pytest.mark.devices
 def test_replicas_grow_as_one(devices):
     found = devices.found_by("tests.layers.mirrored_run")
     x, y = samples_to_grow_on()

@@ -5,7 +5,7 @@ import pytest
 
 from tests.training.mirrored_run import SAMPLES, data
 
-pytestmark = pytest.mark.xdist_group("devices")  # one process makes the runs for all of them
+pytestmark = pytest.mark.devices
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.xdist_group("devices")  # one process makes the runs for all of them
+pytestmark = pytest.mark.devices
 
 
 @pytest.fixture(scope="module")

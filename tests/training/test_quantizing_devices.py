@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 
-@pytest.mark.xdist_group("devices")
+@pytest.mark.devices
 def test_two_devices_hold_the_levels_of_one(devices):
     for one, two in (own.values() for own in devices.found_by(MODULE).values()):
         assert one["levels"] == two["levels"] == 3
