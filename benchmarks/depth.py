@@ -179,7 +179,7 @@ def draw(rows, path):
                 axes.errorbar(*np.array(points).T[:2], np.array(points)[:, 2], fmt=style, label=way)
         axes.set(title=", ".join(place), xlabel="latency, of the whole model's")
         axes.set(ylabel="test accuracy after tuning, %")
-        axes.legend()
+        axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
 
 
