@@ -93,8 +93,9 @@ def plan(
             of the machine's memory, or half of the free memory if that is less. The plan's `notes`
             say what was given up to stay below the limit.
         depth: Whether layers may leave as a whole, too (`sgdap.inspect(model).units` are those that
-            can). True: where that costs less than to remove channels for it. A list of names or
-            patterns (`["block3*"]`): only these layers. A number: this share of the units,
+            can). True: where that costs less than to remove channels for it; for a latency, where a
+            slim model without them is measured to lose less. A list of names or patterns
+            (`["block3*"]`): only these layers. A number: this share of the units,
             whatever the budget, the cheapest first. The copy that `sgdap.apply` makes is then an
             ordinary functional model.
         verbose: 1 shows each step, its progress and its time; 0 shows nothing.

@@ -100,10 +100,14 @@ def _equal(first: Any, second: Any) -> bool:
 
 
 def config_of(operation: Any) -> dict[str, Any] | None:
-    """The config of a layer or operation; None where its class tells none, as Keras allows it."""
+    """The config of a layer or operation; None where its class tells none.
+
+    Keras' own `get_config` raises a `NotImplementedError` for a class whose `__init__` takes
+    arguments that it can't write down. Such operations are used as they are, and never made anew.
+    """
     try:
         return dict(operation.get_config())
-    except NotImplementedError:
+    except NotImplementedError:  # raised by Keras; nothing of ours is left open here
         return None
 
 
